@@ -1,0 +1,49 @@
+-- check.lua: the one place where a C status becomes a Lua error.
+--   check(status)            raises where status < 0, else returns it
+--   check.call(fn, ...)      calls fn; where memory ran out, collects garbage once and calls it again, then raises
+--   check.fail(fmt, ...)     raises an error of lorarun's own
+-- The message starts with the user's own file:line: the innermost stack level outside lorarun's modules.
+local C = require "lorarun.c"
+local ffi = require "ffi"
+
+local check = {}
+
+local function users_place()
+  for level = 3, 60 do
+    local info = debug.getinfo(level, "Sl")
+    if not info then break end
+    if info.what ~= "C" and info.currentline > 0 and not info.source:find("^@.*lua/lorarun[./]") then
+      return ("%s:%d: "):format(info.short_src, info.currentline)
+    end
+  end
+  return ""
+end
+
+-- Called with the text of an out-of-memory error; memory.lua replaces it by one that adds the table of holders.
+check.explain_out_of_memory = function(message) return message end
+
+local function raise(status)
+  local message = ffi.string(C.lr_last_error())
+  if status == C.LR_ENOMEM then message = check.explain_out_of_memory(message) end
+  error(users_place() .. message, 0)
+end
+
+function check.call(fn, ...)
+  local status = fn(...)
+  if status >= 0 then return status end
+  if status == C.LR_ENOMEM then -- side effects come after allocation in C, so calling again is safe
+    collectgarbage() collectgarbage()
+    status = fn(...)
+    if status >= 0 then return status end
+  end
+  raise(status)
+end
+
+function check.fail(fmt, ...)
+  error(users_place() .. fmt:format(...), 0)
+end
+
+return setmetatable(check, { __call = function(_, status)
+  if status < 0 then raise(status) end
+  return status
+end })

@@ -1,0 +1,77 @@
+/* error.c: the thread-local last error and the status tables. */
+#include "core/core.h"
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static _Thread_local char last_error[2048] = "no error";
+
+static void set_error(const char *fmt, va_list args)
+{
+    vsnprintf(last_error, sizeof last_error, fmt, args);
+    for (char *p = last_error; *p; p++) /* one line, whatever a file's name or contents held */
+        if ((unsigned char)*p < ' ')
+            *p = ' ';
+}
+
+int lr_fail(int status, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    set_error(fmt, args);
+    va_end(args);
+    return status;
+}
+
+int lr_fail_errno(const char *fmt, ...)
+{
+    const int code = errno;
+    va_list args;
+    va_start(args, fmt);
+    set_error(fmt, args);
+    va_end(args);
+    const size_t used = strlen(last_error);
+    snprintf(last_error + used, sizeof last_error - used, ": %s", strerror(code));
+    return code == ENOENT || code == ENOTDIR ? LR_ENOTFOUND : code == ENOMEM ? LR_ENOMEM : LR_EIO;
+}
+
+const char *lr_last_error(void)
+{
+    return last_error;
+}
+
+const char *lr_status_name(int code)
+{
+    switch (code) {
+#define LR_STATUS(c, name, text)                                                                                       \
+    case c:                                                                                                            \
+        return #name;
+#include "core/status.def"
+#undef LR_STATUS
+    default:
+        return "UNKNOWN";
+    }
+}
+
+const char *lr_status_text(int code)
+{
+    switch (code) {
+#define LR_STATUS(c, name, text)                                                                                       \
+    case c:                                                                                                            \
+        return text;
+#include "core/status.def"
+#undef LR_STATUS
+    default:
+        return "unknown status";
+    }
+}
+
+int lr_abi_version(void)
+{
+    return LR_ABI_VERSION;
+}
+
+const char *lr_version(void)
+{
+    return LR_VERSION;
+}

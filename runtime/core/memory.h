@@ -1,0 +1,25 @@
+/* memory.h: buffers that tensors share. See memory.c. */
+#ifndef LR_MEMORY_H
+#define LR_MEMORY_H
+
+#include "core/core.h"
+
+typedef struct lr_storage {
+    void *data;   /* NULL on the meta device */
+    size_t bytes; /* as asked for */
+    size_t block; /* as taken from the allocator, >= bytes */
+    int device;
+    int references; /* tensors that view these bytes */
+    char name[48];
+    struct lr_storage *previous, *next; /* the live list of the device, or the free list of its size class */
+} lr_storage;
+
+/* A buffer of at least `bytes` on the device, 64-byte aligned, contents undefined, references = 1. */
+int lr_storage_new(lr_storage **out, size_t bytes, int device, const char *name);
+void lr_storage_release(lr_storage *s); /* drop one reference; the last one returns the block to the cache */
+
+/* Working memory of one op on one thread of control: grows, is kept, never shrinks below the largest need seen. The bytes are
+ * valid until the next call. NULL: lr_fail was called. */
+void *lr_scratch(size_t bytes);
+
+#endif

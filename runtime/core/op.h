@@ -1,0 +1,47 @@
+/* op.h: what stands between an op's row in ops.def and its kernel. See op.c; the dispatchers are generated. */
+#ifndef LR_OP_H
+#define LR_OP_H
+
+#include "core/tensor.h"
+
+/* What a kernel gets besides its tensors and numbers. */
+typedef struct lr_exec {
+    int threads; /* how many threads it may use */
+} lr_exec;
+
+#include "lr_ops_backend.h"
+
+typedef enum lr_op_class {
+    LR_CLASS_A, LR_CLASS_X, LR_CLASS_Y, LR_CLASS_Z, /* floating point; all of one letter agree within a call */
+    LR_CLASS_F32, LR_CLASS_I32, LR_CLASS_I64,
+    LR_CLASS_PACKED_FORWARD, LR_CLASS_PACKED_BACKWARD
+} lr_op_class;
+
+/* size = mul * letter + add; mul 0: the constant add */
+typedef struct lr_op_dim {
+    int mul;
+    char letter;
+    int add;
+} lr_op_dim;
+
+typedef struct lr_op_arg {
+    const char *name, *shape;
+    lr_op_class dtype;
+    int output, optional, strided;
+    int ndim;
+    lr_op_dim dims[LR_MAX_DIMS];
+} lr_op_arg;
+
+/* Check n tensors against their row: present, not freed, one device, dtype, shape, contiguity; outputs that share memory with
+ * nothing they may not. *backend is NULL on the meta device, where checking is all there is to do. */
+int lr_op_check(const char *op, const lr_op_arg *args, int n, const lr_tensor *const *tensors, const lr_backend **backend,
+                lr_exec **exec);
+
+/* The table of CPU kernels for the instruction set of this machine, chosen once. */
+const lr_backend *lr_cpu_backend(void);
+const char *lr_cpu_isa(void); /* "avx512", "avx2" or "baseline" */
+
+/* Packing on the CPU (kernels/cpu/gemm.c), behind lr_tensor_pack. */
+int lr_cpu_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype);
+
+#endif

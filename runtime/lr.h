@@ -1,0 +1,266 @@
+/* lr.h: the C API of lorarun, and the only public header.
+ *
+ * The same text is LuaJIT's ffi.cdef: the build runs the preprocessor over this file with LR_CDEF defined and embeds the
+ * result, so declarations can never drift apart. Hence nothing here but enums, structs and functions.
+ *
+ * Conventions
+ *   - A function returns LR_OK (0) or a negative lr_status. On failure outputs are untouched and lr_last_error() holds one
+ *     line, thread-local, that names the values that were wrong.
+ *   - Handles are opaque. lr_x_free accepts NULL.
+ *   - Nothing here calls exit() or abort(), and nothing throws.
+ *   - Text is UTF-8; lengths are in bytes; sizes and indices are 64-bit; shapes are in elements, outermost first.
+ *   - A tensor is row-major. Its last dimension is contiguous; a 2-D tensor may have a row stride (ld) above its width, which
+ *     is how column slices of a fused projection are views. */
+#ifndef LR_H
+#define LR_H
+#ifndef LR_CDEF
+#include <stddef.h>
+#include <stdint.h>
+#pragma GCC visibility push(default)
+#ifdef __cplusplus
+extern "C" {
+#endif
+#endif
+
+/* ---- errors (core/error.c) ------------------------------------------------------------------------------------------- */
+typedef enum lr_status {
+#define LR_STATUS(code, name, text) LR_##name = code,
+#include "core/status.def"
+#undef LR_STATUS
+    LR_STATUS_LAST = -1000
+} lr_status;
+
+enum { LR_ABI_VERSION = 1 };
+int lr_abi_version(void);             /* compare with LR_ABI_VERSION before calling anything else */
+const char *lr_version(void);         /* "0.1.0" */
+const char *lr_last_error(void);      /* one line; valid until this thread's next failing call; never NULL */
+const char *lr_status_name(int code); /* "ENOMEM" */
+const char *lr_status_text(int code); /* "out of memory" */
+
+/* ---- memory (core/memory.c) ------------------------------------------------------------------------------------------ */
+typedef enum lr_device { LR_CPU = 0, LR_CUDA = 1, LR_META = 2, LR_DEVICE_COUNT = 3 } lr_device;
+
+typedef struct lr_memory {
+    int64_t live_bytes;     /* held by tensors now */
+    int64_t live_storages;  /* how many buffers that is */
+    int64_t peak_bytes;     /* highest live_bytes since lr_memory_reset_peak */
+    int64_t reserved_bytes; /* live plus cached for reuse */
+    int64_t host_objects;   /* lorarun's own small allocations alive (files, tokenizers, handles); one number, all devices */
+} lr_memory;
+int lr_memory_stats(int device, lr_memory *out);
+int lr_memory_reset_peak(int device);
+int lr_memory_release_cached(int device); /* give cached buffers back to the system */
+/* What holds the memory: one "name\tbuffers\tbytes\n" line per name, largest first, at most `lines`, into buf (NUL-terminated).
+ */
+int lr_memory_holders(int device, int lines, char *buf, size_t cap);
+/* Fault injection for tests: let `after` allocations succeed, then fail `times` of them. after < 0 turns it off. */
+void lr_memory_fail(int64_t after, int64_t times);
+int64_t lr_memory_attempts(void); /* allocations attempted so far in this process */
+
+/* ---- tensors (core/tensor.c) ----------------------------------------------------------------------------------------- */
+typedef enum lr_dtype { LR_F32 = 0, LR_BF16 = 1, LR_F16 = 2, LR_I32 = 3, LR_I64 = 4, LR_DTYPE_COUNT = 5 } lr_dtype;
+enum { LR_MAX_DIMS = 4 };
+typedef struct lr_tensor lr_tensor;
+
+typedef struct lr_tensor_info {
+    int32_t dtype, device, ndim;
+    int32_t packed; /* 0 plain, 1 packed for linear, 2 packed for linear_backward */
+    int64_t shape[4];
+    int64_t ld;       /* row stride in elements of a 2-D tensor; the width where contiguous */
+    int64_t elements; /* product of the shape */
+    int32_t freed;    /* 1 after lr_tensor_free */
+} lr_tensor_info;
+
+/* A new tensor with undefined contents. shape: ndim (1..4) sizes, each >= 1. name: what it is, for error messages and the
+ * table of memory holders; copied, may be NULL. ENOMEM leaves nothing behind. */
+int lr_tensor_new(lr_tensor **out, int dtype, int ndim, const int64_t *shape, int device, const char *name);
+/* A view of the same bytes: starts `offset` elements in, with its own shape and, for 2-D, row stride ld (0: contiguous). The
+ * bytes live until the last view and the original are freed. */
+int lr_tensor_view(lr_tensor **out, const lr_tensor *t, int64_t offset, int ndim, const int64_t *shape, int64_t ld);
+/* Give the bytes back now. The handle stays valid for lr_tensor_info and error messages; any other use is LR_EFREED. */
+void lr_tensor_free(lr_tensor *t);
+void lr_tensor_destroy(lr_tensor *t); /* the handle itself, for garbage collectors */
+int lr_tensor_describe(const lr_tensor *t, lr_tensor_info *out);
+const char *lr_tensor_name(const lr_tensor *t);
+/* Copy `count` elements, starting at element `offset` in row order, between a tensor and host memory of the same dtype. */
+int lr_tensor_read(const lr_tensor *t, int64_t offset, int64_t count, void *dst);
+int lr_tensor_write(lr_tensor *t, int64_t offset, int64_t count, const void *src);
+int lr_tensor_fill(lr_tensor *t, double value);
+/* Uniform in [lo, hi), f32, a pure function of (seed, purpose, element index): the same on every device and rank. */
+int lr_tensor_uniform(lr_tensor *t, uint64_t seed, uint32_t purpose, double lo, double hi);
+/* Repack a frozen weight w[N,K] (f32 or bf16, plain) into the layout its GEMM likes. direction 1: for y = x w^T (op linear);
+ * 2: for dx = dy w (op linear_backward). dtype: of the packed copy and of the activations it will meet. */
+int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype);
+const char *lr_dtype_name(int dtype);
+
+/* ---- devices and threads (core/device.c) ----------------------------------------------------------------------------- */
+int lr_device_available(int device);      /* 1 or 0 */
+const char *lr_device_name(int device);   /* "cpu" */
+int lr_device_describe(char *buf, size_t cap); /* the CPU's model, instruction set in use, threads, memory: one line */
+int lr_threads_set(int n);                /* compute threads; 0: one per core this process may use */
+int lr_threads(void);
+double lr_time(void);                     /* seconds, monotonic */
+/* With interrupts on, an op that finds the flag raised clears it and returns LR_EINTERRUPTED. The flag is async-signal-safe. */
+void lr_interrupt_enable(int on);
+void lr_interrupt_raise(void);
+int lr_interrupt_take(void); /* 1 if it was raised; clears it */
+
+/* ---- random numbers (core/random.c) ---------------------------------------------------------------------------------- */
+/* Philox4x32-10 (Salmon et al., SC'11), key = seed, counter = (position, step, purpose): four independent 32-bit words. */
+void lr_random(uint64_t seed, uint32_t purpose, uint32_t step, uint64_t position, uint32_t out[4]);
+
+/* ---- files (io/fs.c) ------------------------------------------------------------------------------------------------- */
+typedef enum lr_file_kind { LR_FILE_REGULAR = 0, LR_FILE_DIRECTORY = 1, LR_FILE_OTHER = 2 } lr_file_kind;
+typedef struct lr_stat {
+    int32_t kind;
+    int64_t size;    /* bytes */
+    double modified; /* seconds since the epoch */
+} lr_stat;
+int lr_file_stat(const char *path, lr_stat *out); /* follows links; LR_ENOTFOUND */
+/* Names in a directory, sorted bytewise, without . and .., each NUL-terminated, in one block for lr_free. */
+int lr_dir_list(const char *path, char **names, int64_t *count);
+int lr_dir_make(const char *path); /* with parents; an existing directory is no error */
+int lr_file_read(const char *path, char **data, int64_t *size); /* whole file, NUL added after it; free with lr_free */
+/* Write all of data under a temporary name beside path, fsync, rename, fsync the directory: readers see the old file or the
+ * new one, never a part. */
+int lr_file_write(const char *path, const char *data, int64_t size);
+int lr_file_append(const char *path, const char *data, int64_t size); /* one write() in O_APPEND mode */
+int lr_file_copy(const char *from, const char *to);                   /* atomic, like lr_file_write */
+int lr_file_rename(const char *from, const char *to);                 /* and fsync both directories */
+int lr_tree_remove(const char *path);                                 /* a file or a folder with all in it; never follows links */
+int lr_path_real(const char *path, char **out);                       /* absolute, links resolved; free with lr_free */
+int64_t lr_disk_free(const char *path);                               /* bytes a user may still write there, or a status */
+void lr_free(void *p);
+/* CRC-32C of a file's bytes, for checkpoints. */
+int lr_file_crc32c(const char *path, uint32_t *out);
+
+/* ---- JSON (io/json.c) ------------------------------------------------------------------------------------------------ */
+typedef enum lr_json_kind {
+    LR_JSON_NULL = 0, LR_JSON_FALSE = 1, LR_JSON_TRUE = 2, LR_JSON_NUMBER = 3, LR_JSON_STRING = 4, LR_JSON_ARRAY = 5,
+    LR_JSON_OBJECT = 6
+} lr_json_kind;
+typedef struct lr_json lr_json;           /* a parsed document */
+typedef struct lr_json_node lr_json_node; /* a value inside it; lives as long as the document */
+typedef struct lr_json_value {
+    int32_t kind;
+    int32_t integer;    /* 1 where the number was written without fraction or exponent */
+    double number;
+    const char *string; /* NUL-terminated, may hold further NULs */
+    int64_t length;     /* bytes of string, elements of array, members of object */
+} lr_json_value;
+/* Parse one JSON text. name (a path) goes into the error, with line and column. */
+int lr_json_parse(lr_json **out, const char *text, int64_t size, const char *name);
+const lr_json_node *lr_json_root(const lr_json *doc);
+void lr_json_value_of(const lr_json_node *node, lr_json_value *out);
+const lr_json_node *lr_json_item(const lr_json_node *array, int64_t index); /* from 0; NULL past the end */
+/* All members of an object in the order written: keys[i], values[i], i < length. */
+int lr_json_members(const lr_json_node *object, const char **keys, const lr_json_node **values);
+void lr_json_free(lr_json *doc);
+
+/* ---- safetensors (io/safetensors.c) ---------------------------------------------------------------------------------- */
+typedef struct lr_safetensors lr_safetensors; /* one memory-mapped file */
+typedef struct lr_safetensors_entry {
+    const char *name;
+    int32_t dtype; /* an lr_dtype, or -1 where lorarun has none for it; dtype_name then tells */
+    int32_t ndim;
+    int64_t shape[8];
+    int64_t bytes;
+    const char *dtype_name; /* as written: "F32", "BF16", "U8" ... */
+} lr_safetensors_entry;
+int lr_safetensors_open(lr_safetensors **out, const char *path); /* header checked whole: sizes, overlaps, bounds */
+int64_t lr_safetensors_count(const lr_safetensors *f);
+int lr_safetensors_get(const lr_safetensors *f, int64_t index, lr_safetensors_entry *out);
+int64_t lr_safetensors_find(const lr_safetensors *f, const char *name); /* index, or -1 */
+const char *lr_safetensors_metadata(const lr_safetensors *f, const char *key); /* NULL where missing */
+/* Copy entry `index` into t (same number of elements), converting between F32, F16 and BF16; I32/I64 only as they are. */
+int lr_safetensors_load(const lr_safetensors *f, int64_t index, lr_tensor *t);
+void lr_safetensors_close(lr_safetensors *f);
+
+typedef struct lr_safetensors_writer lr_safetensors_writer;
+/* Declare every tensor, then write them in the same order; finish() fsyncs and renames to path. free() without finish()
+ * removes the temporary file. metadata: JSON object text or NULL. */
+int lr_safetensors_create(lr_safetensors_writer **out, const char *path, const char *metadata);
+int lr_safetensors_declare(lr_safetensors_writer *w, const char *name, int dtype, int ndim, const int64_t *shape);
+int lr_safetensors_write(lr_safetensors_writer *w, const char *name, const lr_tensor *t); /* converts to the declared dtype */
+int lr_safetensors_finish(lr_safetensors_writer *w);
+void lr_safetensors_writer_free(lr_safetensors_writer *w);
+
+/* ---- tokenizers (text/) ---------------------------------------------------------------------------------------------- */
+typedef struct lr_tokenizer lr_tokenizer; /* immutable after loading: any number of threads may encode with it */
+/* path: a tokenizer.json, or the folder that holds one. */
+int lr_tokenizer_load(lr_tokenizer **out, const char *path);
+void lr_tokenizer_free(lr_tokenizer *tok);
+int64_t lr_tokenizer_vocab_size(const lr_tokenizer *tok); /* highest id + 1 */
+int32_t lr_tokenizer_id(const lr_tokenizer *tok, const char *token);     /* -1 where unknown */
+const char *lr_tokenizer_token(const lr_tokenizer *tok, int32_t id);     /* as in tokenizer.json; NULL where none */
+int64_t lr_tokenizer_file_max_length(const lr_tokenizer *tok);           /* its own truncation, 0 where none */
+/* Token ids of text (valid UTF-8, else LR_EINVAL with the byte). At most max_length ids are kept (0: no limit) in the way
+ * Hugging Face truncates: text first, special tokens added after. At most cap ids are written; *count is how many there are:
+ * call again with more room where *count > cap. */
+int lr_tokenizer_encode(const lr_tokenizer *tok, const char *text, int64_t size, int add_special_tokens, int64_t max_length,
+                        int32_t *ids, int64_t cap, int64_t *count);
+
+/* ---- data sets (io/dataset.c) ---------------------------------------------------------------------------------------- */
+typedef struct lr_dataset lr_dataset; /* JSONL or CSV files, memory-mapped; only an index of the rows is in memory */
+typedef enum lr_bad_row { LR_BAD_ROW_ERROR = 0, LR_BAD_ROW_SKIP = 1 } lr_bad_row;
+typedef enum lr_column_kind { LR_COLUMN_TEXT = 0, LR_COLUMN_NUMBER = 1 } lr_column_kind;
+/* columns/kinds: the n columns that every row must have. Every row is checked on opening (JSON, columns, kinds, UTF-8); a bad
+ * one is LR_EFORMAT "file:line: ..." or, with SKIP, counted. *.csv has a header line (RFC 4180 quoting), anything else JSONL.
+ * max_rows: only the first that many good rows; 0: all. */
+int lr_dataset_open(lr_dataset **out, const char *path, const char *const *columns, const int *kinds, int n, int on_bad_row,
+                    int64_t max_rows);
+int64_t lr_dataset_rows(const lr_dataset *d);
+int64_t lr_dataset_skipped(const lr_dataset *d);
+const char *lr_dataset_first_skip(const lr_dataset *d); /* why the first bad row was skipped, or NULL */
+/* All values of a number column, in row order, into out[rows]. */
+int lr_dataset_numbers(const lr_dataset *d, int column, double *out);
+/* One text, decoded. At most cap bytes are written, *size is its length. Threads may call at once. */
+int lr_dataset_text(const lr_dataset *d, int64_t row, int column, char *buf, int64_t cap, int64_t *size);
+/* 64-bit hash of each row's text in a column into out[rows]: equal texts, equal hashes. */
+int lr_dataset_hashes(const lr_dataset *d, int column, uint64_t *out);
+int64_t lr_dataset_line(const lr_dataset *d, int64_t row); /* line in the file, from 1, for messages */
+void lr_dataset_close(lr_dataset *d);
+
+/* ---- the prefetching loader (io/loader.c) ---------------------------------------------------------------------------- */
+/* Threads that read, tokenise and pack batches ahead of training. Policy stays with the caller: it submits, in order, which
+ * texts make up each batch; batches come back in the order submitted. */
+typedef struct lr_loader lr_loader;
+typedef struct lr_batch {
+    int64_t tokens;      /* T */
+    int64_t sequences;   /* B */
+    int64_t max_length;  /* longest sequence */
+    int64_t truncated;   /* sequences that were cut to max_length */
+    const int32_t *ids;        /* [T] */
+    const int32_t *positions;  /* [T], from 0 in each sequence */
+    const int32_t *cu_seqlens; /* [B+1] */
+    const int64_t *keys;       /* [T]: key of the sequence << 16 | position; what dropout masks depend on */
+    double wait;         /* seconds the caller was blocked for this batch */
+} lr_batch;
+/* prefixes: per column, a text put before each of its texts (a prompt), or NULL. queue: batches ahead, >= 1. */
+int lr_loader_new(lr_loader **out, const lr_dataset *d, const lr_tokenizer *tok, int64_t max_length,
+                  const char *const *prefixes, int threads, int queue);
+/* n sequences: text `columns[i]` of row `rows[i]`, with key keys[i]. Never blocks; LR_EINVAL when the queue is full. */
+int lr_loader_submit(lr_loader *l, int64_t n, const int64_t *rows, const int32_t *columns, const int64_t *keys);
+int64_t lr_loader_room(const lr_loader *l);        /* how many batches may still be submitted now */
+int lr_loader_next(lr_loader *l, lr_batch *out);   /* blocks; valid until the next call; LR_EEND when nothing is submitted */
+void lr_loader_free(lr_loader *l);
+/* Pack texts given directly, on the calling thread: for encode() and tests. */
+int lr_loader_pack(lr_loader **out, const lr_tokenizer *tok, int64_t n, const char *const *texts, const int64_t *sizes,
+                   int64_t max_length, lr_batch *batch);
+
+/* ---- the host program (host/) ---------------------------------------------------------------------------------------- */
+int lr_terminal_width(int fd); /* columns, or 0 where fd is no terminal */
+int lr_signal_pending(void);   /* SIGINT or SIGTERM number that arrived since the last call, 0: none (see lr_signal_catch) */
+int lr_signal_catch(int on);   /* 1: SIGINT and SIGTERM set lr_signal_pending; a second one ends the process */
+
+/* ---- the ops ----------------------------------------------------------------------------------------------------------
+ * Generated from kernels/ops.def: int lr_op_NAME(outputs..., inputs..., numbers...). */
+#include "lr_ops.h" /* generated */
+
+#ifndef LR_CDEF
+#ifdef __cplusplus
+}
+#endif
+#pragma GCC visibility pop
+#endif
+#endif

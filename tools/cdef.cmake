@@ -1,0 +1,11 @@
+# cdef.cmake: preprocess lr.h into a Lua module that returns the declarations.  -DCC -DHEADER -DINCLUDES=a,b -DOUT
+string(REPLACE "," ";" dirs "${INCLUDES}")
+set(flags)
+foreach(dir IN LISTS dirs)
+  list(APPEND flags -I${dir})
+endforeach()
+execute_process(COMMAND ${CC} -E -P -DLR_CDEF ${flags} ${HEADER} OUTPUT_VARIABLE text RESULT_VARIABLE status)
+if(NOT status EQUAL 0)
+  message(FATAL_ERROR "preprocessing ${HEADER} failed")
+endif()
+file(WRITE ${OUT} "-- Generated from runtime/lr.h: edit that.\nreturn [==[\n${text}]==]\n")
