@@ -1,0 +1,61 @@
+# Makefile: the front door. It decides nothing: each target is a few calls of the scripts in tools/, which check what is there
+# before they act, so that a second call has nothing to do. The real build is CMakeLists.txt.
+#
+#   make run ARGS="--max-steps 10"       options of the recipe
+#   make install PREFIX=/usr DESTDIR=... staged installs
+#   make -j4                             is passed on to the build
+BUILD  ?= build
+PREFIX ?= /usr/local
+ARGS   ?=
+JOBS    = $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS)))
+export DESTDIR JOBS
+
+.NOTPARALLEL:
+.PHONY: all run test install bench interop lint sanitize clean help
+
+all: ## install what is missing, build build/lorarun
+	@tools/setup.sh build
+	@tools/build.sh "$(BUILD)"
+
+run: ## the same, fetch the small model, fine-tune it: recipes/bugdetect.lua (options: ARGS="...")
+	@tools/setup.sh build model
+	@tools/fetch_model.sh
+	@tools/build.sh "$(BUILD)"
+	@"$(BUILD)/lorarun" recipes/bugdetect.lua $(ARGS)
+
+test: ## the same set-up, then every test
+	@tools/setup.sh build model test
+	@tools/fetch_model.sh
+	@tools/build.sh "$(BUILD)"
+	@tools/ctest.sh "$(BUILD)" $(ARGS)
+
+install: all ## put the program, recipes and docs below PREFIX (and DESTDIR)
+	@cmake --install "$(BUILD)" --prefix "$(PREFIX)"
+
+bench: ## the benchmarks: kernels, tokenizer, a whole training step
+	@tools/setup.sh build model
+	@tools/fetch_model.sh
+	@tools/build.sh "$(BUILD)"
+	@tools/bench.sh "$(BUILD)" $(ARGS)
+
+interop: ## folders written here load in sentence-transformers and PEFT, and theirs here
+	@tools/setup.sh build model interop
+	@tools/fetch_model.sh
+	@tools/build.sh "$(BUILD)"
+	@tests/interop/run.sh "$(BUILD)"
+
+lint: ## formatting, luacheck, shellcheck, house rules
+	@tools/setup.sh lint
+	@tools/lint.sh
+
+sanitize: ## every test under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan
+	@tools/setup.sh build model test
+	@tools/fetch_model.sh
+	@tools/build.sh build-asan -DCMAKE_BUILD_TYPE=Debug -DLORARUN_SANITIZE=address,undefined
+	@tools/ctest.sh build-asan $(ARGS)
+
+clean: ## remove the build folders
+	rm -rf "$(BUILD)" build-asan
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# lint.sh: checks every tracked file against the house rules, changes none, and names all that is wrong before it fails.
+set -uo pipefail
+export LC_ALL=C
+cd "$(dirname "$0")/.." || exit 1
+git rev-parse --git-dir >/dev/null 2>&1 || {
+  echo "lint: this is not a git checkout; lint looks at tracked files only" >&2
+  exit 1
+}
+passed=0 failed=0
+# check WHAT COMMAND...: the command prints what is wrong and fails
+check() {
+  local what=$1
+  shift
+  if "$@"; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    echo "lint: FAILED: $what" >&2
+  fi
+}
+tracked() { git ls-files -z -- "$@"; }
+
+# clang-format names every place; the files are enough.
+formatted() {
+  tracked '*.c' '*.h' '*.cu' '*.cuh' | xargs -0 -r clang-format --dry-run -Werror 2>&1 |
+    awk -F: '!/^[^:]+:[0-9]+:[0-9]+: error: code should be/ && /error|fatal/ { print; next }
+             /error: code should be/ && !seen[$1]++ { print $1 ": not formatted" }'
+}
+lua_clean() { tracked '*.lua' | xargs -0 -r luacheck --quiet --codes --; }
+shell_clean() { { tracked '*.sh' && tracked .ci/run; } | xargs -0 -r shellcheck; }
+# Source files only: data and prose may be long.
+not_long() {
+  tracked '*.c' '*.h' '*.cu' '*.cuh' '*.def' '*.lua' '*.py' '*.sh' '*.cmake' Makefile CMakeLists.txt |
+    xargs -0 -r awk 'FNR == 801 { print FILENAME ": over 800 lines: two things in one file?"; bad = 1 } END { exit bad }'
+}
+# Folders of somebody's machine. Tests may name paths that do not exist.
+no_machine_paths() {
+  ! git grep -nIE '(^|[^A-Za-z0-9_.~-])/(root|home|work|tmp|Users)/[A-Za-z0-9]' -- . ':!tests'
+}
+no_conflict_or_trailing_space() {
+  git -c core.whitespace=trailing-space,space-before-tab diff --check "$(git hash-object -t tree /dev/null)" -- \
+    '*.c' '*.h' '*.cu' '*.lua' '*.sh' '*.py' '*.cmake' '*.def' Makefile CMakeLists.txt
+}
+
+check "clang-format (mend with: clang-format -i FILE)" formatted
+check "luacheck" lua_clean
+check "shellcheck" shell_clean
+check "files of at most 800 lines" not_long
+check "no absolute path of one machine" no_machine_paths
+check "no trailing spaces, no conflict markers" no_conflict_or_trailing_space
+echo "lint: $passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# setup.sh GROUP...: installs what the named groups need and this machine lacks.
+#   build     compiler, CMake, libraries        model     what fetching the small model needs, until it is there
+#   test      what the tests call               lint      formatters and linters
+#   interop   Python with virtual environments
+#
+# What is missing is found by trying it (does a program with this header compile? does pkg-config know the module?), not by asking
+# the package manager: a hand-built library counts, and where nothing is missing neither network nor root is needed. Debian and
+# Ubuntu: installed with apt-get as root or through sudo that asks nothing; else the one command to run is printed, status 1.
+set -euo pipefail
+export LC_ALL=C
+here=$(cd "$(dirname "$0")" && pwd)
+
+missing=() # Debian packages, in the order found
+want() { missing+=("$@"); }
+has() { command -v "$1" >/dev/null 2>&1; }
+module() { pkg-config --exists "$1" 2>/dev/null; }
+compiles() { printf '%s\nint main(void) { return 0; }\n' "$1" | cc "${@:2}" -x c -o /dev/null - >/dev/null 2>&1; }
+
+check_build() {
+  compiles '#include <stdio.h>' || want gcc libc6-dev
+  has cmake || want cmake
+  has ninja || has make || want ninja-build
+  has pkg-config || want pkg-config
+  has luajit || want luajit
+  module luajit || want libluajit-5.1-dev
+  module yaml-0.1 || want libyaml-dev
+  module jansson || want libjansson-dev
+  module libpcre2-8 || want libpcre2-dev
+  module libutf8proc || want libutf8proc-dev
+  module libedit || want libedit-dev
+  compiles '#include <dnnl.h>' || want libdnnl-dev
+  # Ninja is quicker than make, but no reason to ask for root by itself.
+  [ ${#missing[@]} -eq 0 ] || has ninja || want ninja-build
+}
+check_model() { # the recipe's data is made from Python sources too, hence python3 in any case
+  has python3 || want python3
+  "$here/fetch_model.sh" --check || python3 -m pip --version >/dev/null 2>&1 || want python3-pip
+}
+check_test() {
+  has git || want git
+}
+check_lint() {
+  has git || want git
+  has clang-format || want clang-format
+  has luacheck || want lua-check
+  has shellcheck || want shellcheck
+}
+check_interop() {
+  python3 -c 'import ensurepip, venv' 2>/dev/null || want python3 python3-venv
+}
+
+find_missing() {
+  missing=()
+  local group
+  for group in "$@"; do
+    "check_$group"
+  done
+  if [ ${#missing[@]} -gt 0 ]; then # each once
+    local unique
+    unique=$(printf '%s\n' "${missing[@]}" | awk '!seen[$0]++')
+    mapfile -t missing <<<"$unique"
+  fi
+}
+
+# apt-get, quiet, patient while another apt or dpkg holds a lock; its output is in $log.
+apt() {
+  local tries=0
+  until "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
+    "$@" </dev/null >"$log" 2>&1; do
+    grep -qE 'Could not get lock|Unable to (lock|acquire)' "$log" && [ $((tries += 1)) -le 60 ] || return 1
+    [ $tries -gt 1 ] || echo "setup: another package installation is running; waiting for it" >&2
+    sleep 5
+  done
+}
+
+for group in "$@"; do
+  if ! declare -F "check_$group" >/dev/null; then
+    echo "setup: unknown group '$group'; known are build, model, test, lint, interop" >&2
+    exit 2
+  fi
+done
+find_missing "$@"
+[ ${#missing[@]} -gt 0 ] || exit 0
+command="apt-get install --no-install-recommends ${missing[*]}"
+
+if ! has apt-get; then
+  {
+    echo "setup: missing, by their Debian names: ${missing[*]}"
+    echo "setup: this system has no apt-get. Install the same from its own packages (a -dev package is the library with its"
+    echo "       headers and pkg-config file; libdnnl is oneDNN; lua-check is luacheck), then call make again."
+  } >&2
+  exit 1
+fi
+if [ "$(id -u)" -eq 0 ]; then
+  as_root=(env)
+elif has sudo && sudo -n true 2>/dev/null; then
+  as_root=(sudo -n)
+else
+  echo "setup: some packages are missing. As root, run this, then call make again:" >&2
+  echo "$command" >&2
+  exit 1
+fi
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+echo "setup: installing ${missing[*]}" >&2
+# The package lists are fetched where they do not know a package yet, or where what they name is gone from the archive.
+if ! apt-cache show "${missing[@]}" >/dev/null 2>&1; then
+  apt update || true
+fi
+if ! apt install --no-install-recommends "${missing[@]}"; then
+  apt update || true
+  if ! apt install --no-install-recommends "${missing[@]}"; then
+    tail -n 20 "$log" >&2
+    echo "setup: the installation failed; the lines above say why. Mend that, or run as root: $command" >&2
+    exit 1
+  fi
+fi
+find_missing "$@"
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "setup: installed, yet still not usable: ${missing[*]}. Does another version come first on PATH or PKG_CONFIG_PATH?" >&2
+  exit 1
+fi
