@@ -26,9 +26,10 @@ models="${XDG_CACHE_HOME:-$HOME/.cache}/lorarun/models"
 folder="$models/all-MiniLM-L6-v2"
 
 # seal FOLDER: what .verified says of its weights as they are now
-seal() { printf '%s %s\n' "$weights_sha256" "$(stat -c '%s %Y' "$1/model.safetensors")"; }
+seal() { printf '%s %s\n' "$weights_sha256" "$(stat -c '%s %.9Y' "$1/model.safetensors")"; }
 verify() { # FOLDER: hash the weights, and remember it when they are right
-  echo "$weights_sha256  $1/model.safetensors" | sha256sum --check --status 2>/dev/null && seal "$1" >"$1/.verified"
+  [ "$(sha256sum <"$1/model.safetensors")" = "$weights_sha256  -" ] || return 1
+  { seal "$1" >"$1/.verified"; } 2>/dev/null || true # a cache that may not be written is hashed each time
 }
 present() { # fast when .verified agrees, else by the hash
   [ -f "$folder/model.safetensors" ] && [ -f "$folder/tokenizer.json" ] || return 1

@@ -21,11 +21,12 @@ check() {
 }
 tracked() { git ls-files -z -- "$@"; }
 
-# clang-format names every place; the files are enough.
 formatted() {
-  tracked '*.c' '*.h' '*.cu' '*.cuh' | xargs -0 -r clang-format --dry-run -Werror 2>&1 |
-    awk -F: '!/^[^:]+:[0-9]+:[0-9]+: error: code should be/ && /error|fatal/ { print; next }
-             /error: code should be/ && !seen[$1]++ { print $1 ": not formatted" }'
+  local file bad=0
+  while IFS= read -r -d '' file; do
+    clang-format --dry-run -Werror "$file" >/dev/null 2>&1 || { echo "$file: not formatted" && bad=1; }
+  done < <(tracked '*.c' '*.h' '*.cu' '*.cuh')
+  return $bad
 }
 lua_clean() { tracked '*.lua' | xargs -0 -r luacheck --quiet --codes --; }
 shell_clean() { { tracked '*.sh' && tracked .ci/run; } | xargs -0 -r shellcheck; }

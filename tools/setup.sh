@@ -39,6 +39,7 @@ check_model() { # the recipe's data is made from Python sources too, hence pytho
 }
 check_test() {
   has git || want git
+  python3 -m pip --version >/dev/null 2>&1 || want python3 python3-pip
 }
 check_lint() {
   has git || want git
