@@ -1,0 +1,80 @@
+#!/bin/sh
+# setup.sh: makes the virtual environment with PyTorch, transformers, PEFT and sentence-transformers that the
+# interoperability tests, the reference benchmark and make_golden.py run in, and prints its folder on standard output:
+#     venv=$(tests/interop/setup.sh) && "$venv/bin/python" ...
+# Progress goes to standard error. The folder is $LORARUN_VENV, or else lorarun/venv-<hash of requirements.txt> in the
+# user's cache folder: new pins give a new environment. A finished one has a mark inside and is returned at once.
+#
+# PyPI's Linux wheels of torch are CUDA builds. Everything is installed with --no-deps from the full list of pins, and the
+# CUDA libraries that torch wants at import come from the system (its library cache, then $CUDA_HOME or /usr/local/cuda,
+# linked beside torch's own libraries); only where there is no CUDA 13 toolkit are torch's own CUDA wheels installed (2 GB).
+set -eu
+
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+requirements=$here/requirements.txt
+python=${PYTHON:-python3}
+# What torch's metadata names for the libraries that a toolkit would give.
+cuda_wheels='cuda-toolkit[cublas,cudart,cufft,cupti,curand,cusolver,cusparse,nvjitlink,nvrtc,nvtx]==13.0.2
+  nvidia-cudnn-cu13==9.19.0.56 nvidia-nccl-cu13==2.28.9'
+
+say() { echo "setup.sh: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+command -v "$python" >/dev/null 2>&1 ||
+  die "$python is missing. On Debian: apt-get install python3 python3-venv (or set PYTHON)"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  die "$("$python" --version) is too old: the pins need 3.11 or later. Set PYTHON to a newer one"
+"$python" -c 'import venv, ensurepip' 2>/dev/null ||
+  die "$python cannot make virtual environments. On Debian: apt-get install python3-venv"
+
+hash=$(sha256sum "$requirements" | cut -c1-12)
+venv=${LORARUN_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/lorarun/venv-$hash}
+mark=$venv/lorarun-$hash.complete
+mkdir -p "$(dirname -- "$venv")"
+
+# Two builds at once wait for each other here.
+if command -v flock >/dev/null 2>&1; then
+  exec 9>"$venv.lock"
+  flock 9
+fi
+if [ -e "$mark" ]; then
+  echo "$venv"
+  exit 0
+fi
+
+say "making $venv (downloads about 1 GB, takes 2.1 GB of disk)"
+"$python" -m venv "$venv" >&2
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$requirements" >&2 ||
+  die "pip failed; the environment in $venv is incomplete. Run this again once the cause above is gone"
+
+torch=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch/lib
+missing() {
+  ldd "$torch/libtorch_cuda.so" "$torch/libtorch_python.so" |
+    sed -n 's/^[[:space:]]*\([^ ]*\) => not found.*/\1/p' | sort -u
+}
+
+# A linked library may want further ones: repeat until no link helps.
+linked=1
+while [ "$linked" -gt 0 ]; do
+  linked=0
+  for name in $(missing); do
+    for folder in "${CUDA_HOME:-/usr/local/cuda}/lib64" "${CUDA_HOME:-/usr/local/cuda}/lib"; do
+      if [ -e "$folder/$name" ] && [ ! -e "$torch/$name" ]; then
+        ln -s "$folder/$name" "$torch/$name"
+        linked=$((linked + 1))
+      fi
+    done
+  done
+done
+if [ -n "$(missing)" ]; then
+  say "no CUDA 13 toolkit here; installing torch's CUDA libraries (2 GB), which it needs at import even on a CPU"
+  # shellcheck disable=SC2086 # a list of words
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $cuda_wheels >&2 ||
+    die "pip failed on the CUDA libraries; run this again once the cause above is gone"
+fi
+
+"$venv/bin/python" -c 'import torch, peft, accelerate, sentence_transformers, sklearn, scipy' >&2 ||
+  die "the packages are installed in $venv but cannot be imported: see the error above"
+: >"$mark"
+say "done"
+echo "$venv"
