@@ -1,5 +1,5 @@
 std = "luajit"
-max_line_length = 120
+max_line_length = 132
 exclude_files = { "build*/**" }
 globals = {}
 ignore = { "581" } -- not (a <= b) is not a > b: it also holds for NaN

@@ -120,6 +120,27 @@ int lr_tensor_view(lr_tensor **out, const lr_tensor *t, int64_t offset, int ndim
     return LR_OK;
 }
 
+static void free_nothing(void *state)
+{
+    (void)state;
+}
+
+/* A packed weight without bytes: what planning a step on the meta device needs. */
+static int pack_meta(lr_tensor **out, const lr_tensor *w, int direction, int dtype)
+{
+    lr_packing *packing = lr_alloc(sizeof *packing);
+    if (packing == NULL)
+        return LR_ENOMEM;
+    *packing = (lr_packing){direction, NULL, free_nothing};
+    const int status = lr_tensor_new(out, dtype, 2, w->shape, LR_META, w->name);
+    if (status != LR_OK) {
+        lr_free(packing);
+        return status;
+    }
+    (*out)->packing = packing;
+    return LR_OK;
+}
+
 int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype)
 {
     if (w->storage == NULL)
@@ -129,7 +150,7 @@ int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype
     if ((direction != 1 && direction != 2) || (dtype != LR_F32 && dtype != LR_BF16))
         return lr_fail(LR_EINVAL, "pack: '%s': direction %d, dtype %s; expected 1 or 2, f32 or bf16", w->name, direction,
                        lr_dtype_name(dtype));
-    return lr_cpu_pack(out, w, direction, dtype);
+    return w->device == LR_META ? pack_meta(out, w, direction, dtype) : lr_cpu_pack(out, w, direction, dtype);
 }
 
 void lr_tensor_free(lr_tensor *t)

@@ -1,0 +1,116 @@
+-- export.lua: write what others load: a sentence-transformers folder with merged weights, and one with the PEFT adapter.
+-- Everything of the base folder that is not weights is copied as it is: tokenizer, prompts, pooling.
+local C = require "lorarun.c"
+local check = require "lorarun.check"
+local fs = require "lorarun.fs"
+local json = require "lorarun.json"
+local lora = require "lorarun.lora"
+local safetensors = require "lorarun.safetensors"
+local tensor = require "lorarun.tensor"
+
+local export = {}
+
+-- Files of a tokenizer, whichever of them a folder has.
+local TOKENIZER = { "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
+  "added_tokens.json", "chat_template.jinja" }
+
+local function copy_if_there(from, to, name)
+  local source = fs.join(from, name)
+  if fs.is_file(source) then fs.copy(source, fs.join(to, name)) end
+end
+
+local POOLING_KEY = { cls = "pooling_mode_cls_token", mean = "pooling_mode_mean_tokens", last = "pooling_mode_lasttoken",
+  mean_sqrt_len = "pooling_mode_mean_sqrt_len_tokens", weighted_mean = "pooling_mode_weightedmean_tokens" }
+
+local function encode(value) return json.encode(value, { indent = 2, sort_keys = true }) .. "\n" end
+
+-- modules.json, pooling, normalize, sentence_bert_config.json, config_sentence_transformers.json, tokenizer: version 5's form,
+-- which version 6 reads too.
+local function write_settings(model, folder)
+  local modules = {
+    { idx = 0, name = "0", path = "", type = "sentence_transformers.models.Transformer" },
+    { idx = 1, name = "1", path = "1_Pooling", type = "sentence_transformers.models.Pooling" },
+  }
+  if model.normalize then
+    modules[3] = { idx = 2, name = "2", path = "2_Normalize", type = "sentence_transformers.models.Normalize" }
+    fs.make(fs.join(folder, "2_Normalize"))
+  end
+  fs.write(fs.join(folder, "modules.json"), encode(json.array(modules)))
+  local pooling = { word_embedding_dimension = model.dimension, pooling_mode_max_tokens = false, include_prompt = true }
+  for mode, key in pairs(POOLING_KEY) do pooling[key] = mode == model.pooling end
+  fs.make(fs.join(folder, "1_Pooling"))
+  fs.write(fs.join(folder, "1_Pooling", "config.json"), encode(pooling))
+  fs.write(fs.join(folder, "sentence_bert_config.json"), encode { max_seq_length = model.max_length, do_lower_case = false })
+  local prompts = model.settings.prompts
+  fs.write(fs.join(folder, "config_sentence_transformers.json"), encode {
+    model_type = "SentenceTransformer", prompts = next(prompts) and prompts or { query = "", document = "" },
+    default_prompt_name = model.settings.default_prompt or json.null, similarity_fn_name = "cosine",
+    __version__ = { sentence_transformers = "5.2.0", lorarun = require("lorarun.version") },
+  })
+  for _, name in ipairs(TOKENIZER) do copy_if_there(model.weights_folder, folder, name) end
+end
+
+local function write_card(model, folder, form, text)
+  fs.write(fs.join(folder, "README.md"), table.concat({
+    "---", "tags:", "- sentence-transformers", "- sentence-similarity", "- feature-extraction",
+    form == "adapter" and "- lora" or "- lorarun", "base_model: " .. model.name, "pipeline_tag: sentence-similarity",
+    "library_name: sentence-transformers", "---", "",
+    "# " .. (form == "adapter" and "LoRA adapter for " or "Fine-tuned from ") .. model.name, "",
+    "```python", "from sentence_transformers import SentenceTransformer",
+    ("model = SentenceTransformer(%q)"):format(folder), "```", "", text or "", "" }, "\n"))
+end
+
+--- adapter(model, folder, options): adapter_config.json + adapter_model.safetensors with the sentence-transformers files around
+--- them: SentenceTransformer(folder) takes the base from base_model_name_or_path. options: base (what is written there; default
+--- the model's folder as an absolute path, or its Hugging Face id), card = text of the model card.
+function export.adapter(model, folder, options)
+  options = options or {}
+  fs.make(folder)
+  local base = options.base or (fs.is_directory(model.name) and fs.real(model.name) or
+    (model.name:find("/", 1, true) and model.name or fs.real(model.folder)))
+  lora.write(model, folder, base)
+  write_settings(model, folder)
+  write_card(model, folder, "adapter", options.card)
+end
+
+--- merged(model, folder, options): config.json and model.safetensors with W + s B A (computed in f32, rounded once to the dtype of
+--- the base file), in shards above options.max_bytes (5e9).
+function export.merged(model, folder, options)
+  options = options or {}
+  fs.make(folder)
+  local file = safetensors.open_folder(model.weights_folder)
+  local ok, err = pcall(function()
+    local adapted = {}
+    for _, m in ipairs(model.lora and model.lora.modules or {}) do adapted[model.prefix .. m.name .. ".weight"] = m end
+    local entries, held = {}, nil
+    local function replace_held(t) -- one tensor at a time: a 7B model is written in the memory of its largest matrix
+      if held then held:free() end
+      held = t
+      return t
+    end
+    for _, name in ipairs(file:names()) do
+      local info = file:info(name)
+      if not info.dtype then
+        check.fail("%s: tensor '%s' has dtype %s, which lorarun cannot write", file.path, name, info.dtype_name)
+      end
+      entries[#entries + 1] = { name = name, dtype = info.dtype, shape = info.shape, tensor = function()
+        local m = adapted[name]
+        return tensor.persistent(function()
+          local t = replace_held(tensor.new(info.shape, m and "f32" or info.dtype, name, "cpu"))
+          file:load(name, t)
+          if m then check(C.lr_op_matmul_nn(t.handle, m.b.handle, m.a.handle, m.scale, 1)) end
+          return t
+        end)
+      end }
+    end
+    safetensors.write_sharded(folder, "model", entries, options.max_bytes or 5e9)
+    replace_held(nil)
+  end)
+  file:close()
+  if not ok then error(err, 0) end
+  fs.copy(fs.join(model.weights_folder, "config.json"), fs.join(folder, "config.json"))
+  write_settings(model, folder)
+  write_card(model, folder, "merged", options.card)
+end
+
+return export

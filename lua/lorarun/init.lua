@@ -1,0 +1,55 @@
+-- init.lua: what `require "lorarun"` gives: the names a recipe uses. Modules load when first named, so that a REPL starts at once.
+local lr = {}
+
+local MODULES = { fs = true, json = true, data = true, sampler = true, schedule = true, loss = true, metrics = true, optim = true,
+  evaluate = true, checkpoint = true, export = true, hub = true, ops = true, tensor = true, autograd = true, progress = true,
+  version = true, bugdata = true, memory = true }
+
+local FUNCTIONS = {
+  args = function(...) return require("lorarun.args").parse(...) end,
+  load_model = function(...) return require("lorarun.model").load(...) end,
+  load_tokenizer = function(...) return require("lorarun.tokenizer").load_tokenizer(...) end,
+  train = function(...) return require("lorarun.trainer").train(...) end,
+  scope = function(...) return require("lorarun.tensor").scope(...) end,
+  gradients = function(...) return require("lorarun.autograd").gradients(...) end,
+  no_grad = function(...) return require("lorarun.autograd").no_grad(...) end,
+  adamw = function(...) return require("lorarun.optim").adamw(...) end,
+  threads = function(n)
+    local C = require "lorarun.c"
+    if n then require("lorarun.check")(C.lr_threads_set(n)) end
+    return C.lr_threads()
+  end,
+  --- given(args, name): was the option on the command line?
+  given = function(args, name) return require("lorarun.args").given(args, name) end,
+  has_gpu = function()
+    local C = require "lorarun.c"
+    return C.lr_device_available(C.LR_CUDA) ~= 0
+  end,
+  --- split("a,b", ",") -> { "a", "b" }; empty parts are left out.
+  split = function(text, separator)
+    local parts = {}
+    for part in text:gmatch("[^" .. separator .. "]+") do parts[#parts + 1] = part end
+    return parts
+  end,
+  --- similarity(a, b): cosine of every row of a with every row of b: tensor [rows of a, rows of b].
+  similarity = function(a, b)
+    local ops = require "lorarun.ops"
+    return require("lorarun.tensor").scope(function() return ops.matmul_nt(ops.normalize(a), ops.normalize(b)) end)
+  end,
+}
+
+return setmetatable(lr, { __index = function(t, name)
+  local value = FUNCTIONS[name]
+  if not value and MODULES[name] then value = require("lorarun." .. name) end
+  if value == nil then
+    require("lorarun.check").fail("lorarun has no '%s'%s", tostring(name),
+      require("lorarun.suggest").did_you_mean(tostring(name), (function()
+        local names = {}
+        for n in pairs(FUNCTIONS) do names[#names + 1] = n end
+        for n in pairs(MODULES) do names[#names + 1] = n end
+        return names
+      end)()))
+  end
+  rawset(t, name, value)
+  return value
+end })

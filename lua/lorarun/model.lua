@@ -1,0 +1,281 @@
+-- model.lua: an embedding model: architecture + tokenizer + pooling, loaded from a folder, with adapters that can be trained.
+--
+--   local model = lr.load_model("nomic-ai/nomic-embed-code", { max_length = 512, precision = "bf16" })
+--   local e = model:encode { "x = 1", "x == 1" }       -- tensor [2, dim]
+--   model:add_lora { rank = 16, alpha = 32, targets = { "q_proj", "k_proj", "v_proj" } }
+--
+-- The architecture is the module lorarun.models.<model_type> of config.json. It gives configure, build, forward, max_length and
+-- prepare, and knows nothing of files, pooling or LoRA.
+local ffi = require "ffi"
+local check = require "lorarun.check"
+local fs = require "lorarun.fs"
+local json = require "lorarun.json"
+local tensor = require "lorarun.tensor"
+local ops = require "lorarun.ops"
+local autograd = require "lorarun.autograd"
+local nn = require "lorarun.nn"
+local hub = require "lorarun.hub"
+local data = require "lorarun.data"
+local safetensors = require "lorarun.safetensors"
+local sentence_transformers = require "lorarun.sentence_transformers"
+
+local Model = {}
+Model.__index = Model
+
+local PRECISION = { fp32 = "f32", bf16 = "bf16" }
+
+-- config.json with checked access: config:integer "hidden_size", config:number("rms_norm_eps", 1e-6).
+local function read_config(path)
+  if not fs.is_file(path) then check.fail("%s is missing: a model folder holds config.json and model.safetensors", path) end
+  local raw = json.decode(fs.read(path), path)
+  local methods = {}
+  function methods.number(_, key, default)
+    local v = raw[key]
+    if v == nil or v == json.null then v = default end
+    if type(v) ~= "number" then
+      check.fail("%s: '%s' is %s, expected a number", path, key, v == nil and "missing" or type(v))
+    end
+    return v
+  end
+  function methods.integer(self, key, default)
+    local v = methods.number(self, key, default)
+    if v % 1 ~= 0 or v < 0 then check.fail("%s: '%s' is %g, expected a whole number", path, key, v) end
+    return v
+  end
+  return setmetatable({}, { __index = function(_, key)
+    local v = raw[key]
+    if v == json.null then v = nil end
+    if v == nil then return methods[key] end
+    return v
+  end })
+end
+
+local function architecture(config, path)
+  local kind = config.model_type
+  local ok, arch = false, nil
+  if type(kind) == "string" and kind:find("^[%w_]+$") then ok, arch = pcall(require, "lorarun.models." .. kind) end
+  if not ok then
+    if type(arch) == "string" and not arch:find("module 'lorarun.models", 1, true) then error(arch, 0) end
+    check.fail("%s: model_type '%s' is not supported; lorarun has qwen2 and bert. docs/adding-a-model.md tells how to add one", path,
+      tostring(kind))
+  end
+  for _, name in ipairs(config.architectures or {}) do
+    if not arch.architectures[name] then
+      check.fail("%s: architecture '%s' is not supported; for model_type '%s' lorarun has %s", path, name, kind,
+        (function()
+          local names = {}
+          for n in pairs(arch.architectures) do names[#names + 1] = n end
+          table.sort(names)
+          return table.concat(names, ", ")
+        end)())
+    end
+  end
+  return arch
+end
+
+--- load(name, options): name: a folder, or a Hugging Face id in the local cache. Options:
+---   precision   "fp32" (default) or "bf16": what the forward and backward passes compute in
+---   max_length  tokens a text is cut to; default: the folder's own
+---   pooling     "mean", "cls", "last", ...: only where the folder does not say
+---   normalize   override the folder's
+---   device      "cpu"
+---   revision    of a Hugging Face id
+--- An adapter folder (adapter_config.json without config.json) loads its base model with the adapter on it.
+local function load(name, options)
+  options = options or {}
+  local folder = hub.resolve(name, options.revision)
+  if not fs.is_file(fs.join(folder, "config.json")) and fs.is_file(fs.join(folder, "adapter_config.json")) then
+    local lora = require "lorarun.lora"
+    local base = lora.base_of(folder)
+    local inner = {}
+    for k, v in pairs(options) do inner[k] = v end
+    inner.settings_folder = folder
+    local model = load(base, inner)
+    model:load_adapter(folder)
+    return model
+  end
+  local settings = sentence_transformers.read(options.settings_folder or folder)
+  local weights_folder = fs.join(folder, options.settings_folder and "" or settings.transformer)
+  local config_path = fs.join(weights_folder, "config.json")
+  local config = read_config(config_path)
+  local arch = architecture(config, config_path)
+  local c = arch.configure(config, config_path)
+  local precision = options.precision or "fp32"
+  local dtype = PRECISION[precision]
+  if not dtype then
+    check.fail("precision '%s' is not supported on the CPU; there are fp32 and bf16", tostring(precision))
+  end
+  local pooling = options.pooling or settings.pooling
+  if not pooling then
+    check.fail("%s says nothing about pooling (there is no modules.json); say pooling = \"mean\", \"cls\" or \"last\": a wrong one "
+      .. "gives worthless embeddings", folder)
+  end
+  if not ops.pooling_modes[pooling] then check.fail("there is no pooling '%s'", tostring(pooling)) end
+  local limit = arch.max_length(c)
+  local max_length = options.max_length or settings.max_length or math.min(limit, 512)
+  if max_length > limit then
+    if options.max_length then
+      check.fail("max_length %d is more than the %d positions of %s", max_length, limit, name)
+    end
+    max_length = limit
+  end
+  local normalize = settings.normalize
+  if options.normalize ~= nil then normalize = options.normalize end
+
+  return tensor.persistent(function()
+    local file = safetensors.open_folder(weights_folder)
+    local ok, model = pcall(function()
+      local source = nn.source(file, { prefixes = arch.prefixes, probe = arch.probe, dtype = dtype,
+        device = options.device or "cpu" })
+      local built = arch.build(c, source)
+      arch.prepare(built, max_length, source.device)
+      return { arch = arch, built = built, linears = source.linears, prefix = source.prefix }
+    end)
+    file:close()
+    if not ok then error(model, 0) end
+    local tokenizer = require("lorarun.tokenizer").load_tokenizer(options.settings_folder or weights_folder)
+    if tokenizer.vocab_size > c.vocabulary then
+      check.fail("%s: the tokenizer has ids up to %d but the model has %d embeddings", folder, tokenizer.vocab_size - 1,
+        c.vocabulary)
+    end
+    model.name, model.folder, model.weights_folder = name, folder, weights_folder
+    model.config, model.tokenizer, model.settings = config, tokenizer, settings
+    model.dimension, model.dtype, model.precision = c.hidden, dtype, precision
+    model.device, model.max_length, model.limit = options.device or "cpu", max_length, limit
+    model.pooling, model.normalize, model.layer_count = pooling, normalize, c.layers
+    model.sizes = c
+    return setmetatable(model, Model)
+  end)
+end
+
+--- A packed batch (data.lua) as tensors on the model's device; the context of forward().
+function Model:context(batch, extra)
+  local t = batch.tokens
+  local device = self.device
+  local ctx = {
+    ids = tensor.from(batch.ids, { t }, "i32", "token ids", device),
+    positions = tensor.from(batch.positions, { t }, "i32", "positions", device),
+    keys = tensor.from(batch.keys, { t }, "i64", "dropout keys", device),
+    cu_seqlens = tensor.from(batch.cu_seqlens, { batch.sequences + 1 }, "i32", "cu_seqlens", device),
+    zeros = tensor.zeros({ t }, "i32", "token types", device),
+    max_length = batch.max_length,
+  }
+  for k, v in pairs(extra or {}) do ctx[k] = v end
+  return ctx
+end
+
+--- forward(ctx): embeddings [sequences, dimension], f32, pooled, and normalised where the model is. Records on the tape.
+function Model:forward(ctx)
+  local hidden = self.arch.forward(self.built, ctx)
+  local e = ops.pool(hidden, ctx.cu_seqlens, self.pooling)
+  hidden:release()
+  if not self.normalize then return e end
+  local unit = ops.normalize(e)
+  e:release()
+  return unit
+end
+
+--- The text put before each input: prompt = a text, or prompt_name = a name of the folder's; else the default one or "".
+function Model:prompt(options)
+  options = options or {}
+  if options.prompt then return options.prompt end
+  local name = options.prompt_name or self.settings.default_prompt
+  if not name then return "" end
+  return self.settings.prompts[name] or check.fail("the model has no prompt named '%s'", name)
+end
+
+local ENCODE_TOKENS = 8192 -- tokens a forward pass of encode(): enough for the matrix products' full speed, little memory
+
+--- encode(texts, options): embeddings [#texts, dimension] f32. texts: an array, or one text. options: prompt, prompt_name,
+--- batch_tokens. Texts are packed longest first, so nothing is padded.
+function Model:encode(texts, options)
+  if type(texts) == "string" then texts = { texts } end
+  if #texts == 0 then check.fail("encode() was given no text") end
+  local prompt = self:prompt(options)
+  local order = {}
+  for i, text in ipairs(texts) do
+    if type(text) ~= "string" then check.fail("encode(): text %d is a %s", i, type(text)) end
+    order[i] = i
+  end
+  table.sort(order, function(a, b)
+    if #texts[a] ~= #texts[b] then return #texts[a] > #texts[b] end
+    return a < b
+  end)
+  local result = tensor.new({ #texts, self.dimension }, "f32", "embeddings", self.device)
+  local limit = options and options.batch_tokens or ENCODE_TOKENS
+  local width, i = self.dimension, 1
+  local row = ffi.new("float[?]", width)
+  while i <= #order do
+    local part, bytes = {}, 0
+    -- A token has at least one byte, so `limit` bytes are at most `limit` tokens; special tokens are two a text.
+    repeat
+      part[#part + 1] = prompt .. texts[order[i]]
+      bytes = bytes + math.min(#part[#part] + 2, self.max_length)
+      i = i + 1
+    until i > #order or bytes + math.min(#texts[order[i]] + 2, self.max_length) > limit
+    local first = i - #part
+    tensor.scope(function()
+      local batch = data.pack(self.tokenizer, part, self.max_length)
+      local e = autograd.no_grad(self.forward, self, self:context(batch))
+      batch:close()
+      local values = e:data()
+      for k = 1, #part do
+        ffi.copy(row, values + (k - 1) * width, width * 4)
+        local at = result:slice_rows(order[first + k - 1] - 1, order[first + k - 1])
+        at:write(row)
+        at:free()
+      end
+    end)
+  end
+  return result
+end
+
+--- add_lora{ rank, alpha, dropout, targets, rslora, seed }: see lora.lua.
+function Model:add_lora(spec) return require("lorarun.lora").add(self, spec) end
+
+--- load_adapter(folder): put a PEFT adapter on the model.
+function Model:load_adapter(folder) return require("lorarun.lora").load(self, folder) end
+
+--- parameters(): the flat trainable state { value, grad, count }, or nil without adapters.
+function Model:parameters() return self.lora and self.lora.parameters or nil end
+
+--- Number of frozen weights.
+function Model:frozen_count()
+  local n = 0
+  for _, layer in ipairs(self.linears) do n = n + layer.n * layer.k + (layer.bias and layer.n or 0) end
+  local function count(t)
+    for _, v in pairs(t) do
+      if getmetatable(v) == tensor.Tensor then
+        if v.name ~= "rope table" then n = n + v:elements() end
+      elseif type(v) == "table" and not v.forward and v ~= self.sizes then
+        count(v)
+      end
+    end
+  end
+  count(self.built)
+  return n
+end
+
+--- save(folder): the model as a sentence-transformers folder with merged weights; save_adapter(folder): with the PEFT adapter.
+function Model:save(folder, options) return require("lorarun.export").merged(self, folder, options) end
+function Model:save_adapter(folder, options) return require("lorarun.export").adapter(self, folder, options) end
+
+--- Give back all memory now.
+function Model:free()
+  local function free(t)
+    for _, v in pairs(t) do
+      if getmetatable(v) == tensor.Tensor then v:free() elseif type(v) == "table" and v ~= self.sizes then free(v) end
+    end
+  end
+  free(self.built)
+  if self.lora then self.lora:free() end
+  self.tokenizer:free()
+end
+
+function Model:__tostring()
+  return ("model %s: %s, %d layers, dimension %d, %s pooling%s, max length %d, %s%s"):format(self.name, self.config.model_type,
+    self.layer_count, self.dimension, self.pooling, self.normalize and ", normalised" or "", self.max_length, self.precision,
+    self.lora and (", LoRA rank %d (%d parameters)"):format(self.lora.config.r, self.lora.parameters.count) or "")
+end
+
+return { load = load, Model = Model }

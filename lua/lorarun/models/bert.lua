@@ -1,0 +1,105 @@
+-- bert.lua: BERT encoders (MiniLM, bge, e5, gte): post-norm, learned absolute positions, token types, LayerNorm, GELU, full
+-- attention. Reference: transformers' modeling_bert. The model's own dropout is off: its weights are frozen, and LoRA has its own.
+local check = require "lorarun.check"
+local nn = require "lorarun.nn"
+local ops = require "lorarun.ops"
+local autograd = require "lorarun.autograd"
+
+local bert = {
+  architectures = { BertModel = true, BertForMaskedLM = true, BertForSequenceClassification = true, BertForPreTraining = true },
+  prefixes = { "", "bert." },
+  probe = "embeddings.word_embeddings.weight",
+}
+
+local GELU = { gelu = "erf", gelu_new = "tanh", gelu_pytorch_tanh = "tanh" }
+
+function bert.configure(config, where)
+  local position_type = config.position_embedding_type or "absolute"
+  if position_type ~= "absolute" then check.fail("%s: position_embedding_type '%s' is not supported", where, position_type) end
+  local act = config.hidden_act or "gelu"
+  if not GELU[act] then check.fail("%s: hidden_act '%s' is not supported, BERT has gelu", where, act) end
+  if config.is_decoder then check.fail("%s: is_decoder is not supported: embeddings need the encoder", where) end
+  local c = {
+    hidden = config:integer "hidden_size", layers = config:integer "num_hidden_layers",
+    heads = config:integer "num_attention_heads", intermediate = config:integer "intermediate_size",
+    vocabulary = config:integer "vocab_size", positions = config:integer "max_position_embeddings",
+    types = config:integer("type_vocab_size", 2), eps = config:number("layer_norm_eps", 1e-12), gelu = GELU[act],
+  }
+  c.kv_heads, c.head_dim = c.heads, c.hidden / c.heads
+  return c
+end
+
+function bert.build(c, source)
+  local model = { config = c, layers = {} }
+  local function norm(at) return { w = source.vector(at .. ".weight", c.hidden), b = source.vector(at .. ".bias", c.hidden) } end
+  local function linear(name, width, out) return source.linear(name, width, { { name = name, out = out, bias = true } }) end
+  model.words = source.table("embeddings.word_embeddings.weight", c.vocabulary, c.hidden)
+  model.position_table = source.table("embeddings.position_embeddings.weight", c.positions, c.hidden)
+  model.type_table = source.table("embeddings.token_type_embeddings.weight", c.types, c.hidden)
+  model.norm = norm "embeddings.LayerNorm"
+  for i = 0, c.layers - 1 do
+    local at = ("encoder.layer.%d."):format(i)
+    local self = at .. "attention.self."
+    model.layers[i + 1] = {
+      qkv = source.linear(self .. "qkv", c.hidden, {
+        { name = self .. "query", out = c.hidden, bias = true }, { name = self .. "key", out = c.hidden, bias = true },
+        { name = self .. "value", out = c.hidden, bias = true } }),
+      o = linear(at .. "attention.output.dense", c.hidden, c.hidden),
+      attention_norm = norm(at .. "attention.output.LayerNorm"),
+      up = linear(at .. "intermediate.dense", c.hidden, c.intermediate),
+      down = linear(at .. "output.dense", c.intermediate, c.hidden),
+      output_norm = norm(at .. "output.LayerNorm"),
+    }
+  end
+  return model
+end
+
+function bert.max_length(c) return c.positions end
+
+function bert.prepare() end -- every table is a weight
+
+-- One layer: x[T,hidden] to the next layer's input.
+local function block(model, layer, x, ctx)
+  local c = model.config
+  local qkv = nn.linear(x, layer.qkv, ctx)
+  local attended = ops.self_attention(qkv, { heads = c.heads, kv_heads = c.heads, head_dim = c.head_dim, causal = false,
+    cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length })
+  qkv:release()
+  local o = nn.linear(attended, layer.o, ctx)
+  attended:release()
+  local y, s = ops.layer_norm(o, x, layer.attention_norm.w, layer.attention_norm.b, c.eps)
+  o:release()
+  x:release()
+  s:release()
+  local u = nn.linear(y, layer.up, ctx)
+  local h = ops.gelu(u, c.gelu)
+  u:release()
+  local d = nn.linear(h, layer.down, ctx)
+  h:release()
+  local z, s2 = ops.layer_norm(d, y, layer.output_norm.w, layer.output_norm.b, c.eps)
+  d:release()
+  y:release()
+  s2:release()
+  return z
+end
+
+--- forward(model, ctx): hidden states [T, hidden]. ctx as in qwen2.lua.
+function bert.forward(model, ctx)
+  local e = ops.embedding(model.words, ctx.ids)
+  ops.embedding(model.position_table, ctx.positions, e)
+  ops.embedding(model.type_table, ctx.zeros, e) -- every token is of type 0, as sentence-transformers feeds them
+  local x, s = ops.layer_norm(e, nil, model.norm.w, model.norm.b, model.config.eps)
+  s:release()
+  for i, layer in ipairs(model.layers) do
+    if i <= (ctx.recompute or 0) then
+      local x_in = x
+      x = autograd.recompute(function(a) return block(model, layer, a, ctx) end, x_in)
+      x_in:release()
+    else
+      x = block(model, layer, x, ctx)
+    end
+  end
+  return x
+end
+
+return bert

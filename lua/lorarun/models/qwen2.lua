@@ -1,0 +1,115 @@
+-- qwen2.lua: Qwen2 (nomic-embed-code, gte-Qwen2, Qwen2.5 embedders): a pre-norm decoder with grouped-query attention, q/k/v
+-- biases, RoPE, RMSNorm and SwiGLU. Reference: transformers' modeling_qwen2; names of tensors are the file's.
+local check = require "lorarun.check"
+local nn = require "lorarun.nn"
+local ops = require "lorarun.ops"
+local autograd = require "lorarun.autograd"
+
+local qwen2 = {
+  architectures = { Qwen2Model = true, Qwen2ForCausalLM = true },
+  prefixes = { "", "model." },
+  probe = "embed_tokens.weight",
+}
+
+--- The sizes that matter, from config.json (transformers 4 and 5 spellings). Refuses what this file does not compute.
+function qwen2.configure(config, where)
+  local rope = config.rope_parameters or config.rope_scaling or {}
+  local kind = rope.rope_type or rope.type or "default"
+  if kind ~= "default" then check.fail("%s: RoPE scaling '%s' is not supported", where, kind) end
+  if config.hidden_act and config.hidden_act ~= "silu" then
+    check.fail("%s: hidden_act '%s' is not supported, Qwen2 has silu", where, config.hidden_act)
+  end
+  local c = {
+    hidden = config:integer "hidden_size", layers = config:integer "num_hidden_layers",
+    heads = config:integer "num_attention_heads", intermediate = config:integer "intermediate_size",
+    vocabulary = config:integer "vocab_size", positions = config:integer("max_position_embeddings", 32768),
+    eps = config:number("rms_norm_eps", 1e-6), theta = rope.rope_theta or config:number("rope_theta", 10000),
+  }
+  c.kv_heads = config:integer("num_key_value_heads", c.heads)
+  c.head_dim = config:integer("head_dim", c.hidden / c.heads)
+  if config.use_sliding_window then c.window = config:integer("sliding_window", 4096) end
+  return c
+end
+
+--- build(c, source): the frozen layers.
+function qwen2.build(c, source)
+  local model = { config = c, layers = {} }
+  model.embeddings = source.table("embed_tokens.weight", c.vocabulary, c.hidden)
+  local q_width, kv_width = c.heads * c.head_dim, c.kv_heads * c.head_dim
+  for i = 0, c.layers - 1 do
+    local at = ("layers.%d."):format(i)
+    local attention, mlp = at .. "self_attn.", at .. "mlp."
+    model.layers[i + 1] = {
+      input_norm = source.vector(at .. "input_layernorm.weight", c.hidden),
+      qkv = source.linear(attention .. "qkv", c.hidden, {
+        { name = attention .. "q_proj", out = q_width, bias = true },
+        { name = attention .. "k_proj", out = kv_width, bias = true },
+        { name = attention .. "v_proj", out = kv_width, bias = true } }),
+      o = source.linear(attention .. "o_proj", q_width, { { name = attention .. "o_proj", out = c.hidden } }),
+      post_norm = source.vector(at .. "post_attention_layernorm.weight", c.hidden),
+      gate_up = source.linear(mlp .. "gate_up", c.hidden, {
+        { name = mlp .. "gate_proj", out = c.intermediate }, { name = mlp .. "up_proj", out = c.intermediate } }),
+      down = source.linear(mlp .. "down_proj", c.intermediate, { { name = mlp .. "down_proj", out = c.hidden } }),
+    }
+  end
+  model.norm = source.vector("norm.weight", c.hidden)
+  return model
+end
+
+--- Longest sequence these weights can take.
+function qwen2.max_length(c) return c.window or c.positions end
+
+--- prepare(model, max_length): tables that depend on the longest sequence.
+function qwen2.prepare(model, max_length, device)
+  local c = model.config
+  model.rope = nn.rope_table(max_length, c.head_dim, c.theta, device)
+end
+
+-- One layer on the residual stream. x: the layer's input after its input norm; s: the residual stream. Returns the same two for
+-- the next layer, whose input norm (or the final one) is `next_norm`: fused with the residual sum.
+local function block(model, layer, next_norm, x, s, ctx)
+  local c = model.config
+  local qkv = nn.linear(x, layer.qkv, ctx)
+  x:release()
+  local attended = ops.self_attention(qkv, { heads = c.heads, kv_heads = c.kv_heads, head_dim = c.head_dim, causal = true,
+    cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length, rope = model.rope, positions = ctx.positions })
+  qkv:release()
+  local o = nn.linear(attended, layer.o, ctx)
+  attended:release()
+  local y, s2 = ops.rms_norm(o, s, layer.post_norm, c.eps)
+  o:release()
+  s:release()
+  local gu = nn.linear(y, layer.gate_up, ctx)
+  y:release()
+  local h = ops.swiglu(gu)
+  gu:release()
+  local d = nn.linear(h, layer.down, ctx)
+  h:release()
+  local next_x, next_s = ops.rms_norm(d, s2, next_norm, c.eps)
+  d:release()
+  s2:release()
+  return next_x, next_s
+end
+
+--- forward(model, ctx): hidden states [T, hidden] after the final norm.
+---   ctx: { ids, positions, cu_seqlens, max_length, keys, training, seed, step, recompute = n: layers to run again in backward }
+function qwen2.forward(model, ctx)
+  local c = model.config
+  local s = ops.embedding(model.embeddings, ctx.ids)
+  local x = ops.rms_norm(s, nil, model.layers[1].input_norm, c.eps)
+  for i, layer in ipairs(model.layers) do
+    local next_norm = model.layers[i + 1] and model.layers[i + 1].input_norm or model.norm
+    if i <= (ctx.recompute or 0) then
+      local x_in, s_in = x, s
+      x, s = autograd.recompute(function(a, b) return block(model, layer, next_norm, a, b, ctx) end, x_in, s_in)
+      x_in:release()
+      s_in:release()
+    else
+      x, s = block(model, layer, next_norm, x, s, ctx)
+    end
+  end
+  s:release()
+  return x
+end
+
+return qwen2

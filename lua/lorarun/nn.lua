@@ -1,0 +1,114 @@
+-- nn.lua: frozen layers read from a model folder, and how they meet the adapters.
+--
+-- A linear layer here may be several of the model's: q, k and v (or gate and up) read the same input, so their weights are
+-- stacked and one product computes all. The parts keep their names, which is what LoRA's targets and PEFT's files speak of.
+local ffi = require "ffi"
+local C = require "lorarun.c"
+local check = require "lorarun.check"
+local tensor = require "lorarun.tensor"
+local ops = require "lorarun.ops"
+
+local nn = {}
+
+-- ---- reading weights -------------------------------------------------------------------------------------------------------
+--- source(file, options): reads tensors of a safetensors folder (lorarun.safetensors) for a model.
+---   options: { prefixes = { "", "model." }: what may stand before a tensor's name; the first that holds `probe` is taken,
+---   probe = "embed_tokens.weight", dtype = of activations and big weights, device }
+function nn.source(file, options)
+  local prefix
+  for _, p in ipairs(options.prefixes) do
+    if file:has(p .. options.probe) then prefix = p break end
+  end
+  if not prefix then
+    check.fail("%s: there is no tensor '%s' (nor with prefix '%s'); this is not the model that config.json describes", file.path,
+      options.probe, table.concat(options.prefixes, "' or '", 2))
+  end
+  local source = { file = file, prefix = prefix, dtype = options.dtype, device = options.device, linears = {} }
+
+  -- Load tensor `name` into t, whose shape it must have.
+  local function load_into(name, t)
+    local full = prefix .. name
+    if not file:has(full) then check.fail("%s: tensor '%s' is missing", file.path, full) end
+    local shape = file:info(full).shape
+    if table.concat(shape, ", ") ~= table.concat(t.shape, ", ") then
+      check.fail("%s: tensor '%s' has shape [%s]; config.json makes it [%s]", file.path, full, table.concat(shape, ", "),
+        table.concat(t.shape, ", "))
+    end
+    file:load(full, t)
+    return t
+  end
+
+  --- A norm weight or the like: f32 in every precision.
+  function source.vector(name, n)
+    return load_into(name, tensor.new({ n }, "f32", name, source.device))
+  end
+
+  --- An embedding table in the model's dtype.
+  function source.table(name, rows, width)
+    return load_into(name, tensor.new({ rows, width }, source.dtype, name, source.device))
+  end
+
+  --- A stack of linear layers over one input.  parts: { { name = "layers.0.self_attn.q_proj", out = n, bias = boolean }, ... }
+  function source.linear(label, width, parts)
+    local layer = { name = label, k = width, n = 0, parts = {} }
+    local biased = false
+    for _, part in ipairs(parts) do
+      layer.parts[#layer.parts + 1] = { name = part.name, from = layer.n, to = layer.n + part.out }
+      layer.n = layer.n + part.out
+      biased = biased or part.bias
+    end
+    local w = tensor.new({ layer.n, width }, source.dtype, label, source.device)
+    layer.bias = biased and tensor.zeros({ layer.n }, "f32", label .. ".bias", source.device) or nil
+    for i, part in ipairs(parts) do
+      local from, to = layer.parts[i].from, layer.parts[i].to
+      local rows = w:slice_rows(from, to)
+      load_into(part.name .. ".weight", rows)
+      rows:free()
+      if part.bias then
+        local b = layer.bias:view({ part.out }, from)
+        load_into(part.name .. ".bias", b)
+        b:free()
+      end
+    end
+    local packed = ffi.new "lr_tensor *[1]"
+    check.call(C.lr_tensor_pack, packed, w.handle, 1, w.dtype == "bf16" and C.LR_BF16 or C.LR_F32)
+    layer.forward = tensor.adopt(packed[0], label)
+    check.call(C.lr_tensor_pack, packed, w.handle, 2, w.dtype == "bf16" and C.LR_BF16 or C.LR_F32)
+    layer.backward = tensor.adopt(packed[0], label .. " (backward)")
+    w:free()
+    source.linears[#source.linears + 1] = layer
+    return layer
+  end
+
+  return source
+end
+
+-- ---- applying --------------------------------------------------------------------------------------------------------------
+--- linear(x[T,K], layer, ctx): y[T,N], with the layer's adapters where it has some.
+---   ctx: what a forward pass knows besides its input: { keys = [T] i64, training = boolean, seed, step }
+function nn.linear(x, layer, ctx)
+  local lora = layer.lora
+  if not lora then return ops.projection(x, layer) end
+  return ops.projection(x, layer, {
+    a = lora.a, a_grad = lora.a.grad, adapters = lora.adapters, dropout = ctx.training and lora.dropout or 0,
+    keys = ctx.keys, seed = ctx.seed or 0, step = ctx.step or 0, purpose = lora.purpose,
+  })
+end
+
+--- RoPE's table cos|sin [positions, head_dim] for frequencies theta^(-2i/head_dim) (Su et al., RoFormer, 2021).
+function nn.rope_table(positions, head_dim, theta, device)
+  local half = head_dim / 2
+  local values = ffi.new("float[?]", positions * head_dim)
+  for i = 0, half - 1 do
+    -- The angle is computed in f32 steps as transformers does, so that both agree in the last bit that matters.
+    local inv = tonumber(ffi.new("float", 1 / tonumber(ffi.new("float", theta ^ (2 * i / head_dim)))))
+    for p = 0, positions - 1 do
+      local angle = tonumber(ffi.new("float", p * inv))
+      values[p * head_dim + i] = math.cos(angle)
+      values[p * head_dim + half + i] = math.sin(angle)
+    end
+  end
+  return tensor.from(values, { positions, head_dim }, "f32", "rope table", device)
+end
+
+return nn

@@ -1,0 +1,58 @@
+-- run_files.lua: the text files of a run's folder: log.jsonl, the evaluation CSV, training_config.json, evaluation.json, the
+-- recipe.
+local fs = require "lorarun.fs"
+local json = require "lorarun.json"
+
+local Files = {}
+Files.__index = Files
+
+local function new(folder)
+  fs.make(folder)
+  return setmetatable({ folder = folder, log_path = fs.join(folder, "log.jsonl") }, Files)
+end
+
+-- Keep the lines of a text file for which keep(line) holds; atomic.
+local function filter(path, keep)
+  if not fs.is_file(path) then return end
+  local kept = {}
+  for line in fs.read(path):gmatch "[^\n]+" do
+    if keep(line) then kept[#kept + 1] = line .. "\n" end
+  end
+  fs.write(path, table.concat(kept))
+end
+
+--- Begin: a fresh run starts empty files; one resumed at `step` drops what an interrupted run logged after it, so that the files
+--- read as if it had never stopped.
+function Files:begin(step)
+  filter(self.log_path, function(line) return step > 0 and (tonumber(line:match '"step": (%d+)') or math.huge) <= step end)
+  for _, name in ipairs(fs.list(self.folder)) do
+    if name:find "^similarity_evaluation_.*_results%.csv$" then
+      filter(fs.join(self.folder, name), function(line)
+        local at = line:match "^[^,]*,(%d+),"
+        return step > 0 and (not at or tonumber(at) <= step)
+      end)
+    end
+  end
+end
+
+--- One line of log.jsonl.
+function Files:log(record) fs.append(self.log_path, json.encode(record, { sort_keys = true }) .. "\n") end
+
+--- One line of similarity_evaluation_<name>_results.csv, sentence-transformers' format.
+function Files:evaluation(name, epoch, step, result)
+  local path = fs.join(self.folder, "similarity_evaluation_" .. name .. "_results.csv")
+  local head = (not fs.is_file(path) or fs.stat(path).size == 0) and "epoch,steps,cosine_pearson,cosine_spearman\n" or ""
+  fs.append(path, ("%s%g,%d,%.17g,%.17g\n"):format(head, epoch, step, result.pearson, result.spearman))
+end
+
+--- Any table as indented JSON.
+function Files:json(name, value)
+  fs.write(fs.join(self.folder, name), json.encode(value, { indent = 2, sort_keys = true }) .. "\n")
+end
+
+--- The recipe's text, as it ran.
+function Files:recipe(path)
+  if path and fs.is_file(path) then fs.copy(path, fs.join(self.folder, "recipe.lua")) end
+end
+
+return { new = new }

@@ -1,0 +1,41 @@
+-- schedule.lua: learning-rate schedules: functions of (step, total), step counted from 0, that return a factor for the learning
+-- rate. The formulas are transformers' get_*_schedule_with_warmup. A recipe may pass any function of the same kind.
+local check = require "lorarun.check"
+
+local schedule = {}
+
+local function warmup_then(warmup, after)
+  if type(warmup) ~= "number" or warmup < 0 then check.fail("warmup is %s, expected steps >= 0", tostring(warmup)) end
+  return function(step, total)
+    if step < warmup then return step / math.max(1, warmup) end
+    return after(step, total)
+  end
+end
+
+--- 0 to 1 over `warmup` steps, then linearly to 0 at `total`.
+function schedule.warmup_linear(warmup)
+  return warmup_then(warmup, function(step, total) return math.max(0, (total - step) / math.max(1, total - warmup)) end)
+end
+
+--- 0 to 1 over `warmup` steps, then half a cosine to 0 at `total`.
+function schedule.warmup_cosine(warmup)
+  return warmup_then(warmup, function(step, total)
+    local progress = (step - warmup) / math.max(1, total - warmup)
+    return math.max(0, 0.5 * (1 + math.cos(math.pi * progress)))
+  end)
+end
+
+--- 0 to 1 over `warmup` steps (default 0), then 1.
+function schedule.constant(warmup)
+  return warmup_then(warmup or 0, function() return 1 end)
+end
+
+local NAMES = { linear = schedule.warmup_linear, cosine = schedule.warmup_cosine, constant = schedule.constant }
+
+--- By name, for command lines: "linear", "cosine", "constant".
+function schedule.by_name(name, warmup)
+  local make = NAMES[name] or check.fail("there is no schedule '%s'; there are linear, cosine and constant", tostring(name))
+  return make(warmup)
+end
+
+return schedule

@@ -1,0 +1,73 @@
+-- Fine-tune an embedding model with LoRA to tell buggy lines of code from correct ones, by their similarity to their context.
+--
+--   lorarun recipes/bugdetect.lua                              the whole job, or its small preset where there is no GPU
+--   lorarun recipes/bugdetect.lua --model DIR --data DIR       your model, your data
+--
+-- Data: a folder with train, validation and test .jsonl (or .csv) whose rows hold current_line, context, score (0 = buggy,
+-- 1 = correct) and context_type. recipes/bugdata.lua makes such folders.
+local lr = require "lorarun"
+
+local args = lr.args {
+  { "model", "nomic-ai/nomic-embed-code", "folder or Hugging Face id of the base model" },
+  { "data", "", "folder with train/validation/test .jsonl; empty: made from the Python sources on this machine" },
+  { "output", "", "folder to write; empty: models/finetuned-<model>" },
+  { "batch", 64, "pairs a step on each device", min = 1 },
+  { "accumulate", 1, "batches a step", min = 1 },
+  { "epochs", 3, "passes over the training rows", type = "number" },
+  { "max-steps", 0, "stop after so many steps; 0: no limit", min = 0 },
+  { "learning-rate", 3e-4, "AdamW's, at the end of warmup" },
+  { "warmup", 1000, "steps from 0 to the full learning rate", min = 0 },
+  { "schedule", "linear", "after warmup", choices = { "linear", "cosine", "constant" } },
+  { "weight-decay", 0.0, "AdamW's" },
+  { "clip", 1.0, "largest global gradient norm; 0: none" },
+  { "rank", 16, "of the LoRA adapters", min = 1 },
+  { "alpha", 32.0, "their scale is alpha / rank" },
+  { "dropout", 0.1, "on the adapters' input" },
+  { "targets", "q_proj,k_proj,v_proj", "layers to adapt: names with commas, all-linear, or a regex" },
+  { "max-length", 512, "tokens a text is cut to", min = 1 },
+  { "precision", "fp32", "of the forward and backward pass", choices = { "fp32", "bf16" } },
+  { "loss", "cosine", "cosine similarity, or multiple negatives ranking", choices = { "cosine", "mnr" } },
+  { "sampling", "weighted", "order of the rows", choices = { "weighted", "shuffled", "sequential" } },
+  { "evaluation-steps", 2000, "evaluate and write a checkpoint every so many steps", min = 1 },
+  { "keep", 3, "checkpoints kept, besides the best", min = 1 },
+  { "max-train-rows", 850000, "use only so many training rows; 0: all", min = 0 },
+  { "max-evaluation-rows", 780000, "use only so many rows of validation and of test; 0: all", min = 0 },
+  { "on-bad-row", "error", "what a malformed row does", choices = { "error", "skip" } },
+  { "recompute", "none", "layers whose activations are computed again in backward: none, all or a number" },
+  { "threads", 0, "compute threads; 0: all cores", min = 0 },
+  { "seed", 1, "of everything random" },
+  { "resume", "", "go on from a checkpoint: latest, or its path" },
+}
+
+-- No GPU and no model chosen: the same job at a size that a CPU finishes while you watch.
+local function small_preset()
+  print "No GPU and no --model: taking the small preset, all-MiniLM-L6-v2 on bugs planted in this machine's Python sources."
+  local preset = { model = lr.hub.small_model(), targets = "query,key,value", batch = 32, epochs = 1, warmup = 50,
+    learning_rate = 1e-3, max_length = 128, max_steps = 300, evaluation_steps = 100, max_evaluation_rows = 3000 }
+  for name, value in pairs(preset) do
+    if not lr.given(args, name) then args[name] = value end
+  end
+end
+
+local small = not lr.given(args, "model") and not lr.has_gpu()
+if small then small_preset() end
+lr.threads(args.threads)
+if args.data == "" then args.data = lr.bugdata.from_this_machine { seed = args.seed } end
+if args.output == "" then args.output = "models/finetuned-" .. lr.fs.basename(args.model) end
+
+local model = lr.load_model(args.model, { max_length = args.max_length, precision = args.precision })
+local targets = args.targets
+if targets:find("^[%w_,.]+$") and targets ~= "all-linear" then targets = lr.split(targets, ",") end
+model:add_lora { rank = args.rank, alpha = args.alpha, dropout = args.dropout, targets = targets, seed = args.seed }
+
+lr.train {
+  model = model, data = args.data, output = args.output,
+  columns = { "current_line", "context" }, score = "score", group = "context_type",
+  loss = lr.loss.by_name(args.loss), schedule = lr.schedule.by_name(args.schedule, args.warmup), warmup = args.warmup,
+  learning_rate = args.learning_rate, weight_decay = args.weight_decay, clip = args.clip,
+  batch = args.batch, accumulate = args.accumulate, epochs = args.epochs, max_steps = args.max_steps,
+  sampling = args.sampling, seed = args.seed, recompute = args.recompute,
+  evaluation_steps = args.evaluation_steps, evaluate_first = small, keep = args.keep,
+  max_train_rows = args.max_train_rows, max_evaluation_rows = args.max_evaluation_rows, on_bad_row = args.on_bad_row,
+  resume = args.resume ~= "" and args.resume, settings = args, recipe = arg[0],
+}
