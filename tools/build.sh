@@ -12,7 +12,7 @@ unset MAKEFLAGS MFLAGS GNUMAKEFLAGS MAKELEVEL
 jobs=${JOBS:-$(nproc)}
 
 options="$root $*"
-if [ "$(cat "$folder/.configured" 2>/dev/null)" != "$options" ]; then
+if [ ! -f "$folder/CMakeCache.txt" ] || [ "$(cat "$folder/.configured" 2>/dev/null)" != "$options" ]; then
   rm -rf "$folder/CMakeCache.txt" "$folder/CMakeFiles"
   mkdir -p "$folder"
   generator=()
