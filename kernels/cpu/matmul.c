@@ -1,0 +1,128 @@
+/* matmul.c: the matrix products as ops: dtypes, strides, beta; the products themselves are in gemm.c.
+ *
+ * linear and linear_backward meet frozen packed weights and are nearly all of a step's work. The plain products are
+ * LoRA's: one of their three sizes is a rank, so they move more than they compute, and a conversion costs about as much
+ * as the product. */
+#include "cpu/gemm.h"
+#include "cpu/vec.h"
+
+/* Copy rows between tensors of f32 and bf16, any row stride on either side. */
+static void convert_rows(const lr_exec *exec, lr_tensor *y, const lr_tensor *x)
+{
+    const int64_t rows = x->shape[0], width = x->shape[1];
+#pragma omp parallel for num_threads(lr_threads_for(exec, rows *width)) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const size_t to = (size_t)(i * y->ld), from = (size_t)(i * x->ld);
+        if (y->dtype == x->dtype)
+            memcpy(lr_at(y, (int64_t)to), lr_at(x, (int64_t)from), (size_t)width * lr_dtype_size(x->dtype));
+        else if (y->dtype == LR_F32)
+            lr_run_from_bf16((float *)y->data + to, (const uint16_t *)x->data + from, width);
+        else
+            lr_run_to_bf16((uint16_t *)y->data + to, (const float *)x->data + from, width);
+    }
+}
+
+/* A matrix of x's shape in memory of our own. */
+static lr_tensor matrix_like(const lr_tensor *x, int dtype, void *data)
+{
+    lr_tensor t = *x;
+    t.dtype = dtype;
+    t.ld = x->shape[1];
+    t.data = data;
+    return t;
+}
+
+/* Bytes for a matrix of x's shape, rounded so that what follows stays aligned. */
+static size_t matrix_bytes(const lr_tensor *x, int dtype)
+{
+    return ((size_t)x->elements * lr_dtype_size(dtype) + 63) & ~(size_t)63;
+}
+
+/* y = x w' + bias + beta y, where w' is either direction of a packed weight. */
+static int packed_product(const lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_tensor *w, const float *bias,
+                          float beta)
+{
+    if (lr_gemm_packed_dtype(w) == x->dtype)
+        return lr_gemm_packed(w, x->shape[0], x->data, x->ld, y->data, y->ld, bias, beta);
+    /* bf16 on a machine that lacks its products */
+    char *scratch = lr_scratch(matrix_bytes(x, LR_F32) + matrix_bytes(y, LR_F32));
+    if (scratch == NULL)
+        return LR_ENOMEM;
+    lr_tensor wide_x = matrix_like(x, LR_F32, scratch),
+              wide_y = matrix_like(y, LR_F32, scratch + matrix_bytes(x, LR_F32));
+    convert_rows(exec, &wide_x, x);
+    if (beta != 0.0f)
+        convert_rows(exec, &wide_y, y);
+    const int status = lr_gemm_packed(w, x->shape[0], wide_x.data, wide_x.ld, wide_y.data, wide_y.ld, bias, beta);
+    if (status == LR_OK)
+        convert_rows(exec, y, &wide_y);
+    return status;
+}
+
+int LR_CPU(linear)(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_tensor *w, const lr_tensor *b)
+{
+    LR_NEED_CPU_DTYPE("linear", x);
+    return packed_product(exec, y, x, w, b != NULL ? b->data : NULL, 0.0f);
+}
+
+int LR_CPU(linear_backward)(lr_exec *exec, lr_tensor *dx, const lr_tensor *dy, const lr_tensor *w, double beta)
+{
+    LR_NEED_CPU_DTYPE("linear_backward", dy);
+    return packed_product(exec, dx, dy, w, NULL, (float)beta);
+}
+
+/* ---- plain products
+ * -------------------------------------------------------------------------------------------------- */
+/* c = alpha a' b' + beta c in f32: bf16 operands are converted first, a bf16 result goes through f32 and is rounded
+ * once. */
+static int product(const lr_exec *exec, const char *op, lr_tensor *c, const lr_tensor *a, bool a_transposed,
+                   const lr_tensor *b, bool b_transposed, double alpha, double beta)
+{
+    LR_NEED_CPU_DTYPE(op, c);
+    LR_NEED_CPU_DTYPE(op, a);
+    LR_NEED_CPU_DTYPE(op, b);
+    const int64_t m = c->shape[0], n = c->shape[1], k = a->shape[a_transposed ? 0 : 1];
+    const size_t a_bytes = a->dtype == LR_F32 ? 0 : matrix_bytes(a, LR_F32);
+    const size_t b_bytes = b->dtype == LR_F32 ? 0 : matrix_bytes(b, LR_F32);
+    const size_t c_bytes = c->dtype == LR_F32 ? 0 : matrix_bytes(c, LR_F32);
+    lr_tensor wide_a = *a, wide_b = *b, wide_c = *c;
+    if (a_bytes + b_bytes + c_bytes > 0) {
+        char *scratch = lr_scratch(a_bytes + b_bytes + c_bytes);
+        if (scratch == NULL)
+            return LR_ENOMEM;
+        if (a_bytes > 0) {
+            wide_a = matrix_like(a, LR_F32, scratch);
+            convert_rows(exec, &wide_a, a);
+        }
+        if (b_bytes > 0) {
+            wide_b = matrix_like(b, LR_F32, scratch + a_bytes);
+            convert_rows(exec, &wide_b, b);
+        }
+        if (c_bytes > 0) {
+            wide_c = matrix_like(c, LR_F32, scratch + a_bytes + b_bytes);
+            if (beta != 0.0)
+                convert_rows(exec, &wide_c, c);
+        }
+    }
+    const int status =
+        lr_gemm_f32(m, n, k, (float)alpha, (lr_gemm_operand){wide_a.data, wide_a.ld, a_transposed},
+                    (lr_gemm_operand){wide_b.data, wide_b.ld, b_transposed}, (float)beta, wide_c.data, wide_c.ld);
+    if (status == LR_OK && c_bytes > 0)
+        convert_rows(exec, c, &wide_c);
+    return status;
+}
+
+int LR_CPU(matmul_nt)(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
+{
+    return product(exec, "matmul_nt", c, a, false, b, true, alpha, beta);
+}
+
+int LR_CPU(matmul_nn)(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
+{
+    return product(exec, "matmul_nn", c, a, false, b, false, alpha, beta);
+}
+
+int LR_CPU(matmul_tn)(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
+{
+    return product(exec, "matmul_tn", c, a, true, b, false, alpha, beta);
+}

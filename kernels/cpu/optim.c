@@ -1,0 +1,57 @@
+/* optim.c: the gradient's norm and AdamW, over one flat vector of all parameters. */
+#include "cpu/vec.h"
+
+enum { NORM_CHUNK = 16384 };
+
+/* Partial sums belong to fixed chunks, not to threads: the norm does not depend on the number of threads. */
+int LR_CPU(clip_factor)(lr_exec *exec, lr_tensor *factor, lr_tensor *norm, const lr_tensor *g, double max_norm,
+                        double scale)
+{
+    const int64_t n = g->shape[0], chunks = (n + NORM_CHUNK - 1) / NORM_CHUNK;
+    double *partial = lr_scratch((size_t)chunks * sizeof *partial);
+    if (partial == NULL)
+        return LR_ENOMEM;
+    const float *x = g->data;
+#pragma omp parallel for num_threads(lr_threads_for(exec, n)) schedule(static)
+    for (int64_t c = 0; c < chunks; c++) {
+        const int64_t end = lr_min64(n, (c + 1) * NORM_CHUNK);
+        double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = c * NORM_CHUNK; i < end; i++)
+            sum += (double)x[i] * x[i];
+        partial[c] = sum;
+    }
+    double total = 0.0;
+    for (int64_t c = 0; c < chunks; c++)
+        total += partial[c];
+    const double length = scale * sqrt(total);
+    const double clip = max_norm > 0.0 ? fmin(1.0, max_norm / (length + 1e-6)) : 1.0;
+    *(float *)norm->data = (float)length;
+    *(float *)factor->data = isfinite(length) ? (float)(scale * clip) : 0.0f;
+    return LR_OK;
+}
+
+int LR_CPU(adamw)(lr_exec *exec, lr_tensor *p, lr_tensor *m, lr_tensor *v, const lr_tensor *g, const lr_tensor *factor,
+                  double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step)
+{
+    const float gradient_factor = *(const float *)factor->data;
+    if (step < 1)
+        return lr_fail(LR_EINVAL, "adamw: step is %lld, steps count from 1", (long long)step);
+    if (gradient_factor == 0.0f) /* the gradient overflowed: this step does not happen */
+        return LR_OK;
+    const float b1 = (float)beta1, rest1 = (float)(1.0 - beta1), b2 = (float)beta2, rest2 = (float)(1.0 - beta2);
+    const float keep = (float)(1.0 - lr * weight_decay), rate = (float)(lr / (1.0 - pow(beta1, (double)step)));
+    const float correction = (float)(1.0 / sqrt(1.0 - pow(beta2, (double)step))), small = (float)eps;
+    float *weight = p->data, *first = m->data, *second = v->data;
+    const float *gradient = g->data;
+    const int64_t n = p->shape[0];
+#pragma omp parallel for simd num_threads(lr_threads_for(exec, 4 * n)) schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        const float x = gradient[i] * gradient_factor;
+        const float m1 = b1 * first[i] + rest1 * x, v1 = b2 * second[i] + rest2 * x * x;
+        first[i] = m1;
+        second[i] = v1;
+        weight[i] = keep * weight[i] - rate * m1 / (sqrtf(v1) * correction + small);
+    }
+    return LR_OK;
+}
