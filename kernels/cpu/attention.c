@@ -15,8 +15,7 @@
  * that a column of them does not fall into one set of the cache. */
 enum { QUERIES = 48, KEYS = 192, SCORES = KEYS + 16 };
 
-/* ---- the sequences of a batch, longest first
- * ------------------------------------------------------------------------- */
+/* ---- the sequences of a batch, longest first ------------------------------------------------------------------- */
 typedef struct sequence {
     int32_t start, length;
 } sequence;
@@ -101,8 +100,7 @@ static int attention_scratch(attention_work *w, const lr_exec *exec, const lr_te
     return LR_OK;
 }
 
-/* ---- packing
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- packing --------------------------------------------------------------------------------------------------- */
 /* Rows [first, first + n) of one head as y[n][dim], times factor. */
 static void copy_head(float *y, const lr_tensor *x, int64_t first, int64_t n, int64_t column, int64_t dim, float factor)
 {
@@ -174,8 +172,15 @@ static inline int64_t last_key(const attention_work *w, int64_t query, int64_t n
     return w->causal ? lr_min64(length, query + n) : length;
 }
 
-/* ---- forward
- * --------------------------------------------------------------------------------------------------------- */
+/* The next n floats of a layout; NULL while it is only counted. */
+static inline float *take(float *base, int64_t *used, int64_t n)
+{
+    float *p = base != NULL ? base + *used : NULL;
+    *used += n;
+    return p;
+}
+
+/* ---- forward --------------------------------------------------------------------------------------------------- */
 typedef struct forward_buffers {
     float *keys, *values, *rows, *q, *scores, *sums, *highest, *total;
 } forward_buffers;
@@ -279,8 +284,7 @@ int LR_CPU(attention)(lr_exec *exec, lr_tensor *o, lr_tensor *lse, const lr_tens
     return LR_OK;
 }
 
-/* ---- backward
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- backward -------------------------------------------------------------------------------------------------- */
 typedef struct backward_buffers {
     float *keys, *key_rows, *values, *dk, *dv;                          /* of the whole sequence */
     float *rows, *q, *q_panels, *d_o, *do_panels, *p, *ds, *dq, *along; /* of a block of queries */

@@ -126,8 +126,7 @@ static dnnl_status_t run(dnnl_primitive_desc_t pd, const lr_gemm_argument *argum
     return status;
 }
 
-/* ---- packed weights
- * -------------------------------------------------------------------------------------------------- */
+/* ---- packed weights -------------------------------------------------------------------------------------------- */
 /* The layout that matmul wants for a weight of this shape, and the layout that w has. */
 static int describe_weight(lr_packed_weight *packed, dnnl_memory_desc_t *plain, const lr_tensor *w, int direction)
 {
@@ -257,8 +256,7 @@ int lr_gemm_packed(const lr_tensor *w, int64_t rows, const void *x, int64_t ldx,
     return failed(status, "a product with a packed weight");
 }
 
-/* ---- plain products
- * -------------------------------------------------------------------------------------------------- */
+/* ---- plain products -------------------------------------------------------------------------------------------- */
 int lr_gemm_f32(int64_t m, int64_t n, int64_t k, float alpha, lr_gemm_operand a, lr_gemm_operand b, float beta,
                 float *c, int64_t ldc)
 {

@@ -71,8 +71,7 @@ int LR_CPU(linear_backward)(lr_exec *exec, lr_tensor *dx, const lr_tensor *dy, c
     return packed_product(exec, dx, dy, w, NULL, (float)beta);
 }
 
-/* ---- plain products
- * -------------------------------------------------------------------------------------------------- */
+/* ---- plain products -------------------------------------------------------------------------------------------- */
 /* c = alpha a' b' + beta c in f32: bf16 operands are converted first, a bf16 result goes through f32 and is rounded
  * once. */
 static int product(const lr_exec *exec, const char *op, lr_tensor *c, const lr_tensor *a, bool a_transposed,

@@ -70,8 +70,7 @@ int LR_CPU(scatter_rows)(lr_exec *exec, lr_tensor *x, const lr_tensor *y, const 
     return LR_OK;
 }
 
-/* ---- f16, which the CPU only stores
- * ---------------------------------------------------------------------------------- */
+/* ---- f16, which the CPU only stores ---------------------------------------------------------------------------- */
 /* As lr_f16_to_f32, without its branches. */
 static inline float from_f16(uint16_t h)
 {
@@ -135,8 +134,7 @@ int LR_CPU(cast)(lr_exec *exec, lr_tensor *y, const lr_tensor *x)
     return LR_OK;
 }
 
-/* ---- arithmetic
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- arithmetic ------------------------------------------------------------------------------------------------ */
 int LR_CPU(add)(lr_exec *exec, lr_tensor *y, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
 {
     LR_NEED_CPU_DTYPE("add", y);

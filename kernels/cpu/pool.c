@@ -86,8 +86,7 @@ int LR_CPU(pool_backward)(lr_exec *exec, lr_tensor *dx, const lr_tensor *dy, con
     return LR_OK;
 }
 
-/* ---- rows of embeddings
- * ---------------------------------------------------------------------------------------------- */
+/* ---- rows of embeddings ---------------------------------------------------------------------------------------- */
 static inline float dot(const float *a, const float *b, int64_t n)
 {
     float sum = 0.0f;

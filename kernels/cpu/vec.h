@@ -17,8 +17,7 @@ enum {
     LR_RUN = 2048
 }; /* elements an elementwise kernel takes at a time: three runs of f32 are half of a 48 KiB cache */
 
-/* ---- bits and 16-bit formats
- * ----------------------------------------------------------------------------------------- */
+/* ---- bits and 16-bit formats ----------------------------------------------------------------------------------- */
 static inline uint32_t lr_bits(float x)
 {
     uint32_t u;
@@ -54,8 +53,7 @@ static inline void lr_run_to_bf16(uint16_t *restrict y, const float *restrict x,
         y[i] = lr_round_bf16(x[i]);
 }
 
-/* ---- runs
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- runs ------------------------------------------------------------------------------------------------------ */
 static inline void *lr_at(const lr_tensor *t, int64_t element)
 {
     return (char *)t->data + (size_t)element * (t->dtype == LR_F32 ? 4 : 2);
@@ -137,8 +135,7 @@ static inline int lr_check_cu(const char *op, const lr_tensor *cu, int64_t token
     return LR_OK;
 }
 
-/* ---- functions
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- functions ------------------------------------------------------------------------------------------------- */
 /* e^x to 1.5 units in the last place; 0 below 2^-125, inf above the largest float, NaN for NaN. The polynomial is
  * ours: Chebyshev interpolation of (e^r - 1 - r) / r^2 on |r| <= ln(2)/2. */
 static inline float lr_exp(float x)
