@@ -1,0 +1,32 @@
+/* file.h: what the readers and writers of io/ share: files that appear whole or not at all, bounded reads, CRC-32C. */
+#ifndef LR_IO_FILE_H
+#define LR_IO_FILE_H
+
+#include "core/core.h"
+
+/* A file under construction: bytes go to a temporary name beside `path` and take its place on commit. A reader of
+ * `path` sees the old file or the new one, whatever happens in between. */
+typedef struct lr_atomic {
+    int fd;
+    char *path, *temporary; /* temporary is NULL when nothing is under construction */
+} lr_atomic;
+
+int lr_atomic_open(lr_atomic *a, const char *path);
+int lr_atomic_write(lr_atomic *a, const void *data, size_t size);
+/* fsync, rename, fsync the directory. Success or not, the handle is done with. */
+int lr_atomic_commit(lr_atomic *a);
+/* Close and remove the temporary file; no effect after a commit. */
+void lr_atomic_abandon(lr_atomic *a);
+
+/* Open a regular file for reading and tell its size. A directory, device or pipe is LR_EINVAL. */
+int lr_file_open(const char *path, int *fd, int64_t *size);
+/* Read exactly `size` bytes at `offset`, else 0 with errno set; a file that ends early sets errno to 0. Makes no
+ * message, so that worker threads may call it. */
+int lr_file_read_at(int fd, int64_t offset, void *data, size_t size);
+
+/* CRC-32C (Castagnoli) of `size` bytes that follow bytes whose checksum is crc; start with 0. */
+uint32_t lr_crc32c(uint32_t crc, const void *data, size_t size);
+/* The same without the processor's own instruction: what other machines run, and what the tests compare with. */
+uint32_t lr_crc32c_portable(uint32_t crc, const void *data, size_t size);
+
+#endif
