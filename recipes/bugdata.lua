@@ -1,0 +1,31 @@
+-- bugdata.lua: makes training data for recipes/bugdetect.lua out of source code.
+--
+--   lorarun recipes/bugdata.lua --pairs fixes/ --output data/               files X_before_merge.py and
+--   X_after_merge.py lorarun recipes/bugdata.lua --git ~/project --output data/              the commits of a
+--   repository that fix bugs lorarun recipes/bugdata.lua --mutate /usr/lib/python3 --output data/    bugs planted in
+--   correct code
+--
+-- It writes train.jsonl, validation.jsonl, test.jsonl and summary.json. docs/data.md tells what is in them; the work
+-- is done by lua/lorarun/bugdata.lua.
+local bugdata = require "lorarun.bugdata"
+
+local default = bugdata.OPTIONS
+local args = require("lorarun.args").parse {
+  { "output", "", "folder to write the data to" },
+  { "pairs", "", "source: folder with *_before_merge.EXT and *_after_merge.EXT files" },
+  { "git", "", "source: git repository; files before and after each commit that fixes a bug" },
+  { "mutate", "", "source: folders (a,b,c) of correct code to plant bugs in" },
+  { "seed", default.seed, "same seed, same input, same bytes" },
+  { "extensions", default.extensions, "file name endings to read" },
+  { "max_rows", default.max_rows, "rows per split; 0: no limit" },
+  { "max_files", default.max_files, "files (pairs) to read, drawn at random; 0: all" },
+  { "max_file_size", default.max_file_size, "bytes; larger files are skipped" },
+  { "max_context", default.max_context, "bytes of context_full, in whole lines around the line" },
+  { "correct_per_buggy", default.correct_per_buggy, "correct lines kept per buggy one; 0: all; auto: 1 with --mutate, else 0" },
+  { "similar", default.similar, "--mutate: share of the kept correct lines where a bug could have been planted" },
+  { "bugs_per_file", default.bugs_per_file, "--mutate: most bugs planted in one file" },
+  { "max_commits", default.max_commits, "--git: newest commits to look at; 0: all" },
+  { "message_pattern", default.message_pattern, "--git: messages of commits that fix bugs (extended regex)" },
+}
+
+print(bugdata.describe(bugdata.make(args)))
