@@ -166,8 +166,10 @@ function autograd.gradient_of(fn, inputs, d_outputs)
     flags[i] = inputs[i].needs_grad
     inputs[i].needs_grad = true
   end
+  for _, d in pairs(d_outputs) do autograd.share(d, 2) end -- they are the caller's: not to be overwritten or freed
   local function restore(ok, ...)
     for i = 1, #inputs do inputs[i].needs_grad = flags[i] end
+    for _, d in pairs(d_outputs) do d.holders = nil end
     if not ok then error((...), 0) end
     return ...
   end

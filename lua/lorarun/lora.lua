@@ -117,7 +117,8 @@ local FIELDS = { rank = true, alpha = true, dropout = true, targets = true, rslo
   alpha_pattern = true }
 
 --- add(model, spec): new adapters: A uniform in +-1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt 5), B zero, so the model first
---- is what it was. spec: { rank = 16, alpha = 32, dropout = 0, targets = { "q_proj", ... } | "all-linear" | "regex", rslora = false,
+--- is what it was.
+---   spec: { rank = 16, alpha = 32, dropout = 0, targets = { "q_proj", ... } | "all-linear" | "regex", rslora = false,
 --- seed = 0, rank_pattern, alpha_pattern }
 function lora.add(model, spec)
   spec = spec or {}
@@ -210,8 +211,9 @@ function lora.base_of(folder)
   return config.base_model_name_or_path
 end
 
--- The modules in an adapter file: { name = { A = key, B = key } }.
-local function modules_of(file)
+-- The modules in an adapter file: { name = { A = key, B = key } }, without those that no embedding depends on (`unused`, of the
+-- architecture: BERT's pooler).
+local function modules_of(file, unused)
   local found = {}
   for _, key in ipairs(file:names()) do
     -- base_model.model.[model.|bert.]NAME.lora_A[.default].weight
@@ -219,8 +221,10 @@ local function modules_of(file)
     if not name then name, side = key:match("^base_model%.model%.(.+)%.lora_([AB])%.default%.weight$") end
     if not name then check.fail("%s: tensor '%s' is not of a LoRA adapter", file.path, key) end
     name = name:gsub("^model%.", ""):gsub("^bert%.", "")
-    found[name] = found[name] or {}
-    found[name][side] = key
+    if not unused[name] then
+      found[name] = found[name] or {}
+      found[name][side] = key
+    end
   end
   for name, pair in pairs(found) do
     if not pair.A or not pair.B then check.fail("%s: module '%s' has only one of lora_A and lora_B", file.path, name) end
@@ -263,7 +267,7 @@ function lora.load(model, folder)
     io.stderr:write(("lorarun: warning: %s: '%s' is unknown and ignored\n"):format(path, key))
   end
   return with_file(folder, function(file)
-    local found = modules_of(file)
+    local found = modules_of(file, model.arch.unused)
     local adapter = attach(model, config, function(name)
       if not found[name] then return nil end
       local rank = file:info(found[name].A).shape[1]
@@ -281,7 +285,7 @@ end
 
 --- read_into(model, folder): overwrite the model's adapters with those of an adapter folder of the same modules and ranks.
 function lora.read_into(model, folder)
-  with_file(folder, function(file) read_tensors(model.lora, file, modules_of(file)) end)
+  with_file(folder, function(file) read_tensors(model.lora, file, modules_of(file, model.arch.unused)) end)
 end
 
 --- write(model, folder, base): adapter_config.json and adapter_model.safetensors as PEFT writes them. base: what

@@ -56,8 +56,8 @@ local function architecture(config, path)
   if type(kind) == "string" and kind:find("^[%w_]+$") then ok, arch = pcall(require, "lorarun.models." .. kind) end
   if not ok then
     if type(arch) == "string" and not arch:find("module 'lorarun.models", 1, true) then error(arch, 0) end
-    check.fail("%s: model_type '%s' is not supported; lorarun has qwen2 and bert. docs/adding-a-model.md tells how to add one", path,
-      tostring(kind))
+    check.fail("%s: model_type '%s' is not supported; lorarun has qwen2 and bert. docs/adding-a-model.md tells how to add one",
+      path, tostring(kind))
   end
   for _, name in ipairs(config.architectures or {}) do
     if not arch.architectures[name] then
@@ -125,11 +125,11 @@ local function load(name, options)
   return tensor.persistent(function()
     local file = safetensors.open_folder(weights_folder)
     local ok, model = pcall(function()
-      local source = nn.source(file, { prefixes = arch.prefixes, probe = arch.probe, dtype = dtype,
-        device = options.device or "cpu" })
+      local load_tensor, prefix = nn.file_loader(file, arch.prefixes, arch.probe)
+      local source = nn.source { load = load_tensor, dtype = dtype, device = options.device or "cpu" }
       local built = arch.build(c, source)
       arch.prepare(built, max_length, source.device)
-      return { arch = arch, built = built, linears = source.linears, prefix = source.prefix }
+      return { arch = arch, built = built, linears = source.linears, prefix = prefix }
     end)
     file:close()
     if not ok then error(model, 0) end

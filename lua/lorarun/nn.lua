@@ -11,22 +11,18 @@ local ops = require "lorarun.ops"
 local nn = {}
 
 -- ---- reading weights -------------------------------------------------------------------------------------------------------
---- source(file, options): reads tensors of a safetensors folder (lorarun.safetensors) for a model.
----   options: { prefixes = { "", "model." }: what may stand before a tensor's name; the first that holds `probe` is taken,
----   probe = "embed_tokens.weight", dtype = of activations and big weights, device }
-function nn.source(file, options)
+--- file_loader(file, prefixes, probe): a function load(name, t) that fills t from a safetensors folder (lorarun.safetensors), and
+--- the prefix its names have: the first of `prefixes` with which the tensor `probe` exists.
+function nn.file_loader(file, prefixes, probe)
   local prefix
-  for _, p in ipairs(options.prefixes) do
-    if file:has(p .. options.probe) then prefix = p break end
+  for _, p in ipairs(prefixes) do
+    if file:has(p .. probe) then prefix = p break end
   end
   if not prefix then
     check.fail("%s: there is no tensor '%s' (nor with prefix '%s'); this is not the model that config.json describes", file.path,
-      options.probe, table.concat(options.prefixes, "' or '", 2))
+      probe, table.concat(prefixes, "' or '", 2))
   end
-  local source = { file = file, prefix = prefix, dtype = options.dtype, device = options.device, linears = {} }
-
-  -- Load tensor `name` into t, whose shape it must have.
-  local function load_into(name, t)
+  return function(name, t)
     local full = prefix .. name
     if not file:has(full) then check.fail("%s: tensor '%s' is missing", file.path, full) end
     local shape = file:info(full).shape
@@ -35,6 +31,15 @@ function nn.source(file, options)
         table.concat(t.shape, ", "))
     end
     file:load(full, t)
+  end, prefix
+end
+
+--- source{ load = function(name, t), dtype = of activations and big weights, device }: makes a model's frozen layers.
+function nn.source(options)
+  local source = { dtype = options.dtype, device = options.device, linears = {} }
+
+  local function load_into(name, t)
+    options.load(name, t)
     return t
   end
 

@@ -217,6 +217,7 @@ end
 --- All values as C data of the tensor's dtype (16-bit floats as float), in row order.
 function Tensor:data()
   local t = self
+  check(C.lr_tensor_read(t.handle, 0, 0, nil)) -- freed, packed and meta tensors have no values: say so before allocating
   if t.dtype == "bf16" or t.dtype == "f16" then
     t = tensor.new(self.shape, "f32", self.name, self.device)
     check(C.lr_op_cast(t:matrix().handle, self:matrix().handle))

@@ -9,6 +9,7 @@ local qwen2 = {
   architectures = { Qwen2Model = true, Qwen2ForCausalLM = true },
   prefixes = { "", "model." },
   probe = "embed_tokens.weight",
+  unused = {}, -- linear layers of the checkpoint that no embedding depends on
 }
 
 --- The sizes that matter, from config.json (transformers 4 and 5 spellings). Refuses what this file does not compute.
