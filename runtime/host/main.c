@@ -1,70 +1,136 @@
-/* main.c: the program. Starts Lua with the embedded modules and runs a recipe. */
-#include "core/core.h"
+/* main.c: the program: a Lua state with lorarun's modules inside the executable, and lorarun.program to run it.
+ *
+ * What the command line means is decided in lua/lorarun/program.lua. Environment: LORARUN_LUA_PATH names a folder whose
+ * lorarun/x.lua replace the embedded modules (for work on lorarun itself); LORARUN_JIT=off interprets everything. */
+#include "host/host.h"
 #include "host/modules.h"
-#include <lauxlib.h>
-#include <lualib.h>
+#include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* package.loaders entry: $LORARUN_LUA_PATH/lorarun/x.lua when that variable is set, else the module inside the program. */
+/* Give the chunk on top of the stack the plain table of globals: recipes may replace the environment of what is loaded,
+ * and lorarun's own modules are no part of that. Upvalue 1 of the calling function is that table. */
+static int own_module(lua_State *L, int load_status)
+{
+    if (load_status != 0)
+        return lua_error(L);
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_setfenv(L, -2);
+    return 1;
+}
+
+/* package.loaders entry for lorarun and lorarun.*: nothing on package.path can take their place by accident. */
 static int load_module(lua_State *L)
 {
     const char *name = luaL_checkstring(L, 1), *dir = getenv("LORARUN_LUA_PATH");
+    if (strcmp(name, "lorarun") != 0 && strncmp(name, "lorarun.", 8) != 0)
+        return 0;
     if (dir != NULL && *dir != 0) {
         const char *tail = luaL_gsub(L, name, ".", "/");
-        const char *const patterns[] = {"%s/%s.lua", "%s/%s/init.lua"};
+        static const char *const patterns[] = {"%s/%s.lua", "%s/%s/init.lua"};
         for (size_t i = 0; i < LR_COUNT_OF(patterns); i++) {
             lua_pushfstring(L, patterns[i], dir, tail);
             FILE *f = fopen(lua_tostring(L, -1), "rb");
             if (f != NULL) {
-                fclose(f);
-                if (luaL_loadfile(L, lua_tostring(L, -1)) != 0)
-                    return lua_error(L);
-                return 1;
+                (void)fclose(f);
+                return own_module(L, luaL_loadfile(L, lua_tostring(L, -1)));
             }
         }
     }
     for (const lr_lua_module *m = lr_lua_modules; m->name != NULL; m++)
         if (strcmp(m->name, name) == 0) {
             lua_pushfstring(L, "@lua/%s.lua", name);
-            if (luaL_loadbuffer(L, m->text, m->size, lua_tostring(L, -1)) != 0)
-                return lua_error(L);
-            return 1;
+            return own_module(L, luaL_loadbuffer(L, m->text, m->size, lua_tostring(L, -1)));
         }
     lua_pushfstring(L, "\n\tno module '%s' inside lorarun", name);
     return 1;
 }
 
-static int traceback(lua_State *L)
+/* modules() -> the names of the embedded modules, for completion and "did you mean". */
+static int module_names(lua_State *L)
 {
-    luaL_traceback(L, L, lua_tostring(L, 1), 1);
+    lua_newtable(L);
+    int n = 0;
+    for (const lr_lua_module *m = lr_lua_modules; m->name != NULL; m++) {
+        lua_pushstring(L, m->name);
+        lua_rawseti(L, -2, ++n);
+    }
     return 1;
+}
+
+static int open_host(lua_State *L)
+{
+    lua_newtable(L);
+    lua_pushcfunction(L, module_names);
+    lua_setfield(L, -2, "modules");
+    lr_host_add_evaluation(L);
+    lr_host_add_editing(L);
+    return 1;
+}
+
+/* Second in package.loaders: after package.preload, before files. */
+static void add_loader(lua_State *L)
+{
+    lua_getglobal(L, "package");
+    lua_getfield(L, -1, "preload");
+    lua_pushcfunction(L, open_host);
+    lua_setfield(L, -2, "lorarun.host");
+    lua_pop(L, 1);
+    lua_getfield(L, -1, "loaders");
+    for (int i = (int)lua_objlen(L, -1); i >= 2; i--) {
+        lua_rawgeti(L, -1, i);
+        lua_rawseti(L, -2, i + 1);
+    }
+    lua_pushvalue(L, LUA_GLOBALSINDEX);
+    lua_pushcclosure(L, load_module, 1);
+    lua_rawseti(L, -2, 2);
+    lua_pop(L, 2);
+}
+
+typedef struct command_line {
+    int argc;
+    char **argv;
+    int exit_status;
+} command_line;
+
+static int run(lua_State *L)
+{
+    command_line *given = lua_touserdata(L, 1);
+    luaL_openlibs(L);
+    add_loader(L);
+    const char *jit = getenv("LORARUN_JIT");
+    if (jit != NULL && strcmp(jit, "off") == 0 && luaL_dostring(L, "jit.off()") != 0)
+        return lua_error(L);
+    lua_getglobal(L, "require");
+    lua_pushliteral(L, "lorarun.program");
+    lua_call(L, 1, 1);
+    lua_createtable(L, given->argc, 1);
+    for (int i = 0; i < given->argc; i++) {
+        lua_pushstring(L, given->argv[i]);
+        lua_rawseti(L, -2, i);
+    }
+    lua_call(L, 1, 1);
+    given->exit_status = (int)lua_tointeger(L, -1);
+    return 0;
 }
 
 int main(int argc, char **argv)
 {
+    (void)signal(SIGPIPE, SIG_DFL); /* a reader that goes away ends the program quietly, whoever started it */
+    command_line given = {argc, argv, EXIT_FAILURE};
     lua_State *L = luaL_newstate();
-    if (L == NULL || argc < 2)
-        return 1;
-    luaL_openlibs(L);
-    lua_getglobal(L, "package");
-    lua_getfield(L, -1, "loaders");
-    lua_pushcfunction(L, load_module);
-    lua_rawseti(L, -2, (int)lua_objlen(L, -2) + 1);
-    lua_settop(L, 0);
-    if (getenv("LORARUN_JIT") != NULL && strcmp(getenv("LORARUN_JIT"), "off") == 0)
-        (void)luaL_dostring(L, "jit.off()");
-    lua_createtable(L, argc, 0);
-    for (int i = 0; i < argc; i++) {
-        lua_pushstring(L, argv[i]);
-        lua_rawseti(L, -2, i - 1);
+    if (L == NULL) {
+        (void)fputs("lorarun: not enough memory for Lua\n", stderr);
+        return EXIT_FAILURE;
     }
-    lua_setglobal(L, "arg");
-    lua_pushcfunction(L, traceback);
-    int failed = luaL_loadfile(L, argv[1]) != 0 || lua_pcall(L, 0, 0, 1) != 0;
-    if (failed)
-        fprintf(stderr, "%s\n", lua_tostring(L, -1));
+    if (lua_cpcall(L, run, &given) != 0)
+        (void)fprintf(stderr, "lorarun: %s\n", lua_tostring(L, -1));
     lua_close(L);
-    return failed;
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        (void)fprintf(stderr, "lorarun: cannot write to standard output: %s\n", strerror(errno));
+        return EXIT_FAILURE;
+    }
+    return given.exit_status;
 }

@@ -1,0 +1,151 @@
+-- program.lua: the command line of lorarun: which code is run, in which order, and what the exit status is.
+--   main(argv) -> exit status    argv[0] is the program, argv[1..] its words
+-- A recipe is strict about undeclared variables (strict.lua) and says itself what it needs. Code given with -e, typed
+-- at the prompt or read from standard input may make globals and finds `lr` in them.
+local ffi = require "ffi"
+local C = require "lorarun.c"
+local failure = require "lorarun.failure"
+local strict = require "lorarun.strict"
+local suggest = require "lorarun.suggest"
+
+local USAGE = [=[
+usage: lorarun [options] [RECIPE.lua [arguments of the recipe]]
+       lorarun RECIPE.lua --help      what a recipe can be told
+
+With neither a recipe nor -e, a prompt for Lua opens; where standard input is no terminal, Lua code is read from it.
+
+options:
+  -e CODE        run CODE; may be given several times; lr is lorarun
+  -i             open the prompt after the recipe or CODE has run
+  -              read Lua code from standard input
+  --traceback    show where an error came from, call by call
+  --version      show the versions of lorarun and its Lua and exit
+  --help         show this and exit
+
+environment:
+  LORARUN_TRACEBACK=1    as --traceback
+  LORARUN_JIT=off        interpret Lua without compiling it
+  LORARUN_LUA_PATH=DIR   use DIR/lorarun/*.lua in place of the modules inside the program
+]=]
+local OPTIONS = { "-e", "-i", "-", "--traceback", "--version", "--help" }
+local EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+local function complain(text)
+  io.stdout:flush()
+  io.stderr:write("lorarun: ", text, "\n")
+end
+
+-- argv -> { code = {...}, script = index of the recipe or nil, interactive, traceback, show = "help"|"version" }, or
+-- nil, error
+local function read_options(argv)
+  local plan = { code = {}, traceback = os.getenv "LORARUN_TRACEBACK" == "1" }
+  local i = 1
+  while i <= #argv do
+    local word = argv[i]
+    if word == "-" or word:sub(1, 1) ~= "-" then
+      plan.script = i
+      break
+    elseif word == "-e" then
+      i = i + 1
+      if not argv[i] then return nil, "-e needs the code to run" end
+      plan.code[#plan.code + 1] = argv[i]
+    elseif word == "-i" then plan.interactive = true
+    elseif word == "--traceback" then plan.traceback = true
+    elseif word == "--version" or word == "-v" then plan.show = plan.show or "version"
+    elseif word == "--help" or word == "-h" then plan.show = plan.show or "help"
+    else
+      return nil, ("unknown option '%s'%s (lorarun --help lists them)"):format(word, suggest.hint(word, OPTIONS))
+    end
+    i = i + 1
+  end
+  return plan
+end
+
+-- Make `lr` readable as a global, loaded when it is first used.
+local function offer_lr()
+  setmetatable(_G, { __index = function(_, name)
+    if name ~= "lr" then return nil end
+    local ok, result = pcall(require, "lorarun")
+    if not ok then error("lr cannot be loaded: " .. tostring(result), 2) end
+    return result
+  end })
+end
+
+-- `arg` as Lua has it: the recipe is arg[0], its arguments follow, the program and its options have negative indices.
+local function set_arg(argv, script)
+  local arg = {}
+  for i = 0, #argv do arg[i - (script or 0)] = argv[i] end
+  _G.arg = arg
+end
+
+-- Modules that lie beside the recipe can be required, wherever it is started from.
+local function search_beside(path)
+  local folder = path:match("^(.*)/[^/]*$")
+  if folder then package.path = ("%s/?.lua;%s/?/init.lua;%s"):format(folder, folder, package.path) end
+end
+
+local function load_recipe(path)
+  local f, why = io.open(path, "r")
+  if not f then return nil, "cannot open the recipe: " .. why end
+  local readable, read_error = f:read(0), nil
+  if not readable then readable, read_error = f:read(1) end
+  f:close()
+  if not readable and read_error then return nil, ("cannot read the recipe %s: %s"):format(path, read_error) end
+  search_beside(path)
+  strict.enable(true)
+  return loadfile(path)
+end
+
+local function main(argv)
+  local plan, mistake = read_options(argv)
+  if not plan then
+    complain(mistake)
+    return EXIT_USAGE
+  end
+  if plan.show == "help" then
+    io.write(USAGE)
+    return EXIT_OK
+  elseif plan.show == "version" then
+    io.write(("lorarun %s (%s)\n"):format(ffi.string(C.lr_version()), jit.version))
+    return EXIT_OK
+  end
+
+  -- true where the chunk ran to its end; otherwise the error has been reported
+  local function run(chunk, load_error, ...)
+    if not chunk then
+      complain(load_error)
+      return false
+    end
+    local ok, report = failure.call(chunk, ...)
+    if not ok then complain(plan.traceback and failure.text(report) or report.message) end
+    return ok
+  end
+
+  set_arg(argv, plan.script)
+  local words = { unpack(argv, (plan.script or #argv) + 1) }
+  local script = plan.script and argv[plan.script]
+  local terminal = C.lr_terminal_width(0) > 0
+  if not script and #plan.code == 0 then
+    if terminal then plan.interactive = true elseif not plan.interactive then script = "-" end
+  end
+  if script == "-" or #plan.code > 0 or plan.interactive then offer_lr() end
+
+  local ok = true
+  for _, code in ipairs(plan.code) do
+    if ok then ok = run(loadstring(code, "=(command line)")) end
+  end
+  if ok and script == "-" then
+    local chunk, load_error = loadfile()
+    ok = run(chunk, load_error, unpack(words))
+  elseif ok and script then
+    local chunk, load_error = load_recipe(script)
+    ok = run(chunk, load_error, unpack(words))
+  end
+  if plan.interactive then
+    strict.enable(false)
+    require("lorarun.repl").run()
+  end
+  return ok and EXIT_OK or EXIT_FAILED
+end
+
+return main

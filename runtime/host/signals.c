@@ -1,0 +1,153 @@
+/* signals.c: SIGINT and SIGTERM, in two ways that may be on at once.
+ *
+ *   lr_signal_catch     For a training loop: the first signal is only noted, so that the loop can finish its step and
+ * save. A second one does what it would have done without catching: it ends the program, or, at the prompt, stops the
+ * evaluation. host.interrupts     For the prompt: Ctrl-C stops what is being evaluated and never the program. Ops look
+ * at the flag of lr_interrupt_raise; Lua code is stopped by a hook that raises an error at the next instruction.
+ *
+ * Invariants: handlers touch atomics, lua_sethook and sigaction only. A signal that was ignored when the program
+ * started (a background job of a shell script) stays ignored. */
+#define _GNU_SOURCE
+#include "host/host.h"
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+
+/* ---- the training loop
+ * --------------------------------------------------------------------------------------------------- */
+static const int caught_signals[] = {SIGINT, SIGTERM};
+static struct sigaction before_catch[LR_COUNT_OF(caught_signals)];
+static int catching;
+static atomic_int pending; /* the signal not yet told to the caller */
+static atomic_int arrived; /* how many since catching began */
+
+static void note_signal(int signal_number)
+{
+    if (atomic_fetch_add(&arrived, 1) == 0) {
+        atomic_store(&pending, signal_number);
+        return;
+    }
+    const struct sigaction *before = &before_catch[signal_number == SIGTERM];
+    if (before->sa_handler != SIG_DFL) {
+        before->sa_handler(signal_number);
+        return;
+    }
+    const int saved = errno;
+    (void)signal(signal_number, SIG_DFL);
+    (void)raise(signal_number); /* delivered when this handler returns */
+    errno = saved;
+}
+
+int lr_signal_catch(int on)
+{
+    if ((on != 0) == catching)
+        return LR_OK;
+    atomic_store(&pending, 0);
+    atomic_store(&arrived, 0);
+    for (size_t i = 0; i < LR_COUNT_OF(caught_signals); i++) {
+        if (!on) {
+            (void)sigaction(caught_signals[i], &before_catch[i], NULL);
+            continue;
+        }
+        (void)sigaction(caught_signals[i], NULL, &before_catch[i]);
+        if (before_catch[i].sa_handler == SIG_IGN)
+            continue;
+        struct sigaction action = {.sa_handler = note_signal, .sa_flags = SA_RESTART};
+        sigemptyset(&action.sa_mask);
+        (void)sigaction(caught_signals[i], &action, NULL);
+    }
+    catching = on != 0;
+    return LR_OK;
+}
+
+int lr_signal_pending(void)
+{
+    return atomic_exchange(&pending, 0);
+}
+
+/* ---- the prompt
+ * ------------------------------------------------------------------------------------------------------------ */
+static struct sigaction before_prompt;
+static int at_prompt;
+static pthread_t prompt_thread;
+static lua_State *volatile evaluating; /* NULL while nothing is being evaluated */
+static atomic_int interrupted;
+
+static void stop_evaluation(lua_State *L, lua_Debug *where)
+{
+    (void)where;
+    lua_sethook(L, NULL, 0, 0);
+    (void)lr_interrupt_take();
+    lua_pushliteral(L, "interrupted");
+    (void)lua_error(L);
+}
+
+static void interrupt(int signal_number)
+{
+    const int saved = errno;
+    if (!pthread_equal(pthread_self(), prompt_thread)) { /* a compute thread got it: Lua belongs to the other one */
+        (void)pthread_kill(prompt_thread, signal_number);
+    } else {
+        atomic_store(&interrupted, 1);
+        if (evaluating != NULL) {
+            lr_interrupt_raise();
+            lua_sethook(evaluating, stop_evaluation, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
+        }
+    }
+    errno = saved;
+}
+
+/* interrupts(on): from now on SIGINT stops evaluations instead of the program; false puts back what was before. */
+static int interrupts(lua_State *L)
+{
+    const int on = lua_toboolean(L, 1);
+    if (on == at_prompt)
+        return 0;
+    at_prompt = on;
+    lr_interrupt_enable(on);
+    if (on) {
+        prompt_thread = pthread_self();
+        /* no SA_RESTART: a read that waits for the keyboard must end */
+        struct sigaction action = {.sa_handler = interrupt};
+        sigemptyset(&action.sa_mask);
+        (void)sigaction(SIGINT, &action, &before_prompt);
+    } else {
+        (void)sigaction(SIGINT, &before_prompt, NULL);
+    }
+    return 0;
+}
+
+/* evaluate(fn, handler) -> ok, results... or false, what handler returned: xpcall that SIGINT can stop. It is in C
+ * because a hook cannot fire here: nothing is interrupted between the end of fn and the end of its being interruptible.
+ */
+static int evaluate(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    luaL_checktype(L, 2, LUA_TFUNCTION);
+    lua_settop(L, 2);
+    lua_insert(L, 1); /* handler, fn */
+    atomic_store(&interrupted, 0);
+    evaluating = L;
+    const int failed = lua_pcall(L, 0, LUA_MULTRET, 1) != 0;
+    evaluating = NULL;
+    lua_sethook(L, NULL, 0, 0);
+    (void)lr_interrupt_take();
+    lua_pushboolean(L, !failed);
+    lua_replace(L, 1);
+    return lua_gettop(L);
+}
+
+/* interrupted() -> whether SIGINT came since the last call or the start of the last evaluation. */
+static int take_interrupted(lua_State *L)
+{
+    lua_pushboolean(L, atomic_exchange(&interrupted, 0));
+    return 1;
+}
+
+void lr_host_add_evaluation(lua_State *L)
+{
+    static const luaL_Reg functions[] = {
+        {"interrupts", interrupts}, {"evaluate", evaluate}, {"interrupted", take_interrupted}, {NULL, NULL}};
+    luaL_register(L, NULL, functions);
+}

@@ -1,0 +1,19 @@
+/* terminal.c: what a file descriptor's terminal looks like. */
+#include "core/core.h"
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+enum { USUAL_WIDTH = 80 };
+
+int lr_terminal_width(int fd)
+{
+    if (!isatty(fd))
+        return 0;
+    struct winsize size;
+    if (ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
+        return size.ws_col;
+    const char *columns = getenv("COLUMNS"); /* serial lines and some pseudo-terminals know no size */
+    const long width = columns != NULL ? strtol(columns, NULL, 10) : 0;
+    return width > 0 && width < 10000 ? (int)width : USUAL_WIDTH;
+}
