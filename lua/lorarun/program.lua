@@ -54,7 +54,7 @@ local function read_options(argv)
     elseif word == "--version" or word == "-v" then plan.show = plan.show or "version"
     elseif word == "--help" or word == "-h" then plan.show = plan.show or "help"
     else
-      return nil, ("unknown option '%s'%s (lorarun --help lists them)"):format(word, suggest.hint(word, OPTIONS))
+      return nil, ("unknown option '%s'%s (lorarun --help lists them)"):format(word, suggest.did_you_mean(word, OPTIONS))
     end
     i = i + 1
   end

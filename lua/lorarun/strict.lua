@@ -38,12 +38,12 @@ local function read(_, name)
   if name == "lr" then
     error("undeclared variable 'lr'; a recipe begins with: local lr = require \"lorarun\"", 2)
   end
-  error(("undeclared variable '%s'%s"):format(name, suggest.hint(name, names_in_reach(2))), 2)
+  error(("undeclared variable '%s'%s"):format(name, suggest.did_you_mean(name, names_in_reach(2))), 2)
 end
 
 local function assign(_, name, value)
   if rawget(_G, name) == nil and debug.getinfo(2, "S").what ~= "C" then
-    local hint = suggest.hint(name, names_in_reach(2))
+    local hint = suggest.did_you_mean(name, names_in_reach(2))
     if hint == "" then
       hint = ("; write 'local %s = ...', or '_G.%s = ...' where a global is meant"):format(name, name)
     end

@@ -1,6 +1,6 @@
 -- suggest.lua: "did you mean". Who mistypes a name gets the nearest one that exists.
 --   suggest.closest(word, candidates)  -> the nearest candidate, or nil where none is near
---   suggest.hint(word, candidates, format)  -> "; did you mean 'x'?" ready to be appended to a message, or ""
+--   suggest.did_you_mean(word, candidates, format)  -> "; did you mean 'x'?" ready to be appended to a message, or ""
 local suggest = {}
 
 -- Edits that turn a into b: insert, delete, replace, or swap neighbours, one each (optimal string alignment).
@@ -41,7 +41,7 @@ function suggest.closest(word, candidates)
 end
 
 -- format: how the name is shown, "'%s'" unless told.
-function suggest.hint(word, candidates, format)
+function suggest.did_you_mean(word, candidates, format)
   local closest = suggest.closest(word, candidates)
   return closest and "; did you mean " .. (format or "'%s'"):format(closest) .. "?" or ""
 end
