@@ -110,7 +110,7 @@ end
 
 -- done/total, elapsed and remaining time, rate
 function Bar:counts()
-  local rate = self.recent_steps > 0 and self.recent_seconds > 0 and self.recent_steps / self.recent_seconds or nil
+  local rate = self.recent_steps > 0 and self.recent_seconds > 0.01 and self.recent_steps / self.recent_seconds or nil
   local elapsed = time_text(self.updated - self.started)
   if not self.total then return ("%d [%s, %s]"):format(self.step, elapsed, rate_text(rate)) end
   local left = rate and time_text(math.max(0, self.total - self.step) / rate) or "?"
