@@ -82,8 +82,7 @@ void lr_tensor_free(lr_tensor *t);
 void lr_tensor_destroy(lr_tensor *t); /* the handle itself, for garbage collectors */
 int lr_tensor_describe(const lr_tensor *t, lr_tensor_info *out);
 const char *lr_tensor_name(const lr_tensor *t);
-/* Copy `count` elements, starting at element `offset` in row order, between a tensor and host memory of the same dtype. On the meta
- * device writing does nothing and reading is LR_EUNSUPPORTED. */
+/* Copy `count` elements, starting at element `offset` in row order, between a tensor and host memory of the same dtype. */
 int lr_tensor_read(const lr_tensor *t, int64_t offset, int64_t count, void *dst);
 int lr_tensor_write(lr_tensor *t, int64_t offset, int64_t count, const void *src);
 int lr_tensor_fill(lr_tensor *t, double value);
@@ -214,6 +213,9 @@ typedef enum lr_column_kind { LR_COLUMN_TEXT = 0, LR_COLUMN_NUMBER = 1 } lr_colu
  * max_rows: only the first that many good rows; 0: all. */
 int lr_dataset_open(lr_dataset **out, const char *path, const char *const *columns, const int *kinds, int n, int on_bad_row,
                     int64_t max_rows);
+/* The names of the columns a file has, from its header or its first well-formed row: each NUL-terminated, in one block for
+ * lr_free. */
+int lr_dataset_peek(const char *path, char **names, int64_t *count);
 int64_t lr_dataset_rows(const lr_dataset *d);
 int64_t lr_dataset_skipped(const lr_dataset *d);
 const char *lr_dataset_first_skip(const lr_dataset *d); /* why the first bad row was skipped, or NULL */
