@@ -3,9 +3,9 @@
  *   TEST(name) { CHECK(x > 0); CHECK_INT(lr_f(), LR_OK); CHECK_STR(lr_last_error(), "..."); }
  *   TEST_MAIN()
  *
- * A failed check prints both operands and the place and ends its test; the others go on. After each test the runtime must hold no
- * tensor and no more small allocations than before it: a leak fails the test that made it. The program prints
- * "N passed, N failed" and exits with 1 where a test failed or none ran. */
+ * A failed check prints both operands and the place and ends its test; the others go on. After each test the runtime
+ * must hold no tensor and no more small allocations than before it: a leak fails the test that made it. The program
+ * prints "N passed, N failed" and exits with 1 where a test failed or none ran. */
 #ifndef LR_TEST_H
 #define LR_TEST_H
 
@@ -80,26 +80,29 @@ static jmp_buf lr_test_abort;
             LR_TEST_FAIL("%s is %.9g, expected %s = %.9g within %.3g", #a, a_, #b, b_, t_);                            \
     } while (0)
 
+/* Run one test: 1 where it passed. On its own because setjmp leaves the locals of its function in doubt. */
+static int lr_test_run(const lr_test *t)
+{
+    lr_memory before, after;
+    lr_memory_stats(LR_CPU, &before);
+    if (setjmp(lr_test_abort) != 0)
+        return 0;
+    t->run();
+    lr_memory_stats(LR_CPU, &after);
+    if (after.live_storages == before.live_storages && after.host_objects == before.host_objects)
+        return 1;
+    printf("    leaked %lld tensors, %lld small allocations\n", (long long)(after.live_storages - before.live_storages),
+           (long long)(after.host_objects - before.host_objects));
+    return 0;
+}
+
 static int lr_test_main(int argc, char **argv)
 {
     int passed = 0, failed = 0;
-    for (lr_test *t = lr_tests; t != NULL; t = t->next) {
+    for (const lr_test *t = lr_tests; t != NULL; t = t->next) {
         if (argc > 1 && strstr(t->name, argv[1]) == NULL)
             continue;
-        lr_memory before, after;
-        lr_memory_stats(LR_CPU, &before);
-        volatile int ok = 0;
-        if (setjmp(lr_test_abort) == 0) {
-            t->run();
-            ok = 1;
-            lr_memory_stats(LR_CPU, &after);
-            if (after.live_storages != before.live_storages || after.host_objects != before.host_objects) {
-                printf("    leaked %lld tensors, %lld small allocations\n",
-                       (long long)(after.live_storages - before.live_storages),
-                       (long long)(after.host_objects - before.host_objects));
-                ok = 0;
-            }
-        }
+        const int ok = lr_test_run(t);
         printf("%s %s\n", ok ? "ok    " : "FAILED", t->name);
         fflush(stdout);
         ok ? passed++ : failed++;

@@ -1,0 +1,216 @@
+/* reference_attention.h: cases of test_reference.c: attention and its backward.
+ *
+ * The reference is the definition, one query at a time in double. Its gradient is the textbook formula; that formula is
+ * itself checked against central differences of the reference on small cases, so what the op is compared with is not
+ * another guess. */
+
+typedef struct attention_case {
+    const int *lengths;
+    int sequences;
+    int64_t heads, kv_heads, dim;
+    bool causal;
+} attention_case;
+
+/* Offsets of head h's columns in a row of q and of k. */
+typedef struct attention_values {
+    const attention_case *c;
+    double scale;
+    int64_t tokens, q_width, k_width;
+    double *q, *k, *v, *d_o;              /* inputs */
+    double *o, *lse, *dq, *dk, *dv, *row; /* results; row: one row of probabilities */
+} attention_values;
+
+/* Scores of query i of a sequence that starts at `start`, into a->row; returns how many keys it sees. */
+static int64_t attention_scores(const attention_values *a, int64_t start, int64_t length, int64_t i, int64_t head)
+{
+    const attention_case *c = a->c;
+    const int64_t n = c->causal ? i + 1 : length, kv = head / (c->heads / c->kv_heads) * c->dim;
+    for (int64_t j = 0; j < n; j++)
+        a->row[j] = a->scale * inner(a->q + (start + i) * a->q_width + head * c->dim,
+                                     a->k + (start + j) * a->k_width + kv, c->dim);
+    return n;
+}
+
+static void attention_reference(const attention_values *a)
+{
+    const attention_case *c = a->c;
+    for (int64_t b = 0, start = 0; b < c->sequences; start += c->lengths[b++])
+        for (int64_t head = 0; head < c->heads; head++)
+            for (int64_t i = 0; i < c->lengths[b]; i++) {
+                const int64_t n = attention_scores(a, start, c->lengths[b], i, head);
+                const int64_t kv = head / (c->heads / c->kv_heads) * c->dim;
+                double *o = a->o + (start + i) * a->q_width + head * c->dim, top = a->row[0], sum = 0.0;
+                for (int64_t j = 0; j < n; j++)
+                    top = fmax(top, a->row[j]);
+                for (int64_t j = 0; j < n; j++)
+                    sum += exp(a->row[j] - top);
+                a->lse[(start + i) * c->heads + head] = top + log(sum);
+                for (int64_t d = 0; d < c->dim; d++)
+                    o[d] = 0.0;
+                for (int64_t j = 0; j < n; j++)
+                    for (int64_t d = 0; d < c->dim; d++)
+                        o[d] += exp(a->row[j] - top) / sum * a->v[(start + j) * a->k_width + kv + d];
+            }
+}
+
+static void attention_gradient_reference(const attention_values *a)
+{
+    const attention_case *c = a->c;
+    for (int64_t b = 0, start = 0; b < c->sequences; start += c->lengths[b++])
+        for (int64_t head = 0; head < c->heads; head++)
+            for (int64_t i = 0; i < c->lengths[b]; i++) {
+                const int64_t n = attention_scores(a, start, c->lengths[b], i, head);
+                const int64_t kv = head / (c->heads / c->kv_heads) * c->dim,
+                              at = (start + i) * a->q_width + head * c->dim;
+                const double lse = a->lse[(start + i) * c->heads + head], along = inner(a->d_o + at, a->o + at, c->dim);
+                for (int64_t j = 0; j < n; j++) {
+                    const int64_t key = (start + j) * a->k_width + kv;
+                    const double p = exp(a->row[j] - lse),
+                                 ds = p * (inner(a->d_o + at, a->v + key, c->dim) - along) * a->scale;
+                    for (int64_t d = 0; d < c->dim; d++) {
+                        a->dq[at + d] += ds * a->k[key + d];
+                        a->dk[key + d] += ds * a->q[at + d];
+                        a->dv[key + d] += p * a->d_o[at + d];
+                    }
+                }
+            }
+}
+
+static attention_values attention_values_of(const attention_case *c)
+{
+    attention_values a = {
+        .c = c, .scale = 1.0 / sqrt((double)c->dim), .q_width = c->heads * c->dim, .k_width = c->kv_heads * c->dim};
+    int64_t longest = 0;
+    for (int b = 0; b < c->sequences; b++) {
+        a.tokens += c->lengths[b];
+        longest = lr_max64(longest, c->lengths[b]);
+    }
+    a.o = doubles(a.tokens * a.q_width);
+    a.lse = doubles(a.tokens * c->heads);
+    a.dq = doubles(a.tokens * a.q_width);
+    a.dk = doubles(a.tokens * a.k_width);
+    a.dv = doubles(a.tokens * a.k_width);
+    a.row = doubles(longest);
+    return a;
+}
+
+static void check_attention(const attention_case *c, int dtype, bool strided)
+{
+    attention_values a = attention_values_of(c);
+    const int64_t longest = 8192;
+    mat *q = mat_scaled(a.tokens, a.q_width, dtype, strided, 1.5), *k = mat_random(a.tokens, a.k_width, dtype, strided);
+    mat *v = mat_random(a.tokens, a.k_width, dtype, strided), *d_o = mat_random(a.tokens, a.q_width, dtype, false);
+    const mat *cu = mat_cu(c->lengths, c->sequences);
+    mat *o = mat_new(a.tokens, a.q_width, dtype, false), *lse = mat_new(a.tokens, c->heads, LR_F32, false);
+    mat *dq = mat_new(a.tokens, a.q_width, dtype, strided), *dk = mat_new(a.tokens, a.k_width, dtype, strided);
+    mat *dv = mat_new(a.tokens, a.k_width, dtype, strided);
+    a.q = q->v, a.k = k->v, a.v = v->v, a.d_o = d_o->v;
+    attention_reference(&a);
+    OK(lr_op_attention(o->t, lse->t, q->t, k->t, v->t, cu->t, c->dim, longest, a.scale, c->causal));
+    COMPARE_SUM(o, a.o, CLOSE);
+    COMPARE(lse, a.lse, CLOSE);
+    for (int64_t i = 0; i < a.tokens * a.q_width; i++) /* the backward gets o as the forward stored it */
+        a.o[i] = element(o->t, i);
+    attention_gradient_reference(&a);
+    OK(lr_op_attention_backward(dq->t, dk->t, dv->t, d_o->t, q->t, k->t, v->t, o->t, lse->t, cu->t, c->dim, longest,
+                                a.scale, c->causal));
+    /* lse is given in f32: a score of 20 leaves 2^-20 of each probability in doubt */
+    COMPARE_SUM(dq, a.dq, 4.0 * CLOSE);
+    COMPARE_SUM(dk, a.dk, 4.0 * CLOSE);
+    COMPARE_SUM(dv, a.dv, 4.0 * CLOSE);
+    release();
+}
+
+static const int SHORT[] = {1, 2, 17, 1, 33}, LONG[] = {300, 1, 205, 192, 48, 97}, ONE[] = {1};
+
+static void check_attention_cases(void)
+{
+    static const int64_t dims[] = {8, 16, 24, 32, 64, 96, 128, 136};
+    for (int64_t i = 0; i < (int64_t)LR_COUNT_OF(dims); i++)
+        for (int variant = 0; variant < 8; variant++) {
+            const bool causal = (variant & 1) != 0, strided = (variant & 4) != 0;
+            const int dtype = variant & 2 ? LR_BF16 : LR_F32;
+            check_attention(&(attention_case){SHORT, 5, 4, 2, dims[i], causal}, dtype, strided);
+            check_attention(&(attention_case){ONE, 1, 3, 1, dims[i], causal}, dtype, strided);
+        }
+    for (int variant = 0; variant < 4; variant++) {
+        const int dtype = variant & 2 ? LR_BF16 : LR_F32;
+        check_attention(&(attention_case){LONG, 6, 2, 2, 32, variant & 1}, dtype, true);
+        check_attention(&(attention_case){LONG, 6, 6, 2, 64, variant & 1}, dtype, false);
+    }
+}
+
+TEST(attention)
+{
+    check_attention_cases();
+}
+
+/* What attention_backward is compared with above: its formula against central differences of the forward. */
+static double attention_objective(const void *context)
+{
+    const attention_values *a = context;
+    attention_reference(a);
+    return inner(a->o, a->d_o, a->tokens * a->q_width);
+}
+
+TEST(attention_backward)
+{
+    static const int lengths[] = {5, 1, 3};
+    for (int causal = 0; causal < 2; causal++, release()) {
+        const attention_case c = {lengths, 3, 4, 2, 8, causal};
+        attention_values a = attention_values_of(&c);
+        a.q = mat_random(a.tokens, a.q_width, LR_F32, false)->v;
+        a.k = mat_random(a.tokens, a.k_width, LR_F32, false)->v;
+        a.v = mat_random(a.tokens, a.k_width, LR_F32, false)->v;
+        a.d_o = mat_random(a.tokens, a.q_width, LR_F32, false)->v;
+        attention_reference(&a);
+        attention_gradient_reference(&a);
+        const struct {
+            double *x, *gradient;
+            int64_t n;
+        } inputs[] = {
+            {a.q, a.dq, a.tokens * a.q_width}, {a.k, a.dk, a.tokens * a.k_width}, {a.v, a.dv, a.tokens * a.k_width}};
+        for (int i = 0; i < 3; i++) {
+            const double *numeric = derivative(inputs[i].x, inputs[i].n, attention_objective, &a);
+            for (int64_t j = 0; j < inputs[i].n; j++)
+                CHECK_NEAR(inputs[i].gradient[j], numeric[j], 1e-7);
+        }
+    }
+    check_attention_cases();
+}
+
+/* Scores far beyond what exp can take, and rows whose maximum comes in a later block of keys. */
+TEST(attention_large_scores)
+{
+    static const int lengths[] = {400};
+    const attention_case c = {lengths, 1, 1, 1, 32, false};
+    attention_values a = attention_values_of(&c);
+    const mat *q = mat_scaled(400, 32, LR_F32, false, 20.0), *k = mat_scaled(400, 32, LR_F32, false, 20.0);
+    const mat *v = mat_random(400, 32, LR_F32, false), *cu = mat_cu(lengths, 1);
+    mat *o = mat_new(400, 32, LR_F32, false), *lse = mat_new(400, 1, LR_F32, false);
+    a.q = q->v, a.k = k->v, a.v = v->v;
+    attention_reference(&a);
+    OK(lr_op_attention(o->t, lse->t, q->t, k->t, v->t, cu->t, 32, 400, a.scale, 0));
+    COMPARE(lse, a.lse, CLOSE);
+    COMPARE(o, a.o, 1e-3); /* scores near 1000 are known to 2^-14 */
+    release();
+}
+
+TEST(attention_rejects)
+{
+    static const int lengths[] = {3, 2};
+    mat *q = mat_random(5, 16, LR_F32, false), *o = mat_new(5, 16, LR_F32, false), *lse = mat_new(5, 2, LR_F32, false);
+    const double backwards[] = {0, 4, 3, 5}, shortened[] = {0, 3, 4};
+    lr_tensor *cu = mat_cu(lengths, 2)->t;
+    CHECK_INT(lr_op_attention(o->t, lse->t, q->t, q->t, q->t, cu, 8, 2, 1.0, 0), LR_EINVAL);
+    CHECK_HAS(lr_last_error(), "sequence 0 has 3 tokens");
+    CHECK_INT(lr_op_attention(o->t, lse->t, q->t, q->t, q->t, mat_of(backwards, 4, LR_I32)->t, 8, 8, 1.0, 0),
+              LR_EINVAL);
+    CHECK_INT(lr_op_attention(o->t, lse->t, q->t, q->t, q->t, mat_of(shortened, 3, LR_I32)->t, 8, 8, 1.0, 0),
+              LR_EINVAL);
+    CHECK_HAS(lr_last_error(), "expected 0 to 5");
+    CHECK_INT(lr_op_attention(o->t, lse->t, q->t, q->t, q->t, cu, 5, 8, 1.0, 0), LR_ESHAPE);
+    CHECK_INT(lr_op_attention(o->t, lse->t, q->t, q->t, q->t, cu, 0, 8, 1.0, 0), LR_ESHAPE);
+    CHECK_INT(lr_op_attention(o->t, lse->t, q->t, q->t, q->t, cu, 16, 8, 1.0, 0), LR_ESHAPE);
+    release();
+}
