@@ -1,12 +1,11 @@
 -- bugdata.lua: makes training data for recipes/bugdetect.lua out of source code.
 --
---   lorarun recipes/bugdata.lua --pairs fixes/ --output data/               files X_before_merge.py and
---   X_after_merge.py lorarun recipes/bugdata.lua --git ~/project --output data/              the commits of a
---   repository that fix bugs lorarun recipes/bugdata.lua --mutate /usr/lib/python3 --output data/    bugs planted in
---   correct code
+--   lorarun recipes/bugdata.lua --pairs fixes --output data              X_before_merge.py beside X_after_merge.py
+--   lorarun recipes/bugdata.lua --git project --output data              commits of a repository that fix bugs
+--   lorarun recipes/bugdata.lua --mutate /usr/lib/python3 --output data  bugs planted in correct code
 --
--- It writes train.jsonl, validation.jsonl, test.jsonl and summary.json. docs/data.md tells what is in them; the work
--- is done by lua/lorarun/bugdata.lua.
+-- It writes train.jsonl, validation.jsonl, test.jsonl and summary.json. docs/data.md tells what is in them; the work is
+-- done by lua/lorarun/bugdata.lua.
 local bugdata = require "lorarun.bugdata"
 
 local default = bugdata.OPTIONS

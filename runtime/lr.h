@@ -82,7 +82,8 @@ void lr_tensor_free(lr_tensor *t);
 void lr_tensor_destroy(lr_tensor *t); /* the handle itself, for garbage collectors */
 int lr_tensor_describe(const lr_tensor *t, lr_tensor_info *out);
 const char *lr_tensor_name(const lr_tensor *t);
-/* Copy `count` elements, starting at element `offset` in row order, between a tensor and host memory of the same dtype. */
+/* Copy `count` elements, starting at element `offset` in row order, between a tensor and host memory of the same dtype. On the meta
+ * device writing does nothing and reading is LR_EUNSUPPORTED. */
 int lr_tensor_read(const lr_tensor *t, int64_t offset, int64_t count, void *dst);
 int lr_tensor_write(lr_tensor *t, int64_t offset, int64_t count, const void *src);
 int lr_tensor_fill(lr_tensor *t, double value);

@@ -7,15 +7,12 @@
 -- It writes train.jsonl, validation.jsonl, test.jsonl and summary.json to the output folder. docs/data.md tells what
 -- is in them and every option (OPTIONS below holds the defaults). The same input, options and seed give the same bytes.
 --
--- How a row comes about: a pair of texts, before and after a fix, is compared line by line. A line of the before text
--- that the fix removed or changed is buggy (score 0), every other line that is not blank is correct (score 1). Each
--- line makes three rows that differ in the context shown with it. A planted bug is such a pair, too: the mutated text
--- is before, the original after.
+-- A row shows a line with a context and says whether it is buggy; bugdata_rows.lua tells how rows come about from a
+-- pair of texts, bugdata_sources.lua where pairs come from. A planted bug makes such a pair, too: the mutated text is
+-- before, the original after.
 --
--- What keeps the splits apart (leakage would let a model look good by remembering):
---   - whole files are dealt out, never lines;
---   - files with a function in common, versions of one path and equal files form a group, which goes to one split;
---   - a row whose line, context and kind were already written to another split is dropped and counted.
+-- The splits have no text in common: bugdata_splits.lua deals out files so that no function is in two of them, and a
+-- row whose kind, line and context were already written to another split is dropped here, and counted.
 --
 -- What makes a small planted set learnable: bugs and correct lines in equal number, half of the correct ones lines
 -- where a bug could have been planted (else "is it code?" would answer most rows), at most one bug per function, so a
@@ -24,26 +21,20 @@ local check = require "lorarun.check"
 local C = require "lorarun.c"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
-local diff = require "lorarun.diff"
+local draws = require "lorarun.draws"
 local mutate = require "lorarun.mutate"
 local source_tokens = require "lorarun.source_tokens"
 local source_functions = require "lorarun.source_functions"
 local sources = require "lorarun.bugdata_sources"
+local rows = require "lorarun.bugdata_rows"
+local splits = require "lorarun.bugdata_splits"
 local text_hash = require "lorarun.text_hash"
-local ffi = require "ffi"
 
 local bugdata = {}
 
-bugdata.SPLITS = { "train", "validation", "test" }
-local SHARES = { train = 0.70, validation = 0.15, test = 0.15 }
-bugdata.CONTEXTS = { "context_before", "context_after", "context_full" }
-local NEAR = 3 -- lines above or below in context_before and context_after
-
--- Functions that tie two files together have at least this much text: shorter ones are alike by nature.
-local SHARED_FUNCTION_LINES, SHARED_FUNCTION_BYTES = 5, 160
-
 -- What draws are for (the purpose of lr_random).
-local PURPOSE_ORDER, PURPOSE_BUGS, PURPOSE_CORRECT = 0x42440001, 0x42440002, 0x42440003
+local PURPOSE_ORDER, PURPOSE_BUGS = 0x42440001, 0x42440002
+local CHUNK = 256 -- items loaded before it is asked again whether their split is full
 
 bugdata.OPTIONS = {
   seed = 1, extensions = "py,c,lua", max_files = 0, max_rows = 0, max_file_size = 262144, max_context = 2000,
@@ -92,8 +83,9 @@ local function checked(given)
     check.fail("no source of data: give --pairs DIR (files *_before_merge.EXT and *_after_merge.EXT), --git REPOSITORY "
       .. "or --mutate DIR[,DIR...]")
   end
-  if not options.output
-    or options.output == "" then check.fail("--output is missing: the folder to write the data to") end
+  if not options.output or options.output == "" then
+    check.fail("--output is missing: the folder to write the data to")
+  end
   if options.mutate then options.mutate = list_of(options.mutate) end
 
   local extensions = list_of(options.extensions)
@@ -109,8 +101,9 @@ local function checked(given)
   if not next(options.extensions) then check.fail("--extensions is empty: name at least one, such as py") end
 
   for name, least in pairs { seed = 0, max_files = 0, max_rows = 0, max_file_size = 1, max_context = 80,
-    bugs_per_file = 1,
-    max_commits = 0 } do whole(options, name, least) end
+    bugs_per_file = 1, max_commits = 0 } do
+    whole(options, name, least)
+  end
   if type(options.similar) ~= "number" or not (options.similar >= 0 and options.similar <= 1) then
     check.fail("--similar must be a share between 0 and 1, not %s", tostring(options.similar))
   end
@@ -127,198 +120,12 @@ local function checked(given)
   return options
 end
 
--- ---- randomness -----------------------------------------------------------------------------------------------------
+-- ---- writing --------------------------------------------------------------------------------------------------------
 
--- Draws for one name: rng(n) is a whole number below n. Independent of all other names, so neither the order of files
--- nor their number changes what happens to one of them.
-local function generator(seed, purpose, name)
-  local low, high = text_hash(name)
-  local position = ffi.cast("uint64_t", low % 2 ^ 32) + ffi.cast("uint64_t", high % 2 ^ 32) * 2ULL ^ 32
-  local words, step = ffi.new("uint32_t[4]"), 0
-  return function(n)
-    C.lr_random(seed, purpose, step, position, words)
-    step = step + 1
-    return math.floor(words[0] / 2 ^ 32 * n)
-  end
-end
-
--- `count` of the list's elements, any subset equally likely; the list is changed.
-local function sample(list, count, rng)
-  count = math.min(count, #list)
-  for i = 1, count do
-    local k = i + rng(#list - i + 1)
-    list[i], list[k] = list[k], list[i]
-  end
-  local out = {}
-  for i = 1, count do out[i] = list[i] end
-  return out
-end
-
--- ---- groups and splits ----------------------------------------------------------------------------------------------
-
--- Union-find over item numbers, tied by keys: whatever shares a key is one group.
-local function new_groups()
-  local groups, parent, first_with = {}, {}, {}
-  local function find(i)
-    while parent[i] ~= i do
-      parent[i] = parent[parent[i]]
-      i = parent[i]
-    end
-    return i
-  end
-  groups.find = find
-  function groups.add(i) parent[i] = i end
-  function groups.tie(i, key)
-    local other = first_with[key]
-    if not other then first_with[key] = i return end
-    local a, b = find(i), find(other)
-    if a ~= b then parent[math.max(a, b)] = math.min(a, b) end
-  end
-  return groups
-end
-
--- Calls tie(key) for each function of a text that is long enough to be nobody's coincidence. Indentation does not
--- count.
-local function tie_functions(lines, ranges, tie)
-  for _, range in ipairs(ranges) do
-    if range.kind == "function" then
-      local kept = {}
-      for i = range.first, math.min(range.last, #lines) do
-        local line = lines[i]:match("^%s*(.-)%s*$")
-        if line ~= "" then kept[#kept + 1] = line end
-      end
-      local text = table.concat(kept, "\n")
-      if #kept >= SHARED_FUNCTION_LINES and #text >= SHARED_FUNCTION_BYTES then tie("function "
-        .. text_hash.key(text)) end
-    end
-  end
-end
-
--- Reads all items once; leaves out what is unusable or a duplicate; sets item.split. Groups are dealt out in the order
--- of their first item, each to the split that is furthest below its share so far of what the rows will come from
--- (lines; for planted bugs, the functions that will get one), so that small sets get all three splits, too.
-local function assign_splits(source, items, options, skip)
-  local groups, kept, seen = new_groups(), {}, {}
-  source.each(items, function(item, before, after)
-    local key = text_hash.key(before .. "\0" .. after)
-    if seen[key] then return skip("duplicate of another file", item.name) end
-    if before == after and source.kind ~= "mutate" then return skip("no difference", item.name) end
-    seen[key] = true
-    kept[#kept + 1] = item
-    local i = #kept
-    groups.add(i)
-    item.key = key
-    groups.tie(i, "text " .. text_hash.key(before))
-    if item.group then groups.tie(i, "group " .. item.group) end
-    local lines = diff.split(before)
-    local ranges = source_functions.find(source_tokens.scan(before, source_tokens.language(item.name:gsub("@%x+$",
-      ""))))
-    tie_functions(lines, ranges, function(tied) groups.tie(i, tied) end)
-    item.weight = source.kind == "mutate" and math.min(options.bugs_per_file, 1 + #ranges) or #lines
-  end)
-
-  local sizes, split_of, have, total = {}, {}, { train = 0, validation = 0, test = 0 }, 0
-  for i, item in ipairs(kept) do
-    local root = groups.find(i)
-    sizes[root] = (sizes[root] or 0) + item.weight
-  end
-  for i, item in ipairs(kept) do
-    local root = groups.find(i)
-    if not split_of[root] then
-      total = total + sizes[root]
-      local best, lack
-      for _, split in ipairs(bugdata.SPLITS) do
-        local missing = SHARES[split] * total - have[split]
-        if not lack or missing > lack then best, lack = split, missing end
-      end
-      split_of[root] = best
-      have[best] = have[best] + sizes[root]
-    end
-    item.split = split_of[root]
-  end
-  return kept
-end
-
--- ---- rows -----------------------------------------------------------------------------------------------------------
-
--- The lines of `before` that the step to `after` removes or changes. An insertion alone removes none; with
--- mark_insertions the line that stands where the missing ones belong counts (the last one, at the end of the file): a
--- planted lost line would be invisible else.
-local function buggy_lines(before, after, mark_insertions)
-  local buggy = {}
-  for _, hunk in ipairs(diff.lines(before, after)) do
-    for i = hunk.a_start, hunk.a_start + hunk.a_count - 1 do
-      if before[i]:find("%S") then buggy[i] = true end
-    end
-    if hunk.a_count == 0 and mark_insertions then
-      local i = hunk.a_start
-      while before[i] and not before[i]:find("%S") do i = i + 1 end
-      if before[i] then buggy[i] = true end
-    end
-  end
-  return buggy
-end
-
--- Whole lines around `line` within first..last: all of them where that is at most `limit` bytes, else as many as fit,
--- above and below in turn.
-local function full_context(lines, line, first, last, limit)
-  local size = last - first
-  for i = first, last do
-    size = size + #lines[i]
-    if size > limit then break end
-  end
-  if size <= limit then return table.concat(lines, "\n", first, last) end
-  local from, to = line, line
-  size = #lines[line]
-  while true do
-    local grew = false
-    if from > first and size + 1 + #lines[from - 1] <= limit then
-      from, grew = from - 1, true
-      size = size + 1 + #lines[from]
-    end
-    if to < last and size + 1 + #lines[to + 1] <= limit then
-      to, grew = to + 1, true
-      size = size + 1 + #lines[to]
-    end
-    if not grew then return table.concat(lines, "\n", from, to) end
-  end
-end
-
--- The correct lines to keep: all, or correct_per_buggy for each buggy one, drawn at random; `similar` of them from
--- site_lines.
-local function choose_correct(options, item, lines, buggy, site_lines)
-  local buggy_count, alike, others = 0, {}, {}
-  for i = 1, #lines do
-    if buggy[i] then
-      buggy_count = buggy_count + 1
-    elseif lines[i]:find("%S") then
-      local list = site_lines and site_lines[i] and alike or others
-      list[#list + 1] = i
-    end
-  end
-  local chosen = {}
-  if options.correct_per_buggy == 0 then
-    for _, list in ipairs { alike, others } do
-      for _, i in ipairs(list) do chosen[i] = true end
-    end
-    return chosen
-  end
-  local rng = generator(options.seed, PURPOSE_CORRECT, item.name)
-  local wanted = math.floor(buggy_count * options.correct_per_buggy + 0.5)
-  local from_alike = site_lines and math.floor(wanted * options.similar + 0.5) or 0
-  local picked = sample(alike, from_alike, rng)
-  for _, i in ipairs(alike) do chosen[i] = nil end
-  for _, i in ipairs(picked) do chosen[i] = true end
-  for _, i in ipairs(alike) do
-    if not chosen[i] then others[#others + 1] = i end
-  end
-  for _, i in ipairs(sample(others, wanted - #picked, rng)) do chosen[i] = true end
-  return chosen
-end
-
--- Writes a split to "<name>.partial" piece by piece; finish() makes it appear under its name, whole.
-local function open_writer(path)
-  local partial = path .. ".partial"
+-- Writes a file piece by piece under a temporary name; publish() makes it appear under its own, whole. mark: what tells
+-- the temporary files of two processes apart that make the same data at once.
+local function open_writer(path, mark)
+  local partial = ("%s.%s.partial"):format(path, mark)
   local file, reason = io.open(partial, "wb")
   if not file then check.fail("--output: cannot write %s: %s", partial, tostring(reason)) end
   local writer, pieces, bytes = { path = path }, {}, 0
@@ -346,64 +153,42 @@ local function open_writer(path)
   return writer
 end
 
--- Rows of one pair into its split. Returns how many lines went in.
-local function write_pair(state, item, before, after, mark_insertions, site_lines)
-  local options, split = state.options, item.split
-  local lines, ranges = diff.split(before), item.ranges
-  local buggy = buggy_lines(lines, diff.split(after), mark_insertions)
-  local correct = choose_correct(options, item, lines, buggy, site_lines)
-  local innermost = source_functions.by_line(ranges)
-  local counts = state.summary.rows[split]
-  for i = 1, #lines do
-    if buggy[i] or correct[i] then
-      if options.max_rows > 0 and counts.total + #bugdata.CONTEXTS > options.max_rows then return end
-      local range = innermost[i] or { first = 1, last = #lines }
-      local contexts = {
-        context_before = table.concat(lines, "\n", math.max(1, i - NEAR), i),
-        context_after = table.concat(lines, "\n", i, math.min(#lines, i + NEAR)),
-        context_full = full_context(lines, i, range.first, math.min(range.last, #lines), options.max_context),
-      }
-      for _, kind in ipairs(bugdata.CONTEXTS) do
-        local key = text_hash.key(kind .. "\0" .. lines[i] .. "\0" .. contexts[kind])
-        local owner = state.row_owner[key]
-        if owner and owner ~= split then
-          state.summary.dropped_duplicate_rows = state.summary.dropped_duplicate_rows + 1
-        else
-          state.row_owner[key] = split
-          state.writers[split].line(json.encode({ context = contexts[kind], context_type = kind,
-            current_line = lines[i],
-            file = item.name, line = i, score = buggy[i] and 0 or 1 }, { sort_keys = true }))
-          counts.total = counts.total + 1
-          counts[buggy[i] and "buggy" or "correct"] = counts[buggy[i] and "buggy" or "correct"] + 1
-        end
-      end
-    end
-  end
+local function is_full(state, split)
+  local limit = state.options.max_rows
+  return limit > 0 and state.summary.rows[split].total >= limit
 end
 
+-- The rows of one item, into its split.
 local function write_item(state, item, before, after)
-  local options, summary = state.options, state.summary
+  local options, summary, split = state.options, state.summary, item.split
   if text_hash.key(before .. "\0" .. after) ~= item.key then
     return state.skip("changed while it was being read", item.name)
   end
-  local language = source_tokens.language(item.name:gsub("@%x+$", ""))
-  local tokens = source_tokens.scan(before, language)
-  item.ranges = source_functions.find(tokens)
-  local site_lines
+  local tokens = source_tokens.scan(before, item.language)
+  local pair = { name = item.name, before = before, after = after, ranges = source_functions.find(tokens) }
   if options.mutate then
-    local mutated, planted
-    mutated, planted, site_lines = mutate.plant(tokens, item.ranges, generator(options.seed, PURPOSE_BUGS, item.name),
-      options.bugs_per_file)
+    local rng = draws.generator(options.seed, PURPOSE_BUGS, item.name)
+    local mutated, planted, site_lines = mutate.plant(tokens, pair.ranges, rng, options.bugs_per_file)
     if #planted == 0 then return state.skip("no place for a bug", item.name) end
     for _, bug in ipairs(planted) do summary.planted[bug.kind] = (summary.planted[bug.kind] or 0) + 1 end
-    before = mutated
-    if mutated:len() ~= after:len() then -- lines may have gone: look again
-      item.ranges = source_functions.find(source_tokens.scan(mutated, language))
-    end
+    -- ranges anew: a lost line moves what is below it
+    pair.before, pair.ranges = mutated, source_functions.find(source_tokens.scan(mutated, item.language))
+    pair.site_lines, pair.mark_insertions = site_lines, true
   end
   summary.pairs = summary.pairs + 1
-  write_pair(state, item, before, after, options.mutate ~= nil, site_lines)
-  item.ranges = nil
+  local counts, owner = summary.rows[split], state.row_owner
+  rows.each(pair, options, function(row)
+    if is_full(state, split) then return false end
+    local key = text_hash.key(row.context_type .. "\0" .. row.current_line .. "\0" .. row.context)
+    if owner[key] and owner[key] ~= split then
+      summary.dropped_duplicate_rows = summary.dropped_duplicate_rows + 1
+      return
+    end
+    owner[key] = split
+    state.writers[split].line(json.encode(row, { sort_keys = true }))
+    local class = row.score == 0 and "buggy" or "correct"
+    counts.total, counts[class] = counts.total + 1, counts[class] + 1
+  end)
 end
 
 -- ---- the whole ------------------------------------------------------------------------------------------------------
@@ -429,8 +214,7 @@ local function make_in(options, state)
   -- A seeded order, so that a bounded run draws from everywhere and not from the top of the folder.
   local rank = {}
   for _, item in ipairs(source.items) do
-    local rng = generator(options.seed, PURPOSE_ORDER, item.name)
-    rank[item] = rng(2 ^ 32)
+    rank[item] = draws.generator(options.seed, PURPOSE_ORDER, item.name)(2 ^ 32)
   end
   table.sort(source.items, function(a, b)
     if rank[a] ~= rank[b] then return rank[a] < rank[b] end
@@ -442,25 +226,23 @@ local function make_in(options, state)
     items[i] = item
   end
 
-  local kept = assign_splits(source, items, options, skip)
-  local function is_full(split) return options.max_rows > 0
-    and summary.rows[split].total + #bugdata.CONTEXTS > options.max_rows end
-  for _, split in ipairs(bugdata.SPLITS) do
-    state.writers[split] = open_writer(fs.join(options.output, split .. ".jsonl"))
+  local kept = splits.assign(source, items, options, skip)
+  for _, split in ipairs(splits.NAMES) do
+    state.writers[split] = open_writer(fs.join(options.output, split .. ".jsonl"), state.mark)
   end
   -- Split by split, so that reading stops where one is full.
-  for _, split in ipairs(bugdata.SPLITS) do
+  for _, split in ipairs(splits.NAMES) do
     local own = {}
     for _, item in ipairs(kept) do
       if item.split == split then own[#own + 1] = item end
     end
     local at = 1
-    while at <= #own and not is_full(split) do
+    while at <= #own and not is_full(state, split) do
       local chunk = {}
-      for i = at, math.min(at + 63, #own) do chunk[#chunk + 1] = own[i] end
+      for i = at, math.min(at + CHUNK - 1, #own) do chunk[#chunk + 1] = own[i] end
       at = at + #chunk
       source.each(chunk, function(item, before, after)
-        if not is_full(split) then write_item(state, item, before, after) end
+        if not is_full(state, split) then write_item(state, item, before, after) end
       end)
     end
   end
@@ -475,10 +257,10 @@ function bugdata.make(given)
   local started = C.lr_time()
   local options = checked(given)
   local summary = { source = options.source, seed = options.seed, files = 0, pairs = 0, rows = {}, skipped = {},
-    planted = {},
-    dropped_duplicate_rows = 0, output = options.output }
-  for _, split in ipairs(bugdata.SPLITS) do summary.rows[split] = { total = 0, buggy = 0, correct = 0 } end
-  local state = { options = options, summary = summary, row_owner = {}, writers = {} }
+    planted = {}, dropped_duplicate_rows = 0, output = options.output }
+  for _, split in ipairs(splits.NAMES) do summary.rows[split] = { total = 0, buggy = 0, correct = 0 } end
+  local state = { options = options, summary = summary, row_owner = {}, writers = {},
+    mark = ("%x"):format(text_hash.key(os.time() .. tostring({}) .. started)) }
   local reported = {}
   function state.skip(reason, name) -- items are loaded twice; each counts once
     local key = reason .. "\0" .. name
@@ -487,12 +269,13 @@ function bugdata.make(given)
       summary.skipped[reason] = (summary.skipped[reason] or 0) + 1
     end
   end
-  fs.make(options.output)
+  local made, reason = pcall(fs.make, options.output)
+  if not made then check.fail("--output %s cannot be written: %s", options.output, tostring(reason)) end
 
   local ok, err = pcall(function()
     make_in(options, state)
-    for _, split in ipairs(bugdata.SPLITS) do state.writers[split].close() end
-    for _, split in ipairs(bugdata.SPLITS) do state.writers[split].publish() end
+    for _, split in ipairs(splits.NAMES) do state.writers[split].close() end
+    for _, split in ipairs(splits.NAMES) do state.writers[split].publish() end
     local stored = {}
     for name, value in pairs(summary) do stored[name] = value end
     stored.output = nil
@@ -519,8 +302,9 @@ end
 -- "; skipped: 3 binary, 1 empty", or "" where nothing was.
 function bugdata.describe_skipped(summary)
   local parts = {}
-  for _, reason in ipairs(sorted_counts(summary.skipped)) do parts[#parts + 1] = summary.skipped[reason] .. " "
-    .. reason end
+  for _, reason in ipairs(sorted_counts(summary.skipped)) do
+    parts[#parts + 1] = summary.skipped[reason] .. " " .. reason
+  end
   return #parts > 0 and "; skipped: " .. table.concat(parts, ", ") or ""
 end
 
@@ -530,13 +314,14 @@ function bugdata.describe(summary)
   local function line(fmt, ...) out[#out + 1] = fmt:format(...) end
   line("%d files found, %d pairs used%s", summary.files, summary.pairs,
     summary.commits and (", %d commits"):format(summary.commits) or "")
-  for _, split in ipairs(bugdata.SPLITS) do
+  for _, split in ipairs(splits.NAMES) do
     local counts = summary.rows[split]
     line("%-10s %9d rows   %9d buggy   %9d correct", split, counts.total, counts.buggy, counts.correct)
   end
   line("%d rows dropped that another split has", summary.dropped_duplicate_rows)
-  for _, reason in ipairs(sorted_counts(summary.skipped)) do line("skipped %7d  %s", summary.skipped[reason],
-    reason) end
+  for _, reason in ipairs(sorted_counts(summary.skipped)) do
+    line("skipped %7d  %s", summary.skipped[reason], reason)
+  end
   local total = 0
   for _, count in pairs(summary.planted) do total = total + count end
   for _, kind in ipairs(sorted_counts(summary.planted)) do
@@ -544,6 +329,44 @@ function bugdata.describe(summary)
   end
   line("%.1f s; written to %s", summary.seconds, summary.output)
   return table.concat(out, "\n")
+end
+
+-- ---- the small preset -----------------------------------------------------------------------------------------------
+
+-- Folders that hold Python's standard library where this machine has one.
+local function python_folders()
+  local found = {}
+  for _, parent in ipairs { "/usr/lib", "/usr/local/lib", "/usr/lib64", "/opt/homebrew/lib" } do
+    local ok, names = pcall(fs.list, parent)
+    for _, name in ipairs(ok and names or {}) do
+      local folder = fs.join(parent, name)
+      if name:find("^python3") and fs.is_directory(folder) then found[#found + 1] = folder end
+    end
+  end
+  -- and wherever the python3 of the PATH has its own (a folder that is named twice is read once)
+  local pipe = io.popen("python3 -c 'import os; print(os.path.dirname(os.__file__))' 2>/dev/null", "r")
+  local own = pipe and pipe:read("*l")
+  if pipe then pipe:close() end
+  if own and fs.is_directory(own) then found[#found + 1] = own end
+  return found
+end
+
+-- Data made of this machine's own Python sources, for trying things out without data; made once and kept in lorarun's
+-- cache. given: seed, max_rows, folders (to look elsewhere), output. Contexts are short, for a model of 128 tokens.
+-- Returns the folder, and the summary where it was made now.
+function bugdata.from_this_machine(given)
+  local seed = given and given.seed or bugdata.OPTIONS.seed
+  local max_rows = given and given.max_rows or 30000
+  local output = given and given.output
+    or fs.join(require("lorarun.hub").lorarun_cache(), ("bugdata-%d-%d"):format(seed, max_rows))
+  if fs.is_file(fs.join(output, "summary.json")) then return output end
+  local folders = given and given.folders or python_folders()
+  if #folders == 0 then
+    check.fail("there are no Python sources on this machine to make data of; give --data, or make some of any sources: "
+      .. "lorarun recipes/bugdata.lua --mutate DIR --output DATA")
+  end
+  return output, bugdata.make { mutate = folders, output = output, seed = seed, max_rows = max_rows, extensions = "py",
+    max_context = 450 }
 end
 
 return bugdata

@@ -2,7 +2,7 @@
 -- to load them:
 --
 --   local source = bugdata_sources.pairs(options, skip)  -- or .git, .mutate
---   source.items[i] = { name = , group = }   -- group: items of equal group must not be split (nil: none)
+--   source.items[i] = { name = , language = , group = }   -- items of equal group must stay in one split (nil: none)
 --   source.each(items, function(item, before, after) ... end)   -- loads the given items, in order
 --
 -- before and after are texts that have passed `screen`; an item that did not is reported to skip(reason, name) and
@@ -12,6 +12,7 @@
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local git = require "lorarun.git"
+local source_tokens = require "lorarun.source_tokens"
 
 local bugdata_sources = {}
 
@@ -86,7 +87,8 @@ local function walk(root, prefix, wanted, skip, visited, out)
         elseif stat.kind == "directory" then
           enter(path, below)
         elseif extension and wanted[extension:lower()] then
-          if stat.kind == "file" then out[#out + 1] = { path = path, name = below }
+          if stat.kind == "file" then out[#out + 1] = { path = path, name = below,
+            language = source_tokens.language(name) }
           else skip("not a plain file", below) end
         end
       end
@@ -141,7 +143,7 @@ function bugdata_sources.pairs(options, skip)
     local partner = stem and by_name[stem .. "_after_merge" .. extension]
     local after_stem, after_extension = file.name:match("^(.*)_after_merge(%.[^.]+)$")
     if partner then
-      items[#items + 1] = { name = stem .. extension, path = file.path, after = partner.path }
+      items[#items + 1] = { name = stem .. extension, path = file.path, after = partner.path, language = file.language }
     elseif stem then
       skip("no *_after_merge file beside it", file.name)
     elseif not after_stem then
@@ -188,7 +190,8 @@ function bugdata_sources.git(options, skip)
   local source = { items = {}, commits = commits }
   for i, change in ipairs(changes) do
     -- versions of one file share most of their text: one group
-    source.items[i] = { name = change.path .. "@" .. change.commit:sub(1, 12), group = change.path, change = change }
+    source.items[i] = { name = change.path .. "@" .. change.commit:sub(1, 12), group = change.path, change = change,
+      language = source_tokens.language(change.path) }
   end
   function source.each(list, fn)
     local ids = {}

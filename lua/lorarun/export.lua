@@ -82,29 +82,22 @@ function export.merged(model, folder, options)
   local ok, err = pcall(function()
     local adapted = {}
     for _, m in ipairs(model.lora and model.lora.modules or {}) do adapted[model.prefix .. m.name .. ".weight"] = m end
-    local entries, held = {}, nil
-    local function replace_held(t) -- one tensor at a time: a 7B model is written in the memory of its largest matrix
-      if held then held:free() end
-      held = t
-      return t
-    end
+    local entries = {}
     for _, name in ipairs(file:names()) do
       local info = file:info(name)
       if not info.dtype then
         check.fail("%s: tensor '%s' has dtype %s, which lorarun cannot write", file.path, name, info.dtype_name)
       end
       entries[#entries + 1] = { name = name, dtype = info.dtype, shape = info.shape, tensor = function()
+        -- made when its turn comes and freed when written: a 7B model is saved in the memory of its largest matrix
         local m = adapted[name]
-        return tensor.persistent(function()
-          local t = replace_held(tensor.new(info.shape, m and "f32" or info.dtype, name, "cpu"))
-          file:load(name, t)
-          if m then check(C.lr_op_matmul_nn(t.handle, m.b.handle, m.a.handle, m.scale, 1)) end
-          return t
-        end)
+        local t = tensor.new(info.shape, m and "f32" or info.dtype, name, "cpu")
+        file:load(name, t)
+        if m then check(C.lr_op_matmul_nn(t.handle, m.b.handle, m.a.handle, m.scale, 1)) end
+        return t, function() t:free() end
       end }
     end
     safetensors.write_sharded(folder, "model", entries, options.max_bytes or 5e9)
-    replace_held(nil)
   end)
   file:close()
   if not ok then error(err, 0) end

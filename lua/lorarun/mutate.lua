@@ -482,7 +482,8 @@ local function choose(sites, rng)
   end
 end
 
--- Plants at most `most` bugs. Returns the new text, what was planted (in order of lines) and the lines that had a site.
+-- Plants at most `most` bugs. Returns the new text, what was planted (in order of lines) and the set of lines of the
+-- new text that had a site.
 function mutate.plant(tokens, ranges, rng, most)
   local sites = mutate.sites(tokens, ranges)
   local groups, order, site_lines = {}, {}, {}
@@ -528,7 +529,15 @@ function mutate.plant(tokens, ranges, rng, most)
     report[#report + 1] = { kind = site.kind, line = site.line }
   end
   pieces[#pieces + 1] = source:sub(at)
-  return table.concat(pieces), report, site_lines
+  local moved, lost, next_planted = {}, 0, 1 -- site_lines as the new text counts lines
+  for line = 1, tokens.line[tokens.n] or 0 do
+    while planted[next_planted] and planted[next_planted].line < line do
+      if planted[next_planted].kind == "lost_line" then lost = lost + 1 end
+      next_planted = next_planted + 1
+    end
+    if site_lines[line] then moved[line - lost] = true end
+  end
+  return table.concat(pieces), report, moved
 end
 
 return mutate

@@ -154,7 +154,7 @@ function tensor.from(values, shape, dtype, name, device)
     end
     values = ffi.new(CTYPE[dtype], n, values)
   end
-  if device ~= "meta" then check(C.lr_tensor_write(t.handle, 0, n, values)) end
+  check(C.lr_tensor_write(t.handle, 0, n, values))
   return t
 end
 

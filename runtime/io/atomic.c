@@ -14,6 +14,26 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* The directory that holds `path`; lr_free it. */
+static char *directory_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash == NULL ? lr_strdup(".") : lr_strndup(path, slash == path ? 1 : (size_t)(slash - path));
+}
+
+/* Make what was renamed in `directory` durable; path is for the message. */
+static int sync_directory(const char *directory, const char *path)
+{
+    const int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return lr_fail_errno("cannot make %s durable: opening the folder %s", path, directory);
+    int status = LR_OK;
+    if (fsync(fd) != 0 && errno != EINVAL && errno != EROFS) /* some file systems have no such call for folders */
+        status = lr_fail_errno("cannot make %s durable: syncing the folder %s", path, directory);
+    close(fd);
+    return status;
+}
+
 int lr_atomic_open(lr_atomic *a, const char *path)
 {
     static atomic_uint counter; /* threads of one process; the process id keeps ranks apart */
@@ -22,10 +42,10 @@ int lr_atomic_open(lr_atomic *a, const char *path)
     if (replaces && !S_ISREG(st.st_mode))
         return lr_fail(LR_EINVAL, "cannot write %s: it is %s", path,
                        S_ISDIR(st.st_mode) ? "a directory" : "no regular file");
-    char *copy = lr_strdup(path), *temporary = NULL;
-    if (copy == NULL)
-        return LR_ENOMEM;
+    char *copy = lr_strdup(path), *directory = directory_of(path), *temporary = NULL;
     int fd = -1, status = LR_ENOMEM;
+    if (copy == NULL || directory == NULL)
+        goto fail;
     do { /* a name that exists is left over from a process with the same number that was killed: take the next */
         lr_free(temporary);
         temporary = lr_format("%s.tmp-%ld-%u", path, (long)getpid(), atomic_fetch_add(&counter, 1));
@@ -43,10 +63,11 @@ int lr_atomic_open(lr_atomic *a, const char *path)
         unlink(temporary);
         goto fail;
     }
-    *a = (lr_atomic){.fd = fd, .path = copy, .temporary = temporary};
+    *a = (lr_atomic){.fd = fd, .path = copy, .directory = directory, .temporary = temporary};
     return LR_OK;
 fail:
     lr_free(temporary);
+    lr_free(directory);
     lr_free(copy);
     return status;
 }
@@ -66,42 +87,28 @@ int lr_atomic_write(lr_atomic *a, const void *data, size_t size)
     return LR_OK;
 }
 
-/* Make the entries of the directory that holds `path` durable. */
-static int sync_parent(const char *path)
+static void discard(lr_atomic *a)
 {
-    const char *slash = strrchr(path, '/');
-    char *dir = slash == NULL ? lr_strdup(".") : lr_strndup(path, slash == path ? 1 : (size_t)(slash - path));
-    if (dir == NULL)
-        return LR_ENOMEM;
-    int status = LR_OK;
-    const int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        status = lr_fail_errno("cannot open the folder %s to make %s durable", dir, path);
-    else if (fsync(fd) != 0 && errno != EINVAL && errno != EROFS) /* some file systems have no such call for folders */
-        status = lr_fail_errno("cannot make %s durable: syncing the folder %s", path, dir);
-    if (fd >= 0)
-        close(fd);
-    lr_free(dir);
-    return status;
+    close(a->fd);
+    lr_free(a->temporary);
+    lr_free(a->directory);
+    lr_free(a->path);
+    *a = (lr_atomic){.fd = -1};
 }
 
 int lr_atomic_commit(lr_atomic *a)
 {
-    int status = LR_OK;
+    int status;
     if (fsync(a->fd) != 0)
         status = lr_fail_errno("cannot write %s: fsync", a->path);
     else if (rename(a->temporary, a->path) != 0)
         status = lr_fail_errno("cannot rename %s to %s", a->temporary, a->path);
-    if (status != LR_OK) {
-        lr_atomic_abandon(a);
+    else {
+        status = sync_directory(a->directory, a->path);
+        discard(a);
         return status;
     }
-    close(a->fd);
-    lr_free(a->temporary);
-    a->temporary = NULL;
-    status = sync_parent(a->path);
-    lr_free(a->path);
-    a->path = NULL;
+    lr_atomic_abandon(a);
     return status;
 }
 
@@ -109,17 +116,20 @@ void lr_atomic_abandon(lr_atomic *a)
 {
     if (a->temporary == NULL)
         return;
-    close(a->fd);
     unlink(a->temporary);
-    lr_free(a->temporary);
-    lr_free(a->path);
-    *a = (lr_atomic){.fd = -1};
+    discard(a);
 }
 
 int lr_file_rename(const char *from, const char *to)
 {
-    if (rename(from, to) != 0)
-        return lr_fail_errno("cannot rename %s to %s", from, to);
-    const int status = sync_parent(to);
-    return status == LR_OK ? sync_parent(from) : status;
+    char *source = directory_of(from), *target = directory_of(to);
+    int status = LR_ENOMEM;
+    if (source != NULL && target != NULL) {
+        status = rename(from, to) == 0 ? sync_directory(target, to) : lr_fail_errno("cannot rename %s to %s", from, to);
+        if (status == LR_OK && strcmp(source, target) != 0)
+            status = sync_directory(source, from);
+    }
+    lr_free(target);
+    lr_free(source);
+    return status;
 }

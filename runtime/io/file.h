@@ -8,12 +8,13 @@
  * `path` sees the old file or the new one, whatever happens in between. */
 typedef struct lr_atomic {
     int fd;
-    char *path, *temporary; /* temporary is NULL when nothing is under construction */
+    char *path, *directory;
+    char *temporary; /* NULL when nothing is under construction */
 } lr_atomic;
 
 int lr_atomic_open(lr_atomic *a, const char *path);
 int lr_atomic_write(lr_atomic *a, const void *data, size_t size);
-/* fsync, rename, fsync the directory. Success or not, the handle is done with. */
+/* fsync, rename, fsync the directory; allocates nothing. Success or not, the handle is done with. */
 int lr_atomic_commit(lr_atomic *a);
 /* Close and remove the temporary file; no effect after a commit. */
 void lr_atomic_abandon(lr_atomic *a);

@@ -1,0 +1,491 @@
+/* safetensors.c: reading safetensors files.
+ *
+ * The header is checked whole when a file is opened, by the rules of the reference implementation: every tensor's bytes
+ * agree with its dtype and shape, the tensors follow each other without gap or overlap, and they end where the file
+ * ends. After that only the disk can fail.
+ *
+ * Data is read with pread() straight into the tensor, or through a buffer where values are converted, by all compute
+ * threads. Unlike a memory map this reports a disk error, or a file that shrank meanwhile, as an error; in a map it
+ * would end the process (SIGBUS).
+ *
+ * Invariants
+ *   - Entries are in the order of their data; names, dtype names and metadata point into the parsed header, which lives
+ * as long.
+ *   - Reading changes nothing in lr_safetensors. */
+#include "io/safetensors.h"
+#include "core/tensor.h"
+#include "io/file.h"
+#include <errno.h>
+#include <omp.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct entry {
+    const char *name;
+    const lr_safetensors_dtype *dtype;
+    int64_t shape[LR_SAFETENSORS_MAX_DIMS];
+    int64_t begin, end; /* from the start of the data */
+    int64_t elements;
+    int ndim;
+} entry;
+
+struct lr_safetensors {
+    char *path;
+    lr_json *header;
+    entry *entries;
+    size_t count;
+    const entry **by_name; /* sorted, for look-up */
+    const char **metadata_keys;
+    const lr_json_node **metadata_values;
+    size_t metadata_count;
+    int64_t data; /* where the data begins in the file */
+    int fd;
+};
+
+/* ---- dtypes
+ * ---------------------------------------------------------------------------------------------------------- */
+static const lr_safetensors_dtype DTYPES[] = {
+    {"BOOL", 8, -1},     {"U8", 8, -1},         {"I8", 8, -1},          {"I16", 16, -1},        {"U16", 16, -1},
+    {"F16", 16, LR_F16}, {"BF16", 16, LR_BF16}, {"I32", 32, LR_I32},    {"U32", 32, -1},        {"F32", 32, LR_F32},
+    {"F64", 64, -1},     {"I64", 64, LR_I64},   {"U64", 64, -1},        {"C64", 64, -1},        {"F8_E4M3", 8, -1},
+    {"F8_E5M2", 8, -1},  {"F8_E8M0", 8, -1},    {"F8_E4M3FNUZ", 8, -1}, {"F8_E5M2FNUZ", 8, -1}, {"F4", 4, -1},
+    {"F6_E2M3", 6, -1},  {"F6_E3M2", 6, -1},
+};
+
+const lr_safetensors_dtype *lr_safetensors_dtype_named(const char *name)
+{
+    for (size_t i = 0; i < LR_COUNT_OF(DTYPES); i++)
+        if (strcmp(DTYPES[i].name, name) == 0)
+            return &DTYPES[i];
+    return NULL;
+}
+
+const lr_safetensors_dtype *lr_safetensors_dtype_of(int dtype)
+{
+    for (size_t i = 0; i < LR_COUNT_OF(DTYPES); i++)
+        if (DTYPES[i].dtype == dtype && dtype >= 0)
+            return &DTYPES[i];
+    return NULL;
+}
+
+int64_t lr_safetensors_bytes(const lr_safetensors_dtype *dtype, int ndim, const int64_t *shape)
+{
+    int64_t bits = dtype->bits;
+    for (int i = 0; i < ndim; i++)
+        if (shape[i] < 0 || __builtin_mul_overflow(bits, shape[i], &bits))
+            return -1;
+    return bits % 8 == 0 ? bits / 8 : -1;
+}
+
+bool lr_safetensors_convertible(int from, int to)
+{
+    return from == to || (from >= 0 && from <= LR_F16 && to >= 0 && to <= LR_F16);
+}
+
+/* ---- the header
+ * ------------------------------------------------------------------------------------------------------ */
+/* Common files that are something else, by their first bytes. */
+static int refuse_kind(const char *path, const char *head, size_t size, uint64_t length)
+{
+    static const struct {
+        const char *magic, *what;
+    } KINDS[] = {
+        {"version https://git-lfs", "a git-lfs pointer, not the weights; fetch them with: git lfs pull"},
+        {"PK\3\4", "a PyTorch pickle (zip), which can run code when read; convert it to safetensors"},
+        {"\x80\2", "a Python pickle, which can run code when read; convert it to safetensors"},
+        {"\x80\4", "a Python pickle, which can run code when read; convert it to safetensors"},
+        {"GGUF", "a GGUF file; lorarun reads safetensors"},
+    };
+    for (size_t i = 0; i < LR_COUNT_OF(KINDS); i++)
+        if (size >= strlen(KINDS[i].magic) && memcmp(head, KINDS[i].magic, strlen(KINDS[i].magic)) == 0)
+            return lr_fail(LR_EFORMAT, "%s is %s", path, KINDS[i].what);
+    if (size < 8)
+        return lr_fail(LR_EFORMAT, "%s: %zu bytes are too few for a safetensors file", path, size);
+    return lr_fail(LR_EFORMAT, "%s: no safetensors file: its header would have %llu bytes, the limit is %d", path,
+                   (unsigned long long)length, LR_SAFETENSORS_MAX_HEADER);
+}
+
+/* Read the header's text: *text of *size bytes, NUL-terminated. */
+static int read_header(lr_safetensors *f, int64_t file_size, char **text, int64_t *size)
+{
+    char head[24] = {0};
+    const size_t n = file_size < (int64_t)sizeof head ? (size_t)file_size : sizeof head;
+    if (!lr_file_read_at(f->fd, 0, head, n))
+        return lr_fail_errno("%s: cannot read the header", f->path);
+    uint64_t length;
+    memcpy(&length, head, sizeof length);
+    if (n < 8 || length > LR_SAFETENSORS_MAX_HEADER)
+        return refuse_kind(f->path, head, n, length);
+    if ((int64_t)length > file_size - 8)
+        return lr_fail(LR_EFORMAT, "%s: cut off: the header has %llu bytes, the whole file %lld", f->path,
+                       (unsigned long long)length, (long long)file_size);
+    char *buffer = lr_alloc((size_t)length + 1);
+    if (buffer == NULL)
+        return LR_ENOMEM;
+    if (!lr_file_read_at(f->fd, 8, buffer, (size_t)length)) {
+        lr_free(buffer);
+        return lr_fail_errno("%s: cannot read the header", f->path);
+    }
+    buffer[length] = 0;
+    if (buffer[0] != '{') {
+        lr_free(buffer);
+        return lr_fail(LR_EFORMAT, "%s: no safetensors file: its header does not begin with '{'", f->path);
+    }
+    *text = buffer;
+    *size = (int64_t)length;
+    return LR_OK;
+}
+
+/* A JSON number that is a whole count, or -1. */
+static int64_t count_of(const lr_json_node *node)
+{
+    lr_json_value v;
+    lr_json_value_of(node, &v);
+    return v.kind == LR_JSON_NUMBER && v.integer && v.number >= 0 && v.number <= 0x1p53 ? (int64_t)v.number : -1;
+}
+
+static int parse_shape(const lr_safetensors *f, entry *e, const lr_json_node *node)
+{
+    lr_json_value v;
+    lr_json_value_of(node, &v);
+    if (v.kind != LR_JSON_ARRAY)
+        return lr_fail(LR_EFORMAT, "%s: tensor '%s': its shape is no array", f->path, e->name);
+    if (v.length > LR_SAFETENSORS_MAX_DIMS)
+        return lr_fail(LR_EFORMAT, "%s: tensor '%s' has %lld dimensions, at most %d are supported", f->path, e->name,
+                       (long long)v.length, LR_SAFETENSORS_MAX_DIMS);
+    e->ndim = (int)v.length;
+    for (int i = 0; i < e->ndim; i++) {
+        e->shape[i] = count_of(lr_json_item(node, i));
+        if (e->shape[i] < 0)
+            return lr_fail(LR_EFORMAT, "%s: tensor '%s': dimension %d of its shape is no count", f->path, e->name,
+                           i + 1);
+    }
+    return LR_OK;
+}
+
+static int parse_offsets(const lr_safetensors *f, entry *e, const lr_json_node *node)
+{
+    lr_json_value v;
+    lr_json_value_of(node, &v);
+    if (v.kind == LR_JSON_ARRAY && v.length == 2) {
+        e->begin = count_of(lr_json_item(node, 0));
+        e->end = count_of(lr_json_item(node, 1));
+    }
+    if (v.kind != LR_JSON_ARRAY || v.length != 2 || e->begin < 0 || e->end < e->begin)
+        return lr_fail(LR_EFORMAT, "%s: tensor '%s': its data_offsets are not [begin, end]", f->path, e->name);
+    const int64_t bytes = lr_safetensors_bytes(e->dtype, e->ndim, e->shape);
+    if (bytes < 0)
+        return lr_fail(LR_EFORMAT, "%s: tensor '%s': its dtype and shape give no countable number of bytes", f->path,
+                       e->name);
+    if (bytes != e->end - e->begin)
+        return lr_fail(LR_EFORMAT, "%s: tensor '%s': dtype and shape need %lld bytes, its data_offsets give %lld",
+                       f->path, e->name, (long long)bytes, (long long)(e->end - e->begin));
+    e->elements = bytes * 8 / e->dtype->bits;
+    return LR_OK;
+}
+
+static int parse_entry(const lr_safetensors *f, entry *e, const lr_json_node *node)
+{
+    enum { FIELDS = 8 }; /* three are used; others are allowed, as in the reference implementation */
+    const char *keys[FIELDS];
+    const lr_json_node *values[FIELDS], *dtype = NULL, *shape = NULL, *offsets = NULL;
+    lr_json_value v;
+    lr_json_value_of(node, &v);
+    if (v.kind != LR_JSON_OBJECT || v.length > FIELDS)
+        return lr_fail(LR_EFORMAT, "%s: tensor '%s': its entry is no object with dtype, shape, data_offsets", f->path,
+                       e->name);
+    int status = lr_json_members(node, keys, values);
+    if (status != LR_OK)
+        return status;
+    for (int64_t i = 0; i < v.length; i++) {
+        dtype = strcmp(keys[i], "dtype") == 0 ? values[i] : dtype;
+        shape = strcmp(keys[i], "shape") == 0 ? values[i] : shape;
+        offsets = strcmp(keys[i], "data_offsets") == 0 ? values[i] : offsets;
+    }
+    if (dtype == NULL || shape == NULL || offsets == NULL)
+        return lr_fail(LR_EFORMAT, "%s: tensor '%s': its %s is missing", f->path, e->name,
+                       dtype == NULL   ? "dtype"
+                       : shape == NULL ? "shape"
+                                       : "data_offsets");
+    lr_json_value_of(dtype, &v);
+    e->dtype = v.kind == LR_JSON_STRING ? lr_safetensors_dtype_named(v.string) : NULL;
+    if (e->dtype == NULL)
+        return lr_fail(LR_EFORMAT, "%s: tensor '%s': unknown dtype '%s'", f->path, e->name,
+                       v.kind == LR_JSON_STRING ? v.string : "(not a string)");
+    status = parse_shape(f, e, shape);
+    return status == LR_OK ? parse_offsets(f, e, offsets) : status;
+}
+
+/* ---- opening
+ * --------------------------------------------------------------------------------------------------------- */
+static int parse_metadata(lr_safetensors *f, const lr_json_node *node)
+{
+    lr_json_value v;
+    lr_json_value_of(node, &v);
+    if (v.kind != LR_JSON_OBJECT)
+        return lr_fail(LR_EFORMAT, "%s: its __metadata__ is no object", f->path);
+    f->metadata_keys = lr_calloc((size_t)v.length, sizeof *f->metadata_keys);
+    f->metadata_values = lr_calloc((size_t)v.length, sizeof *f->metadata_values);
+    if (f->metadata_keys == NULL || f->metadata_values == NULL)
+        return LR_ENOMEM;
+    f->metadata_count = (size_t)v.length;
+    const int status = lr_json_members(node, f->metadata_keys, f->metadata_values);
+    for (size_t i = 0; status == LR_OK && i < f->metadata_count; i++) {
+        lr_json_value_of(f->metadata_values[i], &v);
+        if (v.kind != LR_JSON_STRING)
+            return lr_fail(LR_EFORMAT, "%s: __metadata__ '%s' is no string", f->path, f->metadata_keys[i]);
+    }
+    return status;
+}
+
+/* All members of the header, in any order, into f->entries and the metadata. */
+static int parse_members(lr_safetensors *f, const char **keys, const lr_json_node **values, size_t count)
+{
+    f->entries = lr_calloc(count, sizeof *f->entries);
+    f->by_name = lr_calloc(count, sizeof *f->by_name);
+    if (f->entries == NULL || f->by_name == NULL)
+        return LR_ENOMEM;
+    int status = LR_OK;
+    for (size_t i = 0; status == LR_OK && i < count; i++)
+        if (strcmp(keys[i], LR_SAFETENSORS_METADATA) == 0) {
+            status = parse_metadata(f, values[i]);
+        } else {
+            f->entries[f->count].name = keys[i];
+            status = parse_entry(f, &f->entries[f->count++], values[i]);
+        }
+    return status;
+}
+
+static int compare_offsets(const void *a, const void *b)
+{
+    const entry *x = a, *y = b;
+    if (x->begin != y->begin)
+        return x->begin < y->begin ? -1 : 1;
+    return x->end != y->end ? (x->end < y->end ? -1 : 1) : strcmp(x->name, y->name);
+}
+
+static int compare_entry_names(const void *a, const void *b)
+{
+    return strcmp((*(const entry *const *)a)->name, (*(const entry *const *)b)->name);
+}
+
+/* The tensors follow each other from the first byte of the data to the last. */
+static int check_layout(const lr_safetensors *f, int64_t data_bytes)
+{
+    int64_t end = 0;
+    for (size_t i = 0; i < f->count; i++) {
+        const entry *e = &f->entries[i];
+        if (e->begin < end)
+            return lr_fail(LR_EFORMAT, "%s: tensor '%s' begins at byte %lld, inside tensor '%s', which ends at %lld",
+                           f->path, e->name, (long long)e->begin, f->entries[i - 1].name, (long long)end);
+        if (e->begin > end)
+            return lr_fail(LR_EFORMAT, "%s: tensor '%s' begins at byte %lld and leaves a gap from %lld", f->path,
+                           e->name, (long long)e->begin, (long long)end);
+        if (e->end > data_bytes)
+            return lr_fail(LR_EFORMAT,
+                           "%s: tensor '%s' ends at byte %lld, but the file has only %lld bytes of data: cut off?",
+                           f->path, e->name, (long long)e->end, (long long)data_bytes);
+        end = e->end;
+    }
+    if (end != data_bytes)
+        return lr_fail(LR_EFORMAT, "%s: %lld bytes follow the last tensor", f->path, (long long)(data_bytes - end));
+    return LR_OK;
+}
+
+static int parse_header(lr_safetensors *f, int64_t file_size)
+{
+    char *text = NULL;
+    int64_t size = 0;
+    int status = read_header(f, file_size, &text, &size);
+    if (status != LR_OK)
+        return status;
+    f->data = 8 + size;
+    status = lr_json_parse(&f->header, text, size, f->path);
+    lr_free(text);
+    if (status != LR_OK)
+        return status;
+    const lr_json_node *root = lr_json_root(f->header);
+    lr_json_value v;
+    lr_json_value_of(root, &v);
+    const char **keys = lr_calloc((size_t)v.length, sizeof *keys);
+    const lr_json_node **values = lr_calloc((size_t)v.length, sizeof *values);
+    status = keys == NULL || values == NULL ? LR_ENOMEM : lr_json_members(root, keys, values);
+    if (status == LR_OK)
+        status = parse_members(f, keys, values, (size_t)v.length);
+    lr_free(values);
+    lr_free(keys);
+    if (status != LR_OK)
+        return status;
+    qsort(f->entries, f->count, sizeof *f->entries, compare_offsets);
+    for (size_t i = 0; i < f->count; i++)
+        f->by_name[i] = &f->entries[i];
+    qsort(f->by_name, f->count, sizeof *f->by_name, compare_entry_names);
+    return check_layout(f, file_size - f->data);
+}
+
+int lr_safetensors_open(lr_safetensors **out, const char *path)
+{
+    lr_safetensors *f = lr_calloc(1, sizeof *f);
+    if (f == NULL)
+        return LR_ENOMEM;
+    f->fd = -1;
+    f->path = lr_strdup(path);
+    int64_t size = 0;
+    int status = f->path == NULL ? LR_ENOMEM : lr_file_open(path, &f->fd, &size);
+    if (status == LR_OK)
+        status = parse_header(f, size);
+    if (status != LR_OK) {
+        lr_safetensors_close(f);
+        return status;
+    }
+    *out = f;
+    return LR_OK;
+}
+
+void lr_safetensors_close(lr_safetensors *f)
+{
+    if (f == NULL)
+        return;
+    if (f->fd >= 0)
+        close(f->fd);
+    lr_free(f->metadata_values);
+    lr_free(f->metadata_keys);
+    lr_free(f->by_name);
+    lr_free(f->entries);
+    lr_json_free(f->header);
+    lr_free(f->path);
+    lr_free(f);
+}
+
+/* ---- looking
+ * --------------------------------------------------------------------------------------------------------- */
+int64_t lr_safetensors_count(const lr_safetensors *f)
+{
+    return (int64_t)f->count;
+}
+
+static int entry_at(const lr_safetensors *f, int64_t index, const entry **out)
+{
+    if (index < 0 || index >= (int64_t)f->count)
+        return lr_fail(LR_EINVAL, "%s: there is no tensor number %lld of %zu", f->path, (long long)index, f->count);
+    *out = &f->entries[index];
+    return LR_OK;
+}
+
+int lr_safetensors_get(const lr_safetensors *f, int64_t index, lr_safetensors_entry *out)
+{
+    const entry *e = NULL;
+    const int status = entry_at(f, index, &e);
+    if (status != LR_OK)
+        return status;
+    *out = (lr_safetensors_entry){.name = e->name,
+                                  .dtype = e->dtype->dtype,
+                                  .ndim = e->ndim,
+                                  .bytes = e->end - e->begin,
+                                  .dtype_name = e->dtype->name};
+    memcpy(out->shape, e->shape, sizeof out->shape);
+    return LR_OK;
+}
+
+int64_t lr_safetensors_find(const lr_safetensors *f, const char *name)
+{
+    const entry key = {.name = name}, *wanted = &key;
+    const entry **found =
+        f->count == 0 ? NULL : bsearch(&wanted, f->by_name, f->count, sizeof *f->by_name, compare_entry_names);
+    return found == NULL ? -1 : *found - f->entries;
+}
+
+const char *lr_safetensors_metadata(const lr_safetensors *f, const char *key)
+{
+    for (size_t i = 0; i < f->metadata_count; i++)
+        if (strcmp(f->metadata_keys[i], key) == 0) {
+            lr_json_value v;
+            lr_json_value_of(f->metadata_values[i], &v);
+            return v.string;
+        }
+    return NULL;
+}
+
+/* ---- loading
+ * --------------------------------------------------------------------------------------------------------- */
+/* One tensor on its way: chunks of `chunk` elements, each taken by one thread. */
+typedef struct transfer {
+    const lr_safetensors *file;
+    const entry *entry;
+    lr_tensor *tensor;
+    bool direct;   /* read straight into the tensor */
+    char *buffers; /* per thread: one chunk as stored, one as the tensor wants it */
+    size_t buffer_size;
+    atomic_int failed; /* errno + 1 of a read that failed, 0: none */
+} transfer;
+
+static void move_chunk(transfer *x, int64_t from, int64_t n, int thread)
+{
+    lr_tensor *t = x->tensor;
+    const int stored = x->entry->dtype->dtype;
+    const size_t source_size = lr_dtype_size(stored), size = lr_dtype_size(t->dtype);
+    const int64_t at = x->file->data + x->entry->begin + from * (int64_t)source_size;
+    char *source = x->direct ? (char *)t->data + (size_t)from * size : x->buffers + (size_t)thread * x->buffer_size;
+    if (!lr_file_read_at(x->file->fd, at, source, (size_t)n * source_size)) {
+        atomic_store(&x->failed, errno + 1);
+        return;
+    }
+    if (x->direct)
+        return;
+    char *converted = stored == t->dtype ? source : source + (size_t)LR_SAFETENSORS_CHUNK * source_size;
+    if (converted != source)
+        lr_convert(converted, t->dtype, source, stored, n); /* cannot fail: the pair was checked */
+    lr_tensor_write(t, from, n, converted);                 /* nor this */
+}
+
+static int check_load(const lr_safetensors *f, const entry *e, const lr_tensor *t)
+{
+    char shape[96];
+    const int stored = e->dtype->dtype;
+    if (t->storage == NULL)
+        return lr_fail(LR_EFREED, "%s: tensor '%s' is to be loaded into '%s', which was freed", f->path, e->name,
+                       t->name);
+    if (t->packing != NULL || (t->device != LR_CPU && t->device != LR_META))
+        return lr_fail(LR_EUNSUPPORTED, "%s: tensor '%s' cannot be loaded into '%s', which is %s", f->path, e->name,
+                       t->name, t->packing != NULL ? "a packed weight" : lr_device_name(t->device));
+    if (e->elements != t->elements)
+        return lr_fail(LR_ESHAPE, "%s: tensor '%s' has %lld elements, but '%s' %s has %lld", f->path, e->name,
+                       (long long)e->elements, t->name, lr_shape_text(t, shape), (long long)t->elements);
+    if (!lr_safetensors_convertible(stored, t->dtype))
+        return lr_fail(LR_EDTYPE, "%s: tensor '%s' is %s and cannot be loaded as %s", f->path, e->name, e->dtype->name,
+                       lr_dtype_name(t->dtype));
+    return LR_OK;
+}
+
+int lr_safetensors_load(const lr_safetensors *f, int64_t index, lr_tensor *t)
+{
+    const entry *e = NULL;
+    int status = entry_at(f, index, &e);
+    if (status == LR_OK)
+        status = check_load(f, e, t);
+    if (status != LR_OK || t->device == LR_META)
+        return status;
+    const int64_t chunks = (t->elements + LR_SAFETENSORS_CHUNK - 1) / LR_SAFETENSORS_CHUNK;
+    const int threads = (int)lr_min64(chunks, lr_threads());
+    transfer x = {.file = f, .entry = e, .tensor = t};
+    x.direct = e->dtype->dtype == t->dtype && lr_tensor_contiguous(t);
+    x.buffer_size = LR_SAFETENSORS_CHUNK * (lr_dtype_size(e->dtype->dtype) + lr_dtype_size(t->dtype));
+    if (!x.direct && (x.buffers = lr_alloc((size_t)threads * x.buffer_size)) == NULL)
+        return LR_ENOMEM;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t i = 0; i < chunks; i++) {
+        const int64_t from = i * LR_SAFETENSORS_CHUNK;
+        if (atomic_load(&x.failed) == 0)
+            move_chunk(&x, from, lr_min64(LR_SAFETENSORS_CHUNK, t->elements - from), omp_get_thread_num());
+    }
+    lr_free(x.buffers);
+    if (x.failed == 1)
+        return lr_fail(LR_EIO, "%s: tensor '%s': the file became shorter while it was read", f->path, e->name);
+    if (x.failed != 0) {
+        errno = x.failed - 1;
+        return lr_fail_errno("%s: tensor '%s'", f->path, e->name);
+    }
+    return LR_OK;
+}
