@@ -352,8 +352,8 @@ local function python_folders()
 end
 
 -- Data made of this machine's own Python sources, for trying things out without data; made once and kept in lorarun's
--- cache. given: seed, max_rows, folders (to look elsewhere), output. Contexts are short, for a model of 128 tokens.
--- Returns the folder, and the summary where it was made now.
+-- cache. given: seed, max_rows, folders (to look elsewhere), output. Contexts are short, for a model of 128 tokens; a
+-- sample of the files is enough for the rows. Returns the folder, and the summary where it was made now.
 function bugdata.from_this_machine(given)
   local seed = given and given.seed or bugdata.OPTIONS.seed
   local max_rows = given and given.max_rows or 30000
@@ -366,7 +366,7 @@ function bugdata.from_this_machine(given)
       .. "lorarun recipes/bugdata.lua --mutate DIR --output DATA")
   end
   return output, bugdata.make { mutate = folders, output = output, seed = seed, max_rows = max_rows, extensions = "py",
-    max_context = 450 }
+    max_context = 450, max_files = 2500 }
 end
 
 return bugdata
