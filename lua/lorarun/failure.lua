@@ -4,6 +4,9 @@
 --                                 or false, { message =, calls = { "recipe.lua:12: in function 'f'", ... } }
 --   failure.call_by(call, fn, ...)  the same through another xpcall, such as one that can be interrupted
 --   failure.text(report)          -> the message and the calls, as many lines as it takes
+-- Only for the main thread.
+local host = require "lorarun.host"
+
 local failure = {}
 
 local SHOWN_CALLS = 20 -- of a deep recursion the first and last half of these
@@ -18,15 +21,15 @@ local function describe_call(info)
   return ("%s: in function <%s:%d>"):format(place, info.short_src, info.linedefined)
 end
 
--- How many levels the stack has, the caller's included. Finding a level costs its number, hence the bisection.
+-- How many levels the main thread's stack has. Finding a level costs its number, hence the bisection.
 local function stack_depth()
   local known, beyond = 0, 1
-  while debug.getinfo(beyond + 1, "l") do known, beyond = beyond, beyond * 2 end
+  while debug.getinfo(host.main_thread, beyond, "l") do known, beyond = beyond, beyond * 2 end
   while beyond - known > 1 do
     local middle = math.floor((known + beyond) / 2)
-    if debug.getinfo(middle + 1, "l") then known = middle else beyond = middle end
+    if debug.getinfo(host.main_thread, middle, "l") then known = middle else beyond = middle end
   end
-  return known
+  return beyond
 end
 
 local function message_of(err)
@@ -40,26 +43,47 @@ local function message_of(err)
   return ("(the error is a %s value)"):format(type(err))
 end
 
--- The handler of an xpcall whose caller stands `base` levels above the bottom of the stack.
-local function handler_above(base)
-  return function(err)
-    local message, calls, place = message_of(err), {}, nil
-    local last = stack_depth() - base -- the level of the user's outermost function; xpcall itself is the next one
-    local skipped = last - 1 - SHOWN_CALLS
-    for level = 2, last do
-      local in_gap = skipped > 0 and level - 2 >= SHOWN_CALLS / 2 and last - level >= SHOWN_CALLS / 2
-      if in_gap and level - 2 == SHOWN_CALLS / 2 then calls[#calls + 1] = ("... %d more"):format(skipped) end
-      local info = not in_gap and debug.getinfo(level, "Slnf")
-      if info and info.func ~= error then
-        if not place and info.currentline > 0 and not own_module(info) then
-          place = ("%s:%d"):format(info.short_src, info.currentline)
-        end
-        calls[#calls + 1] = describe_call(info)
+-- The report on an error: first and last are the levels of the innermost and the outermost function of the user's.
+local function describe(err, first, last)
+  local message, calls, place = message_of(err), {}, nil
+  local skipped = last - first + 1 - SHOWN_CALLS
+  for level = first, last do
+    local in_gap = skipped > 0 and level - first >= SHOWN_CALLS / 2 and last - level >= SHOWN_CALLS / 2
+    if in_gap and level - first == SHOWN_CALLS / 2 then calls[#calls + 1] = ("... %d more"):format(skipped) end
+    local info = not in_gap and debug.getinfo(host.main_thread, level, "Slnf")
+    if info and info.func ~= error then
+      if not place and info.currentline > 0 and not own_module(info) then
+        place = ("%s:%d"):format(info.short_src, info.currentline)
       end
+      calls[#calls + 1] = describe_call(info)
     end
-    if place and not message:find("^[^\n:]+:%d+: ") then message = place .. ": " .. message end
-    return { message = message, calls = calls }
   end
+  local own_place = message:match("^[^\n:]+:%d+: ")
+  if own_place then
+    -- coroutine.wrap puts the place of its caller before every message; the same place twice says no more than once
+    while message:sub(#own_place + 1, 2 * #own_place) == own_place do message = message:sub(#own_place + 1) end
+  elseif place then
+    message = place .. ": " .. message
+  end
+  return { message = message, calls = calls }
+end
+
+-- The handler for an xpcall made by the caller's caller. The work is done in a coroutine, which has a stack of its own: after a
+-- stack overflow nothing else has room to.
+local function new_handler()
+  local base = stack_depth() - 3 -- the caller and what is below it; above are getinfo, stack_depth and this function
+  local handler
+  local report = coroutine.wrap(function(err)
+    local last = stack_depth() - base - 2 -- levels count from 0, and between that caller and the user's code is xpcall
+    local first = 0
+    repeat first = first + 1 until debug.getinfo(host.main_thread, first - 1, "f").func == handler
+    return describe(err, first, last)
+  end)
+  function handler(err)
+    local described = report(err)
+    return described
+  end
+  return handler
 end
 
 local function finish(ok, ...)
@@ -71,11 +95,11 @@ local function finish(ok, ...)
 end
 
 function failure.call_by(call, fn, ...)
-  return finish(call(fn, handler_above(stack_depth() + 1), ...))
+  return finish(call(fn, new_handler(), ...))
 end
 
 function failure.call(fn, ...)
-  return finish(xpcall(fn, handler_above(stack_depth() + 1), ...))
+  return finish(xpcall(fn, new_handler(), ...))
 end
 
 function failure.text(report)

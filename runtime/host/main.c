@@ -44,8 +44,7 @@ static int load_module(lua_State *L)
             lua_pushfstring(L, "@lua/%s.lua", name);
             return own_module(L, luaL_loadbuffer(L, m->text, m->size, lua_tostring(L, -1)));
         }
-    lua_pushfstring(L, "\n\tno module '%s' inside lorarun", name);
-    return 1;
+    return luaL_error(L, "lorarun has no module '%s'", name);
 }
 
 /* modules() -> the names of the embedded modules, for completion and "did you mean". */
@@ -60,11 +59,14 @@ static int module_names(lua_State *L)
     return 1;
 }
 
+/* The module lorarun.host. It is opened by lorarun.program, on the main thread. */
 static int open_host(lua_State *L)
 {
     lua_newtable(L);
     lua_pushcfunction(L, module_names);
     lua_setfield(L, -2, "modules");
+    (void)lua_pushthread(L);
+    lua_setfield(L, -2, "main_thread");
     lr_host_add_evaluation(L);
     lr_host_add_editing(L);
     return 1;
