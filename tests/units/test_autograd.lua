@@ -1,5 +1,4 @@
--- The tape: every composite rule against finite differences, sharing and accumulation of gradients, recompute,
--- lifetimes.
+-- The tape: every composite rule against finite differences, sharing and accumulation of gradients, recompute, lifetimes.
 local C = require "lorarun.c"
 local ffi = require "ffi"
 local tensor = require "lorarun.tensor"
@@ -27,8 +26,8 @@ local function weighted_sum(weights, ...)
   return s
 end
 
--- Compare the gradients of fn(unpack(inputs)) with central differences at every element of every input (or of
--- `leaves`, tensors with a .grad that fn uses by itself).
+-- Compare the gradients of fn(unpack(inputs)) with central differences at every element of every input (or of `leaves`, tensors
+-- with a .grad that fn uses by itself).
 local function check_gradients(what, fn, inputs, leaves, tolerance)
   tensor.scope(function()
     local weights = {}
