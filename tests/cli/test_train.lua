@@ -1,0 +1,312 @@
+-- Training through the program, as a user runs it: a whole small run and all its files, resuming after kill to the same
+-- bits, damaged
+-- checkpoints, and the error of each thing that can be wrong.
+local fs = require "lorarun.fs"
+local json = require "lorarun.json"
+local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local quote, run = shell.quote, shell.run
+
+local root = fs.dirname(os.getenv "LORARUN_TESTS")
+local recipe = quote(fs.join(root, "recipes", "bugdetect.lua"))
+local bert = fs.join(os.getenv "LORARUN_TESTS", "golden", "bert")
+
+-- A data folder: rows whose label follows from the text, so that there is something to learn.
+local function make_data(folder, rows)
+  fs.make(folder)
+  for _, split in ipairs { "train", "validation", "test" } do
+    local lines = {}
+    for i = 1, rows do
+      local good = i % 3 ~= 0
+      lines[i] = json.encode({ current_line = good and ("x = %d"):format(i) or ("x == %d"):format(i), context = ("def f%d(y):\n"
+        .. "    x = %d\n    return x + y"):format(i, i), score = good and 1 or 0,
+        context_type = i % 2 == 0 and "context_full" or "context_before" }, { sort_keys = true })
+    end
+    fs.write(fs.join(folder, split .. ".jsonl"), table.concat(lines, "\n") .. "\n")
+  end
+  return folder
+end
+
+local SMALL = " --targets query,key,value --rank 4 --batch 8 --warmup 2 --learning-rate 5e-3 --max-length 32 --threads 1 "
+
+local function with_data(fn)
+  shell.with_folder(function(folder) fn(folder, quote(make_data(fs.join(folder, "data"), 48))) end)
+end
+
+local function train(data, output, options)
+  return run(("$L %s --model %s --data %s --output %s %s %s"):format(recipe, quote(bert), data, quote(output), SMALL, options))
+end
+
+local function lines_of(path)
+  local list = {}
+  for line in fs.read(path):gmatch "[^\n]+" do list[#list + 1] = line end
+  return list
+end
+
+-- The adapter's bytes: what two runs must agree in.
+local function adapter_bytes(output) return fs.read(fs.join(output, "adapter", "adapter_model.safetensors")) end
+
+test("a run of 12 steps: banner, evaluations, every file it promises", function()
+  with_data(function(folder, data)
+    local output = fs.join(folder, "out")
+    local r = train(data, output, "--epochs 2 --evaluation-steps 6")
+    check.equal(r.err, "", "standard error")
+    check.equal(r.status, 0, "status")
+    for _, part in ipairs { "fine-tuning", "world size", "rank 4, alpha 32, dropout 0.1 on query, key, value", "8 a device,
+      8 effective",
+      "48 train, 48 validation, 48 test", "class 0", "16 rows, weight 1.5000", "32 rows, weight 0.7500", "6 an epoch, 12 in all",
+      "validation at step 6", "validation at step 12", "confusion matrix", "context_before", "ROC-AUC", "padding avoided",
+      "SentenceTransformer(" } do
+      check.that(r.out:find(part, 1, true), ("the output lacks '%s':\n%s"):format(part, r.out))
+    end
+    for _, file in ipairs { "model.safetensors", "config.json", "modules.json", "tokenizer.json", "README.md",
+      "1_Pooling/config.json",
+      "2_Normalize", "sentence_bert_config.json", "config_sentence_transformers.json", "adapter/adapter_config.json",
+      "adapter/adapter_model.safetensors", "adapter/modules.json", "adapter/tokenizer.json", "training_config.json", "recipe.lua",
+      "evaluation.json", "log.jsonl", "similarity_evaluation_validation_results.csv", "similarity_evaluation_test_results.csv",
+      "checkpoints/step-00000006/state.json", "checkpoints/step-00000012/optimizer.safetensors" } do
+      check.that(fs.exists(fs.join(output, file)), file .. " is missing")
+    end
+    check.that(not fs.exists(fs.join(output, "adapter", "model.safetensors")), "the adapter folder must hold no base weights")
+    local steps = 0
+    for _, line in ipairs(lines_of(fs.join(output, "log.jsonl"))) do
+      local record = json.decode(line, "log.jsonl")
+      if record.kind == "step" then
+        steps = steps + 1
+        check.equal(record.step, steps, "steps in order")
+        check.that(record.loss >= 0 and record.grad_norm > 0, line)
+      end
+    end
+    check.equal(steps, 12, "steps logged")
+    local csv = lines_of(fs.join(output, "similarity_evaluation_validation_results.csv"))
+    check.equal(csv[1], "epoch,steps,cosine_pearson,cosine_spearman")
+    check.that(csv[2]:find "^1,6,%-?0%.%d+,%-?0%.%d+$" and csv[3]:find "^2,12,", csv[2] .. " | " .. tostring(csv[3]))
+    local evaluation = json.decode_file(fs.join(output, "evaluation.json"))
+    for _, key in ipairs { "pearson", "spearman", "accuracy", "precision", "recall", "f1", "roc_auc", "pr_auc", "confusion",
+      "sweep",
+      "by_group" } do
+      check.that(evaluation.validation[key] ~= nil and evaluation.test[key] ~= nil, "evaluation.json lacks " .. key)
+    end
+    check.equal(evaluation.validation.by_group.context_full.rows, 24, "rows of a group")
+    local config = json.decode_file(fs.join(output, "training_config.json"))
+    check.equal(config.settings.rank, 4)
+    check.equal(config.settings.learning_rate, 5e-3)
+  end)
+end)
+
+test("the loss falls and the score rises where there is something to learn", function()
+  with_data(function(folder, data)
+    local output = fs.join(folder, "out")
+    local r = train(data, output, "--epochs 20 --evaluation-steps 60 --dropout 0")
+    check.equal(r.status, 0, r.err)
+    local first, last, count = 0, 0, 0
+    for _, line in ipairs(lines_of(fs.join(output, "log.jsonl"))) do
+      local record = json.decode(line, "log.jsonl")
+      if record.kind == "step" then
+        count = count + 1
+        if count <= 10 then first = first + record.loss / 10 end
+        if count > 110 then last = last + record.loss / 10 end
+      end
+    end
+    check.that(last < 0.7 * first, ("the loss went from %.4f to %.4f"):format(first, last))
+    check.that(json.decode_file(fs.join(output, "evaluation.json")).validation.spearman > 0.6, "Spearman after 120 steps")
+  end)
+end)
+
+test("stopped and resumed ends in the same bits, with dropout and weighted sampling", function()
+  with_data(function(folder, data)
+    local whole, parts = fs.join(folder, "whole"), fs.join(folder, "parts")
+    local options = "--epochs 3 --evaluation-steps 5 --accumulate 2 --batch 4"
+    check.equal(train(data, whole, options).status, 0)
+    -- Killed without warning in the middle: a recipe of its own that kills itself at step 8, after the checkpoint of step 5.
+    local killer = fs.join(folder, "killer.lua")
+    local text = fs.read(fs.join(root, "recipes", "bugdetect.lua"))
+    text = text:gsub("lr%.train {", "lr.train { on_step = function(s) if s.step == 8 then os.execute('kill -9 $PPID') end end,", 1)
+    fs.write(killer, text)
+    local r = run(("$L %s --model %s --data %s --output %s %s %s"):format(quote(killer), quote(bert), data, quote(parts), SMALL,
+      options))
+    check.equal(r.status, 137, "killed")
+    check.that(not fs.exists(fs.join(parts, "model.safetensors")), "it was killed before the end")
+    r = train(data, parts, options .. " --resume latest")
+    check.equal(r.status, 0, r.err)
+    check.that(r.out:find("resuming from", 1, true) and r.out:find("step-00000005, step 5 of 18", 1, true), r.out)
+    check.that(adapter_bytes(whole) == adapter_bytes(parts), "the adapters differ")
+    check.that(fs.read(fs.join(whole, "model.safetensors")) == fs.read(fs.join(parts, "model.safetensors")), "the models differ")
+    check.equal(fs.read(fs.join(whole, "similarity_evaluation_validation_results.csv")),
+      fs.read(fs.join(parts, "similarity_evaluation_validation_results.csv")), "evaluations")
+    -- the log reads as if it had never stopped
+    local steps = 0
+    for _, line in ipairs(lines_of(fs.join(parts, "log.jsonl"))) do
+      local record = json.decode(line, "log.jsonl")
+      if record.kind == "step" then
+        steps = steps + 1
+        check.equal(record.step, steps)
+      end
+    end
+    check.equal(steps, 18)
+  end)
+end)
+
+test("SIGTERM: finish the step, write a checkpoint, leave; resume to the same bits", function()
+  with_data(function(folder, data)
+    local whole, parts = fs.join(folder, "whole"), fs.join(folder, "parts")
+    local options = "--epochs 3 --evaluation-steps 100"
+    check.equal(train(data, whole, options).status, 0)
+    local stopper = fs.join(folder, "stopper.lua")
+    local text = fs.read(fs.join(root, "recipes", "bugdetect.lua"))
+    text = text:gsub("lr%.train {",
+      "lr.train { on_step = function(s) if s.step == 7 then os.execute('kill -TERM $PPID') end end,", 1)
+    fs.write(stopper, text)
+    local r = run(("$L %s --model %s --data %s --output %s %s %s"):format(quote(stopper), quote(bert), data, quote(parts), SMALL,
+      options))
+    check.equal(r.status, 143, "status 128 + SIGTERM: " .. r.err)
+    check.that(r.out:find("stopped by signal 15 after step 7 of 18", 1, true), r.out)
+    r = train(data, parts, options .. " --resume latest")
+    check.equal(r.status, 0, r.err)
+    check.that(adapter_bytes(whole) == adapter_bytes(parts), "the adapters differ")
+  end)
+end)
+
+test("checkpoints: the last few and the best are kept; a damaged one is refused by name and the one before it used", function()
+  with_data(function(folder, data)
+    local output = fs.join(folder, "out")
+    local checkpoints = fs.join(output, "checkpoints")
+    check.equal(train(data, output, "--epochs 2 --evaluation-steps 2 --keep 2").status, 0)
+    local kept = fs.list(checkpoints)
+    check.that(#kept == 2 or #kept == 3, table.concat(kept, " "))
+    check.equal(kept[#kept], "step-00000012")
+    local file = fs.join(checkpoints, "step-00000012", "optimizer.safetensors")
+    local bytes = fs.read(file)
+    fs.write(file, bytes:sub(1, -2) .. string.char((bytes:byte(-1) + 1) % 256))
+    local r = train(data, output, "--epochs 2 --evaluation-steps 2 --keep 2 --resume latest")
+    check.equal(r.status, 0, r.err)
+    check.that(r.err:find("step-00000012 is damaged: the checksum of optimizer.safetensors is wrong; trying the one before it",
+      1, true),
+      r.err)
+    check.that(r.out:find("step-00000010, step 10 of 12", 1, true), r.out)
+    fs.write(file, bytes:sub(1, -2) .. string.char((bytes:byte(-1) + 1) % 256))
+    r = train(data, output, "--resume " .. quote(fs.join(checkpoints, "step-00000012")))
+    check.equal(r.status, 1)
+    check.that(r.err:find("step-00000012 is damaged", 1, true), r.err)
+    r = train(data, output, "--resume nowhere")
+    check.that(r.status == 1 and r.err:find("there is no checkpoint 'nowhere'", 1, true), r.err)
+    r = train(data, output, "--epochs 2 --evaluation-steps 2 --seed 2 --resume latest")
+    check.that(r.err:find("warning: seed was 1", 1, true), r.err)
+  end)
+end)
+
+test("multiple negatives ranking, bf16, recompute, shuffled rows, other schedules", function()
+  with_data(function(folder, data)
+    for i, options in ipairs { "--loss mnr", "--precision bf16", "--recompute all --schedule cosine",
+      "--sampling shuffled --recompute 1",
+      "--sampling sequential --schedule constant --clip 0 --weight-decay 0.01" } do
+      local r = train(data, fs.join(folder, "out" .. i), options .. " --max-steps 2")
+      check.equal(r.status, 0, options .. ": " .. r.err)
+      check.that(r.out:find("2 in all", 1, true), r.out)
+    end
+    local kept, again = fs.join(folder, "kept"), fs.join(folder, "again")
+    train(data, kept, "--max-steps 4")
+    train(data, again, "--max-steps 4 --recompute all")
+    check.that(adapter_bytes(kept) == adapter_bytes(again), "recomputing gives other bits")
+  end)
+end)
+
+test("CSV data is read by column name", function()
+  with_data(function(folder)
+    local csv = fs.join(folder, "csv")
+    fs.make(csv)
+    for _, split in ipairs { "train", "validation" } do
+      local lines = { "score,context,current_line,extra" }
+      for i = 1, 12 do lines[#lines + 1] = ('%d,"def f():\n  ""x"" = %d",x = %d,unused'):format(i % 2, i, i) end
+      fs.write(fs.join(csv, split .. ".csv"), table.concat(lines, "\n") .. "\n")
+    end
+    local r = train(quote(csv), fs.join(folder, "out"), "--max-steps 2")
+    check.equal(r.status, 0, r.err)
+    check.that(r.out:find("12 train, 12 validation, no test", 1, true), r.out)
+  end)
+end)
+
+test("--help lists every option with its default; --resume before there is a checkpoint begins", function()
+  local r = run(("$L %s --help"):format(recipe))
+  check.equal(r.status, 0)
+  for _, option in ipairs { "model", "data", "output", "batch", "epochs", "max-steps", "learning-rate", "warmup", "rank", "alpha",
+    "dropout", "max-length", "precision", "loss", "evaluation-steps", "max-train-rows", "threads", "seed", "resume" } do
+    check.that(r.out:find("--" .. option, 1, true), option .. " is not in --help")
+  end
+  with_data(function(folder, data)
+    r = train(data, fs.join(folder, "out"), "--max-steps 1 --resume latest")
+    check.equal(r.status, 0, r.err)
+    check.that(r.err:find("there is no checkpoint in", 1, true), r.err)
+  end)
+end)
+
+test("what can be wrong, each in one line on standard error, status not 0", function()
+  with_data(function(folder, data)
+    local function refused(options, part, other_data, model)
+      local r = run(("$L %s --model %s --data %s --output %s %s %s"):format(recipe, quote(model or bert), other_data or data,
+        quote(fs.join(folder, "bad")), SMALL, options))
+      check.that(r.status ~= 0, ("status 0 for %s"):format(options))
+      check.that(r.err:find(part, 1, true), ("'%s' lacks '%s'"):format(r.err, part))
+      check.that(not r.err:find("traceback", 1, true), r.err)
+    end
+    refused("--bacth 3", "did you mean --batch?")
+    refused("--batch many", "--batch")
+    refused("--precision fp64", "--precision")
+    refused("--targets nothing", "the targets match no linear layer of the model; it has: query, key, value, dense")
+    refused("--targets '(bad'", "regular expression '(bad'")
+    refused("--max-length 65", "max_length 65 is more than the 64 positions")
+    refused("", "is neither a folder nor in the Hugging Face cache", nil, "nobody/nothing")
+    refused("", "there is no train.jsonl", quote(fs.join(folder, "nowhere")))
+    local bad = make_data(fs.join(folder, "bad-data"), 6)
+    local path = fs.join(bad, "train.jsonl")
+    local good = fs.read(path)
+    for text, part in pairs { ['{"current_line": "x"}'] = "train.jsonl:7: column", ["{nonsense"] = "train.jsonl:7:",
+      ['{"current_line":"a","context":"b","score":"c","context_type":"d"}'] = "'score' is not a number" } do
+      fs.write(path, good .. text .. "\n")
+      refused("", part, quote(bad))
+      local r = run(("$L %s --model %s --data %s --output %s %s --max-steps 1 --on-bad-row skip"):format(recipe, quote(bert),
+        quote(bad),
+        quote(fs.join(folder, "skipping")), SMALL))
+      check.equal(r.status, 0, r.err)
+      check.that(r.out:find("1 bad rows of train", 1, true), r.out)
+    end
+    -- models that cannot be: another architecture, a pickle, a missing tensor, a wrong shape
+    local broken = fs.join(folder, "model")
+    local function copy_model()
+      fs.remove(broken)
+      fs.make(fs.join(broken, "1_Pooling"))
+      for _, name in ipairs { "config.json", "model.safetensors", "modules.json", "tokenizer.json", "sentence_bert_config.json",
+        "1_Pooling/config.json" } do
+        fs.copy(fs.join(bert, name), fs.join(broken, name))
+      end
+    end
+    local function edit(name, from, to)
+      local text, n = fs.read(fs.join(broken, name)):gsub(from, to)
+      assert(n > 0, "the edit must find its place")
+      fs.write(fs.join(broken, name), text)
+    end
+    copy_model()
+    edit("config.json", '"model_type": "bert"', '"model_type": "llama"')
+    refused("", "model_type 'llama' is not supported", nil, broken)
+    copy_model()
+    edit("config.json", '"BertModel"', '"BertForRobots"')
+    refused("", "architecture 'BertForRobots' is not supported", nil, broken)
+    copy_model()
+    edit("config.json", '"intermediate_size": %d+', '"intermediate_size": 70')
+    refused("", "has shape [72, 48]; config.json makes it [70, 48]", nil, broken)
+    copy_model()
+    edit("config.json", '"num_hidden_layers": %d+', '"num_hidden_layers": 3')
+    refused("", "tensor 'encoder.layer.2.", nil, broken)
+    copy_model()
+    fs.remove(fs.join(broken, "model.safetensors"))
+    fs.write(fs.join(broken, "pytorch_model.bin"), "PK\3\4")
+    refused("", "pickle", nil, broken)
+    copy_model()
+    fs.remove(fs.join(broken, "modules.json"))
+    refused("", "says nothing about pooling", nil, broken)
+    copy_model()
+    local weights = fs.read(fs.join(broken, "model.safetensors"))
+    fs.write(fs.join(broken, "model.safetensors"), weights:sub(1, #weights - 100))
+    refused("", "model.safetensors", nil, broken)
+  end)
+end)
+
