@@ -150,8 +150,8 @@ local function run(name, precision)
     gemm = math.max(gemm, ceiling(dtype, shape))
     local seconds = times.cpu
     local rate = 4 * weights * batch.tokens / seconds
-    print(("%-7s %-4s  %5d tokens, %d pairs: %6.1f ms a step, %6.0f tokens/s, %6.1f pairs/s, %5.0f of %5.0f GFLOP/s = %4.1f%% of the "
-      .. "GEMM ceiling, Lua %.1f%%"):format(name, precision, batch.tokens, args.pairs, 1e3 * seconds, batch.tokens / seconds,
+    print(("%-7s %-4s  %5d tokens, %d pairs: %6.1f ms a step, %6.0f tokens/s, %6.1f pairs/s, %5.0f of %5.0f GFLOP/s = %4.1f%% of "
+      .. "the GEMM ceiling, Lua %.1f%%"):format(name, precision, batch.tokens, args.pairs, 1e3 * seconds, batch.tokens / seconds,
       args.pairs / seconds, rate / 1e9, gemm / 1e9, 100 * rate / gemm, 100 * times.meta / seconds))
   end)
 end

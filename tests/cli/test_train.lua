@@ -51,11 +51,10 @@ test("a run of 12 steps: banner, evaluations, every file it promises", function(
     local r = train(data, output, "--epochs 2 --evaluation-steps 6")
     check.equal(r.err, "", "standard error")
     check.equal(r.status, 0, "status")
-    for _, part in ipairs { "fine-tuning", "world size", "rank 4, alpha 32, dropout 0.1 on query, key, value", "8 a device,
-      8 effective",
-      "48 train, 48 validation, 48 test", "class 0", "16 rows, weight 1.5000", "32 rows, weight 0.7500", "6 an epoch, 12 in all",
-      "validation at step 6", "validation at step 12", "confusion matrix", "context_before", "ROC-AUC", "padding avoided",
-      "SentenceTransformer(" } do
+    for _, part in ipairs { "fine-tuning", "world size", "rank 4, alpha 32, dropout 0.1 on query, key, value",
+      "8 a device, 8 effective", "48 train, 48 validation, 48 test", "class 0", "16 rows, weight 1.5000", "32 rows, weight 0.7500",
+      "6 an epoch, 12 in all", "validation at step 6", "validation at step 12", "confusion matrix", "context_before", "ROC-AUC",
+      "padding avoided", "SentenceTransformer(" } do
       check.that(r.out:find(part, 1, true), ("the output lacks '%s':\n%s"):format(part, r.out))
     end
     for _, file in ipairs { "model.safetensors", "config.json", "modules.json", "tokenizer.json", "README.md",
