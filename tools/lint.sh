@@ -40,7 +40,7 @@ no_machine_paths() {
   ! git grep -nIE '(^|[^A-Za-z0-9_.~-])/(root|home|work|tmp|Users)/[A-Za-z0-9]' -- . ':!tests'
 }
 no_conflict_or_trailing_space() {
-  git -c core.whitespace=trailing-space,space-before-tab diff --check "$(git hash-object -t tree /dev/null)" -- \
+  git -c core.whitespace=blank-at-eol,-blank-at-eof,space-before-tab diff --check "$(git hash-object -t tree /dev/null)" -- \
     '*.c' '*.h' '*.cu' '*.lua' '*.sh' '*.py' '*.cmake' '*.def' Makefile CMakeLists.txt
 }
 

@@ -1,7 +1,8 @@
 -- probes.lua: embeddings as lorarun computes them, for other programs to compare with, and the other way round.
 --   lorarun tests/interop/probes.lua write FOLDER TEXTS.json OUT.json     TEXTS.json: { "texts": [...] }
---   lorarun tests/interop/probes.lua check FOLDER PROBES.json [TOLERANCE] PROBES.json: { "texts": [...], "embeddings": [[...]] }
 --   lorarun tests/interop/probes.lua check FOLDER PROBES.json [TOLERANCE] PROBES.json: also "embeddings": [[...], ...]
+-- FOLDER holds a model or an adapter. `check` prints the largest difference and ends with status 1 where it is above TOLERANCE
+-- (1e-4).
 local lr = require "lorarun"
 local mode, folder, texts_path, last = arg[1], arg[2], arg[3], arg[4]
 
