@@ -39,6 +39,7 @@ end
 
 local C = require "lorarun.c"
 local function held()
+  jit.flush() -- compiled traces hold on to objects they saw
   collectgarbage() collectgarbage() collectgarbage()
   local m = ffi.new "lr_memory"
   C.lr_memory_stats(C.LR_CPU, m)
