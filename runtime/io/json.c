@@ -1,124 +1,520 @@
-/* json.c: reading JSON, with jansson below.
+/* json.c: a JSON reader (RFC 8259, strict).
  *
- * A node is jansson's json_t and a document owns the root, so reading costs no second tree. Members keep the order of
- * the file; a key that occurs twice is refused, because one of the two values would be lost in silence.
+ * Why one of our own: the common libraries do not survive a failing allocation (jansson writes beyond its buffer), read
+ * integers beyond 64 bits as errors (tokenizer_config.json has 1000000000000000019884624838656), or count allocations
+ * nowhere.
  *
- * jansson forgets to check some of its allocations and would return a shortened string. Its allocator hook therefore
- * notes every failure in a thread-local flag, and a parse during which the flag was raised is LR_ENOMEM whatever
- * jansson says. */
+ * A document is one arena: blocks that hold strings, arrays and members, freed together. A value is parsed onto a
+ * stack; when its container closes, the container's elements move from the stack to the arena, where they lie side by
+ * side and never move again.
+ *
+ * Invariants
+ *   - Strings in the document are valid UTF-8 and NUL-terminated; only values, not keys, may hold further NULs.
+ *   - Members keep the order of the text. A key that occurs twice is refused: one of the two values would be lost in
+ * silence.
+ *   - Nesting is bounded, so that hostile input cannot exhaust the C stack. */
+#define _GNU_SOURCE /* strtod_l */
 #include "io/json.h"
-#include <jansson.h>
+#include <locale.h>
 #include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-struct lr_json {
-    json_t *root;
+enum { MAX_DEPTH = 1000, FEW_MEMBERS = 16, MIN_BLOCK = 1 << 10, MAX_BLOCK = 1 << 20 };
+
+typedef struct member member;
+
+struct lr_json_node {
+    int32_t kind, integer;
+    int64_t length;
+    union {
+        double number;
+        const char *string;
+        const lr_json_node *items;
+        const member *members;
+    };
 };
 
-static _Thread_local bool ran_out;
+struct member {
+    const char *key; /* NULL while it is an array's element on the stack */
+    size_t at;       /* where the key begins in the text, for messages */
+    lr_json_node value;
+};
 
-static void *hook_alloc(size_t size)
+typedef struct block {
+    struct block *next;
+    size_t used, size;
+    char data[];
+} block;
+
+struct lr_json {
+    block *blocks; /* newest first */
+    lr_json_node root;
+};
+
+typedef struct parser {
+    const char *text, *name;
+    size_t at, size;
+    lr_json *doc;
+    void *stack; /* of member */
+    size_t height, capacity;
+} parser;
+
+/* ---- the arena
+ * ------------------------------------------------------------------------------------------------------- */
+/* Room for `size` bytes, 8-byte aligned. Only what arena_keep is told stays taken. */
+static void *arena_room(lr_json *doc, size_t size)
 {
-    void *p = lr_alloc(size);
-    if (p == NULL)
-        ran_out = true;
-    return p;
-}
-
-static void install_hooks(void)
-{
-    json_set_alloc_funcs(hook_alloc, lr_free);
-}
-
-void lr_json_use_allocator(void)
-{
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, install_hooks);
-}
-
-static int out_of_memory(const char *name)
-{
-    return lr_fail(LR_ENOMEM, "out of host memory reading %s", name);
-}
-
-/* ---- integers beyond 64 bits
- * ------------------------------------------------------------------------------------------ tokenizer_config.json says
- * "model_max_length": 1000000000000000019884624838656. jansson refuses such an integer but reads the same digits
- * followed by ".0": rewrite them so, in a copy, when a text needs it. */
-enum { INT64_DIGITS = 19 };
-
-static bool is_digit(char c)
-{
-    return c >= '0' && c <= '9';
-}
-
-static int widen_integers(const char *text, size_t size, char **out, size_t *out_size)
-{
-    char *copy = lr_alloc(size + size / INT64_DIGITS * 2 + 2); /* two more bytes for each run of that many digits */
-    if (copy == NULL)
-        return LR_ENOMEM;
-    size_t used = 0;
-    bool in_string = false;
-    for (size_t i = 0; i < size;) {
-        size_t end = i + 1;
-        if (in_string) {
-            if (text[i] == '\\' && end < size)
-                end++;
-            in_string = text[i] != '"';
-        } else if (is_digit(text[i])) {
-            while (end < size && is_digit(text[end]))
-                end++;
-        } else {
-            in_string = text[i] == '"';
-        }
-        memcpy(copy + used, text + i, end - i);
-        used += end - i;
-        /* Digits after a point or an exponent belong to a number that is read as a double anyway. */
-        const bool fraction = i > 0 && strchr(".eE+", text[i - 1]) != NULL;
-        const bool exponent = i > 1 && text[i - 1] == '-' && strchr("eE", text[i - 2]) != NULL;
-        const bool more = end < size && strchr(".eE", text[end]) != NULL;
-        if (end - i >= INT64_DIGITS && !fraction && !exponent && !more) {
-            memcpy(copy + used, ".0", 2);
-            used += 2;
-        }
-        i = end;
+    block *b = doc->blocks;
+    if (b == NULL || b->size - b->used < size) {
+        size_t grown = b == NULL ? MIN_BLOCK : b->size < MAX_BLOCK ? 2 * b->size : MAX_BLOCK;
+        if (grown < size)
+            grown = size;
+        block *fresh = lr_alloc(sizeof *fresh + grown);
+        if (fresh == NULL)
+            return NULL;
+        *fresh = (block){.next = b, .size = grown};
+        doc->blocks = b = fresh;
     }
-    *out = copy;
-    *out_size = used;
+    return b->data + b->used;
+}
+
+static void arena_keep(lr_json *doc, size_t size)
+{
+    block *b = doc->blocks;
+    const size_t rounded = (size + 7) & ~(size_t)7;
+    b->used = rounded < b->size - b->used ? b->used + rounded : b->size;
+}
+
+/* ---- errors
+ * ---------------------------------------------------------------------------------------------------------- */
+static int fail_at(const parser *p, size_t at, const char *what)
+{
+    size_t line = 1, column = 1;
+    for (size_t i = 0; i < at && i < p->size; i++) {
+        column = p->text[i] == '\n' ? 1 : column + 1;
+        line += p->text[i] == '\n';
+    }
+    return lr_fail(LR_EFORMAT, "%s:%zu:%zu: not valid JSON: %s", p->name, line, column, what);
+}
+
+/* What stands at `at` is not what may stand there. */
+static int unexpected(const parser *p, const char *expected)
+{
+    char what[160];
+    if (p->at >= p->size)
+        snprintf(what, sizeof what, "the text ends where %s is expected", expected);
+    else if ((unsigned char)p->text[p->at] > ' ' && (unsigned char)p->text[p->at] < 127)
+        snprintf(what, sizeof what, "'%c' where %s is expected", p->text[p->at], expected);
+    else
+        snprintf(what, sizeof what, "byte 0x%02x where %s is expected", (unsigned char)p->text[p->at], expected);
+    return fail_at(p, p->at, what);
+}
+
+/* ---- strings
+ * --------------------------------------------------------------------------------------------------------- */
+/* Length of the UTF-8 sequence at s (RFC 3629: no overlong form, no surrogate, at most U+10FFFF), 0 where there is
+ * none. */
+static size_t utf8_sequence(const char *s, size_t room)
+{
+    const unsigned char *u = (const unsigned char *)s;
+    const unsigned char a = u[0], b = room > 1 ? u[1] : 0;
+    if (a < 0x80)
+        return 1;
+    const size_t n = a < 0xc2 ? 0 : a < 0xe0 ? 2 : a < 0xf0 ? 3 : a < 0xf5 ? 4 : 0;
+    if (n == 0 || room < n || (a == 0xe0 && b < 0xa0) || (a == 0xed && b > 0x9f) || (a == 0xf0 && b < 0x90) ||
+        (a == 0xf4 && b > 0x8f))
+        return 0;
+    for (size_t i = 1; i < n; i++)
+        if ((u[i] & 0xc0) != 0x80)
+            return 0;
+    return n;
+}
+
+static char *utf8_put(char *out, uint32_t c)
+{
+    if (c < 0x80) {
+        *out++ = (char)c;
+    } else if (c < 0x800) {
+        *out++ = (char)(0xc0 | c >> 6);
+        *out++ = (char)(0x80 | (c & 63));
+    } else if (c < 0x10000) {
+        *out++ = (char)(0xe0 | c >> 12);
+        *out++ = (char)(0x80 | (c >> 6 & 63));
+        *out++ = (char)(0x80 | (c & 63));
+    } else {
+        *out++ = (char)(0xf0 | c >> 18);
+        *out++ = (char)(0x80 | (c >> 12 & 63));
+        *out++ = (char)(0x80 | (c >> 6 & 63));
+        *out++ = (char)(0x80 | (c & 63));
+    }
+    return out;
+}
+
+/* Four hexadecimal digits at `at`, or -1. */
+static int32_t hex4(const parser *p, size_t at)
+{
+    int32_t x = 0;
+    if (p->size - at < 4)
+        return -1;
+    for (size_t i = at; i < at + 4; i++) {
+        const char c = p->text[i];
+        const int digit = c >= '0' && c <= '9'   ? c - '0'
+                          : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                          : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                                 : -1;
+        if (digit < 0)
+            return -1;
+        x = x << 4 | digit;
+    }
+    return x;
+}
+
+/* The escape sequence after a backslash; p->at is behind that backslash and moves behind the sequence. */
+static int parse_escape(parser *p, char **out)
+{
+    static const char FROM[] = "\"\\/bfnrt", TO[] = "\"\\/\b\f\n\r\t";
+    const char c = p->at < p->size ? p->text[p->at] : 0;
+    const char *simple = c == 0 ? NULL : strchr(FROM, c);
+    if (simple != NULL) {
+        *(*out)++ = TO[simple - FROM];
+        p->at++;
+        return LR_OK;
+    }
+    int32_t code = c == 'u' ? hex4(p, p->at + 1) : -1;
+    if (code < 0)
+        return fail_at(p, p->at, "a backslash that begins no escape sequence");
+    p->at += 5;
+    if (code >= 0xd800 && code < 0xdc00 && p->size - p->at >= 6 && memcmp(p->text + p->at, "\\u", 2) == 0) {
+        const int32_t low = hex4(p, p->at + 2);
+        if (low >= 0xdc00 && low < 0xe000) {
+            code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
+            p->at += 6;
+        }
+    }
+    if (code >= 0xd800 && code < 0xe000)
+        return fail_at(p, p->at - 6, "half of a surrogate pair");
+    *out = utf8_put(*out, (uint32_t)code);
     return LR_OK;
 }
 
-/* ---- parsing
- * ---------------------------------------------------------------------------------------------------------- */
-enum { FLAGS = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL };
+/* The string that begins behind the quote at p->at - 1. No escape is shorter than what it stands for, so the text's own
+ * length is room enough. */
+static int parse_string(parser *p, const char **string, size_t *length)
+{
+    const size_t start = p->at;
+    size_t end = start;
+    while (end < p->size && p->text[end] != '"')
+        end += p->text[end] == '\\' ? 2 : 1;
+    if (end >= p->size)
+        return fail_at(p, start - 1, "a string without its closing quote");
+    char *const begin = arena_room(p->doc, end - start + 1), *out = begin;
+    if (begin == NULL)
+        return LR_ENOMEM;
+    while (p->at < end) {
+        const char c = p->text[p->at];
+        if (c == '\\') {
+            p->at++;
+            const int status = parse_escape(p, &out);
+            if (status != LR_OK)
+                return status;
+            continue;
+        }
+        if ((unsigned char)c < ' ')
+            return fail_at(p, p->at, "a control character in a string; write it as \\u00XX");
+        const size_t n = utf8_sequence(p->text + p->at, end - p->at);
+        if (n == 0)
+            return fail_at(p, p->at, "bytes that are not UTF-8");
+        memcpy(out, p->text + p->at, n);
+        out += n;
+        p->at += n;
+    }
+    *out = 0;
+    p->at = end + 1;
+    *string = begin;
+    *length = (size_t)(out - begin);
+    arena_keep(p->doc, *length + 1);
+    return LR_OK;
+}
+
+/* ---- numbers
+ * --------------------------------------------------------------------------------------------------------- */
+static locale_t c_locale;
+static pthread_once_t c_locale_once = PTHREAD_ONCE_INIT;
+
+static void make_c_locale(void)
+{
+    c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0);
+}
+
+static size_t skip_digits(const parser *p, size_t at)
+{
+    while (at < p->size && p->text[at] >= '0' && p->text[at] <= '9')
+        at++;
+    return at;
+}
+
+/* strtod wants a NUL behind the number and must not take a decimal comma from the user's locale. */
+static int convert_number(parser *p, size_t start, size_t end, double *out)
+{
+    pthread_once(&c_locale_once, make_c_locale);
+    char *copy = arena_room(p->doc, end - start + 1); /* scratch: not kept */
+    if (copy == NULL)
+        return LR_ENOMEM;
+    if (c_locale == (locale_t)0)
+        return lr_fail(LR_ENOMEM, "out of host memory for the C locale");
+    memcpy(copy, p->text + start, end - start);
+    copy[end - start] = 0;
+    *out = strtod_l(copy, NULL, c_locale);
+    if (*out > 1.7976931348623157e308 || *out < -1.7976931348623157e308)
+        return fail_at(p, start, "a number beyond 1.8e308");
+    return LR_OK;
+}
+
+static int parse_number(parser *p, lr_json_node *out)
+{
+    const size_t start = p->at;
+    const bool negative = p->text[start] == '-';
+    const size_t first = start + negative;
+    size_t end = skip_digits(p, first);
+    p->at = first; /* for messages */
+    if (end == first)
+        return unexpected(p, "a digit");
+    if (p->text[first] == '0' && end > first + 1)
+        return fail_at(p, first, "a number that begins with 0");
+    const size_t whole = end;
+    if (end < p->size && p->text[end] == '.') {
+        p->at = end + 1;
+        end = skip_digits(p, p->at);
+        if (end == p->at)
+            return unexpected(p, "a digit");
+    }
+    if (end < p->size && (p->text[end] == 'e' || p->text[end] == 'E')) {
+        p->at = end + 1;
+        if (p->at < p->size && (p->text[p->at] == '+' || p->text[p->at] == '-'))
+            p->at++;
+        end = skip_digits(p, p->at);
+        if (end == p->at)
+            return unexpected(p, "a digit");
+    }
+    p->at = end;
+    *out = (lr_json_node){.kind = LR_JSON_NUMBER, .integer = whole == end};
+    if (whole != end || whole - first > 18)
+        return convert_number(p, start, end, &out->number);
+    int64_t n = 0;
+    for (size_t i = first; i < whole; i++)
+        n = n * 10 + (p->text[i] - '0');
+    out->number = negative ? -(double)n : (double)n;
+    return LR_OK;
+}
+
+/* ---- objects and arrays
+ * ---------------------------------------------------------------------------------------------- */
+static const member *top(const parser *p, size_t base)
+{
+    return (const member *)p->stack + base;
+}
+
+static int push(parser *p, const member *m)
+{
+    const int status = lr_reserve(&p->stack, &p->capacity, p->height + 1, sizeof *m);
+    if (status == LR_OK)
+        ((member *)p->stack)[p->height++] = *m;
+    return status;
+}
+
+static uint64_t hash_key(const char *key) /* FNV-1a */
+{
+    uint64_t h = 0xcbf29ce484222325u;
+    for (; *key != 0; key++)
+        h = (h ^ (unsigned char)*key) * 0x100000001b3u;
+    return h ^ h >> 32;
+}
+
+static int fail_duplicate(const parser *p, const member *m)
+{
+    char what[160];
+    snprintf(what, sizeof what, "the key '%.100s' occurs twice in one object", m->key);
+    return fail_at(p, m->at, what);
+}
+
+/* No two of the members on the stack from base on share a key. */
+static int check_keys(const parser *p, size_t base)
+{
+    const member *m = top(p, base);
+    const size_t n = p->height - base;
+    if (n <= FEW_MEMBERS) {
+        for (size_t i = 1; i < n; i++)
+            for (size_t k = 0; k < i; k++)
+                if (strcmp(m[i].key, m[k].key) == 0)
+                    return fail_duplicate(p, &m[i]);
+        return LR_OK;
+    }
+    size_t slots = 64;
+    while (slots < 2 * n)
+        slots *= 2;
+    size_t *table = lr_calloc(slots, sizeof *table); /* index + 1, open addressing */
+    if (table == NULL)
+        return LR_ENOMEM;
+    int status = LR_OK;
+    for (size_t i = 0; i < n && status == LR_OK; i++) {
+        size_t slot = hash_key(m[i].key) & (slots - 1);
+        while (table[slot] != 0 && strcmp(m[table[slot] - 1].key, m[i].key) != 0)
+            slot = (slot + 1) & (slots - 1);
+        if (table[slot] != 0)
+            status = fail_duplicate(p, &m[i]);
+        table[slot] = i + 1;
+    }
+    lr_free(table);
+    return status;
+}
+
+/* Move the elements on the stack from base on into the arena, as the contents of `out`. */
+static int close_container(parser *p, size_t base, lr_json_node *out)
+{
+    const size_t n = p->height - base;
+    const member *m = top(p, base);
+    const size_t size = n * (out->kind == LR_JSON_OBJECT ? sizeof(member) : sizeof(lr_json_node));
+    void *room = arena_room(p->doc, size);
+    if (room == NULL)
+        return LR_ENOMEM;
+    arena_keep(p->doc, size);
+    if (out->kind == LR_JSON_OBJECT) {
+        if (n > 0)
+            memcpy(room, m, size);
+        out->members = room;
+    } else {
+        lr_json_node *items = room;
+        for (size_t i = 0; i < n; i++)
+            items[i] = m[i].value;
+        out->items = items;
+    }
+    out->length = (int64_t)n;
+    p->height = base;
+    return LR_OK;
+}
+
+static void skip_space(parser *p)
+{
+    while (p->at < p->size &&
+           (p->text[p->at] == ' ' || p->text[p->at] == '\n' || p->text[p->at] == '\t' || p->text[p->at] == '\r'))
+        p->at++;
+}
+
+static bool next_is(parser *p, char c)
+{
+    skip_space(p);
+    if (p->at >= p->size || p->text[p->at] != c)
+        return false;
+    p->at++;
+    return true;
+}
+
+static int parse_value(parser *p, lr_json_node *out, int depth);
+
+/* A key and its colon. */
+static int parse_key(parser *p, member *m)
+{
+    size_t length;
+    if (!next_is(p, '"'))
+        return unexpected(p, "a key in double quotes");
+    m->at = p->at - 1;
+    const int status = parse_string(p, &m->key, &length);
+    if (status != LR_OK)
+        return status;
+    if (strlen(m->key) != length)
+        return fail_at(p, m->at, "a key with a NUL in it");
+    return next_is(p, ':') ? LR_OK : unexpected(p, "':'");
+}
+
+/* The elements of a container whose opening bracket is behind p->at. */
+static int parse_container(parser *p, lr_json_node *out, int depth)
+{
+    const bool object = out->kind == LR_JSON_OBJECT;
+    const char closing = object ? '}' : ']';
+    const size_t base = p->height;
+    if (depth >= MAX_DEPTH)
+        return fail_at(p, p->at - 1, "nested more than 1000 levels deep");
+    int status = LR_OK;
+    bool more = !next_is(p, closing);
+    while (more) {
+        member m = {0};
+        if (object)
+            status = parse_key(p, &m);
+        if (status == LR_OK)
+            status = parse_value(p, &m.value, depth + 1);
+        if (status == LR_OK)
+            status = push(p, &m);
+        if (status != LR_OK)
+            return status;
+        more = next_is(p, ',');
+        if (!more && !next_is(p, closing))
+            return unexpected(p, object ? "',' or '}'" : "',' or ']'");
+    }
+    if (object)
+        status = check_keys(p, base);
+    return status == LR_OK ? close_container(p, base, out) : status;
+}
+
+static int parse_word(parser *p, lr_json_node *out)
+{
+    static const struct {
+        const char *word;
+        int32_t kind;
+    } WORDS[] = {{"null", LR_JSON_NULL}, {"true", LR_JSON_TRUE}, {"false", LR_JSON_FALSE}};
+    for (size_t i = 0; i < LR_COUNT_OF(WORDS); i++) {
+        const size_t n = strlen(WORDS[i].word);
+        if (p->size - p->at >= n && memcmp(p->text + p->at, WORDS[i].word, n) == 0) {
+            *out = (lr_json_node){.kind = WORDS[i].kind};
+            p->at += n;
+            return LR_OK;
+        }
+    }
+    return unexpected(p, "a value");
+}
+
+static int parse_value(parser *p, lr_json_node *out, int depth)
+{
+    skip_space(p);
+    const char c = p->at < p->size ? p->text[p->at] : 0;
+    size_t length = 0;
+    switch (c) {
+    case '{':
+    case '[':
+        p->at++;
+        *out = (lr_json_node){.kind = c == '{' ? LR_JSON_OBJECT : LR_JSON_ARRAY};
+        return parse_container(p, out, depth);
+    case '"':
+        p->at++;
+        *out = (lr_json_node){.kind = LR_JSON_STRING};
+        const int status = parse_string(p, &out->string, &length);
+        out->length = (int64_t)length;
+        return status;
+    case '-':
+    case '0' ... '9':
+        return parse_number(p, out);
+    default:
+        return parse_word(p, out);
+    }
+}
 
 int lr_json_parse(lr_json **out, const char *text, int64_t size, const char *name)
 {
-    lr_json_use_allocator();
     if (size < 0)
         return lr_fail(LR_EINVAL, "%s: a JSON text of %lld bytes", name, (long long)size);
     lr_json *doc = lr_calloc(1, sizeof *doc);
     if (doc == NULL)
         return LR_ENOMEM;
-    json_error_t error = {0};
-    ran_out = false;
-    doc->root = json_loadb(text, (size_t)size, FLAGS, &error);
-    if (doc->root == NULL && !ran_out && json_error_code(&error) == json_error_numeric_overflow) {
-        char *widened;
-        size_t widened_size;
-        if (widen_integers(text, (size_t)size, &widened, &widened_size) != LR_OK) {
-            lr_free(doc);
-            return LR_ENOMEM;
-        }
-        doc->root = json_loadb(widened, widened_size, FLAGS, &error);
-        lr_free(widened);
-    }
-    if (doc->root == NULL || ran_out) {
-        json_decref(doc->root);
-        lr_free(doc);
-        return ran_out
-                   ? out_of_memory(name)
-                   : lr_fail(LR_EFORMAT, "%s:%d:%d: not valid JSON: %s", name, error.line, error.column, error.text);
+    parser p = {.text = text, .name = name, .size = (size_t)size, .doc = doc};
+    int status = parse_value(&p, &doc->root, 0);
+    skip_space(&p);
+    if (status == LR_OK && p.at < p.size)
+        status = unexpected(&p, "the end");
+    lr_free(p.stack);
+    if (status != LR_OK) {
+        lr_json_free(doc);
+        return status;
     }
     *out = doc;
     return LR_OK;
@@ -128,96 +524,93 @@ void lr_json_free(lr_json *doc)
 {
     if (doc == NULL)
         return;
-    json_decref(doc->root);
+    for (block *b = doc->blocks; b != NULL;) {
+        block *next = b->next;
+        lr_free(b);
+        b = next;
+    }
     lr_free(doc);
 }
 
 /* ---- looking
- * ---------------------------------------------------------------------------------------------------------- */
-static const lr_json_node *node_of(const json_t *json)
-{
-    return (const lr_json_node *)json;
-}
-
-static const json_t *json_of(const lr_json_node *node)
-{
-    return (const json_t *)node;
-}
-
+ * --------------------------------------------------------------------------------------------------------- */
 const lr_json_node *lr_json_root(const lr_json *doc)
 {
-    return node_of(doc->root);
+    return &doc->root;
 }
 
 void lr_json_value_of(const lr_json_node *node, lr_json_value *out)
 {
-    const json_t *json = json_of(node);
-    *out = (lr_json_value){0};
-    switch (json_typeof(json)) {
-    case JSON_NULL:
-        out->kind = LR_JSON_NULL;
-        break;
-    case JSON_FALSE:
-        out->kind = LR_JSON_FALSE;
-        break;
-    case JSON_TRUE:
-        out->kind = LR_JSON_TRUE;
-        break;
-    case JSON_INTEGER:
-        out->kind = LR_JSON_NUMBER;
-        out->integer = 1;
-        out->number = (double)json_integer_value(json);
-        break;
-    case JSON_REAL:
-        out->kind = LR_JSON_NUMBER;
-        out->number = json_real_value(json);
-        break;
-    case JSON_STRING:
-        out->kind = LR_JSON_STRING;
-        out->string = json_string_value(json);
-        out->length = (int64_t)json_string_length(json);
-        break;
-    case JSON_ARRAY:
-        out->kind = LR_JSON_ARRAY;
-        out->length = (int64_t)json_array_size(json);
-        break;
-    case JSON_OBJECT:
-        out->kind = LR_JSON_OBJECT;
-        out->length = (int64_t)json_object_size(json);
-        break;
-    }
+    *out = (lr_json_value){.kind = node->kind, .integer = node->integer, .length = node->length};
+    if (node->kind == LR_JSON_NUMBER)
+        out->number = node->number;
+    if (node->kind == LR_JSON_STRING)
+        out->string = node->string;
 }
 
 const lr_json_node *lr_json_item(const lr_json_node *array, int64_t index)
 {
-    return index < 0 ? NULL : node_of(json_array_get(json_of(array), (size_t)index));
+    const bool inside = array->kind == LR_JSON_ARRAY && index >= 0 && index < array->length;
+    return inside ? &array->items[index] : NULL;
+}
+
+const lr_json_node *lr_json_get(const lr_json_node *object, const char *key)
+{
+    if (object->kind == LR_JSON_OBJECT)
+        for (int64_t i = 0; i < object->length; i++)
+            if (strcmp(object->members[i].key, key) == 0)
+                return &object->members[i].value;
+    return NULL;
+}
+
+const lr_json_node *lr_json_member(const lr_json_node *object, int64_t index, const char **key)
+{
+    *key = object->members[index].key;
+    return &object->members[index].value;
 }
 
 int lr_json_members(const lr_json_node *object, const char **keys, const lr_json_node **values)
 {
-    if (!json_is_object(json_of(object)))
+    if (object->kind != LR_JSON_OBJECT)
         return lr_fail(LR_EINVAL, "this JSON value is no object");
-    json_t *json = (json_t *)(uintptr_t)object; /* the iterator is not const, but only looks */
-    size_t i = 0;
-    for (void *at = json_object_iter(json); at != NULL; at = json_object_iter_next(json, at), i++) {
-        keys[i] = json_object_iter_key(at);
-        values[i] = node_of(json_object_iter_value(at));
+    for (int64_t i = 0; i < object->length; i++) {
+        keys[i] = object->members[i].key;
+        values[i] = &object->members[i].value;
     }
     return LR_OK;
 }
 
 /* ---- writing
- * ---------------------------------------------------------------------------------------------------------- */
-char *lr_json_quote(const char *text, int *status)
+ * --------------------------------------------------------------------------------------------------------- */
+char *lr_json_quote(const char *text, size_t size, int *status)
 {
-    lr_json_use_allocator();
-    ran_out = false;
-    json_t *string = json_string(text);
-    char *quoted = string == NULL ? NULL : json_dumps(string, JSON_ENCODE_ANY);
-    json_decref(string);
-    if (quoted != NULL && !ran_out)
-        return quoted;
-    lr_free(quoted);
-    *status = ran_out ? out_of_memory("a name") : lr_fail(LR_EINVAL, "'%s' is not valid UTF-8", text);
-    return NULL;
+    char *quoted = lr_alloc(6 * size + 3), *out = quoted; /* a control character becomes six */
+    if (quoted == NULL) {
+        *status = LR_ENOMEM;
+        return NULL;
+    }
+    *out++ = '"';
+    for (size_t i = 0; i < size;) {
+        static const char FROM[] = "\"\\\b\f\n\r\t", TO[] = "\"\\bfnrt";
+        const char *simple = text[i] == 0 ? NULL : strchr(FROM, text[i]);
+        const size_t n = utf8_sequence(text + i, size - i);
+        if (n == 0) {
+            *status = lr_fail(LR_EINVAL, "'%.100s' is not UTF-8 at byte %zu", text, i + 1);
+            lr_free(quoted);
+            return NULL;
+        }
+        if (simple != NULL) {
+            *out++ = '\\';
+            *out++ = TO[simple - FROM];
+        } else if ((unsigned char)text[i] < ' ') {
+            out += snprintf(out, 7, "\\u%04x", (unsigned char)text[i]);
+        } else {
+            memcpy(out, text + i, n);
+            out += n;
+        }
+        i += n;
+    }
+    *out++ = '"';
+    *out = 0;
+    return quoted;
 }

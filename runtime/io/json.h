@@ -4,11 +4,13 @@
 
 #include "core/core.h"
 
-/* Let jansson allocate through lr_alloc. lr_json_parse does it by itself; who calls jansson directly calls this first.
- */
-void lr_json_use_allocator(void);
-/* text as a JSON string with its quotes; lr_free it. NULL: lr_fail was called (LR_EINVAL where it is not UTF-8),
- * *status says. */
-char *lr_json_quote(const char *text, int *status);
+/* The value of a member, or NULL where `object` is no object or has no such key. Looks at one key after the other. */
+const lr_json_node *lr_json_get(const lr_json_node *object, const char *key);
+/* Member number `index` in the order written; index < length. Constant time. */
+const lr_json_node *lr_json_member(const lr_json_node *object, int64_t index, const char **key);
+
+/* `size` bytes of text as a JSON string with its quotes; lr_free it. NULL: lr_fail was called and *status says what it
+ * returned: LR_EINVAL where the text is not UTF-8, or LR_ENOMEM. */
+char *lr_json_quote(const char *text, size_t size, int *status);
 
 #endif

@@ -15,6 +15,7 @@
 #include "io/safetensors.h"
 #include "core/tensor.h"
 #include "io/file.h"
+#include "io/json.h"
 #include <errno.h>
 #include <omp.h>
 #include <stdatomic.h>
@@ -36,11 +37,9 @@ struct lr_safetensors {
     lr_json *header;
     entry *entries;
     size_t count;
-    const entry **by_name; /* sorted, for look-up */
-    const char **metadata_keys;
-    const lr_json_node **metadata_values;
-    size_t metadata_count;
-    int64_t data; /* where the data begins in the file */
+    const entry **by_name;        /* sorted, for look-up */
+    const lr_json_node *metadata; /* NULL: none */
+    int64_t data;                 /* where the data begins in the file */
     int fd;
 };
 
@@ -188,22 +187,10 @@ static int parse_offsets(const lr_safetensors *f, entry *e, const lr_json_node *
 
 static int parse_entry(const lr_safetensors *f, entry *e, const lr_json_node *node)
 {
-    enum { FIELDS = 8 }; /* three are used; others are allowed, as in the reference implementation */
-    const char *keys[FIELDS];
-    const lr_json_node *values[FIELDS], *dtype = NULL, *shape = NULL, *offsets = NULL;
+    /* Other fields are allowed, as in the reference implementation. */
+    const lr_json_node *dtype = lr_json_get(node, "dtype"), *shape = lr_json_get(node, "shape");
+    const lr_json_node *offsets = lr_json_get(node, "data_offsets");
     lr_json_value v;
-    lr_json_value_of(node, &v);
-    if (v.kind != LR_JSON_OBJECT || v.length > FIELDS)
-        return lr_fail(LR_EFORMAT, "%s: tensor '%s': its entry is no object with dtype, shape, data_offsets", f->path,
-                       e->name);
-    int status = lr_json_members(node, keys, values);
-    if (status != LR_OK)
-        return status;
-    for (int64_t i = 0; i < v.length; i++) {
-        dtype = strcmp(keys[i], "dtype") == 0 ? values[i] : dtype;
-        shape = strcmp(keys[i], "shape") == 0 ? values[i] : shape;
-        offsets = strcmp(keys[i], "data_offsets") == 0 ? values[i] : offsets;
-    }
     if (dtype == NULL || shape == NULL || offsets == NULL)
         return lr_fail(LR_EFORMAT, "%s: tensor '%s': its %s is missing", f->path, e->name,
                        dtype == NULL   ? "dtype"
@@ -214,7 +201,7 @@ static int parse_entry(const lr_safetensors *f, entry *e, const lr_json_node *no
     if (e->dtype == NULL)
         return lr_fail(LR_EFORMAT, "%s: tensor '%s': unknown dtype '%s'", f->path, e->name,
                        v.kind == LR_JSON_STRING ? v.string : "(not a string)");
-    status = parse_shape(f, e, shape);
+    const int status = parse_shape(f, e, shape);
     return status == LR_OK ? parse_offsets(f, e, offsets) : status;
 }
 
@@ -226,35 +213,37 @@ static int parse_metadata(lr_safetensors *f, const lr_json_node *node)
     lr_json_value_of(node, &v);
     if (v.kind != LR_JSON_OBJECT)
         return lr_fail(LR_EFORMAT, "%s: its __metadata__ is no object", f->path);
-    f->metadata_keys = lr_calloc((size_t)v.length, sizeof *f->metadata_keys);
-    f->metadata_values = lr_calloc((size_t)v.length, sizeof *f->metadata_values);
-    if (f->metadata_keys == NULL || f->metadata_values == NULL)
-        return LR_ENOMEM;
-    f->metadata_count = (size_t)v.length;
-    const int status = lr_json_members(node, f->metadata_keys, f->metadata_values);
-    for (size_t i = 0; status == LR_OK && i < f->metadata_count; i++) {
-        lr_json_value_of(f->metadata_values[i], &v);
+    f->metadata = node;
+    for (int64_t i = 0, count = v.length; i < count; i++) {
+        const char *key;
+        lr_json_value_of(lr_json_member(node, i, &key), &v);
         if (v.kind != LR_JSON_STRING)
-            return lr_fail(LR_EFORMAT, "%s: __metadata__ '%s' is no string", f->path, f->metadata_keys[i]);
+            return lr_fail(LR_EFORMAT, "%s: __metadata__ '%s' is no string", f->path, key);
     }
-    return status;
+    return LR_OK;
 }
 
 /* All members of the header, in any order, into f->entries and the metadata. */
-static int parse_members(lr_safetensors *f, const char **keys, const lr_json_node **values, size_t count)
+static int parse_members(lr_safetensors *f)
 {
-    f->entries = lr_calloc(count, sizeof *f->entries);
-    f->by_name = lr_calloc(count, sizeof *f->by_name);
+    const lr_json_node *root = lr_json_root(f->header);
+    lr_json_value v;
+    lr_json_value_of(root, &v);
+    f->entries = lr_calloc((size_t)v.length, sizeof *f->entries);
+    f->by_name = lr_calloc((size_t)v.length, sizeof *f->by_name);
     if (f->entries == NULL || f->by_name == NULL)
         return LR_ENOMEM;
     int status = LR_OK;
-    for (size_t i = 0; status == LR_OK && i < count; i++)
-        if (strcmp(keys[i], LR_SAFETENSORS_METADATA) == 0) {
-            status = parse_metadata(f, values[i]);
+    for (int64_t i = 0; status == LR_OK && i < v.length; i++) {
+        const char *key;
+        const lr_json_node *value = lr_json_member(root, i, &key);
+        if (strcmp(key, LR_SAFETENSORS_METADATA) == 0) {
+            status = parse_metadata(f, value);
         } else {
-            f->entries[f->count].name = keys[i];
-            status = parse_entry(f, &f->entries[f->count++], values[i]);
+            f->entries[f->count].name = key;
+            status = parse_entry(f, &f->entries[f->count++], value);
         }
+    }
     return status;
 }
 
@@ -306,16 +295,7 @@ static int parse_header(lr_safetensors *f, int64_t file_size)
     lr_free(text);
     if (status != LR_OK)
         return status;
-    const lr_json_node *root = lr_json_root(f->header);
-    lr_json_value v;
-    lr_json_value_of(root, &v);
-    const char **keys = lr_calloc((size_t)v.length, sizeof *keys);
-    const lr_json_node **values = lr_calloc((size_t)v.length, sizeof *values);
-    status = keys == NULL || values == NULL ? LR_ENOMEM : lr_json_members(root, keys, values);
-    if (status == LR_OK)
-        status = parse_members(f, keys, values, (size_t)v.length);
-    lr_free(values);
-    lr_free(keys);
+    status = parse_members(f);
     if (status != LR_OK)
         return status;
     qsort(f->entries, f->count, sizeof *f->entries, compare_offsets);
@@ -350,8 +330,6 @@ void lr_safetensors_close(lr_safetensors *f)
         return;
     if (f->fd >= 0)
         close(f->fd);
-    lr_free(f->metadata_values);
-    lr_free(f->metadata_keys);
     lr_free(f->by_name);
     lr_free(f->entries);
     lr_json_free(f->header);
@@ -399,13 +377,11 @@ int64_t lr_safetensors_find(const lr_safetensors *f, const char *name)
 
 const char *lr_safetensors_metadata(const lr_safetensors *f, const char *key)
 {
-    for (size_t i = 0; i < f->metadata_count; i++)
-        if (strcmp(f->metadata_keys[i], key) == 0) {
-            lr_json_value v;
-            lr_json_value_of(f->metadata_values[i], &v);
-            return v.string;
-        }
-    return NULL;
+    const lr_json_node *text = f->metadata == NULL ? NULL : lr_json_get(f->metadata, key);
+    lr_json_value v = {0};
+    if (text != NULL)
+        lr_json_value_of(text, &v);
+    return v.string;
 }
 
 /* ---- loading

@@ -47,48 +47,69 @@ static int text_add(text *t, const char *s)
 
 /* ---- declaring
  * ------------------------------------------------------------------------------------------------------- */
-static int check_metadata(const char *path, const char *metadata)
+/* A string as JSON at the end of t. */
+static int add_quoted(text *t, const char *string, size_t size)
+{
+    int status = LR_OK;
+    char *quoted = lr_json_quote(string, size, &status);
+    if (quoted != NULL)
+        status = text_add(t, quoted);
+    lr_free(quoted);
+    return status;
+}
+
+/* The metadata as the header will hold it: the members of an object of strings, without a space. */
+static int add_metadata(text *t, const lr_json_node *root, const char *path)
+{
+    lr_json_value v;
+    lr_json_value_of(root, &v);
+    if (v.kind != LR_JSON_OBJECT)
+        return lr_fail(LR_EINVAL, "%s: its metadata is no JSON object", path);
+    int status = LR_OK;
+    const int64_t count = v.length;
+    for (int64_t i = 0; status == LR_OK && i < count; i++) {
+        const char *key;
+        lr_json_value_of(lr_json_member(root, i, &key), &v);
+        if (v.kind != LR_JSON_STRING)
+            status = lr_fail(LR_EINVAL, "%s: metadata '%s' is no string", path, key);
+        if (status == LR_OK)
+            status = text_add(t, i == 0 ? "{" : ",");
+        if (status == LR_OK)
+            status = add_quoted(t, key, strlen(key));
+        if (status == LR_OK)
+            status = text_add(t, ":");
+        if (status == LR_OK)
+            status = add_quoted(t, v.string, (size_t)v.length);
+    }
+    return status == LR_OK ? text_add(t, count == 0 ? "{}" : "}") : status;
+}
+
+static int take_metadata(lr_safetensors_writer *w, const char *metadata)
 {
     lr_json *doc;
     int status = lr_json_parse(&doc, metadata, (int64_t)strlen(metadata), "metadata");
     if (status != LR_OK)
         return status;
-    const lr_json_node *root = lr_json_root(doc);
-    lr_json_value v;
-    lr_json_value_of(root, &v);
-    const char **keys = NULL;
-    const lr_json_node **values = NULL;
-    if (v.kind != LR_JSON_OBJECT) {
-        status = lr_fail(LR_EINVAL, "%s: its metadata is no JSON object", path);
-        goto done;
-    }
-    const int64_t count = v.length;
-    keys = lr_calloc((size_t)count, sizeof *keys);
-    values = lr_calloc((size_t)count, sizeof *values);
-    status = keys == NULL || values == NULL ? LR_ENOMEM : lr_json_members(root, keys, values);
-    for (int64_t i = 0; status == LR_OK && i < count; i++) {
-        lr_json_value_of(values[i], &v);
-        if (v.kind != LR_JSON_STRING)
-            status = lr_fail(LR_EINVAL, "%s: metadata '%s' is no string", path, keys[i]);
-    }
-done:
-    lr_free(values);
-    lr_free(keys);
+    text t = {0};
+    status = add_metadata(&t, lr_json_root(doc), w->path);
+    if (status == LR_OK && (w->metadata = lr_strndup(t.data, t.used)) == NULL)
+        status = LR_ENOMEM;
+    lr_free(t.data);
     lr_json_free(doc);
     return status;
 }
 
 int lr_safetensors_create(lr_safetensors_writer **out, const char *path, const char *metadata)
 {
-    int status = metadata == NULL ? LR_OK : check_metadata(path, metadata);
-    if (status != LR_OK)
-        return status;
     lr_safetensors_writer *w = lr_calloc(1, sizeof *w);
     if (w == NULL)
         return LR_ENOMEM;
     w->path = lr_strdup(path);
-    w->metadata = metadata == NULL ? NULL : lr_strdup(metadata);
-    status = w->path == NULL || (metadata != NULL && w->metadata == NULL) ? LR_ENOMEM : lr_atomic_open(&w->file, path);
+    int status = w->path == NULL ? LR_ENOMEM : LR_OK;
+    if (status == LR_OK && metadata != NULL)
+        status = take_metadata(w, metadata);
+    if (status == LR_OK)
+        status = lr_atomic_open(&w->file, path);
     if (status != LR_OK) {
         lr_safetensors_writer_free(w);
         return status;
@@ -154,13 +175,8 @@ int lr_safetensors_declare(lr_safetensors_writer *w, const char *name, int dtype
  * --------------------------------------------------------------------------------------------------------- */
 static int header_entry(text *t, const declared *d, int64_t begin)
 {
-    int status;
     char number[64];
-    char *name = lr_json_quote(d->name, &status);
-    if (name == NULL)
-        return status;
-    status = text_add(t, name);
-    lr_free(name);
+    int status = add_quoted(t, d->name, strlen(d->name));
     if (status == LR_OK)
         status = text_add(t, ":{\"dtype\":\"");
     if (status == LR_OK)
