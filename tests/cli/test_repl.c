@@ -1,0 +1,447 @@
+/* test_repl.c: the prompt, driven through a pseudo-terminal the way a person at a keyboard drives it. LORARUN_PROGRAM
+ * names the program. What is waited for is always what the program prints, never what the terminal echoes of the
+ * typing. */
+#define _GNU_SOURCE
+#include "lr_test.h"
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+#define CTRL_C "\x03"
+#define CTRL_D "\x04"
+#define ARROW_UP "\x1b[A"
+
+enum { PATIENCE_MS = 20000 };
+
+static struct session {
+    pid_t pid;
+    int terminal;
+    char home[64];
+    char seen[1 << 16]; /* what the program has printed and nobody has waited for yet */
+    size_t size;
+} session;
+
+static void make_home(void)
+{
+    (void)snprintf(session.home, sizeof session.home, "/tmp/lorarun-repl-XXXXXX");
+    CHECK(mkdtemp(session.home) != NULL);
+}
+
+static void write_file(const char *name, const char *text)
+{
+    char path[128];
+    (void)snprintf(path, sizeof path, "%s/%s", session.home, name);
+    FILE *f = fopen(path, "w");
+    CHECK(f != NULL);
+    CHECK(fputs(text, f) >= 0 && fclose(f) == 0);
+}
+
+/* Start the program on a new terminal of 80 columns. arguments: up to three, then NULLs. */
+static void start(const char *term, const char *arg1, const char *arg2, const char *arg3)
+{
+    const char *program = getenv("LORARUN_PROGRAM");
+    CHECK(program != NULL);
+    session.size = 0;
+    session.terminal = posix_openpt(O_RDWR | O_NOCTTY);
+    CHECK(session.terminal >= 0 && grantpt(session.terminal) == 0 && unlockpt(session.terminal) == 0);
+    struct winsize size = {.ws_col = 80, .ws_row = 24};
+    CHECK(ioctl(session.terminal, TIOCSWINSZ, &size) == 0);
+    session.pid = fork();
+    CHECK(session.pid >= 0);
+    if (session.pid == 0) {
+        (void)setsid();
+        const int tty = open(ptsname(session.terminal), O_RDWR);
+        if (tty < 0 || ioctl(tty, TIOCSCTTY, 0) != 0 || dup2(tty, 0) < 0 || dup2(tty, 1) < 0 || dup2(tty, 2) < 0)
+            _exit(120);
+        (void)close(session.terminal);
+        (void)setenv("TERM", term, 1);
+        (void)setenv("HOME", session.home, 1);
+        (void)setenv("LC_ALL", "C.UTF-8", 1);
+        (void)setenv("ASAN_OPTIONS", "detect_leaks=0", 1); /* it cannot see what LuaJIT's heap points to */
+        (void)unsetenv("XDG_STATE_HOME");
+        (void)signal(SIGINT, SIG_DFL);
+        if (chdir(session.home) != 0)
+            _exit(121);
+        (void)execl(program, program, arg1, arg2, arg3, (char *)NULL);
+        _exit(122);
+    }
+}
+
+static void type(const char *keys)
+{
+    CHECK_INT(write(session.terminal, keys, strlen(keys)), strlen(keys));
+}
+
+static long long milliseconds(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (long long)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Wait until `text` has been printed; all up to its end counts as seen. */
+static int appears(const char *text, int patience)
+{
+    const long long until = milliseconds() + patience;
+    for (;;) {
+        char *at = memmem(session.seen, session.size, text, strlen(text));
+        if (at != NULL) {
+            const size_t used = (size_t)(at - session.seen) + strlen(text);
+            session.size -= used;
+            memmove(session.seen, session.seen + used, session.size + 1);
+            return 1;
+        }
+        const long long left = until - milliseconds();
+        struct pollfd fd = {.fd = session.terminal, .events = POLLIN};
+        if (left <= 0 || poll(&fd, 1, (int)left) <= 0)
+            return 0;
+        const ssize_t n = read(session.terminal, session.seen + session.size, sizeof session.seen - 1 - session.size);
+        if (n <= 0)
+            return 0;
+        session.size += (size_t)n;
+        session.seen[session.size] = 0;
+    }
+}
+
+static void stop(void)
+{
+    if (session.pid > 0) {
+        (void)kill(session.pid, SIGKILL);
+        (void)waitpid(session.pid, NULL, 0);
+        (void)close(session.terminal);
+    }
+    char command[128];
+    (void)snprintf(command, sizeof command, "rm -rf %s", session.home);
+    if (session.home[0] != 0 && system(command) != 0)
+        printf("    cannot remove %s\n", session.home);
+    session.pid = 0;
+    session.home[0] = 0;
+}
+
+#define EXPECT(text)                                                                                                   \
+    do {                                                                                                               \
+        if (!appears(text, PATIENCE_MS)) {                                                                             \
+            printf("    printed instead: <<%.*s>>\n", (int)session.size, session.seen);                                \
+            stop();                                                                                                    \
+            LR_TEST_FAIL("\"%s\" was never printed", text);                                                            \
+        }                                                                                                              \
+    } while (0)
+
+/* Between printing a prompt and listening to single keys the editor takes a moment, in which Ctrl-C and Ctrl-D go to
+ * nobody. Like a person, press again when nothing happens. (While something is being evaluated there is no such moment:
+ * tests press once.) */
+enum { PRESSES = 20, BETWEEN_PRESSES_MS = 500 };
+
+static void press_until(const char *key, const char *text)
+{
+    for (int i = 0; i < PRESSES; i++) {
+        type(key);
+        if (appears(text, BETWEEN_PRESSES_MS))
+            return;
+    }
+    stop();
+    LR_TEST_FAIL("\"%s\" was never printed", text);
+}
+
+/* Wait for the program to end, pressing Ctrl-D where asked; its exit status. */
+static int exit_status(int press)
+{
+    const long long until = milliseconds() + PATIENCE_MS;
+    long long next_press = 0;
+    int status = 0;
+    while (waitpid(session.pid, &status, WNOHANG) == 0) {
+        if (press && milliseconds() >= next_press) {
+            (void)!write(session.terminal, CTRL_D, 1);
+            next_press = milliseconds() + BETWEEN_PRESSES_MS;
+        }
+        char drain[256];
+        struct pollfd fd = {.fd = session.terminal, .events = POLLIN};
+        if (poll(&fd, 1, 20) > 0 && read(session.terminal, drain, sizeof drain) < 0)
+            (void)usleep(1000);
+        if (milliseconds() > until) {
+            stop();
+            LR_TEST_FAIL("the program does not end");
+        }
+    }
+    session.pid = 0;
+    (void)close(session.terminal);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static void open_prompt(void)
+{
+    make_home();
+    start("xterm", NULL, NULL, NULL);
+    EXPECT("Ctrl-D leaves.\r\n");
+    EXPECT("> ");
+}
+
+TEST(expressions_statements_and_the_way_out)
+{
+    open_prompt();
+    type("20 + 22\n");
+    EXPECT("\r\n42\r\n");
+    type("x = 'te' .. 'xt'\n");
+    type("x, nil, {1, a = {}}\n");
+    EXPECT("\r\ntext\tnil\t{ 1, a = {} }\r\n");
+    type("= #'h\xc3\xa9' * 100\n");
+    EXPECT("\r\n300\r\n");
+    CHECK_INT(exit_status(1), 0);
+    stop();
+}
+
+TEST(os_exit_leaves_with_its_status)
+{
+    open_prompt();
+    type("os.exit(6)\n");
+    CHECK_INT(exit_status(0), 6);
+    stop();
+}
+
+TEST(a_chunk_may_take_several_lines)
+{
+    open_prompt();
+    type("for i = 1, 2 do\n");
+    EXPECT(">> ");
+    type("print('i' .. i * 11)\n");
+    EXPECT(">> ");
+    type("end\n");
+    EXPECT("\r\ni11\r\ni22\r\n");
+    type("string.rep('ab',\n");
+    EXPECT(">> ");
+    type("3)\n");
+    EXPECT("\r\nababab\r\n");
+    stop();
+}
+
+TEST(lr_is_there)
+{
+    open_prompt();
+    type("'<' .. type(lr.args) .. '>'\n");
+    EXPECT("\r\n<function>\r\n");
+    type("lr.no_such_thing\n");
+    EXPECT("\r\nstdin:1: lorarun has no 'no_such_thing'");
+    stop();
+}
+
+TEST(an_error_shows_the_users_calls_and_changes_nothing)
+{
+    open_prompt();
+    type("kept = 5\n");
+    type("function f() error('bo' .. 'om') end\n");
+    type("local function g() f() return 1 end g()\n");
+    EXPECT("\r\nstdin:1: boom\r\n  stdin:1: in function 'f'\r\n  stdin:1: in function 'g'\r\n  stdin:1: in main "
+           "chunk\r\n");
+    EXPECT("> ");
+    type("x = = 1\n");
+    EXPECT("\r\nstdin:1: unexpected symbol near '='\r\n");
+    type("kept * 3\n");
+    EXPECT("\r\n15\r\n");
+    stop();
+}
+
+TEST(tab_completes_what_is_certain)
+{
+    open_prompt();
+    type("string.upp\t('x1')\n");
+    EXPECT("\r\nX1\r\n");
+    type("s = 'abc'\n");
+    type("s:upp\t()\n");
+    EXPECT("\r\nABC\r\n");
+    type("t = setmetatable({}, { __index = { inherited = function() return 'got' .. ' it' end } })\n");
+    type("t:inh\t()\n");
+    EXPECT("\r\ngot it\r\n");
+    type("u = setmetatable({}, { __index = function(_, k) return k == 'made' and { inside = 4242 } or nil end })\n");
+    type("u.made.ins\t\n");
+    EXPECT("\r\n4242\r\n");
+    type("type(require 'lorarun.sugg\t')\n");
+    EXPECT("\r\ntable\r\n");
+    type("1 .. tostr\t(2)\n");
+    EXPECT("\r\n12\r\n");
+    type("if true then retu\t 77 end\n");
+    EXPECT("\r\n77\r\n");
+    stop();
+}
+
+TEST(tab_lists_what_is_possible)
+{
+    open_prompt();
+    type("string.re\t");
+    EXPECT("\r\nrep      reverse\r\n");
+    type("p('ab', 2)\n");
+    EXPECT("\r\nabab\r\n");
+    type("v = { only_a_value = 1, only_a_method = print }\n");
+    type("v.only_a_\t");
+    EXPECT("\r\nonly_a_method  only_a_value\r\n");
+    type("value\n");
+    EXPECT("\r\n1\r\n");
+    type("v:only_a_\t"); /* after a colon only what can be called: certain */
+    type("('called')\n");
+    EXPECT("\tcalled\r\n");
+    stop();
+}
+
+TEST(ctrl_c_drops_the_line_being_typed)
+{
+    open_prompt();
+    type("nonsense ((");
+    press_until(CTRL_C, "\r\n> ");
+    type("3 * 7\n");
+    EXPECT("\r\n21\r\n");
+    type("for i = 1, 2 do\n");
+    EXPECT(">> ");
+    press_until(CTRL_C, "\r\n> ");
+    type("3 * 8\n");
+    EXPECT("\r\n24\r\n");
+    stop();
+}
+
+TEST(ctrl_c_stops_a_loop_and_not_the_program)
+{
+    open_prompt();
+    for (int round = 0; round < 3; round++) {
+        type("print('run' .. 'ning') io.flush() while true do end\n");
+        EXPECT("\r\nrunning\r\n");
+        type(CTRL_C);
+        EXPECT("interrupted at stdin:1: in main chunk\r\n");
+        EXPECT("> ");
+    }
+    type("function spin() while true do end end\n");
+    type("print('spin' .. 'ning') io.flush() spin()\n");
+    EXPECT("\r\nspinning\r\n");
+    type(CTRL_C);
+    EXPECT("interrupted at stdin:1: in function 'spin'\r\n");
+    type("5 * 5\n");
+    EXPECT("\r\n25\r\n");
+    stop();
+}
+
+TEST(ctrl_c_stops_ops_called_from_compiled_code)
+{
+    make_home();
+    write_file("loop.lua", "local ops, tensor = require 'lorarun.ops', require 'lorarun.tensor'\n"
+                           "function _G.work()\n"
+                           "  local x = tensor.full({ 64 }, 1)\n"
+                           "  print 'working' io.flush()\n"
+                           "  while true do tensor.scope(function() ops.scale(x, 2) end) end\n"
+                           "end\n");
+    start("xterm", "-i", "loop.lua", NULL);
+    EXPECT("> ");
+    type("work()\n");
+    EXPECT("\r\nworking\r\n");
+    (void)usleep(300000); /* long enough to be compiled */
+    type(CTRL_C);
+    EXPECT("interrupted at ");
+    EXPECT("> ");
+    type("6 * 6\n");
+    EXPECT("\r\n36\r\n");
+    type("require('lorarun.tensor').full({ 2 }, 3):to_table()[2] + 40\n"); /* the flag is down again */
+    EXPECT("\r\n43\r\n");
+    stop();
+}
+
+TEST(ctrl_c_stops_waiting_for_the_keyboard)
+{
+    open_prompt();
+    type("print('wait' .. 'ing') io.flush() io.read()\n");
+    EXPECT("\r\nwaiting\r\n");
+    type(CTRL_C);
+    EXPECT("interrupted");
+    type("7 * 7\n");
+    EXPECT("\r\n49\r\n");
+    stop();
+}
+
+TEST(a_signal_that_is_caught_is_noted_and_the_next_one_stops_the_evaluation)
+{
+    open_prompt();
+    type("C = require 'lorarun.c'\n");
+    type("C.lr_signal_catch(1) print('catch' .. 'ing') io.flush() repeat n = C.lr_signal_pending() until n ~= 0 "
+         "print('no' .. 'ted ' .. n) "
+         "io.flush() while true do end\n");
+    EXPECT("catching\r\n");
+    type(CTRL_C);
+    EXPECT("noted 2\r\n");
+    type(CTRL_C);
+    EXPECT("interrupted at stdin:1");
+    type("C.lr_signal_catch(0) 8 * 8\n");
+    EXPECT("> ");
+    stop();
+}
+
+TEST(history_is_kept_between_sessions)
+{
+    open_prompt();
+    type("remembered = 1100\n");
+    type("remembered + 11\n");
+    EXPECT("\r\n1111\r\n");
+    CHECK_INT(exit_status(1), 0);
+    char path[128], text[128] = "";
+    (void)snprintf(path, sizeof path, "%s/.local/state/lorarun/history", session.home);
+    FILE *f = fopen(path, "r");
+    CHECK(f != NULL);
+    const size_t n = fread(text, 1, sizeof text - 1, f);
+    (void)fclose(f);
+    text[n] = 0;
+    CHECK_STR(text, "remembered = 1100\nremembered + 11\n");
+    start("xterm", NULL, NULL, NULL);
+    EXPECT("> ");
+    type(ARROW_UP ARROW_UP "\n");
+    EXPECT("> ");
+    type("remembered + 22\n");
+    EXPECT("\r\n1122\r\n");
+    stop();
+}
+
+TEST(a_home_that_cannot_be_written_is_no_obstacle)
+{
+    make_home();
+    write_file(".local", "a file where a folder should be\n");
+    start("xterm", NULL, NULL, NULL);
+    EXPECT("> ");
+    type("9 * 9\n");
+    EXPECT("\r\n81\r\n");
+    stop();
+}
+
+TEST(a_terminal_without_editing_works)
+{
+    make_home();
+    start("dumb", NULL, NULL, NULL);
+    EXPECT("> ");
+    type("for i = 1, 2 do\n");
+    EXPECT(">> ");
+    type("print('d' .. i * 5)\nend\n");
+    EXPECT("d5\r\nd10\r\n");
+    press_until(CTRL_C, "\r\n> ");
+    type("print('run' .. 'ning') io.flush() while true do end\n");
+    EXPECT("\r\nrunning\r\n");
+    type(CTRL_C);
+    EXPECT("interrupted at stdin:1");
+    type("2 * 50\n");
+    EXPECT("\r\n100\r\n");
+    CHECK_INT(exit_status(1), 0);
+    stop();
+}
+
+TEST(a_recipe_that_fails_still_opens_the_prompt_with_i)
+{
+    make_home();
+    write_file("bad.lua", "_G.state = 66\nerror 'boom'\n");
+    start("xterm", "-i", "bad.lua", NULL);
+    EXPECT("lorarun: bad.lua:2: boom\r\n");
+    EXPECT("> ");
+    type("state + 600\n");
+    EXPECT("\r\n666\r\n");
+    CHECK_INT(exit_status(1), 1);
+    stop();
+}
+
+TEST_MAIN()
