@@ -1,7 +1,8 @@
 -- failure.lua: runs the user's code and, where it fails, says so the way a user wants to read it: one message that
 -- begins with the place, and separately the calls that led there, without lorarun's own frames below the user's code.
 --   failure.call(fn, ...)         -> true, results...
---                                 or false, { message =, calls = { "recipe.lua:12: in function 'f'", ... } }
+--                                 or false, { message =, place = "recipe.lua:12" or nil where none is known,
+--                                             calls = { "recipe.lua:12: in function 'f'", ... } }
 --   failure.call_by(call, fn, ...)  the same through another xpcall, such as one that can be interrupted
 --   failure.text(report)          -> the message and the calls, as many lines as it takes
 -- Only for the main thread.
@@ -65,7 +66,7 @@ local function describe(err, first, last)
   elseif place then
     message = place .. ": " .. message
   end
-  return { message = message, calls = calls }
+  return { message = message, place = place, calls = calls }
 end
 
 -- The handler for an xpcall made by the caller's caller. The work is done in a coroutine, which has a stack of its own: after a

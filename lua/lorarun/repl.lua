@@ -160,13 +160,9 @@ local function evaluate(fn)
   local function finish(ok, ...)
     if ok then return select("#", ...), ... end
     local report = ...
-    if host.interrupted() then
-      complain("interrupted" .. (report.calls[1] and " at " .. report.calls[1] or ""))
-    elseif #report.calls <= 1 then
-      complain(report.message)
-    else
-      complain(failure.text(report))
-    end
+    if host.interrupted() then report.message = "interrupted" .. (report.place and " at " .. report.place or "") end
+    -- a single call is the typed line itself
+    complain(#report.calls > 1 and failure.text(report) or report.message)
     return 0
   end
   return finish(failure.call_by(host.evaluate, fn))

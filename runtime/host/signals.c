@@ -78,7 +78,8 @@ static void stop_evaluation(lua_State *L, lua_Debug *where)
 {
     (void)where;
     lua_sethook(L, NULL, 0, 0);
-    (void)lr_interrupt_take();
+    if (!lr_interrupt_take())
+        return; /* an op was first: its error is on the way already */
     lua_pushliteral(L, "interrupted");
     (void)lua_error(L);
 }
