@@ -75,9 +75,9 @@ local function family(language)
   return "c"
 end
 
--- Marks the tokens that no bug may touch and those that start a logical line or statement. In braces and Lua a
--- physical line stands in for a statement.
-local function survey(tokens)
+-- Marks the tokens that no bug may touch and those that start a logical line or statement. In braces and Lua a physical
+-- line stands in for a statement.
+local function survey(tokens, ranges)
   local of = family(tokens.language)
   local barred, statement, statements = {}, {}, {}
   if of == "python" then
@@ -106,12 +106,23 @@ local function survey(tokens)
       end
     end
   end
+  if of == "c" then -- the heads of functions, up to their brace
+    local first_on_line = {}
+    for i = tokens.n, 1, -1 do first_on_line[tokens.line[i]] = i end
+    for _, range in ipairs(ranges) do
+      local i = first_on_line[range.first]
+      while i and i <= tokens.n and source_tokens.text(tokens, i) ~= "{" do
+        barred[i] = true
+        i = i + 1
+      end
+    end
+  end
   return { barred = barred, statement = statement, statements = statements, family = of }
 end
 
 -- One run over a file's tokens. `add(kind, i, edits...)` is all that the finders below share.
-local function site_finder(tokens)
-  local self = survey(tokens)
+local function site_finder(tokens, ranges)
+  local self = survey(tokens, ranges)
   self.tokens, self.sites = tokens, {}
   self.keywords, self.words = KEYWORDS[self.family], {} -- words: whatever stands in the code
   -- the text of every token, once: finders look at neighbours all the time
@@ -322,12 +333,43 @@ function finders.swapped_arguments(f, i, word)
   end
 end
 
+-- In C and its kin a name may be a type or be declared: `T x`, `T *x`, `(T)x`, `(T *)`, `x_t`, `} name`.
+local function is_type_or_declared(f, i)
+  local before, after, next_after = f.text[i - 1], f.text[i + 1], f.text[i + 2]
+  if f.text[i]:find("_t$") or before == "}" or before == "struct" or before == "enum"
+    or before == "union" then return true end
+  if f.tokens.kind[i + 1] == NAME then return true end
+  if after == "*" and (next_after == "*" or next_after == ")" or not f.spaced(i + 1)) then return true end
+  if before == "(" and after == ")" and (f.starts_operand(i + 2) or next_after == "*"
+    or next_after == "&") then return true end
+  local s = f.statements[f.statement[i]]
+  local first, second = s.first, s.first + 1
+  while f.keywords[f.text[first]] and f.tokens.kind[second] == NAME do first, second = second, second + 1 end
+  local declares = f.tokens.kind[first] == NAME and f.text[first] ~= "return"
+    and (f.tokens.kind[second] == NAME or f.text[second] == "*" and not f.spaced(second))
+  if declares then -- names before the = or ( of each declarator
+    local depth = 0
+    for k = i - 1, first, -1 do
+      local t = f.text[k]
+      if t == ")" or t == "]" then depth = depth + 1
+      elseif t == "(" or t == "[" then
+        if depth == 0 then return false end
+        depth = depth - 1
+      elseif depth == 0 and t == "=" then return false
+      elseif depth == 0 and t == "," then return true end
+    end
+    return true
+  end
+  return false
+end
+
 -- A variable: a name that is read, not called, not an attribute, not a keyword argument's, not the target of an
 -- assignment.
 local function is_variable(f, i)
   local before, after = f.text[i - 1], f.text[i + 1]
   return f.tokens.kind[i] == NAME and not f.keywords[f.text[i]] and before ~= "." and before ~= "->" and before ~= "::"
     and before ~= ":" and after ~= "(" and after ~= ":" and after ~= "::"
+    and not (f.family == "c" and is_type_or_declared(f, i))
 end
 
 -- names_of(range): the variables of a function; range_of(i): the function around a token.
@@ -428,7 +470,7 @@ end
 -- Every site of a file, in order of tokens but for lost lines at the end. site.range: the function or class it is in,
 -- or `ranges`.
 function mutate.sites(tokens, ranges)
-  local f = site_finder(tokens)
+  local f = site_finder(tokens, ranges)
   local innermost = source_functions.by_line(ranges)
   local function range_of(i) return innermost[tokens.line[i]] or ranges end -- `ranges` itself stands for the file
   local names, seen = {}, {}

@@ -144,6 +144,21 @@ test("imports, heads of definitions, strings and comments are left alone", funct
   end
 end)
 
+test("C: heads of functions, declared names, types and casts take no other variable", function()
+  local text = "static int f(size_t alpha, box *beta)\n{\n    int64_t gamma, *delta;\n    box *other = beta;\n"
+    .. "    gamma = (size)(alpha) + (box *)delta->next;\n    return sizeof(box) * gamma;\n}\n"
+  local lines, replaced = diff.split(text), {}
+  for _, site in ipairs(sites_of("c", text)) do
+    check.that(site.line > 2, "a site in the head: " .. site.kind)
+    if site.kind == "wrong_variable" then
+      check.that(site.line ~= 3, "a declared name: " .. lines[site.line])
+      replaced[#replaced + 1] = site.line
+    end
+  end
+  table.sort(replaced)
+  check.equal(table.concat(replaced, " "), "4 5 5 6", "lines of variables that are read")
+end)
+
 test("the diff of the planted text shows the planted lines, and only those", function()
   for language, text in pairs(TEXTS) do
     local original = diff.split(text)
