@@ -87,6 +87,7 @@ local function checked(given)
     check.fail("--output is missing: the folder to write the data to")
   end
   if options.mutate then options.mutate = list_of(options.mutate) end
+  if options.message_pattern == "" then options.message_pattern = bugdata.OPTIONS.message_pattern end
 
   local extensions = list_of(options.extensions)
   options.extensions = {}
@@ -270,7 +271,9 @@ function bugdata.make(given)
     end
   end
   local made, reason = pcall(fs.make, options.output)
-  if not made then check.fail("--output %s cannot be written: %s", options.output, tostring(reason)) end
+  if not made then -- without the place that the inner error begins with
+    check.fail("--output %s cannot be written: %s", options.output, (tostring(reason):gsub("^%S+:%d+: ", "")))
+  end
 
   local ok, err = pcall(function()
     make_in(options, state)
