@@ -29,11 +29,11 @@ local function is_utf8(text)
     local b1, b2, b3, b4 = text:byte(at, at + 3)
     local function tail(b) return b and b >= 128 and b < 192 end
     if b1 >= 194 and b1 < 224 and tail(b2) then at = at + 2
-    elseif b1 >= 224 and b1 < 240 and tail(b2) and tail(b3) and not (b1 == 224 and b2 < 160) and not (b1 == 237
-      and b2 >= 160) then
+    elseif b1 >= 224 and b1 < 240 and tail(b2) and tail(b3)
+      and not (b1 == 224 and b2 < 160) and not (b1 == 237 and b2 >= 160) then
       at = at + 3
-    elseif b1 >= 240 and b1 < 245 and tail(b2) and tail(b3) and tail(b4) and not (b1 == 240 and b2 < 144)
-      and not (b1 == 244 and b2 >= 144) then
+    elseif b1 >= 240 and b1 < 245 and tail(b2) and tail(b3) and tail(b4)
+      and not (b1 == 240 and b2 < 144) and not (b1 == 244 and b2 >= 144) then
       at = at + 4
     else
       return false
@@ -59,9 +59,8 @@ function bugdata_sources.screen(text, max_file_size)
     start = newline + 1
   end
   local head = text:sub(1, GENERATED_HEAD):lower()
-  if head:find("do not edit", 1, true) or head:find("@generated", 1, true) or head:find("automatically generated", 1,
-    true) then
-    return "generated: its head says so"
+  for _, mark in ipairs { "do not edit", "@generated", "automatically generated" } do
+    if head:find(mark, 1, true) then return "generated: its head says so" end
   end
 end
 
@@ -87,9 +86,13 @@ local function walk(root, prefix, wanted, skip, visited, out)
         elseif stat.kind == "directory" then
           enter(path, below)
         elseif extension and wanted[extension:lower()] then
-          if stat.kind == "file" then out[#out + 1] = { path = path, name = below,
-            language = source_tokens.language(name) }
-          else skip("not a plain file", below) end
+          if stat.kind ~= "file" then
+            skip("not a plain file", below)
+          elseif not is_utf8(below) then
+            skip("a name that is not UTF-8", below) -- it could not be written into a row
+          else
+            out[#out + 1] = { path = path, name = below, language = source_tokens.language(name) }
+          end
         end
       end
     end
@@ -100,8 +103,9 @@ end
 local function need_folder(option, path)
   local stat = fs.stat(path)
   if not stat then check.fail("--%s %s: there is no such folder", option, path) end
-  if stat.kind ~= "directory" then check.fail("--%s %s is a file; name the folder that holds the sources", option,
-    path) end
+  if stat.kind ~= "directory" then
+    check.fail("--%s %s is a file; name the folder that holds the sources", option, path)
+  end
 end
 
 local function read(path, name, options, skip)
@@ -188,10 +192,14 @@ function bugdata_sources.git(options, skip)
   local changes, commits = git.changes(options.git, { pattern = options.message_pattern, extensions = extensions,
     max_commits = options.max_commits, wanted = is_code_fix })
   local source = { items = {}, commits = commits }
-  for i, change in ipairs(changes) do
-    -- versions of one file share most of their text: one group
-    source.items[i] = { name = change.path .. "@" .. change.commit:sub(1, 12), group = change.path, change = change,
-      language = source_tokens.language(change.path) }
+  for _, change in ipairs(changes) do
+    if is_utf8(change.path) then
+      -- versions of one file share most of their text: one group
+      source.items[#source.items + 1] = { name = change.path .. "@" .. change.commit:sub(1, 12), group = change.path,
+        change = change, language = source_tokens.language(change.path) }
+    else
+      skip("a name that is not UTF-8", change.path)
+    end
   end
   function source.each(list, fn)
     local ids = {}

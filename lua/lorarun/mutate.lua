@@ -120,7 +120,8 @@ local function survey(tokens, ranges)
   return { barred = barred, statement = statement, statements = statements, family = of }
 end
 
--- One run over a file's tokens. `add(kind, i, edits...)` is all that the finders below share.
+-- What the finders below share: the tokens with their texts, questions about them, and add, replace and draw, which
+-- record a site.
 local function site_finder(tokens, ranges)
   local self = survey(tokens, ranges)
   self.tokens, self.sites = tokens, {}
@@ -149,14 +150,12 @@ local function site_finder(tokens, ranges)
   function self.ends_operand(i)
     local kind, word = tokens.kind[i], self.text[i]
     return (kind == NAME and (not self.keywords[word] or word == "self" or word == "this")) or kind == NUMBER
-      or word == ")"
-      or word == "]"
+      or word == ")" or word == "]"
   end
   function self.starts_operand(i)
     local kind, word = tokens.kind[i], self.text[i]
     return (kind == NAME and (not self.keywords[word] or word == "self" or word == "this" or CONSTANTS[word]))
-      or kind == NUMBER
-      or word == "("
+      or kind == NUMBER or word == "("
   end
   -- white space on both sides: in C this tells `a < b` and `a * b` from templates and pointers
   function self.spaced(i)
@@ -166,6 +165,7 @@ local function site_finder(tokens, ranges)
   return self
 end
 
+-- A finder looks at token i, whose text is `word`, and records the sites of its kind that begin there.
 local finders = {}
 
 function finders.comparison(f, i, word)
@@ -209,9 +209,8 @@ function finders.negation(f, i, word)
       at = i + 2
     end
     if tokens.kind[at] ~= NAME or f.text[at] == "not" or not f.same_line(i, at) then return end
-    if f.keywords[f.text[at]] and f.text[at] ~= "self" or tokens.kind[at + 1] == NAME
-      and f.family == "c" then return end
-    if f.text[at + 1] == ":=" then return end
+    if f.keywords[f.text[at]] and f.text[at] ~= "self" then return end
+    if f.family == "c" and tokens.kind[at + 1] == NAME or f.text[at + 1] == ":=" then return end -- a declaration
     f.add("negation", at, { tokens.first[at], tokens.first[at] - 1, f.family == "c" and "!" or "not " })
   end
 end

@@ -118,20 +118,21 @@ local function find_lua(tokens)
   return ranges
 end
 
-local CLASS_WORDS = { class = true, struct = true, interface = true, namespace = true, union = true, enum = true,
-  extern = true,
-  record = true, new = true }
-local CONTROL_WORDS = { ["if"] = true, ["for"] = true, ["while"] = true, ["switch"] = true, ["catch"] = true,
-  ["else"] = true,
-  ["do"] = true, ["try"] = true, ["synchronized"] = true, ["select"] = true, ["foreach"] = true, ["using"] = true }
+local function set(words)
+  local s = {}
+  for word in words:gmatch("%S+") do s[word] = true end
+  return s
+end
+local CLASS_WORDS = set "class struct interface namespace union enum extern record new"
+local CONTROL_WORDS = set "if for while switch catch else do try synchronized select foreach using"
 
 -- What a brace opens, told by the tokens of its statement up to it. inside: the kind of the nearest enclosing function
 -- or class.
 local function brace_kind(head, inside)
   local first_word = head.words[1]
   if head.arrow or head.functions then return "function" end
-  if head.class == "new" or (head.class and not head.assigned and not (head.parens
-    and head.closed_last)) then return "class" end
+  local returns_one = head.parens and head.closed_last -- `struct point make(int x) {`
+  if head.class == "new" or (head.class and not head.assigned and not returns_one) then return "class" end
   if CONTROL_WORDS[first_word] or head.assigned or not head.parens then return "block" end
   return inside ~= "function" and "function" or "block"
 end

@@ -233,6 +233,7 @@ test("what cannot be used is skipped and counted; links and unreadable folders s
     write_sources(sources, 6)
     fs.write(fs.join(sources, "nul.py"), "x = 1\0\n")
     fs.write(fs.join(sources, "latin.py"), "x = '\233'\n")
+    fs.write(fs.join(sources, "caf\233.py"), python_file(78, 2))
     fs.write(fs.join(sources, "surrogate.py"), "x = '\237\160\128'\n")
     fs.write(fs.join(sources, "empty.py"), " \n\n")
     fs.write(fs.join(sources, "long.py"), "x = '" .. ("a"):rep(3000) .. "'\n")
@@ -244,7 +245,8 @@ test("what cannot be used is skipped and counted; links and unreadable folders s
       .. "&& mkdir shut && chmod 000 shut"):format(git.quote(sources)))
     local output = must_make(("--mutate %s --output %s"):format(sources, data))
     for _, part in ipairs { "1  binary", "2  not UTF-8", "1  empty", "1  minified or generated", "1  generated: its head",
-      "1  larger than 262144 bytes", "1  no place for a bug", "folder met before", "2  unreadable", "1  not a plain file" } do
+      "1  larger than 262144 bytes", "1  no place for a bug",
+      "folder met before", "2  unreadable", "1  not a plain file", "1  a name that is not UTF-8" } do
       check.that(output:find(part, 1, true), ("the summary lacks '%s':\n%s"):format(part, output))
     end
     local crlf = 0
