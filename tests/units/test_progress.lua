@@ -81,6 +81,8 @@ test("on a terminal it is redrawn at most ten times a second", function()
   check.that(drawn >= 90 and drawn <= 101, drawn .. " redraws in ten seconds")
   bar:close()
   check.that(stream:take():find "1000/10000 .*\n$", "the last state stays")
+  bar:close()
+  check.equal(stream:take(), "", "closing twice")
 end)
 
 test("a line above the bar, and the bar again below it", function()
