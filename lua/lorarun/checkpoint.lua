@@ -16,6 +16,10 @@ local checkpoint = {}
 local FORMAT = 1
 local FILES = { "adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors" }
 
+local function remove_if_there(path)
+  if fs.exists(path) then fs.remove(path) end
+end
+
 local function name_of(step) return ("step-%08d"):format(step) end
 
 --- steps(folder): the steps for which there is a checkpoint in `folder`, ascending.
@@ -36,7 +40,7 @@ function checkpoint.save(folder, run)
   local path = fs.join(folder, name_of(run.state.step))
   local partial = fs.join(folder, ".partial-" .. name_of(run.state.step))
   fs.make(folder)
-  fs.remove(partial)
+  remove_if_there(partial)
   lora.write(run.model, partial)
   local p, o = run.model.lora.parameters, run.optimizer
   safetensors.write(fs.join(partial, "optimizer.safetensors"), {
@@ -47,7 +51,7 @@ function checkpoint.save(folder, run)
   for k, v in pairs(run.state) do state[k] = v end
   for _, file in ipairs(FILES) do state.crc32c[file] = fs.crc32c(fs.join(partial, file)) end
   fs.write(fs.join(partial, "state.json"), json.encode(state, { indent = 2, sort_keys = true }))
-  fs.remove(path)
+  remove_if_there(path)
   fs.rename(partial, path)
   return path
 end

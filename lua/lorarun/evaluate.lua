@@ -67,11 +67,11 @@ function evaluate.similarities(model, set, options)
   local all = tensor.persistent(tensor.new, { count, width }, "f32", "evaluation embeddings", model.device)
   local loader = data.loader(set, model.tokenizer, { columns = columns, prefixes = prefixes, max_length = model.max_length,
     threads = options.threads or 1, queue = 4 })
-  local next_text, done, batches, first = 1, 0, {}, 1
+  local next_text, done = 1, 0
+  local sizes, head, tail = {}, 1, 0 -- texts of each batch submitted and not yet used
   local function submit()
     if next_text > count then return end
     local rows, cols, keys, bytes = {}, {}, {}, 0
-    local longest = tonumber(length[order[next_text]])
     while next_text <= count and #rows < BATCH_TEXTS do
       local i = order[next_text]
       bytes = bytes + math.min(tonumber(length[i]) + 8, model.max_length * 8)
@@ -79,7 +79,8 @@ function evaluate.similarities(model, set, options)
       rows[#rows + 1], cols[#cols + 1], keys[#keys + 1] = tonumber(place_row[i]), place_column[i], 0
       next_text = next_text + 1
     end
-    batches[#batches + 1] = { n = #rows, longest = longest }
+    tail = tail + 1
+    sizes[tail] = #rows
     loader:submit(rows, cols, keys)
   end
   local ok, err = pcall(function()
@@ -87,9 +88,9 @@ function evaluate.similarities(model, set, options)
     while done < count do
       while loader:room() > 0 and next_text <= count do submit() end
       local batch = loader:next()
-      local n = batches[first].n
-      batches[first] = nil
-      first = first + 1
+      local n = sizes[head]
+      sizes[head] = nil
+      head = head + 1
       tensor.scope(function()
         local e = autograd.no_grad(model.forward, model, model:context(batch))
         if not model.normalize then e = ops.normalize(e) end

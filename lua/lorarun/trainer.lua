@@ -291,7 +291,9 @@ function trainer.train(given)
   local first = resume(run)
   run.files:begin(first)
   run.files:recipe(o.recipe)
-  run.files:json("training_config.json", { settings = o.settings or {}, fixed = run.fixed, lorarun = require "lorarun.version",
+  local settings = {}
+  for key, value in pairs(o.settings or {}) do settings[key] = value end -- a plain copy: lr.args gives a guarded table
+  run.files:json("training_config.json", { settings = settings, fixed = run.fixed, lorarun = require "lorarun.version",
     jit = jit.version, lora = o.model.lora.config, loss = o.loss.name or "function", peak_memory = memory.stats().peak_bytes })
   run.stream = batches.new { set = run.train, model = o.model, columns = o.columns, labels = labels, draws = draws,
     sample = sample, batch = o.batch, accumulate = o.accumulate, prefixes = run.prefixes, threads = o.loader_threads,
