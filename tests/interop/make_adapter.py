@@ -31,8 +31,9 @@ PAIRS = [
     ("file.close()", "file = open(path)\ntext = file.read()\nfile.close()", 1.0),
     ("if name is not None:", "if name is not None:\n    name = default_name()", 0.0),
 ]
+# No white space at the ends: sentence-transformers strips it up to version 5.3, not from 5.4 on.
 TEXTS = ["x", "return None", "for (int i = 0; i <= n; i++) sum += a[i];", "naïve café, 漢字: don't",
-         "def area(width, height):\n    \"\"\"The area of a rectangle.\"\"\"\n    return width * height\n" * 3]
+         "def area(width, height):\n    \"\"\"The area of a rectangle.\"\"\"\n    return width * height\n\n" * 3 + "area(2, 3)"]
 
 
 def encode(sentence, texts):
