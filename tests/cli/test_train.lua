@@ -271,7 +271,7 @@ test("what can be wrong, each in one line on standard error, status not 0", func
     -- models that cannot be: another architecture, a pickle, a missing tensor, a wrong shape
     local broken = fs.join(folder, "model")
     local function copy_model()
-      fs.remove(broken)
+      if fs.exists(broken) then fs.remove(broken) end
       fs.make(fs.join(broken, "1_Pooling"))
       for _, name in ipairs { "config.json", "model.safetensors", "modules.json", "tokenizer.json", "sentence_bert_config.json",
         "1_Pooling/config.json" } do
