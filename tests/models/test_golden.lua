@@ -15,6 +15,8 @@ local load_model = require("lorarun.model").load
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local function path(...) return fs.join(golden, ...) end
 local texts = json.decode_file(path "texts.json")
+-- The golden numbers are of a sentence-transformers that strips texts (up to 5.3); lorarun, like later ones, does not.
+for i, text in ipairs(texts.texts) do texts.texts[i] = text:gsub("^%s+", ""):gsub("%s+$", "") end
 
 -- Values of one tensor of a golden file, as C floats, and its shape.
 local function read(file, name)
