@@ -159,7 +159,7 @@ int lr_json_members(const lr_json_node *object, const char **keys, const lr_json
 void lr_json_free(lr_json *doc);
 
 /* ---- safetensors (io/safetensors.c) ---------------------------------------------------------------------------------- */
-typedef struct lr_safetensors lr_safetensors; /* one memory-mapped file */
+typedef struct lr_safetensors lr_safetensors; /* one open file */
 typedef struct lr_safetensors_entry {
     const char *name;
     int32_t dtype; /* an lr_dtype, or -1 where lorarun has none for it; dtype_name then tells */

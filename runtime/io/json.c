@@ -1,8 +1,8 @@
 /* json.c: a JSON reader (RFC 8259, strict).
  *
- * Why one of our own: the common libraries do not survive a failing allocation (jansson writes beyond its buffer), read
- * integers beyond 64 bits as errors (tokenizer_config.json has 1000000000000000019884624838656), or count allocations
- * nowhere.
+ * Why one of our own: every allocation may fail here, and jansson 2.14 writes beyond its buffer when one of its lexer's
+ * does; it also refuses integers beyond 64 bits, which tokenizer_config.json has ("model_max_length":
+ * 1000000000000000019884624838656).
  *
  * A document is one arena: blocks that hold strings, arrays and members, freed together. A value is parsed onto a
  * stack; when its container closes, the container's elements move from the stack to the arena, where they lie side by
