@@ -38,11 +38,12 @@ end
 --- One line of log.jsonl.
 function Files:log(record) fs.append(self.log_path, json.encode(record, { sort_keys = true }) .. "\n") end
 
---- One line of similarity_evaluation_<name>_results.csv, sentence-transformers' format.
+--- One line of similarity_evaluation_<name>_results.csv, sentence-transformers' format. A correlation that is not defined is nan.
 function Files:evaluation(name, epoch, step, result)
   local path = fs.join(self.folder, "similarity_evaluation_" .. name .. "_results.csv")
   local head = (not fs.is_file(path) or fs.stat(path).size == 0) and "epoch,steps,cosine_pearson,cosine_spearman\n" or ""
-  fs.append(path, ("%s%g,%d,%.17g,%.17g\n"):format(head, epoch, step, result.pearson, result.spearman))
+  local function number(x) return x and ("%.17g"):format(x) or "nan" end
+  fs.append(path, ("%s%g,%d,%s,%s\n"):format(head, epoch, step, number(result.pearson), number(result.spearman)))
 end
 
 --- Any table as indented JSON.

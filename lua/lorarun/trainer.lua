@@ -148,8 +148,9 @@ local function evaluate_now(run, step)
     pearson = r.pearson, accuracy = r.accuracy, f1 = r.f1, roc_auc = r.roc_auc, pr_auc = r.pr_auc, seconds = r.seconds }
   run.bar:print(report.evaluation("validation", step, r))
   if step == 0 then run.baseline = { spearman = r.spearman } end
-  if step > 0 and (not run.best or r.spearman > run.best.spearman) then
-    run.best = { step = step, spearman = r.spearman }
+  local value = r.spearman or -1 -- undefined where all labels or all similarities are alike
+  if step > 0 and (not run.best or value > run.best.spearman) then
+    run.best = { step = step, spearman = value }
     run.best_result = r
   end
 end
@@ -241,7 +242,7 @@ end
 local function finish(run, seconds)
   local o, model = run.options, run.model
   local last = run.total_steps
-  run.best = run.best or { step = last }
+  run.best = run.best or { step = last, spearman = -1 }
   if run.best.step ~= last then
     require("lorarun.lora").read_into(model, fs.join(o.output, "checkpoints", ("step-%08d"):format(run.best.step)))
   end

@@ -209,6 +209,21 @@ test("multiple negatives ranking, bf16, recompute, shuffled rows, other schedule
   end)
 end)
 
+test("labels that are all alike: no correlation, and no crash", function()
+  with_data(function(folder)
+    local same = make_data(fs.join(folder, "same"), 12)
+    for _, split in ipairs { "validation", "test" } do
+      local path = fs.join(same, split .. ".jsonl")
+      fs.write(path, (fs.read(path):gsub('"score": 0', '"score": 1')))
+    end
+    local output = fs.join(folder, "out")
+    local r = train(quote(same), output, "--max-steps 2 --evaluation-steps 1")
+    check.equal(r.status, 0, r.err)
+    check.that(r.out:find("Spearman -", 1, true), r.out)
+    check.that(fs.read(fs.join(output, "similarity_evaluation_validation_results.csv")):find("nan,nan", 1, true), "nan in the CSV")
+  end)
+end)
+
 test("CSV data is read by column name", function()
   with_data(function(folder)
     local csv = fs.join(folder, "csv")
