@@ -254,7 +254,7 @@ local function finish(run, seconds)
     results.test = evaluate_split(run, "test", run.test)
     run.files:evaluation("test", last / run.steps_per_epoch, last, results.test)
   end
-  local card = results.validation and ("Validation Spearman %.4f at step %d of %d."):format(results.validation.spearman,
+  local card = results.validation and results.validation.spearman and ("Validation Spearman %.4f at step %d of %d."):format(results.validation.spearman,
     run.best.step, last) or nil
   export.merged(model, o.output, { card = card })
   export.adapter(model, fs.join(o.output, "adapter"), { card = card })
