@@ -268,6 +268,25 @@ TEST(the_scanner_agrees_with_jansson)
     CHECK(good > 10000 && malformed > 10000);
 }
 
+/* What Python's json module said of such rows, from tests/golden/make_jsonl.py. */
+TEST(the_scanner_agrees_with_python)
+{
+    const lr_schema any = {0};
+    const char *tests = getenv("LORARUN_TESTS");
+    char path[1024], *bytes = NULL, why[LR_ROW_WHY];
+    int64_t size = 0, rows[2] = {0};
+    snprintf(path, sizeof path, "%s/golden/jsonl_rows.txt", tests != NULL ? tests : "tests");
+    CHECK_INT(lr_file_read(path, &bytes, &size), LR_OK);
+    for (const char *p = bytes, *next; p < bytes + size; p = next) {
+        const lr_row_state state = lr_jsonl_row(&any, p + 1, bytes + size, &next, NULL, why);
+        if ((state == LR_ROW_GOOD) != (*p == '1'))
+            LR_TEST_FAIL("'%.*s' is %s", (int)(next - p - 2), p + 1, state == LR_ROW_GOOD ? "good" : why);
+        rows[*p == '1']++;
+    }
+    lr_free(bytes);
+    CHECK(rows[0] > 1000 && rows[1] > 200);
+}
+
 TEST(decoding_agrees_with_jansson)
 {
     char *names[] = {"text"};
