@@ -48,6 +48,7 @@ read_back() {
 }
 
 check "data" "$lorarun" recipes/bugdata.lua --mutate lua --max-files 12 --output "$work/data" || exit 1
+check "token ids" "$python" tests/interop/check_tokenizer.py "$lorarun" "$minilm" "$golden/qwen2" "$golden/bert" || true
 written minilm "$minilm" query,key,value 256 || true
 written qwen2 "$golden/qwen2" q_proj,k_proj,v_proj 64 || true
 written bert "$golden/bert" all-linear 64 || true
