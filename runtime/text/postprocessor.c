@@ -1,0 +1,130 @@
+/* postprocessor.c: the special tokens around a text. Every post-processor of tokenizer.json, for one text without a second, comes
+ * down to ids before it and ids after it. */
+#include "text/text.h"
+#include <string.h>
+
+static int put_after(lr_postprocessor *p, int32_t id)
+{
+    const int status = lr_reserve((void **)&p->after, &p->after_cap, p->after_count + 1, sizeof p->after[0]);
+    if (status == LR_OK)
+        p->after[p->after_count++] = id;
+    return status;
+}
+
+/* Put it as the index-th of those before the text. */
+static int put_before(lr_postprocessor *p, size_t index, int32_t id)
+{
+    const int status = lr_reserve((void **)&p->before, &p->before_cap, p->before_count + 1, sizeof p->before[0]);
+    if (status != LR_OK)
+        return status;
+    memmove(p->before + index + 1, p->before + index, (p->before_count - index) * sizeof p->before[0]);
+    p->before[index] = id;
+    p->before_count++;
+    return LR_OK;
+}
+
+static int read_id(const lr_place *at, const json_t *value, int32_t *id)
+{
+    if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) >= LR_TOKEN_ID_LIMIT)
+        return lr_spec_bad(at, "expected a token id from 0 to %d", LR_TOKEN_ID_LIMIT - 1);
+    *id = (int32_t)json_integer_value(value);
+    return LR_OK;
+}
+
+/* "cls": ["[CLS]", 101] */
+static int read_pair(const lr_place *at, const json_t *spec, const char *key, int32_t *id)
+{
+    const json_t *pair = NULL;
+    const int status = lr_spec_array(at, spec, key, &pair);
+    return status == LR_OK ? read_id(&(lr_place){at, key, 0}, json_array_get(pair, 1), id) : status;
+}
+
+static int load_cls_sep(lr_postprocessor *p, const lr_place *at, const json_t *spec)
+{
+    int32_t cls = 0, sep = 0;
+    int status = read_pair(at, spec, "cls", &cls);
+    if (status == LR_OK)
+        status = read_pair(at, spec, "sep", &sep);
+    if (status == LR_OK)
+        status = put_before(p, 0, cls);
+    return status == LR_OK ? put_after(p, sep) : status;
+}
+
+/* All ids of the special token that a template names. */
+static int put_special(lr_postprocessor *p, const lr_place *at, const json_t *piece, const json_t *tokens, bool after,
+                       size_t *index)
+{
+    const char *name = NULL;
+    const json_t *ids = NULL;
+    int status = lr_spec_string(at, piece, "id", true, &name, NULL);
+    if (status != LR_OK)
+        return status;
+    const json_t *token = json_object_get(tokens, name);
+    if (token == NULL)
+        return lr_spec_bad(at, "\"%.60s\" is not among special_tokens", name);
+    status = lr_spec_array(at, token, "ids", &ids);
+    for (size_t i = 0; status == LR_OK && i < json_array_size(ids); i++) {
+        int32_t id = 0;
+        status = read_id(at, json_array_get(ids, i), &id);
+        if (status == LR_OK)
+            status = after ? put_after(p, id) : put_before(p, (*index)++, id);
+    }
+    return status;
+}
+
+static int load_template(lr_postprocessor *p, const lr_place *at, const json_t *spec)
+{
+    const json_t *pieces = NULL, *tokens = NULL;
+    bool after = false;
+    size_t index = 0;
+    int status = lr_spec_array(at, spec, "single", &pieces);
+    if (status == LR_OK)
+        status = lr_spec_object(at, spec, "special_tokens", &tokens);
+    const lr_place here = {at, "single", 0};
+    for (size_t i = 0; status == LR_OK && i < json_array_size(pieces); i++) {
+        const lr_place place = {&here, NULL, i};
+        const json_t *piece = json_array_get(pieces, i), *sequence = json_object_get(piece, "Sequence");
+        if (sequence != NULL) {
+            const char *which = NULL;
+            status = lr_spec_string(&place, sequence, "id", true, &which, NULL);
+            if (status == LR_OK && (after || strcmp(which, "A") != 0))
+                status = lr_spec_unsupported(&place, "a template must have the text, A, once");
+            after = true;
+        } else {
+            const json_t *special = NULL;
+            status = lr_spec_object(&place, piece, "SpecialToken", &special);
+            if (status == LR_OK)
+                status = put_special(p, &place, special, tokens, after, &index);
+        }
+    }
+    if (status == LR_OK && !after)
+        return lr_spec_unsupported(&here, "a template must have the text, A, once");
+    return status;
+}
+
+int lr_postprocessor_load(lr_postprocessor *p, const lr_place *at, const json_t *spec)
+{
+    const char *type = NULL;
+    int status = lr_spec_type(at, spec, &type);
+    if (status != LR_OK || strcmp(type, "ByteLevel") == 0) /* ByteLevel is about offsets only */
+        return status;
+    if (strcmp(type, "TemplateProcessing") == 0)
+        return load_template(p, at, spec);
+    if (strcmp(type, "BertProcessing") == 0 || strcmp(type, "RobertaProcessing") == 0)
+        return load_cls_sep(p, at, spec);
+    if (strcmp(type, "Sequence") != 0)
+        return lr_spec_unsupported(at, "the post-processor \"%.60s\" is not supported", type);
+    const json_t *parts = NULL;
+    status = lr_spec_array(at, spec, "processors", &parts);
+    const lr_place here = {at, "processors", 0};
+    for (size_t i = 0; status == LR_OK && i < json_array_size(parts); i++)
+        status = lr_postprocessor_load(p, &(lr_place){&here, NULL, i}, json_array_get(parts, i));
+    return status;
+}
+
+void lr_postprocessor_free(lr_postprocessor *p)
+{
+    lr_free(p->before);
+    lr_free(p->after);
+    *p = (lr_postprocessor){0};
+}

@@ -1,0 +1,230 @@
+/* tokenizer.c: the lr_tokenizer_* functions: loading a tokenizer.json and encoding text with it. */
+#include "text/text.h"
+#include <string.h>
+
+/* ---- loading --------------------------------------------------------------------------------------------------------- */
+static int load_model(lr_tokenizer *t, const lr_place *at, const json_t *root)
+{
+    const json_t *model = NULL;
+    const char *type = NULL;
+    const lr_place here = {at, "model", 0};
+    int status = lr_spec_object(at, root, "model", &model);
+    if (status == LR_OK)
+        status = lr_spec_type(&here, model, &type);
+    if (status != LR_OK)
+        return status;
+    t->is_bpe = strcmp(type, "BPE") == 0;
+    if (!t->is_bpe && strcmp(type, "WordPiece") != 0)
+        return lr_spec_unsupported(&here, "the model \"%.60s\" is not supported, only BPE and WordPiece", type);
+    if (t->is_bpe != t->pretokenizer.byte_level)
+        return lr_spec_unsupported(&here, t->is_bpe ? "BPE without the pre-tokenizer ByteLevel is not supported"
+                                                    : "WordPiece with the pre-tokenizer ByteLevel is not supported");
+    status = lr_vocab_load(&t->vocab, &here, model);
+    if (status != LR_OK)
+        return status;
+    return t->is_bpe ? lr_bpe_load(&t->bpe, &t->vocab, &here, model)
+                     : lr_wordpiece_load(&t->wordpiece, &t->vocab, &here, model);
+}
+
+static int load_truncation(lr_tokenizer *t, const lr_place *at, const json_t *root)
+{
+    const json_t *spec = json_object_get(root, "truncation");
+    const lr_place here = {at, "truncation", 0};
+    const char *direction = "Right";
+    if (spec == NULL || json_is_null(spec))
+        return LR_OK;
+    int status = lr_spec_integer(&here, spec, "max_length", true, 0, INT64_MAX, &t->file_max_length);
+    if (status == LR_OK)
+        status = lr_spec_string(&here, spec, "direction", false, &direction, NULL);
+    if (status == LR_OK && strcmp(direction, "Right") != 0)
+        status = lr_spec_unsupported(&here, "truncation on the side \"%.60s\" is not supported, only Right", direction);
+    return status;
+}
+
+/* A part that may be missing or null. */
+static const json_t *part(const json_t *root, const char *key)
+{
+    const json_t *spec = json_object_get(root, key);
+    return json_is_null(spec) ? NULL : spec;
+}
+
+static int load_parts(lr_tokenizer *t, const lr_place *at, const json_t *root)
+{
+    const json_t *normalizer = part(root, "normalizer"), *pretokenizer = part(root, "pre_tokenizer");
+    const json_t *postprocessor = part(root, "post_processor");
+    const char *version = "1.0";
+    int status = lr_spec_string(at, root, "version", false, &version, NULL);
+    if (status == LR_OK && strcmp(version, "1.0") != 0)
+        return lr_spec_unsupported(at, "version \"%.60s\" is not supported, only 1.0", version);
+    if (status == LR_OK)
+        status = load_truncation(t, at, root);
+    if (status == LR_OK && normalizer != NULL)
+        status = lr_normalizer_load(&t->normalizer, &(lr_place){at, "normalizer", 0}, normalizer);
+    if (status == LR_OK && pretokenizer != NULL)
+        status = lr_pretokenizer_load(&t->pretokenizer, &(lr_place){at, "pre_tokenizer", 0}, pretokenizer);
+    if (status == LR_OK)
+        status = load_model(t, at, root);
+    if (status == LR_OK && postprocessor != NULL)
+        status = lr_postprocessor_load(&t->postprocessor, &(lr_place){at, "post_processor", 0}, postprocessor);
+    lr_encoder *e = NULL;
+    if (status == LR_OK && part(root, "added_tokens") != NULL) {
+        status = lr_encoder_take(&e, t);
+        if (status == LR_OK) {
+            status = lr_added_load(&t->added, &t->vocab, &t->normalizer, e, at, root);
+            lr_encoder_give(e);
+        }
+    }
+    return status;
+}
+
+static int parse(json_t **out, const char *path, const char *text, int64_t size)
+{
+    json_error_t error;
+    json_set_alloc_funcs(lr_alloc, lr_free);
+    *out = json_loadb(text, (size_t)size, JSON_ALLOW_NUL, &error);
+    if (*out != NULL)
+        return LR_OK;
+    if (json_error_code(&error) == json_error_out_of_memory)
+        return lr_fail(LR_ENOMEM, "out of host memory while reading %s", path);
+    return lr_fail(LR_EFORMAT, "%s:%d:%d: %s", path, error.line, error.column, error.text);
+}
+
+static int load_file(lr_tokenizer *t)
+{
+    char *text = NULL;
+    int64_t size = 0;
+    json_t *root = NULL;
+    int status = lr_file_read(t->path, &text, &size);
+    if (status == LR_OK)
+        status = parse(&root, t->path, text, size);
+    lr_free(text);
+    const lr_place top = {NULL, t->path, 0};
+    if (status == LR_OK && !json_is_object(root))
+        status = lr_spec_bad(&top, "not a tokenizer.json: the top is no object");
+    if (status == LR_OK)
+        status = load_parts(t, &top, root);
+    json_decref(root);
+    return status;
+}
+
+/* The file that `path`, a file or a folder, stands for. */
+static int find_file(char **out, const char *path)
+{
+    lr_stat info;
+    int status = lr_file_stat(path, &info);
+    if (status != LR_OK)
+        return status;
+    *out = info.kind == LR_FILE_DIRECTORY ? lr_format("%s/tokenizer.json", path) : lr_strdup(path);
+    if (*out == NULL)
+        return LR_ENOMEM;
+    status = info.kind == LR_FILE_DIRECTORY ? lr_file_stat(*out, &info) : LR_OK;
+    if (status == LR_ENOTFOUND)
+        return lr_fail(status, "the folder %s has no tokenizer.json; transformers' AutoTokenizer.from_pretrained(folder)"
+                               ".save_pretrained(folder) writes one",
+                       path);
+    return status;
+}
+
+int lr_tokenizer_load(lr_tokenizer **out, const char *path)
+{
+    if (out == NULL || path == NULL)
+        return lr_fail(LR_EINVAL, "lr_tokenizer_load: out or path is NULL");
+    lr_unicode_init();
+    lr_tokenizer *t = lr_calloc(1, sizeof *t);
+    if (t == NULL)
+        return LR_ENOMEM;
+    int status = find_file(&t->path, path);
+    if (status == LR_OK)
+        status = lr_encoder_pool_new(&t->pool);
+    if (status == LR_OK)
+        status = load_file(t);
+    if (status != LR_OK) {
+        lr_tokenizer_free(t);
+        return status;
+    }
+    *out = t;
+    return LR_OK;
+}
+
+void lr_tokenizer_free(lr_tokenizer *t)
+{
+    if (t == NULL)
+        return;
+    lr_encoder_pool_free(t->pool);
+    lr_normalizer_free(&t->normalizer);
+    lr_pretokenizer_free(&t->pretokenizer);
+    lr_postprocessor_free(&t->postprocessor);
+    lr_added_free(&t->added);
+    lr_bpe_free(&t->bpe);
+    lr_wordpiece_free(&t->wordpiece);
+    lr_vocab_free(&t->vocab);
+    lr_free(t->path);
+    lr_free(t);
+}
+
+/* ---- tokens ---------------------------------------------------------------------------------------------------------- */
+int64_t lr_tokenizer_vocab_size(const lr_tokenizer *t)
+{
+    return lr_max64((int64_t)t->vocab.id_count, (int64_t)t->added.vocab.id_count);
+}
+
+int32_t lr_tokenizer_id(const lr_tokenizer *t, const char *token)
+{
+    const int32_t id = lr_vocab_get(&t->added.vocab, token, strlen(token));
+    return id >= 0 ? id : lr_vocab_get(&t->vocab, token, strlen(token));
+}
+
+const char *lr_tokenizer_token(const lr_tokenizer *t, int32_t id)
+{
+    const char *token = lr_vocab_token(&t->added.vocab, id);
+    return token != NULL ? token : lr_vocab_token(&t->vocab, id);
+}
+
+int64_t lr_tokenizer_file_max_length(const lr_tokenizer *t)
+{
+    return t->file_max_length;
+}
+
+/* ---- encoding -------------------------------------------------------------------------------------------------------- */
+/* Append to ids, of which `used` are taken, as many as there is room for; returns how many are taken then, room or not. */
+static size_t append(int32_t *ids, size_t cap, size_t used, const int32_t *from, size_t count)
+{
+    const size_t room = used < cap ? cap - used : 0, n = count < room ? count : room;
+    if (n > 0)
+        memcpy(ids + used, from, n * sizeof ids[0]);
+    return used + count;
+}
+
+int lr_tokenizer_encode(const lr_tokenizer *t, const char *text, int64_t size, int add_special_tokens, int64_t max_length,
+                        int32_t *ids, int64_t cap, int64_t *count)
+{
+    const lr_postprocessor *around = &t->postprocessor;
+    const size_t special = add_special_tokens ? around->before_count + around->after_count : 0;
+    bool ascii;
+    if (size < 0 || cap < 0 || max_length < 0)
+        return lr_fail(LR_EINVAL, "size is %lld, cap %lld, max_length %lld: none may be negative", (long long)size,
+                       (long long)cap, (long long)max_length);
+    if (max_length > 0 && (size_t)max_length < special)
+        return lr_fail(LR_EINVAL, "max_length is %lld, but the special tokens of %s alone are %zu", (long long)max_length,
+                       t->path, special);
+    const size_t valid = lr_utf8_check(text, (size_t)size, &ascii);
+    if (valid < (size_t)size)
+        return lr_fail(LR_EINVAL, "the text is not valid UTF-8 at byte %zu (0x%02X)", valid, (unsigned char)text[valid]);
+    lr_encoder *e;
+    int status = lr_encoder_take(&e, t);
+    if (status != LR_OK)
+        return status;
+    e->limit = max_length > 0 ? (size_t)max_length - special : SIZE_MAX;
+    status = lr_encoder_text(e, text, (size_t)size);
+    if (status == LR_OK) {
+        size_t used = 0;
+        if (add_special_tokens)
+            used = append(ids, (size_t)cap, used, around->before, around->before_count);
+        used = append(ids, (size_t)cap, used, e->ids, e->count);
+        if (add_special_tokens)
+            used = append(ids, (size_t)cap, used, around->after, around->after_count);
+        *count = (int64_t)used;
+    }
+    lr_encoder_give(e);
+    return status;
+}
