@@ -1,12 +1,14 @@
-/* added.c: added tokens: strings that are cut out of the text whole and have ids of their own, "<|endoftext|>" or "[MASK]".
+/* added.c: added tokens: strings that are cut out of the text whole and have ids of their own, "<|endoftext|>" or
+ * "[MASK]".
  *
- * They are found by a trie, at each place the longest one. Only bytes that begin a token are looked at, so hundreds of tokens cost
- * no more than one. Ids follow Hugging Face, not the file's "id": a token of the model's vocabulary keeps its id there, others
- * are numbered from the size of that vocabulary on, in the order of the file. */
+ * They are found by a trie, at each place the longest one. Only bytes that begin a token are looked at, so hundreds of
+ * tokens cost no more than one. Ids follow Hugging Face, not the file's "id": a token of the model's vocabulary keeps
+ * its id there, others are numbered from the size of that vocabulary on, in the order of the file. */
 #include "text/text.h"
 #include <string.h>
 
-/* ---- the trie -------------------------------------------------------------------------------------------------------- */
+/* ---- the trie
+ * -------------------------------------------------------------------------------------------------------- */
 static int32_t find_sibling(const lr_trie *t, int32_t node, unsigned char byte)
 {
     while (node != 0 && t->nodes[node].byte != byte)
@@ -82,7 +84,8 @@ static size_t trie_candidate(const lr_trie *t, const char *text, size_t from, si
     return from;
 }
 
-/* ---- loading --------------------------------------------------------------------------------------------------------- */
+/* ---- loading
+ * --------------------------------------------------------------------------------------------------------- */
 typedef struct token_spec {
     const char *text;
     size_t size;
@@ -183,7 +186,8 @@ void lr_added_free(lr_added *a)
     *a = (lr_added){0};
 }
 
-/* ---- searching ------------------------------------------------------------------------------------------------------- */
+/* ---- searching
+ * ------------------------------------------------------------------------------------------------------- */
 static size_t spaces_before(const char *text, size_t at)
 {
     while (at > 0) {

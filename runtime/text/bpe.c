@@ -1,12 +1,12 @@
-/* bpe.c: byte-level byte pair encoding: a word's bytes are tokens, and of all neighbouring pairs that the file lists, the one
- * listed first, leftmost, becomes one token, until none is left.
+/* bpe.c: byte-level byte pair encoding: a word's bytes are tokens, and of all neighbouring pairs that the file lists,
+ * the one listed first, leftmost, becomes one token, until none is left.
  *
- * Short words, nearly all, are merged by scanning a small array for the lowest rank. Long ones would take quadratic time that way,
- * so their symbols are a linked list and the pairs wait in a heap; a pair whose symbols have changed meanwhile is dropped when
- * it comes up.
+ * Short words, nearly all, are merged by scanning a small array for the lowest rank. Long ones would take quadratic
+ * time that way, so their symbols are a linked list and the pairs wait in a heap; a pair whose symbols have changed
+ * meanwhile is dropped when it comes up.
  *
- * In tokenizer.json a byte is written as a printable character ("Ġ" for a space); that alphabet matters here only while loading
- * and for ignore_merges. */
+ * In tokenizer.json a byte is written as a printable character ("Ġ" for a space); that alphabet matters here only while
+ * loading and for ignore_merges. */
 #include "text/text.h"
 #include <string.h>
 
@@ -22,7 +22,8 @@ typedef struct lr_bpe_candidate {
     int32_t left, right, id;
 } lr_bpe_candidate;
 
-/* ---- the byte alphabet ----------------------------------------------------------------------------------------------- */
+/* ---- the byte alphabet
+ * ----------------------------------------------------------------------------------------------- */
 /* Bytes that are printable in Latin-1 stand for themselves, the others follow in order from U+0100 on. */
 static uint32_t byte_character(unsigned byte)
 {
@@ -40,7 +41,8 @@ static uint32_t byte_character(unsigned byte)
     return unprintable + byte - from;
 }
 
-/* ---- the table of merges --------------------------------------------------------------------------------------------- */
+/* ---- the table of merges
+ * --------------------------------------------------------------------------------------------- */
 static size_t pair_hash(int32_t left, int32_t right)
 {
     uint64_t h = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
@@ -135,7 +137,8 @@ static int load_merges(lr_bpe *b, const lr_vocab *v, const lr_place *at, const j
     return status;
 }
 
-/* ---- loading --------------------------------------------------------------------------------------------------------- */
+/* ---- loading
+ * --------------------------------------------------------------------------------------------------------- */
 /* Settings of BPE that are not byte-level's. Those for unknown characters do no harm where every byte has a token. */
 static int refuse_settings(const lr_place *at, const json_t *model, bool all_bytes)
 {
@@ -193,7 +196,8 @@ void lr_bpe_work_free(lr_bpe_work *w)
     *w = (lr_bpe_work){0};
 }
 
-/* ---- short words ----------------------------------------------------------------------------------------------------- */
+/* ---- short words
+ * ----------------------------------------------------------------------------------------------------- */
 static int short_word(const lr_bpe *b, lr_encoder *e, const char *word, size_t size)
 {
     int32_t ids[SHORT_WORD], ranks[SHORT_WORD], merged[SHORT_WORD]; /* [i] of the last two: the pair i, i + 1 */
@@ -232,7 +236,8 @@ static int short_word(const lr_bpe *b, lr_encoder *e, const char *word, size_t s
     return LR_OK;
 }
 
-/* ---- long words ------------------------------------------------------------------------------------------------------ */
+/* ---- long words
+ * ------------------------------------------------------------------------------------------------------ */
 static void heap_push(lr_bpe_candidate *heap, size_t *count, lr_bpe_candidate c)
 {
     size_t i = (*count)++;
@@ -315,7 +320,8 @@ static int long_word(const lr_bpe *b, lr_encoder *e, const char *word, size_t si
     return LR_OK;
 }
 
-/* ---- words ----------------------------------------------------------------------------------------------------------- */
+/* ---- words
+ * ----------------------------------------------------------------------------------------------------------- */
 /* The id of the token that is the whole word, written in the byte alphabet, or -1. */
 static int whole_word(const lr_vocab *v, lr_encoder *e, const char *word, size_t size, int32_t *id)
 {

@@ -1,8 +1,9 @@
-/* encoder.c: what one thread needs to encode with a tokenizer: working memory, PCRE2's match data, a cache of words; and the pool
- * of such encoders that a tokenizer keeps.
+/* encoder.c: what one thread needs to encode with a tokenizer: working memory, PCRE2's match data, a cache of words;
+ * and the pool of such encoders that a tokenizer keeps.
  *
- * The cache maps words to ids. Text repeats itself, so nearly all words come from it: 64 bytes each, one cache line, the newest
- * word of each slot. A key is the word, zero-padded, and its length in the last byte: equal keys are equal words. */
+ * The cache maps words to ids. Text repeats itself, so nearly all words come from it: 64 bytes each, one cache line,
+ * the newest word of each slot. A key is the word, zero-padded, and its length in the last byte: equal keys are equal
+ * words. */
 #include "text/text.h"
 #include <pthread.h>
 #include <string.h>
@@ -16,7 +17,8 @@ typedef struct lr_cached_word {
     int32_t count;
 } lr_cached_word;
 
-/* ---- words ----------------------------------------------------------------------------------------------------------- */
+/* ---- words
+ * ----------------------------------------------------------------------------------------------------------- */
 static size_t slot_of(const uint64_t key[KEY_WORDS])
 {
     uint64_t h = key[0] * 0x9E3779B97F4A7C15u;
@@ -71,7 +73,8 @@ int lr_encoder_word(lr_encoder *e, const char *word, size_t size)
     return status == LR_OK && e->count >= e->limit ? LR_STOP : status;
 }
 
-/* ---- texts ----------------------------------------------------------------------------------------------------------- */
+/* ---- texts
+ * ----------------------------------------------------------------------------------------------------------- */
 static int encode_normalized(lr_encoder *e, const char *text, size_t size)
 {
     return size == 0 ? LR_OK : lr_pretokenizer_run(&e->tokenizer->pretokenizer, e, text, size);
@@ -121,7 +124,8 @@ int lr_encoder_text(lr_encoder *e, const char *text, size_t size)
     return LR_OK;
 }
 
-/* ---- life ------------------------------------------------------------------------------------------------------------ */
+/* ---- life
+ * ------------------------------------------------------------------------------------------------------------ */
 int lr_encoder_new(lr_encoder **out, const lr_tokenizer *t)
 {
     lr_encoder *e = lr_calloc(1, sizeof *e);

@@ -1,7 +1,8 @@
-/* normalizer.c: what is done to the text before it is split: normal forms, lower case, stripping, replacing, BERT's cleaning.
+/* normalizer.c: what is done to the text before it is split: normal forms, lower case, stripping, replacing, BERT's
+ * cleaning.
  *
- * Steps read one of the encoder's two buffers (at first: the caller's text) and write the other. A step that would change nothing
- * is passed over where one look at the bytes shows it. */
+ * Steps read one of the encoder's two buffers (at first: the caller's text) and write the other. A step that would
+ * change nothing is passed over where one look at the bytes shows it. */
 #define _GNU_SOURCE /* memmem */
 #include "text/text.h"
 #include <string.h>
@@ -31,7 +32,8 @@ struct lr_normalizer_step {
     lr_regex regex;
 };
 
-/* ---- loading --------------------------------------------------------------------------------------------------------- */
+/* ---- loading
+ * --------------------------------------------------------------------------------------------------------- */
 static int load_bert(lr_normalizer_step *s, const lr_place *at, const json_t *spec)
 {
     int status = lr_spec_bool(at, spec, "clean_text", true, &s->clean_text);
@@ -72,11 +74,16 @@ static int load_step(lr_normalizer *n, const lr_place *at, const json_t *spec, c
     static const struct {
         const char *type;
         step_kind kind;
-    } kinds[] = {{"NFC", STEP_NFC},           {"NFD", STEP_NFD},
-                 {"NFKC", STEP_NFKC},         {"NFKD", STEP_NFKD},
-                 {"Lowercase", STEP_LOWERCASE}, {"StripAccents", STEP_STRIP_ACCENTS},
-                 {"BertNormalizer", STEP_BERT}, {"Strip", STEP_STRIP},
-                 {"Replace", STEP_REPLACE},   {"Prepend", STEP_PREPEND}};
+    } kinds[] = {{"NFC", STEP_NFC},
+                 {"NFD", STEP_NFD},
+                 {"NFKC", STEP_NFKC},
+                 {"NFKD", STEP_NFKD},
+                 {"Lowercase", STEP_LOWERCASE},
+                 {"StripAccents", STEP_STRIP_ACCENTS},
+                 {"BertNormalizer", STEP_BERT},
+                 {"Strip", STEP_STRIP},
+                 {"Replace", STEP_REPLACE},
+                 {"Prepend", STEP_PREPEND}};
     size_t k = 0;
     while (k < LR_COUNT_OF(kinds) && strcmp(kinds[k].type, type) != 0)
         k++;
@@ -127,7 +134,8 @@ void lr_normalizer_free(lr_normalizer *n)
     *n = (lr_normalizer){0};
 }
 
-/* ---- character by character ------------------------------------------------------------------------------------------ */
+/* ---- character by character
+ * ------------------------------------------------------------------------------------------ */
 static char *put_lower(char *p, uint32_t c)
 {
     if (c != 0x130)
@@ -174,13 +182,14 @@ static int drop(lr_string *out, const char *s, size_t size, int class)
     return LR_OK;
 }
 
-/* ---- BERT ------------------------------------------------------------------------------------------------------------ */
+/* ---- BERT
+ * ------------------------------------------------------------------------------------------------------------ */
 static bool is_chinese(uint32_t c)
 {
-    return c >= 0x3400 && ((c >= 0x4E00 && c <= 0x9FFF) || (c <= 0x4DBF) || (c >= 0x20000 && c <= 0x2A6DF) ||
-                           (c >= 0x2A700 && c <= 0x2B73F) || (c >= 0x2B740 && c <= 0x2B81F) ||
-                           (c >= 0x2B920 && c <= 0x2CEAF) || (c >= 0xF900 && c <= 0xFAFF) ||
-                           (c >= 0x2F800 && c <= 0x2FA1F));
+    return c >= 0x3400 &&
+           ((c >= 0x4E00 && c <= 0x9FFF) || (c <= 0x4DBF) || (c >= 0x20000 && c <= 0x2A6DF) ||
+            (c >= 0x2A700 && c <= 0x2B73F) || (c >= 0x2B740 && c <= 0x2B81F) || (c >= 0x2B920 && c <= 0x2CEAF) ||
+            (c >= 0xF900 && c <= 0xFAFF) || (c >= 0x2F800 && c <= 0x2FA1F));
 }
 
 static int bert_ascii(const lr_normalizer_step *step, lr_string *out, const char *s, size_t size)
@@ -232,7 +241,8 @@ static int bert_clean(const lr_normalizer_step *step, lr_string *out, const char
     return LR_OK;
 }
 
-/* ---- the rest -------------------------------------------------------------------------------------------------------- */
+/* ---- the rest
+ * -------------------------------------------------------------------------------------------------------- */
 static int replace(const lr_normalizer_step *step, lr_encoder *e, lr_string *out, const char *s, size_t size)
 {
     size_t done = 0, begin, end;

@@ -1,10 +1,11 @@
-/* pattern.c: rewrites a regular expression of the Oniguruma library (Ruby's syntax), which Hugging Face tokenizers uses, so that
- * PCRE2 matches the same text.
+/* pattern.c: rewrites a regular expression of the Oniguruma library (Ruby's syntax), which Hugging Face tokenizers
+ * uses, so that PCRE2 matches the same text.
  *
- * The two agree on most of the syntax. They differ in what \s, \w, \d, \h and \v are, in the Unicode version behind \p{..}, in
- * (?m), and in rarer constructs. Classes are therefore spelt out: \s becomes the ranges of White_Space, \p{L} becomes PCRE2's
- * \p{L} plus the letters assigned since. What has no equal in PCRE2, or was never seen in a tokenizer, is refused by name rather
- * than guessed at.
+ * The two agree on most of the syntax. They differ in what \s, \w, \d, \h and \v are, in the Unicode version behind
+ * \p{..}, in
+ * (?m), and in rarer constructs. Classes are therefore spelt out: \s becomes the ranges of White_Space, \p{L} becomes
+ * PCRE2's \p{L} plus the letters assigned since. What has no equal in PCRE2, or was never seen in a tokenizer, is
+ * refused by name rather than guessed at.
  *
  * The same rewriting, restricted to characters below 0x80, gives a second pattern that PCRE2 can run over bytes. */
 #include "text/text.h"
@@ -124,14 +125,26 @@ static int put_brackets(translation *t, bool negated, const char *members, size_
     return status == LR_OK ? put(t, "]") : status;
 }
 
+/* U+1171E moved from Mn to Mc in Unicode 16, the only such move since 14: a PCRE2 in between must not count it as Mn.
+ */
+static bool counts_one_too_many(const translation *t, const element *e)
+{
+    return !t->ascii && e->set == SET_CATEGORY && strcmp(e->category, "Mn") == 0;
+}
+
 static int put_element(translation *t, const element *e)
 {
     lr_string members = {0};
     translation inner = *t;
     inner.out = &members;
+    const bool correct = counts_one_too_many(t, e);
     int status = put_members(&inner, e);
+    if (status == LR_OK && correct)
+        status = put(t, e->negated ? "(?:\\x{1171E}|" : "(?:(?!\\x{1171E})");
     if (status == LR_OK)
         status = put_brackets(t, e->negated, members.data, members.size);
+    if (status == LR_OK && correct)
+        status = put(t, ")");
     lr_string_free(&members);
     return status;
 }
@@ -150,14 +163,17 @@ static int put_boundary(translation *t, bool negated)
     return status;
 }
 
-/* ---- escapes --------------------------------------------------------------------------------------------------------- */
+/* ---- escapes
+ * --------------------------------------------------------------------------------------------------------- */
 static int read_hex(translation *t, int least, int most, uint32_t *value)
 {
     int digits = 0;
     *value = 0;
     for (; t->p < t->end && digits < most; digits++, t->p++) {
         const char c = *t->p;
-        const int digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+        const int digit = c >= '0' && c <= '9'                 ? c - '0'
+                          : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10
+                                                               : -1;
         if (digit < 0)
             break;
         *value = *value * 16 + (uint32_t)digit;
@@ -168,7 +184,8 @@ static int read_hex(translation *t, int least, int most, uint32_t *value)
 /* \p{..} and \P{..}: general categories whose members we know exactly, and Han. */
 static int read_property(translation *t, bool negated, element *e)
 {
-    static const char known[] = " L Lu Ll Lt Lm Lo M Mn Mc Me N Nd Nl No P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So Z Zs Zl Zp Cc Han ";
+    static const char known[] =
+        " L Lu Ll Lt Lm Lo M Mn Mc Me N Nd Nl No P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So Z Zs Zl Zp Cc Han ";
     char name[8] = " ", what[48];
     const char *open = t->p;
     const char *close = open < t->end ? memchr(open, '}', (size_t)(t->end - open)) : NULL;
@@ -242,7 +259,8 @@ static int read_escape(translation *t, element *e)
     return LR_OK;
 }
 
-/* ---- [classes] ------------------------------------------------------------------------------------------------------- */
+/* ---- [classes]
+ * ------------------------------------------------------------------------------------------------------- */
 /* One character or escape inside brackets. */
 static int read_class_element(translation *t, element *e)
 {
@@ -264,7 +282,8 @@ static int read_class_element(translation *t, element *e)
     return read_escape(t, e);
 }
 
-/* Up to the closing bracket: members goes into brackets, others (\S, \P{L} ...) are alternatives to them: "|[^..]|[^..]". */
+/* Up to the closing bracket: members goes into brackets, what brackets cannot hold (\S, \P{L} ...) goes to
+ * others, as alternatives to them: "|[^..]|[^..]". */
 static int read_class(translation *t, lr_string *members, lr_string *others)
 {
     translation in = *t, out = *t;
@@ -284,7 +303,7 @@ static int read_class(translation *t, lr_string *members, lr_string *others)
                 return refuse(t, "a bad range within brackets");
             if (status == LR_OK)
                 status = put_range(&in, e.c, last.c);
-        } else if (status == LR_OK && e.negated) {
+        } else if (status == LR_OK && (e.negated || counts_one_too_many(t, &e))) {
             status = put(&out, "|");
             if (status == LR_OK)
                 status = put_element(&out, &e);
@@ -318,7 +337,8 @@ static int translate_class(translation *t)
     return status;
 }
 
-/* ---- the rest -------------------------------------------------------------------------------------------------------- */
+/* ---- the rest
+ * -------------------------------------------------------------------------------------------------------- */
 /* After "(": its kind, with Ruby's (?m) as PCRE2's (?s). */
 static int translate_group(translation *t)
 {
@@ -357,8 +377,7 @@ static int translate_brace(translation *t)
     const char *q = t->p + 1;
     const char *close = memchr(q, '}', (size_t)(t->end - q));
     size_t inside = close == NULL ? 0 : (size_t)(close - q);
-    if (inside == 0 || inside >= sizeof text || strspn(q, "0123456789,") < inside ||
-        (inside == 1 && *q == ','))
+    if (inside == 0 || inside >= sizeof text || strspn(q, "0123456789,") < inside || (inside == 1 && *q == ','))
         return t->p++, put(t, "\\{");
     memcpy(text, q, inside);
     text[inside] = 0;

@@ -1,5 +1,5 @@
-/* postprocessor.c: the special tokens around a text. Every post-processor of tokenizer.json, for one text without a second, comes
- * down to ids before it and ids after it. */
+/* postprocessor.c: the special tokens around a text. Every post-processor of tokenizer.json, for one text without a
+ * second, comes down to ids before it and ids after it. */
 #include "text/text.h"
 #include <string.h>
 

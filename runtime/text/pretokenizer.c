@@ -1,10 +1,10 @@
 /* pretokenizer.c: splitting normalised text into words.
  *
- * A pre-tokenizer is a chain of steps. Each step cuts its piece and hands the parts to the next one; the last hands words to the
- * model. So there are no lists of pieces, and a caller that has enough ids stops the whole chain.
+ * A pre-tokenizer is a chain of steps. Each step cuts its piece and hands the parts to the next one; the last hands
+ * words to the model. So there are no lists of pieces, and a caller that has enough ids stops the whole chain.
  *
- * A step finds matches (by pattern, string or class of characters) and the gaps between them; its behaviour says how both become
- * parts: isolated, removed, merged with a neighbour, or joined into runs. */
+ * A step finds matches (by pattern, string or class of characters) and the gaps between them; its behaviour says how
+ * both become parts: isolated, removed, merged with a neighbour, or joined into runs. */
 #define _GNU_SOURCE /* memmem */
 #include "text/text.h"
 #include <string.h>
@@ -29,7 +29,8 @@ struct lr_pretokenizer_step {
     lr_regex regex;
 };
 
-/* ---- loading --------------------------------------------------------------------------------------------------------- */
+/* ---- loading
+ * --------------------------------------------------------------------------------------------------------- */
 static lr_pretokenizer_step *add_step(lr_pretokenizer *p, step_kind kind, merging behavior)
 {
     if (lr_reserve((void **)&p->steps, &p->cap, p->count + 1, sizeof p->steps[0]) != LR_OK)
@@ -162,7 +163,8 @@ void lr_pretokenizer_free(lr_pretokenizer *p)
     *p = (lr_pretokenizer){0};
 }
 
-/* ---- from matches to parts ------------------------------------------------------------------------------------------- */
+/* ---- from matches to parts
+ * ------------------------------------------------------------------------------------------- */
 static int run_from(const lr_pretokenizer *p, size_t index, lr_encoder *e, const char *text, size_t size);
 
 typedef struct splitter { /* one step at work on one piece */

@@ -1,7 +1,7 @@
 /* regex.c: compiled patterns and their matches, on PCRE2 with its JIT compiler.
  *
- * Each pattern is compiled twice: for any text, and for text of ASCII alone, where every class is a 256-bit map. Source code is
- * ASCII in the main, and there the second one is several times as fast. */
+ * Each pattern is compiled twice: for any text, and for text of ASCII alone, where every class is a 256-bit map. Source
+ * code is ASCII in the main, and there the second one is several times as fast. */
 #include "text/text.h"
 
 enum { JIT_STACK_START = 32 << 10, JIT_STACK_MAX = 16 << 20 };
@@ -109,8 +109,9 @@ int lr_regex_next(lr_regex_search *s, lr_matcher *m, size_t *begin, size_t *end)
 {
     while (s->from <= s->size) {
         const PCRE2_SPTR text = (PCRE2_SPTR)s->text;
-        const int n = s->re->jit ? pcre2_jit_match(s->code, text, s->size, s->from, 0, m->data, m->context)
-                                 : pcre2_match(s->code, text, s->size, s->from, PCRE2_NO_UTF_CHECK, m->data, m->context);
+        const int n = s->re->jit
+                          ? pcre2_jit_match(s->code, text, s->size, s->from, 0, m->data, m->context)
+                          : pcre2_match(s->code, text, s->size, s->from, PCRE2_NO_UTF_CHECK, m->data, m->context);
         if (n == PCRE2_ERROR_NOMATCH) {
             s->from = s->size + 1;
             return 0;
@@ -120,8 +121,9 @@ int lr_regex_next(lr_regex_search *s, lr_matcher *m, size_t *begin, size_t *end)
         if (n < 0) {
             PCRE2_UCHAR why[160];
             pcre2_get_error_message(n, why, sizeof why);
-            return lr_fail(LR_EINVAL, "the tokenizer's pattern cannot be matched at byte %zu of a text of %zu bytes: %s",
-                           s->from, s->size, (const char *)why);
+            return lr_fail(LR_EINVAL,
+                           "the tokenizer's pattern cannot be matched at byte %zu of a text of %zu bytes: %s", s->from,
+                           s->size, (const char *)why);
         }
         const PCRE2_SIZE *offsets = pcre2_get_ovector_pointer(m->data);
         if (offsets[0] == offsets[1] && s->any && s->last_end == offsets[1]) {

@@ -1,9 +1,9 @@
 /* text.h: the parts of a tokenizer, for runtime/text only.
  *
- * A tokenizer.json describes a pipeline: added tokens are cut out of the raw text, the rest is normalised, normalised added tokens
- * are cut out, the rest is split into words by pre-tokenizers, the model turns each word into ids, and a template puts special
- * tokens around them. Each part has a file: its _load reads the part of tokenizer.json that describes it, its _free takes zeroed
- * or half loaded parts.
+ * A tokenizer.json describes a pipeline: added tokens are cut out of the raw text, the rest is normalised, normalised
+ * added tokens are cut out, the rest is split into words by pre-tokenizers, the model turns each word into ids, and a
+ * template puts special tokens around them. Each part has a file: its _load reads the part of tokenizer.json that
+ * describes it, its _free takes zeroed or half loaded parts.
  *
  * Invariants
  *   - After loading, every part is constant. What encoding changes is in an lr_encoder, used by one thread at a time.
@@ -24,7 +24,8 @@ enum { LR_TOKEN_ID_LIMIT = 1 << 24 }; /* ids are below: a damaged file must not 
 typedef struct lr_encoder lr_encoder;
 typedef struct lr_encoder_pool lr_encoder_pool;
 
-/* ---- spec.c: reading tokenizer.json with errors that name the place -------------------------------------------------- */
+/* ---- spec.c: reading tokenizer.json with errors that name the place
+ * -------------------------------------------------- */
 typedef struct lr_place { /* where a value stands: a chain of keys and indices up to the file */
     const struct lr_place *up;
     const char *key; /* NULL: index counts. At the top: the file's name */
@@ -44,7 +45,8 @@ int lr_spec_type(const lr_place *at, const json_t *object, const char **out); /*
 /* One entry of {"String": ...} or {"Regex": ...}. */
 int lr_spec_pattern(const lr_place *at, const json_t *object, bool *is_regex, const char **text, size_t *size);
 
-/* ---- vocab.c: token <-> id ------------------------------------------------------------------------------------------- */
+/* ---- vocab.c: token <-> id
+ * ------------------------------------------------------------------------------------------- */
 typedef struct lr_vocab_slot {
     uint32_t hash, offset, size; /* the token is at pool + offset */
     int32_t id;                  /* -1: empty */
@@ -76,13 +78,15 @@ const char *lr_vocab_token(const lr_vocab *v, int32_t id);
 int lr_vocab_load(lr_vocab *v, const lr_place *at, const json_t *model);
 void lr_vocab_free(lr_vocab *v);
 
-/* ---- regex.c, pattern.c: patterns of the Oniguruma library on PCRE2 -------------------------------------------------- */
+/* ---- regex.c, pattern.c: patterns of the Oniguruma library on PCRE2
+ * -------------------------------------------------- */
 typedef struct lr_regex {
     pcre2_code *unicode; /* for any text */
     pcre2_code *ascii;   /* the same language over ASCII alone, in byte mode: several times faster */
     bool jit;
 } lr_regex;
-/* The pattern in PCRE2's words, for subjects of ASCII alone or of any text. LR_EUNSUPPORTED names what has no equal there. */
+/* The pattern in PCRE2's words, for subjects of ASCII alone or of any text. LR_EUNSUPPORTED names what has no equal
+ * there. */
 int lr_pattern_translate(lr_string *out, const lr_place *at, const char *pattern, size_t size, bool ascii);
 int lr_regex_compile(lr_regex *re, const lr_place *at, const char *pattern, size_t size);
 void lr_regex_free(lr_regex *re);
@@ -103,7 +107,8 @@ typedef struct lr_regex_search { /* all matches in a text, left to right */
 void lr_regex_start(lr_regex_search *s, const lr_regex *re, const char *text, size_t size);
 int lr_regex_next(lr_regex_search *s, lr_matcher *m, size_t *begin, size_t *end); /* 1 found, 0 none, or a status */
 
-/* ---- normalizer.c ---------------------------------------------------------------------------------------------------- */
+/* ---- normalizer.c
+ * ---------------------------------------------------------------------------------------------------- */
 typedef struct lr_normalizer_step lr_normalizer_step;
 typedef struct lr_normalizer {
     lr_normalizer_step *steps; /* Sequences are flattened */
@@ -114,7 +119,8 @@ void lr_normalizer_free(lr_normalizer *n);
 /* *text and *size become the normalised text, in one of the encoder's buffers or where it was. */
 int lr_normalizer_run(const lr_normalizer *n, lr_encoder *e, const char **text, size_t *size);
 
-/* ---- pretokenizer.c -------------------------------------------------------------------------------------------------- */
+/* ---- pretokenizer.c
+ * -------------------------------------------------------------------------------------------------- */
 typedef struct lr_pretokenizer_step lr_pretokenizer_step;
 typedef struct lr_pretokenizer {
     lr_pretokenizer_step *steps;
@@ -126,7 +132,8 @@ void lr_pretokenizer_free(lr_pretokenizer *p);
 /* Calls lr_encoder_word for each word of text. */
 int lr_pretokenizer_run(const lr_pretokenizer *p, lr_encoder *e, const char *text, size_t size);
 
-/* ---- bpe.c ----------------------------------------------------------------------------------------------------------- */
+/* ---- bpe.c
+ * ----------------------------------------------------------------------------------------------------------- */
 typedef struct lr_merge {
     int32_t left, right; /* the pair; left -1: empty */
     int32_t rank, id;    /* lower ranks merge first; the pair becomes id */
@@ -147,7 +154,8 @@ void lr_bpe_free(lr_bpe *b);
 int lr_bpe_word(const lr_bpe *b, const lr_vocab *v, lr_encoder *e, const char *word, size_t size);
 void lr_bpe_work_free(lr_bpe_work *w);
 
-/* ---- wordpiece.c ----------------------------------------------------------------------------------------------------- */
+/* ---- wordpiece.c
+ * ----------------------------------------------------------------------------------------------------- */
 typedef struct lr_wordpiece {
     char *prefix; /* of tokens that continue a word: "##" */
     size_t prefix_size;
@@ -160,7 +168,8 @@ int lr_wordpiece_load(lr_wordpiece *w, const lr_vocab *v, const lr_place *at, co
 void lr_wordpiece_free(lr_wordpiece *w);
 int lr_wordpiece_word(const lr_wordpiece *w, const lr_vocab *v, lr_encoder *e, const char *word, size_t size);
 
-/* ---- added.c: added tokens ------------------------------------------------------------------------------------------- */
+/* ---- added.c: added tokens
+ * ------------------------------------------------------------------------------------------- */
 typedef struct lr_added_token {
     int32_t id;
     bool single_word, lstrip, rstrip, normalized;
@@ -196,7 +205,8 @@ void lr_added_start(lr_added_search *s, const lr_added *a, const lr_trie *trie, 
 /* The next token: id, and [*begin, *end) of text that stood before it; at the end of text the id is -1. */
 int32_t lr_added_next(lr_added_search *s, size_t *begin, size_t *end);
 
-/* ---- postprocessor.c ------------------------------------------------------------------------------------------------- */
+/* ---- postprocessor.c
+ * ------------------------------------------------------------------------------------------------- */
 typedef struct lr_postprocessor { /* ids around those of the text */
     int32_t *before, *after;
     size_t before_count, before_cap, after_count, after_cap;
@@ -204,7 +214,8 @@ typedef struct lr_postprocessor { /* ids around those of the text */
 int lr_postprocessor_load(lr_postprocessor *p, const lr_place *at, const json_t *spec);
 void lr_postprocessor_free(lr_postprocessor *p);
 
-/* ---- encoder.c: what encoding changes -------------------------------------------------------------------------------- */
+/* ---- encoder.c: what encoding changes
+ * -------------------------------------------------------------------------------- */
 struct lr_tokenizer {
     char *path;
     lr_vocab vocab;
@@ -223,7 +234,7 @@ struct lr_encoder {
     const lr_tokenizer *tokenizer;
     int32_t *ids;
     size_t count, cap;
-    size_t limit; /* ids beyond this many are not wanted */
+    size_t limit;      /* ids beyond this many are not wanted */
     lr_string text[2]; /* normalizers write to one and read from the other */
     lr_string spaced;  /* a piece with a space put before it */
     lr_string spelled; /* a word in the byte alphabet */
@@ -237,9 +248,9 @@ int lr_encoder_new(lr_encoder **out, const lr_tokenizer *t);
 void lr_encoder_free(lr_encoder *e);
 int lr_encoder_pool_new(lr_encoder_pool **out);
 void lr_encoder_pool_free(lr_encoder_pool *p);
-int lr_encoder_take(lr_encoder **out, const lr_tokenizer *t); /* from the pool, else a new one */
-void lr_encoder_give(lr_encoder *e);                          /* back to its tokenizer's pool */
-int lr_encoder_put(lr_encoder *e, int32_t id);                /* append one */
+int lr_encoder_take(lr_encoder **out, const lr_tokenizer *t);      /* from the pool, else a new one */
+void lr_encoder_give(lr_encoder *e);                               /* back to its tokenizer's pool */
+int lr_encoder_put(lr_encoder *e, int32_t id);                     /* append one */
 int lr_encoder_word(lr_encoder *e, const char *word, size_t size); /* append a word's ids; LR_STOP at the limit */
 int lr_encoder_text(lr_encoder *e, const char *text, size_t size); /* ids of the text, without special tokens around */
 

@@ -2,7 +2,8 @@
 #include "text/text.h"
 #include <string.h>
 
-/* ---- loading --------------------------------------------------------------------------------------------------------- */
+/* ---- loading
+ * --------------------------------------------------------------------------------------------------------- */
 static int load_model(lr_tokenizer *t, const lr_place *at, const json_t *root)
 {
     const json_t *model = NULL;
@@ -77,33 +78,22 @@ static int load_parts(lr_tokenizer *t, const lr_place *at, const json_t *root)
     return status;
 }
 
-static int parse(json_t **out, const char *path, const char *text, int64_t size)
-{
-    json_error_t error;
-    json_set_alloc_funcs(lr_alloc, lr_free);
-    *out = json_loadb(text, (size_t)size, JSON_ALLOW_NUL, &error);
-    if (*out != NULL)
-        return LR_OK;
-    if (json_error_code(&error) == json_error_out_of_memory)
-        return lr_fail(LR_ENOMEM, "out of host memory while reading %s", path);
-    return lr_fail(LR_EFORMAT, "%s:%d:%d: %s", path, error.line, error.column, error.text);
-}
-
 static int load_file(lr_tokenizer *t)
 {
     char *text = NULL;
     int64_t size = 0;
-    json_t *root = NULL;
+    lr_json *doc = NULL;
     int status = lr_file_read(t->path, &text, &size);
     if (status == LR_OK)
-        status = parse(&root, t->path, text, size);
+        status = lr_json_parse(&doc, text, size, t->path);
     lr_free(text);
+    if (status != LR_OK)
+        return status;
+    const json_t *root = (const json_t *)lr_json_root(doc); /* what a node is: see io/json.c */
     const lr_place top = {NULL, t->path, 0};
-    if (status == LR_OK && !json_is_object(root))
-        status = lr_spec_bad(&top, "not a tokenizer.json: the top is no object");
-    if (status == LR_OK)
-        status = load_parts(t, &top, root);
-    json_decref(root);
+    status = json_is_object(root) ? load_parts(t, &top, root)
+                                  : lr_spec_bad(&top, "this is no tokenizer.json: its top is not an object");
+    lr_json_free(doc);
     return status;
 }
 
@@ -119,8 +109,9 @@ static int find_file(char **out, const char *path)
         return LR_ENOMEM;
     status = info.kind == LR_FILE_DIRECTORY ? lr_file_stat(*out, &info) : LR_OK;
     if (status == LR_ENOTFOUND)
-        return lr_fail(status, "the folder %s has no tokenizer.json; transformers' AutoTokenizer.from_pretrained(folder)"
-                               ".save_pretrained(folder) writes one",
+        return lr_fail(status,
+                       "the folder %s has no tokenizer.json; transformers' AutoTokenizer.from_pretrained(folder)"
+                       ".save_pretrained(folder) writes one",
                        path);
     return status;
 }
@@ -162,7 +153,8 @@ void lr_tokenizer_free(lr_tokenizer *t)
     lr_free(t);
 }
 
-/* ---- tokens ---------------------------------------------------------------------------------------------------------- */
+/* ---- tokens
+ * ---------------------------------------------------------------------------------------------------------- */
 int64_t lr_tokenizer_vocab_size(const lr_tokenizer *t)
 {
     return lr_max64((int64_t)t->vocab.id_count, (int64_t)t->added.vocab.id_count);
@@ -185,8 +177,10 @@ int64_t lr_tokenizer_file_max_length(const lr_tokenizer *t)
     return t->file_max_length;
 }
 
-/* ---- encoding -------------------------------------------------------------------------------------------------------- */
-/* Append to ids, of which `used` are taken, as many as there is room for; returns how many are taken then, room or not. */
+/* ---- encoding
+ * -------------------------------------------------------------------------------------------------------- */
+/* Append to ids, of which `used` are taken, as many as there is room for; returns how many are taken then, room or not.
+ */
 static size_t append(int32_t *ids, size_t cap, size_t used, const int32_t *from, size_t count)
 {
     const size_t room = used < cap ? cap - used : 0, n = count < room ? count : room;
@@ -195,8 +189,8 @@ static size_t append(int32_t *ids, size_t cap, size_t used, const int32_t *from,
     return used + count;
 }
 
-int lr_tokenizer_encode(const lr_tokenizer *t, const char *text, int64_t size, int add_special_tokens, int64_t max_length,
-                        int32_t *ids, int64_t cap, int64_t *count)
+int lr_tokenizer_encode(const lr_tokenizer *t, const char *text, int64_t size, int add_special_tokens,
+                        int64_t max_length, int32_t *ids, int64_t cap, int64_t *count)
 {
     const lr_postprocessor *around = &t->postprocessor;
     const size_t special = add_special_tokens ? around->before_count + around->after_count : 0;
@@ -205,11 +199,12 @@ int lr_tokenizer_encode(const lr_tokenizer *t, const char *text, int64_t size, i
         return lr_fail(LR_EINVAL, "size is %lld, cap %lld, max_length %lld: none may be negative", (long long)size,
                        (long long)cap, (long long)max_length);
     if (max_length > 0 && (size_t)max_length < special)
-        return lr_fail(LR_EINVAL, "max_length is %lld, but the special tokens of %s alone are %zu", (long long)max_length,
-                       t->path, special);
+        return lr_fail(LR_EINVAL, "max_length is %lld, but the special tokens of %s alone are %zu",
+                       (long long)max_length, t->path, special);
     const size_t valid = lr_utf8_check(text, (size_t)size, &ascii);
     if (valid < (size_t)size)
-        return lr_fail(LR_EINVAL, "the text is not valid UTF-8 at byte %zu (0x%02X)", valid, (unsigned char)text[valid]);
+        return lr_fail(LR_EINVAL, "the text is not valid UTF-8 at byte %zu (0x%02X)", valid,
+                       (unsigned char)text[valid]);
     lr_encoder *e;
     int status = lr_encoder_take(&e, t);
     if (status != LR_OK)

@@ -1,9 +1,9 @@
 /* unicode.c: UTF-8 checks, the table of character classes, lower case, normal forms on utf8proc.
  *
- * Most text needs no normalisation, and most of the rest needs it in a few places. So the text is scanned with one table look-up
- * per character, runs that the form leaves alone are copied, and utf8proc sees only the stretches between them: from the last
- * character that starts a run to the next one that does. Characters newer than the reference's normal forms are "opaque": they
- * are copied, and what surrounds them is normalised as if the text ended there. */
+ * Most text needs no normalisation, and most of the rest needs it in a few places. So the text is scanned with one
+ * table look-up per character, runs that the form leaves alone are copied, and utf8proc sees only the stretches between
+ * them: from the last character that starts a run to the next one that does. Characters newer than the reference's
+ * normal forms are "opaque": they are copied, and what surrounds them is normalised as if the text ended there. */
 #include "text/unicode.h"
 #include <pthread.h>
 #include <string.h>
@@ -47,7 +47,8 @@ uint32_t lr_char_lower(uint32_t c)
     return (uint32_t)utf8proc_tolower((utf8proc_int32_t)c);
 }
 
-/* ---- UTF-8 ----------------------------------------------------------------------------------------------------------- */
+/* ---- UTF-8
+ * ----------------------------------------------------------------------------------------------------------- */
 static const uint64_t HIGH_BITS = 0x8080808080808080u;
 
 /* How many bytes from s on are ASCII, looked at eight at a time (so up to seven too few). */
@@ -114,7 +115,8 @@ char *lr_utf8_put(char *p, uint32_t c)
     return p + utf8proc_encode_char((utf8proc_int32_t)c, (utf8proc_uint8_t *)p);
 }
 
-/* ---- growing strings ------------------------------------------------------------------------------------------------- */
+/* ---- growing strings
+ * ------------------------------------------------------------------------------------------------- */
 int lr_string_reserve(lr_string *s, size_t more)
 {
     return lr_reserve((void **)&s->data, &s->cap, s->size + more, 1);
@@ -144,8 +146,10 @@ void lr_string_free(lr_string *s)
     *s = (lr_string){0};
 }
 
-/* ---- normal forms ---------------------------------------------------------------------------------------------------- */
-/* The first byte that can begin a character which the form changes: U+0300 for NFC, U+00C0 and U+00A0 for the others. */
+/* ---- normal forms
+ * ---------------------------------------------------------------------------------------------------- */
+/* The first byte that can begin a character which the form changes: U+0300 for NFC, U+00C0 and U+00A0 for the others.
+ */
 static unsigned first_unstable_byte(lr_form form)
 {
     return form == LR_NFC ? 0xCC : form == LR_NFD ? 0xC3 : 0xC2;

@@ -1,5 +1,5 @@
-/* unicode_tables.c: how Hugging Face tokenizers classifies characters. Written by tools/make_unicode_tables.py (see there
- * why); do not edit. */
+/* unicode_tables.c: how Hugging Face tokenizers classifies characters. Written by tools/make_unicode_tables.py (see
+ * there why); do not edit. */
 #include "text/unicode.h"
 
 /* clang-format off */

@@ -1,4 +1,5 @@
-/* vocab.c: a vocabulary as two tables over one pool of strings: a hash table from token to id, an array from id to token.
+/* vocab.c: a vocabulary as two tables over one pool of strings: a hash table from token to id, an array from id to
+ * token.
  *
  * Where a file gives two tokens one id, the array has the later one; where it has a token twice, the later id holds. */
 #include "text/text.h"

@@ -1,8 +1,8 @@
-/* wordpiece.c: WordPiece, BERT's model: a word is cut from the left into the longest tokens of the vocabulary; those after the
- * first carry a prefix ("##"). A word that cannot be cut, or is too long, is one unknown token.
+/* wordpiece.c: WordPiece, BERT's model: a word is cut from the left into the longest tokens of the vocabulary; those
+ * after the first carry a prefix ("##"). A word that cannot be cut, or is too long, is one unknown token.
  *
- * The longest token is found in one pass: the hash grows with each character, and each length is looked up. Lengths beyond the
- * longest token of the vocabulary are not tried, so time is linear in the word. */
+ * The longest token is found in one pass: the hash grows with each character, and each length is looked up. Lengths
+ * beyond the longest token of the vocabulary are not tried, so time is linear in the word. */
 #include "text/text.h"
 #include <string.h>
 

@@ -1,0 +1,105 @@
+-- tokenizer.lua: text to token ids, as the tokenizer.json of a model folder says.
+--   local tok = lr.load_tokenizer(folder)
+--   tok:encode("if x:", { max_length = 512 })   -- Lua array of ids
+-- A tokenizer never changes, so several may share one; free() gives its memory back at once, the collector does at last.
+local C = require "lorarun.c"
+local check = require "lorarun.check"
+local ffi = require "ffi"
+
+local tokenizer = {}
+local Tokenizer = {}
+local count = ffi.new "int64_t[1]"
+
+-- Fields that are read like plain ones: vocab_size (the highest id + 1), handle (the lr_tokenizer), file_max_length (the file's own
+-- truncation, nil where it has none).
+function Tokenizer.__index(self, key)
+  local method = Tokenizer[key]
+  if method == nil and key == "handle" then
+    check.fail("the tokenizer of %s was freed", self.path)
+  end
+  return method
+end
+
+local OPTIONS = { add_special_tokens = "boolean", max_length = "number" }
+
+local function checked(options)
+  for name, value in pairs(options) do
+    local kind = OPTIONS[name]
+    if not kind then
+      check.fail("encode: there is no option '%s'; there are add_special_tokens and max_length", tostring(name))
+    end
+    if type(value) ~= kind then
+      check.fail("encode: %s must be a %s, got %s (a %s)", name, kind, tostring(value), type(value))
+    end
+  end
+  local length = options.max_length
+  if length and (length < 1 or length % 1 ~= 0) then
+    check.fail("encode: max_length must be a whole number above 0, got %s", tostring(length))
+  end
+  return options
+end
+
+local NO_OPTIONS = {}
+
+-- The ids of text, an array. options: add_special_tokens (default true); max_length: at most so many ids, special ones included.
+function Tokenizer:encode(text, options)
+  if type(text) ~= "string" then check.fail("encode: the text must be a string, got a %s", type(text)) end
+  options = options and checked(options) or NO_OPTIONS
+  local special = options.add_special_tokens ~= false and 1 or 0
+  local room = math.max(64, math.floor(#text / 2))
+  local ids = ffi.new("int32_t[?]", room)
+  local function run()
+    check.call(C.lr_tokenizer_encode, self.handle, text, #text, special, options.max_length or 0, ids, room, count)
+    return tonumber(count[0])
+  end
+  local n = run()
+  if n > room then -- more tokens than guessed
+    ids, room = ffi.new("int32_t[?]", n), n
+    run()
+  end
+  local out = {}
+  for i = 1, n do out[i] = ids[i - 1] end
+  return out
+end
+
+-- The token with this id, as tokenizer.json writes it, or nil.
+function Tokenizer:token(id)
+  if type(id) ~= "number" then check.fail("token: the id must be a number, got a %s", type(id)) end
+  local token = C.lr_tokenizer_token(self.handle, id)
+  return token ~= nil and ffi.string(token) or nil
+end
+
+-- The id of a token written so, or nil.
+function Tokenizer:id(token)
+  if type(token) ~= "string" then check.fail("id: the token must be a string, got a %s", type(token)) end
+  local id = C.lr_tokenizer_id(self.handle, token)
+  return id >= 0 and id or nil
+end
+
+-- Give the memory back. A second time does nothing.
+function Tokenizer:free()
+  local handle = rawget(self, "handle")
+  if handle then
+    self.handle = nil
+    C.lr_tokenizer_free(ffi.gc(handle, nil))
+  end
+end
+
+function Tokenizer.__tostring(self)
+  return ("tokenizer %s (%d tokens)"):format(self.path, self.vocab_size)
+end
+
+-- path: a folder with a tokenizer.json, or such a file.
+function tokenizer.load_tokenizer(path)
+  if type(path) ~= "string" then check.fail("load_tokenizer: the folder must be a string, got a %s", type(path)) end
+  local out = ffi.new "lr_tokenizer *[1]"
+  check.call(C.lr_tokenizer_load, out, path)
+  local handle = ffi.gc(out[0], C.lr_tokenizer_free)
+  local max_length = tonumber(C.lr_tokenizer_file_max_length(handle))
+  return setmetatable({
+    path = path, handle = handle, vocab_size = tonumber(C.lr_tokenizer_vocab_size(handle)),
+    file_max_length = max_length > 0 and max_length or nil,
+  }, Tokenizer)
+end
+
+return tokenizer
