@@ -93,7 +93,7 @@ typedef struct token_spec {
     lr_added_token token;
 } token_spec;
 
-static int read_token(token_spec *s, const lr_place *at, const json_t *spec)
+static int read_token(token_spec *s, const lr_place *at, const lr_json_node *spec)
 {
     int64_t id = 0;
     *s = (token_spec){0};
@@ -149,24 +149,24 @@ static int insert(lr_added *a, const lr_normalizer *n, lr_encoder *e, const toke
 }
 
 int lr_added_load(lr_added *a, const lr_vocab *v, const lr_normalizer *n, lr_encoder *e, const lr_place *at,
-                  const json_t *spec)
+                  const lr_json_node *spec)
 {
-    const json_t *list = NULL;
+    const lr_json_node *list = NULL;
     token_spec s;
     int32_t next_id = (int32_t)v->count;
     int status = lr_spec_array(at, spec, "added_tokens", &list);
     const lr_place here = {at, "added_tokens", 0};
-    for (size_t i = 0; status == LR_OK && i < json_array_size(list); i++) {
+    for (size_t i = 0; status == LR_OK && i < lr_spec_length(list); i++) {
         const lr_place token = {&here, NULL, i};
-        status = read_token(&s, &token, json_array_get(list, i));
+        status = read_token(&s, &token, lr_spec_item(list, i));
         if (status == LR_OK && s.size > 0)
             status = add(a, v, &s, &next_id, &token);
     }
     for (int special = 1; special >= 0; special--) { /* special ones first: of equal strings, those hold */
         int32_t index = 0;
-        for (size_t i = 0; status == LR_OK && i < json_array_size(list); i++) {
+        for (size_t i = 0; status == LR_OK && i < lr_spec_length(list); i++) {
             const lr_place token = {&here, NULL, i};
-            status = read_token(&s, &token, json_array_get(list, i));
+            status = read_token(&s, &token, lr_spec_item(list, i));
             if (status == LR_OK && s.size > 0 && s.special == (special == 1))
                 status = insert(a, n, e, &s, index, &token);
             index += s.size > 0;

@@ -68,33 +68,36 @@ static inline int32_t merge_find(const lr_bpe *b, int32_t left, int32_t right, i
 }
 
 /* Both sides of a merge: "a b" or ["a", "b"]. */
-static int merge_sides(const lr_place *at, const json_t *value, const char *side[2], size_t size[2])
+static int merge_sides(const lr_place *at, const lr_json_node *node, const char *side[2], size_t size[2])
 {
-    if (json_is_string(value)) {
-        const char *text = json_string_value(value), *end = text + json_string_length(value);
-        const char *space = memchr(text, ' ', (size_t)(end - text));
+    const lr_json_value value = lr_spec_value(node);
+    if (value.kind == LR_JSON_STRING) {
+        const char *end = value.string + value.length;
+        const char *space = memchr(value.string, ' ', (size_t)value.length);
         if (space != NULL && memchr(space + 1, ' ', (size_t)(end - space - 1)) == NULL) {
-            side[0] = text;
-            size[0] = (size_t)(space - text);
+            side[0] = value.string;
+            size[0] = (size_t)(space - value.string);
             side[1] = space + 1;
             size[1] = (size_t)(end - space - 1);
             return LR_OK;
         }
-    } else if (json_is_array(value) && json_array_size(value) == 2 && json_is_string(json_array_get(value, 0)) &&
-               json_is_string(json_array_get(value, 1))) {
-        for (size_t k = 0; k < 2; k++) {
-            side[k] = json_string_value(json_array_get(value, k));
-            size[k] = json_string_length(json_array_get(value, k));
+    } else if (value.kind == LR_JSON_ARRAY && value.length == 2) {
+        const lr_json_value left = lr_spec_value(lr_spec_item(node, 0)), right = lr_spec_value(lr_spec_item(node, 1));
+        if (left.kind == LR_JSON_STRING && right.kind == LR_JSON_STRING) {
+            side[0] = left.string;
+            size[0] = (size_t)left.length;
+            side[1] = right.string;
+            size[1] = (size_t)right.length;
+            return LR_OK;
         }
-        return LR_OK;
     }
     return lr_spec_bad(at, "a merge is \"a b\" or [\"a\", \"b\"]");
 }
 
-static int load_merge(lr_bpe *b, const lr_vocab *v, const lr_place *at, const json_t *value, int32_t rank)
+static int load_merge(lr_bpe *b, const lr_vocab *v, const lr_place *at, const lr_json_node *value, int32_t rank)
 {
-    const char *side[2];
-    size_t size[2];
+    const char *side[2] = {NULL, NULL};
+    size_t size[2] = {0, 0};
     int32_t id[3];
     const int status = merge_sides(at, value, side, size);
     if (status != LR_OK)
@@ -110,14 +113,14 @@ static int load_merge(lr_bpe *b, const lr_vocab *v, const lr_place *at, const js
     return LR_OK;
 }
 
-static int load_merges(lr_bpe *b, const lr_vocab *v, const lr_place *at, const json_t *model)
+static int load_merges(lr_bpe *b, const lr_vocab *v, const lr_place *at, const lr_json_node *model)
 {
-    const json_t *merges = NULL;
+    const lr_json_node *merges = NULL;
     int status = lr_spec_array(at, model, "merges", &merges);
     if (status != LR_OK)
         return status;
     const lr_place here = {at, "merges", 0};
-    const size_t count = json_array_size(merges);
+    const size_t count = lr_spec_length(merges);
     size_t slots = 16;
     while (slots < 2 * count)
         slots *= 2;
@@ -129,10 +132,11 @@ static int load_merges(lr_bpe *b, const lr_vocab *v, const lr_place *at, const j
     b->mask = slots - 1;
     int32_t rank = 0;
     for (size_t i = 0; i < count && status == LR_OK; i++) {
-        const json_t *value = json_array_get(merges, i);
-        if (json_is_string(value) && strncmp(json_string_value(value), "#version", 8) == 0)
+        const lr_json_node *node = lr_spec_item(merges, i);
+        const lr_json_value value = lr_spec_value(node);
+        if (value.kind == LR_JSON_STRING && strncmp(value.string, "#version", 8) == 0)
             continue;
-        status = load_merge(b, v, &(lr_place){&here, NULL, i}, value, rank++);
+        status = load_merge(b, v, &(lr_place){&here, NULL, i}, node, rank++);
     }
     return status;
 }
@@ -140,7 +144,7 @@ static int load_merges(lr_bpe *b, const lr_vocab *v, const lr_place *at, const j
 /* ---- loading
  * --------------------------------------------------------------------------------------------------------- */
 /* Settings of BPE that are not byte-level's. Those for unknown characters do no harm where every byte has a token. */
-static int refuse_settings(const lr_place *at, const json_t *model, bool all_bytes)
+static int refuse_settings(const lr_place *at, const lr_json_node *model, bool all_bytes)
 {
     static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     for (size_t i = 0; i < LR_COUNT_OF(affixes); i++) {
@@ -151,10 +155,9 @@ static int refuse_settings(const lr_place *at, const json_t *model, bool all_byt
         if (*affix != 0)
             return lr_spec_unsupported(&(lr_place){at, affixes[i], 0}, "BPE with \"%.60s\"", affix);
     }
-    const json_t *dropout = json_object_get(model, "dropout");
-    if (json_is_number(dropout) && json_number_value(dropout) != 0)
-        return lr_spec_unsupported(&(lr_place){at, "dropout", 0}, "dropping merges at random (%g)",
-                                   json_number_value(dropout));
+    const double dropout = lr_spec_value(lr_spec_find(model, "dropout")).number;
+    if (dropout != 0)
+        return lr_spec_unsupported(&(lr_place){at, "dropout", 0}, "dropping merges at random (%g)", dropout);
     const char *unknown = NULL;
     bool byte_fallback = false;
     int status = lr_spec_string(at, model, "unk_token", false, &unknown, NULL);
@@ -167,7 +170,7 @@ static int refuse_settings(const lr_place *at, const json_t *model, bool all_byt
     return status;
 }
 
-int lr_bpe_load(lr_bpe *b, const lr_vocab *v, const lr_place *at, const json_t *model)
+int lr_bpe_load(lr_bpe *b, const lr_vocab *v, const lr_place *at, const lr_json_node *model)
 {
     bool all_bytes = true;
     for (unsigned byte = 0; byte < 256; byte++) {

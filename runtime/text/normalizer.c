@@ -34,7 +34,7 @@ struct lr_normalizer_step {
 
 /* ---- loading
  * --------------------------------------------------------------------------------------------------------- */
-static int load_bert(lr_normalizer_step *s, const lr_place *at, const json_t *spec)
+static int load_bert(lr_normalizer_step *s, const lr_place *at, const lr_json_node *spec)
 {
     int status = lr_spec_bool(at, spec, "clean_text", true, &s->clean_text);
     if (status == LR_OK)
@@ -45,7 +45,7 @@ static int load_bert(lr_normalizer_step *s, const lr_place *at, const json_t *sp
     return status == LR_OK ? lr_spec_bool(at, spec, "strip_accents", false, &s->accents) : status;
 }
 
-static int copy_string(char **out, size_t *size, const lr_place *at, const json_t *spec, const char *key)
+static int copy_string(char **out, size_t *size, const lr_place *at, const lr_json_node *spec, const char *key)
 {
     const char *text = "";
     const int status = lr_spec_string(at, spec, key, true, &text, size);
@@ -55,7 +55,7 @@ static int copy_string(char **out, size_t *size, const lr_place *at, const json_
     return *out == NULL ? LR_ENOMEM : LR_OK;
 }
 
-static int load_replace(lr_normalizer_step *s, const lr_place *at, const json_t *spec)
+static int load_replace(lr_normalizer_step *s, const lr_place *at, const lr_json_node *spec)
 {
     const char *pattern;
     int status = copy_string(&s->text, &s->size, at, spec, "content");
@@ -69,7 +69,7 @@ static int load_replace(lr_normalizer_step *s, const lr_place *at, const json_t 
     return s->pattern == NULL ? LR_ENOMEM : LR_OK;
 }
 
-static int load_step(lr_normalizer *n, const lr_place *at, const json_t *spec, const char *type)
+static int load_step(lr_normalizer *n, const lr_place *at, const lr_json_node *spec, const char *type)
 {
     static const struct {
         const char *type;
@@ -109,17 +109,17 @@ static int load_step(lr_normalizer *n, const lr_place *at, const json_t *spec, c
     }
 }
 
-int lr_normalizer_load(lr_normalizer *n, const lr_place *at, const json_t *spec)
+int lr_normalizer_load(lr_normalizer *n, const lr_place *at, const lr_json_node *spec)
 {
     const char *type = NULL;
     int status = lr_spec_type(at, spec, &type);
     if (status != LR_OK || strcmp(type, "Sequence") != 0)
         return status != LR_OK ? status : load_step(n, at, spec, type);
-    const json_t *parts = NULL;
+    const lr_json_node *parts = NULL;
     status = lr_spec_array(at, spec, "normalizers", &parts);
     const lr_place here = {at, "normalizers", 0};
-    for (size_t i = 0; status == LR_OK && i < json_array_size(parts); i++)
-        status = lr_normalizer_load(n, &(lr_place){&here, NULL, i}, json_array_get(parts, i));
+    for (size_t i = 0; status == LR_OK && i < lr_spec_length(parts); i++)
+        status = lr_normalizer_load(n, &(lr_place){&here, NULL, i}, lr_spec_item(parts, i));
     return status;
 }
 

@@ -23,23 +23,15 @@ static int put_before(lr_postprocessor *p, size_t index, int32_t id)
     return LR_OK;
 }
 
-static int read_id(const lr_place *at, const json_t *value, int32_t *id)
-{
-    if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) >= LR_TOKEN_ID_LIMIT)
-        return lr_spec_bad(at, "expected a token id from 0 to %d", LR_TOKEN_ID_LIMIT - 1);
-    *id = (int32_t)json_integer_value(value);
-    return LR_OK;
-}
-
 /* "cls": ["[CLS]", 101] */
-static int read_pair(const lr_place *at, const json_t *spec, const char *key, int32_t *id)
+static int read_pair(const lr_place *at, const lr_json_node *spec, const char *key, int32_t *id)
 {
-    const json_t *pair = NULL;
+    const lr_json_node *pair = NULL;
     const int status = lr_spec_array(at, spec, key, &pair);
-    return status == LR_OK ? read_id(&(lr_place){at, key, 0}, json_array_get(pair, 1), id) : status;
+    return status == LR_OK ? lr_spec_id(&(lr_place){at, key, 0}, lr_spec_item(pair, 1), id) : status;
 }
 
-static int load_cls_sep(lr_postprocessor *p, const lr_place *at, const json_t *spec)
+static int load_cls_sep(lr_postprocessor *p, const lr_place *at, const lr_json_node *spec)
 {
     int32_t cls = 0, sep = 0;
     int status = read_pair(at, spec, "cls", &cls);
@@ -51,39 +43,39 @@ static int load_cls_sep(lr_postprocessor *p, const lr_place *at, const json_t *s
 }
 
 /* All ids of the special token that a template names. */
-static int put_special(lr_postprocessor *p, const lr_place *at, const json_t *piece, const json_t *tokens, bool after,
-                       size_t *index)
+static int put_special(lr_postprocessor *p, const lr_place *at, const lr_json_node *piece, const lr_json_node *tokens,
+                       bool after, size_t *index)
 {
     const char *name = NULL;
-    const json_t *ids = NULL;
+    const lr_json_node *ids = NULL;
     int status = lr_spec_string(at, piece, "id", true, &name, NULL);
     if (status != LR_OK)
         return status;
-    const json_t *token = json_object_get(tokens, name);
+    const lr_json_node *token = lr_json_get(tokens, name);
     if (token == NULL)
         return lr_spec_bad(at, "\"%.60s\" is not among special_tokens", name);
     status = lr_spec_array(at, token, "ids", &ids);
-    for (size_t i = 0; status == LR_OK && i < json_array_size(ids); i++) {
+    for (size_t i = 0; status == LR_OK && i < lr_spec_length(ids); i++) {
         int32_t id = 0;
-        status = read_id(at, json_array_get(ids, i), &id);
+        status = lr_spec_id(at, lr_spec_item(ids, i), &id);
         if (status == LR_OK)
             status = after ? put_after(p, id) : put_before(p, (*index)++, id);
     }
     return status;
 }
 
-static int load_template(lr_postprocessor *p, const lr_place *at, const json_t *spec)
+static int load_template(lr_postprocessor *p, const lr_place *at, const lr_json_node *spec)
 {
-    const json_t *pieces = NULL, *tokens = NULL;
+    const lr_json_node *pieces = NULL, *tokens = NULL;
     bool after = false;
     size_t index = 0;
     int status = lr_spec_array(at, spec, "single", &pieces);
     if (status == LR_OK)
         status = lr_spec_object(at, spec, "special_tokens", &tokens);
     const lr_place here = {at, "single", 0};
-    for (size_t i = 0; status == LR_OK && i < json_array_size(pieces); i++) {
+    for (size_t i = 0; status == LR_OK && i < lr_spec_length(pieces); i++) {
         const lr_place place = {&here, NULL, i};
-        const json_t *piece = json_array_get(pieces, i), *sequence = json_object_get(piece, "Sequence");
+        const lr_json_node *piece = lr_spec_item(pieces, i), *sequence = lr_spec_find(piece, "Sequence");
         if (sequence != NULL) {
             const char *which = NULL;
             status = lr_spec_string(&place, sequence, "id", true, &which, NULL);
@@ -91,7 +83,7 @@ static int load_template(lr_postprocessor *p, const lr_place *at, const json_t *
                 status = lr_spec_unsupported(&place, "a template must have the text, A, once");
             after = true;
         } else {
-            const json_t *special = NULL;
+            const lr_json_node *special = NULL;
             status = lr_spec_object(&place, piece, "SpecialToken", &special);
             if (status == LR_OK)
                 status = put_special(p, &place, special, tokens, after, &index);
@@ -102,7 +94,7 @@ static int load_template(lr_postprocessor *p, const lr_place *at, const json_t *
     return status;
 }
 
-int lr_postprocessor_load(lr_postprocessor *p, const lr_place *at, const json_t *spec)
+int lr_postprocessor_load(lr_postprocessor *p, const lr_place *at, const lr_json_node *spec)
 {
     const char *type = NULL;
     int status = lr_spec_type(at, spec, &type);
@@ -114,11 +106,11 @@ int lr_postprocessor_load(lr_postprocessor *p, const lr_place *at, const json_t 
         return load_cls_sep(p, at, spec);
     if (strcmp(type, "Sequence") != 0)
         return lr_spec_unsupported(at, "the post-processor \"%.60s\" is not supported", type);
-    const json_t *parts = NULL;
+    const lr_json_node *parts = NULL;
     status = lr_spec_array(at, spec, "processors", &parts);
     const lr_place here = {at, "processors", 0};
-    for (size_t i = 0; status == LR_OK && i < json_array_size(parts); i++)
-        status = lr_postprocessor_load(p, &(lr_place){&here, NULL, i}, json_array_get(parts, i));
+    for (size_t i = 0; status == LR_OK && i < lr_spec_length(parts); i++)
+        status = lr_postprocessor_load(p, &(lr_place){&here, NULL, i}, lr_spec_item(parts, i));
     return status;
 }
 

@@ -49,7 +49,7 @@ static int add_class(lr_pretokenizer *p, int class, merging behavior)
     return LR_OK;
 }
 
-static int load_behavior(const lr_place *at, const json_t *spec, bool required, merging *out)
+static int load_behavior(const lr_place *at, const lr_json_node *spec, bool required, merging *out)
 {
     static const char *const names[] = {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     const char *name = NULL;
@@ -64,7 +64,7 @@ static int load_behavior(const lr_place *at, const json_t *spec, bool required, 
     return lr_spec_unsupported(&(lr_place){at, "behavior", 0}, "the behavior \"%.60s\" is not supported", name);
 }
 
-static int load_split(lr_pretokenizer *p, const lr_place *at, const json_t *spec)
+static int load_split(lr_pretokenizer *p, const lr_place *at, const lr_json_node *spec)
 {
     bool is_regex = false, invert = false;
     const char *pattern = NULL;
@@ -88,7 +88,7 @@ static int load_split(lr_pretokenizer *p, const lr_place *at, const json_t *spec
     return s->string == NULL ? LR_ENOMEM : LR_OK;
 }
 
-static int load_byte_level(lr_pretokenizer *p, const lr_place *at, const json_t *spec)
+static int load_byte_level(lr_pretokenizer *p, const lr_place *at, const lr_json_node *spec)
 {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
     bool prefix_space = false, use_regex = true;
@@ -106,14 +106,14 @@ static int load_byte_level(lr_pretokenizer *p, const lr_place *at, const json_t 
     return s == NULL ? LR_ENOMEM : lr_regex_compile(&s->regex, at, gpt2, sizeof gpt2 - 1);
 }
 
-static int load_digits(lr_pretokenizer *p, const lr_place *at, const json_t *spec)
+static int load_digits(lr_pretokenizer *p, const lr_place *at, const lr_json_node *spec)
 {
     bool individual = false;
     const int status = lr_spec_bool(at, spec, "individual_digits", true, &individual);
     return status == LR_OK ? add_class(p, LR_CHAR_NUMERIC, individual ? ISOLATED : CONTIGUOUS) : status;
 }
 
-static int load_one(lr_pretokenizer *p, const lr_place *at, const json_t *spec, const char *type)
+static int load_one(lr_pretokenizer *p, const lr_place *at, const lr_json_node *spec, const char *type)
 {
     if (p->byte_level)
         return lr_spec_unsupported(at, "the pre-tokenizer \"%.60s\" after ByteLevel is not supported", type);
@@ -139,17 +139,17 @@ static int load_one(lr_pretokenizer *p, const lr_place *at, const json_t *spec, 
     return lr_spec_unsupported(at, "the pre-tokenizer \"%.60s\" is not supported", type);
 }
 
-int lr_pretokenizer_load(lr_pretokenizer *p, const lr_place *at, const json_t *spec)
+int lr_pretokenizer_load(lr_pretokenizer *p, const lr_place *at, const lr_json_node *spec)
 {
     const char *type = NULL;
     int status = lr_spec_type(at, spec, &type);
     if (status != LR_OK || strcmp(type, "Sequence") != 0)
         return status != LR_OK ? status : load_one(p, at, spec, type);
-    const json_t *parts = NULL;
+    const lr_json_node *parts = NULL;
     status = lr_spec_array(at, spec, "pretokenizers", &parts);
     const lr_place here = {at, "pretokenizers", 0};
-    for (size_t i = 0; status == LR_OK && i < json_array_size(parts); i++)
-        status = lr_pretokenizer_load(p, &(lr_place){&here, NULL, i}, json_array_get(parts, i));
+    for (size_t i = 0; status == LR_OK && i < lr_spec_length(parts); i++)
+        status = lr_pretokenizer_load(p, &(lr_place){&here, NULL, i}, lr_spec_item(parts, i));
     return status;
 }
 

@@ -46,130 +46,132 @@ int lr_spec_unsupported(const lr_place *at, const char *fmt, ...)
     return status;
 }
 
-static const char *kind_of(const json_t *value)
+/* ---- values
+ * ---------------------------------------------------------------------------------------------------------- */
+lr_json_value lr_spec_value(const lr_json_node *node)
 {
-    switch (json_typeof(value)) {
-    case JSON_OBJECT:
-        return "an object";
-    case JSON_ARRAY:
-        return "an array";
-    case JSON_STRING:
-        return "a string";
-    case JSON_INTEGER:
-        return "an integer";
-    case JSON_REAL:
-        return "a number";
-    case JSON_TRUE:
-    case JSON_FALSE:
-        return "a boolean";
-    case JSON_NULL:
-        return "null";
-    }
-    return "unknown";
+    lr_json_value value = {.kind = LR_JSON_NULL};
+    if (node != NULL)
+        lr_json_value_of(node, &value);
+    return value;
 }
 
-/* The member, or NULL with *status set: LR_OK where it may be missing. */
-static const json_t *member(const lr_place *at, const json_t *object, const char *key, bool required, int *status)
+size_t lr_spec_length(const lr_json_node *node)
 {
+    return (size_t)lr_spec_value(node).length;
+}
+
+const lr_json_node *lr_spec_item(const lr_json_node *array, size_t index)
+{
+    return array == NULL ? NULL : lr_json_item(array, (int64_t)index);
+}
+
+const lr_json_node *lr_spec_find(const lr_json_node *object, const char *key)
+{
+    const lr_json_node *value = object == NULL ? NULL : lr_json_get(object, key);
+    return lr_spec_value(value).kind == LR_JSON_NULL ? NULL : value;
+}
+
+/* ---- members
+ * --------------------------------------------------------------------------------------------------------- */
+/* The member, an lr_json_kind, or NULL with *status set: LR_OK where it may be missing. */
+static const lr_json_node *member(const lr_place *at, const lr_json_node *object, const char *key, bool required,
+                                  int kind, int *status)
+{
+    static const char *const kinds[] = {"null", "false", "true", "a number", "a string", "an array", "an object"};
     *status = LR_OK;
-    if (!json_is_object(object)) {
-        *status = lr_spec_bad(at, "expected an object, found %s", object == NULL ? "nothing" : kind_of(object));
+    const int found = lr_spec_value(object).kind;
+    if (found != LR_JSON_OBJECT) {
+        *status = lr_spec_bad(at, "expected an object, found %s", kinds[found]);
         return NULL;
     }
-    const json_t *value = json_object_get(object, key);
-    if (value != NULL && (required || !json_is_null(value)))
+    const lr_json_node *value = lr_json_get(object, key);
+    if (value == NULL || (!required && lr_spec_value(value).kind == LR_JSON_NULL)) {
+        if (required)
+            *status = lr_spec_bad(at, "\"%s\" is missing", key);
+        return NULL;
+    }
+    const int is = lr_spec_value(value).kind;
+    if (is == kind || (kind == LR_JSON_TRUE && is == LR_JSON_FALSE))
         return value;
-    if (required)
-        *status = lr_spec_bad(at, "\"%s\" is missing", key);
+    *status = lr_spec_bad(&(lr_place){at, key, 0}, "expected %s, found %s",
+                          kind == LR_JSON_TRUE ? "true or false" : kinds[kind], kinds[is]);
     return NULL;
 }
 
-static int wrong_kind(const lr_place *at, const char *key, const char *expected, const json_t *value)
-{
-    return lr_spec_bad(&(lr_place){at, key, 0}, "expected %s, found %s", expected, kind_of(value));
-}
-
-int lr_spec_bool(const lr_place *at, const json_t *object, const char *key, bool required, bool *out)
+int lr_spec_bool(const lr_place *at, const lr_json_node *object, const char *key, bool required, bool *out)
 {
     int status;
-    const json_t *value = member(at, object, key, required, &status);
-    if (value == NULL)
+    const lr_json_node *value = member(at, object, key, required, LR_JSON_TRUE, &status);
+    if (value != NULL)
+        *out = lr_spec_value(value).kind == LR_JSON_TRUE;
+    return status;
+}
+
+int lr_spec_integer(const lr_place *at, const lr_json_node *object, const char *key, bool required, int64_t low,
+                    int64_t high, int64_t *out)
+{
+    int status;
+    const lr_json_node *node = member(at, object, key, required, LR_JSON_NUMBER, &status);
+    if (node == NULL)
         return status;
-    if (!json_is_boolean(value))
-        return wrong_kind(at, key, "true or false", value);
-    *out = json_is_true(value);
+    const lr_json_value value = lr_spec_value(node);
+    if (!value.integer || value.number < (double)low || value.number > (double)high)
+        return lr_spec_bad(&(lr_place){at, key, 0}, "%.17g is not an integer from %lld to %lld", value.number,
+                           (long long)low, (long long)high);
+    *out = (int64_t)value.number;
     return LR_OK;
 }
 
-int lr_spec_integer(const lr_place *at, const json_t *object, const char *key, bool required, int64_t low, int64_t high,
-                    int64_t *out)
-{
-    int status;
-    const json_t *value = member(at, object, key, required, &status);
-    if (value == NULL)
-        return status;
-    if (!json_is_integer(value))
-        return wrong_kind(at, key, "an integer", value);
-    const int64_t n = json_integer_value(value);
-    if (n < low || n > high)
-        return lr_spec_bad(&(lr_place){at, key, 0}, "%lld is not within %lld and %lld", (long long)n, (long long)low,
-                           (long long)high);
-    *out = n;
-    return LR_OK;
-}
-
-int lr_spec_string(const lr_place *at, const json_t *object, const char *key, bool required, const char **out,
+int lr_spec_string(const lr_place *at, const lr_json_node *object, const char *key, bool required, const char **out,
                    size_t *size)
 {
     int status;
-    const json_t *value = member(at, object, key, required, &status);
+    const lr_json_node *value = member(at, object, key, required, LR_JSON_STRING, &status);
     if (value == NULL)
         return status;
-    if (!json_is_string(value))
-        return wrong_kind(at, key, "a string", value);
-    *out = json_string_value(value);
+    *out = lr_spec_value(value).string;
     if (size != NULL)
-        *size = json_string_length(value);
+        *size = lr_spec_length(value);
     return LR_OK;
 }
 
-int lr_spec_array(const lr_place *at, const json_t *object, const char *key, const json_t **out)
+int lr_spec_array(const lr_place *at, const lr_json_node *object, const char *key, const lr_json_node **out)
 {
     int status;
-    const json_t *value = member(at, object, key, true, &status);
-    if (value == NULL)
-        return status;
-    if (!json_is_array(value))
-        return wrong_kind(at, key, "an array", value);
-    *out = value;
-    return LR_OK;
+    *out = member(at, object, key, true, LR_JSON_ARRAY, &status);
+    return status;
 }
 
-int lr_spec_object(const lr_place *at, const json_t *object, const char *key, const json_t **out)
+int lr_spec_object(const lr_place *at, const lr_json_node *object, const char *key, const lr_json_node **out)
 {
     int status;
-    const json_t *value = member(at, object, key, true, &status);
-    if (value == NULL)
-        return status;
-    if (!json_is_object(value))
-        return wrong_kind(at, key, "an object", value);
-    *out = value;
-    return LR_OK;
+    *out = member(at, object, key, true, LR_JSON_OBJECT, &status);
+    return status;
 }
 
-int lr_spec_type(const lr_place *at, const json_t *object, const char **out)
+int lr_spec_type(const lr_place *at, const lr_json_node *object, const char **out)
 {
     return lr_spec_string(at, object, "type", true, out, NULL);
 }
 
-int lr_spec_pattern(const lr_place *at, const json_t *object, bool *is_regex, const char **text, size_t *size)
+int lr_spec_id(const lr_place *at, const lr_json_node *node, int32_t *id)
 {
-    const json_t *pattern = NULL;
+    const lr_json_value value = lr_spec_value(node);
+    if (value.kind != LR_JSON_NUMBER || !value.integer || value.number < 0 || value.number >= LR_TOKEN_ID_LIMIT)
+        return lr_spec_bad(at, "expected a token id, an integer from 0 to %d", LR_TOKEN_ID_LIMIT - 1);
+    *id = (int32_t)value.number;
+    return LR_OK;
+}
+
+int lr_spec_pattern(const lr_place *at, const lr_json_node *object, bool *is_regex, const char **text, size_t *size)
+{
+    const lr_json_node *pattern = NULL;
     int status = lr_spec_object(at, object, "pattern", &pattern);
     if (status != LR_OK)
         return status;
     const lr_place here = {at, "pattern", 0};
-    *is_regex = json_object_get(pattern, "Regex") != NULL;
+    *is_regex = lr_json_get(pattern, "Regex") != NULL;
     status = lr_spec_string(&here, pattern, *is_regex ? "Regex" : "String", true, text, size);
     if (status == LR_OK && *size == 0)
         return lr_spec_unsupported(&here, "an empty pattern");

@@ -14,8 +14,8 @@
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "core/core.h"
+#include "io/json.h"
 #include "text/unicode.h"
-#include <jansson.h>
 #include <pcre2.h>
 
 enum { LR_STOP = 1 };
@@ -33,17 +33,24 @@ typedef struct lr_place { /* where a value stands: a chain of keys and indices u
 } lr_place;
 int lr_spec_bad(const lr_place *at, const char *fmt, ...) LR_PRINTF(2, 3);         /* LR_EFORMAT "file: place: ..." */
 int lr_spec_unsupported(const lr_place *at, const char *fmt, ...) LR_PRINTF(2, 3); /* LR_EUNSUPPORTED, same form */
+/* Values; NULL, for what is not there, counts as null and has no parts. */
+lr_json_value lr_spec_value(const lr_json_node *node);
+size_t lr_spec_length(const lr_json_node *node); /* elements, members, bytes of a string */
+const lr_json_node *lr_spec_item(const lr_json_node *array, size_t index);
+const lr_json_node *lr_spec_find(const lr_json_node *object, const char *key); /* NULL for null, too */
+int lr_spec_id(const lr_place *at, const lr_json_node *node, int32_t *id);     /* the value is a token id */
+static const int64_t LR_SPEC_LARGEST = (int64_t)1 << 53; /* beyond, a JSON number is no exact integer */
 /* Members of an object. required: missing is an error; else missing and null leave *out alone. */
-int lr_spec_bool(const lr_place *at, const json_t *object, const char *key, bool required, bool *out);
-int lr_spec_integer(const lr_place *at, const json_t *object, const char *key, bool required, int64_t low, int64_t high,
-                    int64_t *out);
-int lr_spec_string(const lr_place *at, const json_t *object, const char *key, bool required, const char **out,
+int lr_spec_bool(const lr_place *at, const lr_json_node *object, const char *key, bool required, bool *out);
+int lr_spec_integer(const lr_place *at, const lr_json_node *object, const char *key, bool required, int64_t low,
+                    int64_t high, int64_t *out);
+int lr_spec_string(const lr_place *at, const lr_json_node *object, const char *key, bool required, const char **out,
                    size_t *size);
-int lr_spec_array(const lr_place *at, const json_t *object, const char *key, const json_t **out);
-int lr_spec_object(const lr_place *at, const json_t *object, const char *key, const json_t **out);
-int lr_spec_type(const lr_place *at, const json_t *object, const char **out); /* its "type" */
+int lr_spec_array(const lr_place *at, const lr_json_node *object, const char *key, const lr_json_node **out);
+int lr_spec_object(const lr_place *at, const lr_json_node *object, const char *key, const lr_json_node **out);
+int lr_spec_type(const lr_place *at, const lr_json_node *object, const char **out); /* its "type" */
 /* One entry of {"String": ...} or {"Regex": ...}. */
-int lr_spec_pattern(const lr_place *at, const json_t *object, bool *is_regex, const char **text, size_t *size);
+int lr_spec_pattern(const lr_place *at, const lr_json_node *object, bool *is_regex, const char **text, size_t *size);
 
 /* ---- vocab.c: token <-> id
  * ------------------------------------------------------------------------------------------- */
@@ -75,7 +82,7 @@ int32_t lr_vocab_get(const lr_vocab *v, const char *token, size_t size);   /* -1
 int32_t lr_vocab_get_hashed(const lr_vocab *v, uint64_t hash, const char *prefix, size_t prefix_size, const char *rest,
                             size_t rest_size);
 const char *lr_vocab_token(const lr_vocab *v, int32_t id);
-int lr_vocab_load(lr_vocab *v, const lr_place *at, const json_t *model);
+int lr_vocab_load(lr_vocab *v, const lr_place *at, const lr_json_node *model);
 void lr_vocab_free(lr_vocab *v);
 
 /* ---- regex.c, pattern.c: patterns of the Oniguruma library on PCRE2
@@ -114,7 +121,7 @@ typedef struct lr_normalizer {
     lr_normalizer_step *steps; /* Sequences are flattened */
     size_t count, cap;
 } lr_normalizer;
-int lr_normalizer_load(lr_normalizer *n, const lr_place *at, const json_t *spec);
+int lr_normalizer_load(lr_normalizer *n, const lr_place *at, const lr_json_node *spec);
 void lr_normalizer_free(lr_normalizer *n);
 /* *text and *size become the normalised text, in one of the encoder's buffers or where it was. */
 int lr_normalizer_run(const lr_normalizer *n, lr_encoder *e, const char **text, size_t *size);
@@ -127,7 +134,7 @@ typedef struct lr_pretokenizer {
     size_t count, cap;
     bool byte_level; /* words are to be read as bytes */
 } lr_pretokenizer;
-int lr_pretokenizer_load(lr_pretokenizer *p, const lr_place *at, const json_t *spec);
+int lr_pretokenizer_load(lr_pretokenizer *p, const lr_place *at, const lr_json_node *spec);
 void lr_pretokenizer_free(lr_pretokenizer *p);
 /* Calls lr_encoder_word for each word of text. */
 int lr_pretokenizer_run(const lr_pretokenizer *p, lr_encoder *e, const char *text, size_t size);
@@ -149,7 +156,7 @@ typedef struct lr_bpe_work { /* one word's symbols, and the pairs that wait to b
     struct lr_bpe_candidate *heap;
     size_t symbol_cap, heap_cap;
 } lr_bpe_work;
-int lr_bpe_load(lr_bpe *b, const lr_vocab *v, const lr_place *at, const json_t *model);
+int lr_bpe_load(lr_bpe *b, const lr_vocab *v, const lr_place *at, const lr_json_node *model);
 void lr_bpe_free(lr_bpe *b);
 int lr_bpe_word(const lr_bpe *b, const lr_vocab *v, lr_encoder *e, const char *word, size_t size);
 void lr_bpe_work_free(lr_bpe_work *w);
@@ -164,7 +171,7 @@ typedef struct lr_wordpiece {
     int64_t max_chars;
     int32_t unknown;
 } lr_wordpiece;
-int lr_wordpiece_load(lr_wordpiece *w, const lr_vocab *v, const lr_place *at, const json_t *model);
+int lr_wordpiece_load(lr_wordpiece *w, const lr_vocab *v, const lr_place *at, const lr_json_node *model);
 void lr_wordpiece_free(lr_wordpiece *w);
 int lr_wordpiece_word(const lr_wordpiece *w, const lr_vocab *v, lr_encoder *e, const char *word, size_t size);
 
@@ -193,7 +200,7 @@ typedef struct lr_added {
 } lr_added;
 /* Needs the model's vocabulary for ids and the normalizer for tokens that are matched normalised. */
 int lr_added_load(lr_added *a, const lr_vocab *v, const lr_normalizer *n, lr_encoder *e, const lr_place *at,
-                  const json_t *spec);
+                  const lr_json_node *spec);
 void lr_added_free(lr_added *a);
 typedef struct lr_added_search {
     const lr_added *added;
@@ -211,7 +218,7 @@ typedef struct lr_postprocessor { /* ids around those of the text */
     int32_t *before, *after;
     size_t before_count, before_cap, after_count, after_cap;
 } lr_postprocessor;
-int lr_postprocessor_load(lr_postprocessor *p, const lr_place *at, const json_t *spec);
+int lr_postprocessor_load(lr_postprocessor *p, const lr_place *at, const lr_json_node *spec);
 void lr_postprocessor_free(lr_postprocessor *p);
 
 /* ---- encoder.c: what encoding changes

@@ -4,9 +4,9 @@
 
 /* ---- loading
  * --------------------------------------------------------------------------------------------------------- */
-static int load_model(lr_tokenizer *t, const lr_place *at, const json_t *root)
+static int load_model(lr_tokenizer *t, const lr_place *at, const lr_json_node *root)
 {
-    const json_t *model = NULL;
+    const lr_json_node *model = NULL;
     const char *type = NULL;
     const lr_place here = {at, "model", 0};
     int status = lr_spec_object(at, root, "model", &model);
@@ -27,14 +27,14 @@ static int load_model(lr_tokenizer *t, const lr_place *at, const json_t *root)
                      : lr_wordpiece_load(&t->wordpiece, &t->vocab, &here, model);
 }
 
-static int load_truncation(lr_tokenizer *t, const lr_place *at, const json_t *root)
+static int load_truncation(lr_tokenizer *t, const lr_place *at, const lr_json_node *root)
 {
-    const json_t *spec = json_object_get(root, "truncation");
+    const lr_json_node *spec = lr_spec_find(root, "truncation");
     const lr_place here = {at, "truncation", 0};
     const char *direction = "Right";
-    if (spec == NULL || json_is_null(spec))
+    if (spec == NULL)
         return LR_OK;
-    int status = lr_spec_integer(&here, spec, "max_length", true, 0, INT64_MAX, &t->file_max_length);
+    int status = lr_spec_integer(&here, spec, "max_length", true, 0, LR_SPEC_LARGEST, &t->file_max_length);
     if (status == LR_OK)
         status = lr_spec_string(&here, spec, "direction", false, &direction, NULL);
     if (status == LR_OK && strcmp(direction, "Right") != 0)
@@ -42,17 +42,11 @@ static int load_truncation(lr_tokenizer *t, const lr_place *at, const json_t *ro
     return status;
 }
 
-/* A part that may be missing or null. */
-static const json_t *part(const json_t *root, const char *key)
+static int load_parts(lr_tokenizer *t, const lr_place *at, const lr_json_node *root)
 {
-    const json_t *spec = json_object_get(root, key);
-    return json_is_null(spec) ? NULL : spec;
-}
-
-static int load_parts(lr_tokenizer *t, const lr_place *at, const json_t *root)
-{
-    const json_t *normalizer = part(root, "normalizer"), *pretokenizer = part(root, "pre_tokenizer");
-    const json_t *postprocessor = part(root, "post_processor");
+    const lr_json_node *normalizer = lr_spec_find(root, "normalizer"),
+                       *pretokenizer = lr_spec_find(root, "pre_tokenizer");
+    const lr_json_node *postprocessor = lr_spec_find(root, "post_processor");
     const char *version = "1.0";
     int status = lr_spec_string(at, root, "version", false, &version, NULL);
     if (status == LR_OK && strcmp(version, "1.0") != 0)
@@ -68,7 +62,7 @@ static int load_parts(lr_tokenizer *t, const lr_place *at, const json_t *root)
     if (status == LR_OK && postprocessor != NULL)
         status = lr_postprocessor_load(&t->postprocessor, &(lr_place){at, "post_processor", 0}, postprocessor);
     lr_encoder *e = NULL;
-    if (status == LR_OK && part(root, "added_tokens") != NULL) {
+    if (status == LR_OK && lr_spec_find(root, "added_tokens") != NULL) {
         status = lr_encoder_take(&e, t);
         if (status == LR_OK) {
             status = lr_added_load(&t->added, &t->vocab, &t->normalizer, e, at, root);
@@ -89,10 +83,11 @@ static int load_file(lr_tokenizer *t)
     lr_free(text);
     if (status != LR_OK)
         return status;
-    const json_t *root = (const json_t *)lr_json_root(doc); /* what a node is: see io/json.c */
+    const lr_json_node *root = lr_json_root(doc);
     const lr_place top = {NULL, t->path, 0};
-    status = json_is_object(root) ? load_parts(t, &top, root)
-                                  : lr_spec_bad(&top, "this is no tokenizer.json: its top is not an object");
+    status = lr_spec_value(root).kind == LR_JSON_OBJECT
+                 ? load_parts(t, &top, root)
+                 : lr_spec_bad(&top, "this is no tokenizer.json: its top is not an object");
     lr_json_free(doc);
     return status;
 }

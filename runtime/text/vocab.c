@@ -99,28 +99,24 @@ const char *lr_vocab_token(const lr_vocab *v, int32_t id)
     return id < 0 || (size_t)id >= v->id_count || v->by_id[id] < 0 ? NULL : v->pool + v->by_id[id];
 }
 
-int lr_vocab_load(lr_vocab *v, const lr_place *at, const json_t *model)
+int lr_vocab_load(lr_vocab *v, const lr_place *at, const lr_json_node *model)
 {
-    const json_t *entries = NULL;
+    const lr_json_node *entries = NULL;
     int status = lr_spec_object(at, model, "vocab", &entries);
     if (status != LR_OK)
         return status;
     const lr_place here = {at, "vocab", 0};
-    if (json_object_size(entries) == 0)
+    const size_t count = lr_spec_length(entries);
+    if (count == 0)
         return lr_spec_bad(&here, "no tokens");
-    status = lr_vocab_reserve(v, json_object_size(entries));
-    const char *token;
-    json_t *value;
-    json_object_foreach((json_t *)entries, token, value)
-    {
-        const json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
-        if (status == LR_OK && (id < 0 || id >= LR_TOKEN_ID_LIMIT))
-            status = lr_spec_bad(&(lr_place){&here, token, 0}, "the id is not an integer from 0 to %d",
-                                 LR_TOKEN_ID_LIMIT - 1);
+    status = lr_vocab_reserve(v, count);
+    for (size_t i = 0; i < count && status == LR_OK; i++) {
+        const char *token;
+        int32_t id = 0;
+        const lr_json_node *value = lr_json_member(entries, (int64_t)i, &token);
+        status = lr_spec_id(&(lr_place){&here, token, 0}, value, &id);
         if (status == LR_OK)
-            status = lr_vocab_put(v, token, strlen(token), (int32_t)id);
-        if (status != LR_OK)
-            return status;
+            status = lr_vocab_put(v, token, strlen(token), id);
     }
     return status;
 }

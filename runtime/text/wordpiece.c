@@ -6,7 +6,7 @@
 #include "text/text.h"
 #include <string.h>
 
-int lr_wordpiece_load(lr_wordpiece *w, const lr_vocab *v, const lr_place *at, const json_t *model)
+int lr_wordpiece_load(lr_wordpiece *w, const lr_vocab *v, const lr_place *at, const lr_json_node *model)
 {
     const char *unknown = "[UNK]", *prefix = "##";
     size_t unknown_size = 5, prefix_size = 2;
@@ -15,7 +15,7 @@ int lr_wordpiece_load(lr_wordpiece *w, const lr_vocab *v, const lr_place *at, co
     if (status == LR_OK)
         status = lr_spec_string(at, model, "continuing_subword_prefix", true, &prefix, &prefix_size);
     if (status == LR_OK)
-        status = lr_spec_integer(at, model, "max_input_chars_per_word", true, 0, INT64_MAX, &w->max_chars);
+        status = lr_spec_integer(at, model, "max_input_chars_per_word", true, 0, LR_SPEC_LARGEST, &w->max_chars);
     if (status != LR_OK)
         return status;
     w->unknown = lr_vocab_get(v, unknown, unknown_size);
