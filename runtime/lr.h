@@ -45,7 +45,7 @@ typedef struct lr_memory {
     int64_t live_storages;  /* how many buffers that is */
     int64_t peak_bytes;     /* highest live_bytes since lr_memory_reset_peak */
     int64_t reserved_bytes; /* live plus cached for reuse */
-    int64_t host_objects;   /* lorarun's own small allocations alive (files, tokenizers, handles); one number, all devices */
+    int64_t host_objects;   /* small allocations alive (files, tokenizers, handles), of all devices */
 } lr_memory;
 int lr_memory_stats(int device, lr_memory *out);
 int lr_memory_reset_peak(int device);
@@ -95,12 +95,12 @@ int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype
 const char *lr_dtype_name(int dtype);
 
 /* ---- devices and threads (core/device.c) ----------------------------------------------------------------------------- */
-int lr_device_available(int device);      /* 1 or 0 */
-const char *lr_device_name(int device);   /* "cpu" */
+int lr_device_available(int device);           /* 1 or 0 */
+const char *lr_device_name(int device);        /* "cpu" */
 int lr_device_describe(char *buf, size_t cap); /* the CPU's model, instruction set in use, threads, memory: one line */
-int lr_threads_set(int n);                /* compute threads; 0: one per core this process may use */
+int lr_threads_set(int n);                     /* compute threads; 0: one per core this process may use */
 int lr_threads(void);
-double lr_time(void);                     /* seconds, monotonic */
+double lr_time(void); /* seconds, monotonic */
 /* With interrupts on, an op that finds the flag raised clears it and returns LR_EINTERRUPTED. The flag is async-signal-safe. */
 void lr_interrupt_enable(int on);
 void lr_interrupt_raise(void);
@@ -120,7 +120,7 @@ typedef struct lr_stat {
 int lr_file_stat(const char *path, lr_stat *out); /* follows links; LR_ENOTFOUND */
 /* Names in a directory, sorted bytewise, without . and .., each NUL-terminated, in one block for lr_free. */
 int lr_dir_list(const char *path, char **names, int64_t *count);
-int lr_dir_make(const char *path); /* with parents; an existing directory is no error */
+int lr_dir_make(const char *path);                              /* with parents; an existing directory is no error */
 int lr_file_read(const char *path, char **data, int64_t *size); /* whole file, NUL added after it; free with lr_free */
 /* Write all of data under a temporary name beside path, fsync, rename, fsync the directory: readers see the old file or the
  * new one, never a part. */
@@ -128,23 +128,28 @@ int lr_file_write(const char *path, const char *data, int64_t size);
 int lr_file_append(const char *path, const char *data, int64_t size); /* one write() in O_APPEND mode */
 int lr_file_copy(const char *from, const char *to);                   /* atomic, like lr_file_write */
 int lr_file_rename(const char *from, const char *to);                 /* and fsync both directories */
-int lr_tree_remove(const char *path);                                 /* a file or a folder with all in it; never follows links */
-int lr_path_real(const char *path, char **out);                       /* absolute, links resolved; free with lr_free */
-int64_t lr_disk_free(const char *path);                               /* bytes a user may still write there, or a status */
+int lr_tree_remove(const char *path);           /* a file or a folder with all in it; never follows links */
+int lr_path_real(const char *path, char **out); /* absolute, links resolved; free with lr_free */
+int64_t lr_disk_free(const char *path);         /* bytes a user may still write there, or a status */
 void lr_free(void *p);
 /* CRC-32C of a file's bytes, for checkpoints. */
 int lr_file_crc32c(const char *path, uint32_t *out);
 
 /* ---- JSON (io/json.c) ------------------------------------------------------------------------------------------------ */
 typedef enum lr_json_kind {
-    LR_JSON_NULL = 0, LR_JSON_FALSE = 1, LR_JSON_TRUE = 2, LR_JSON_NUMBER = 3, LR_JSON_STRING = 4, LR_JSON_ARRAY = 5,
+    LR_JSON_NULL = 0,
+    LR_JSON_FALSE = 1,
+    LR_JSON_TRUE = 2,
+    LR_JSON_NUMBER = 3,
+    LR_JSON_STRING = 4,
+    LR_JSON_ARRAY = 5,
     LR_JSON_OBJECT = 6
 } lr_json_kind;
 typedef struct lr_json lr_json;           /* a parsed document */
 typedef struct lr_json_node lr_json_node; /* a value inside it; lives as long as the document */
 typedef struct lr_json_value {
     int32_t kind;
-    int32_t integer;    /* 1 where the number was written without fraction or exponent */
+    int32_t integer; /* 1 where the number was written without fraction or exponent */
     double number;
     const char *string; /* NUL-terminated, may hold further NULs */
     int64_t length;     /* bytes of string, elements of array, members of object */
@@ -171,7 +176,7 @@ typedef struct lr_safetensors_entry {
 int lr_safetensors_open(lr_safetensors **out, const char *path); /* header checked whole: sizes, overlaps, bounds */
 int64_t lr_safetensors_count(const lr_safetensors *f);
 int lr_safetensors_get(const lr_safetensors *f, int64_t index, lr_safetensors_entry *out);
-int64_t lr_safetensors_find(const lr_safetensors *f, const char *name); /* index, or -1 */
+int64_t lr_safetensors_find(const lr_safetensors *f, const char *name);        /* index, or -1 */
 const char *lr_safetensors_metadata(const lr_safetensors *f, const char *key); /* NULL where missing */
 /* Copy entry `index` into t (same number of elements), converting between F32, F16 and BF16; I32/I64 only as they are. */
 int lr_safetensors_load(const lr_safetensors *f, int64_t index, lr_tensor *t);
@@ -182,7 +187,8 @@ typedef struct lr_safetensors_writer lr_safetensors_writer;
  * removes the temporary file. metadata: JSON object text or NULL. */
 int lr_safetensors_create(lr_safetensors_writer **out, const char *path, const char *metadata);
 int lr_safetensors_declare(lr_safetensors_writer *w, const char *name, int dtype, int ndim, const int64_t *shape);
-int lr_safetensors_write(lr_safetensors_writer *w, const char *name, const lr_tensor *t); /* converts to the declared dtype */
+/* Converts to the declared dtype. */
+int lr_safetensors_write(lr_safetensors_writer *w, const char *name, const lr_tensor *t);
 int lr_safetensors_finish(lr_safetensors_writer *w);
 void lr_safetensors_writer_free(lr_safetensors_writer *w);
 
@@ -191,15 +197,15 @@ typedef struct lr_tokenizer lr_tokenizer; /* immutable after loading: any number
 /* path: a tokenizer.json, or the folder that holds one. */
 int lr_tokenizer_load(lr_tokenizer **out, const char *path);
 void lr_tokenizer_free(lr_tokenizer *tok);
-int64_t lr_tokenizer_vocab_size(const lr_tokenizer *tok); /* highest id + 1 */
-int32_t lr_tokenizer_id(const lr_tokenizer *tok, const char *token);     /* -1 where unknown */
-const char *lr_tokenizer_token(const lr_tokenizer *tok, int32_t id);     /* as in tokenizer.json; NULL where none */
-int64_t lr_tokenizer_file_max_length(const lr_tokenizer *tok);           /* its own truncation, 0 where none */
+int64_t lr_tokenizer_vocab_size(const lr_tokenizer *tok);            /* highest id + 1 */
+int32_t lr_tokenizer_id(const lr_tokenizer *tok, const char *token); /* -1 where unknown */
+const char *lr_tokenizer_token(const lr_tokenizer *tok, int32_t id); /* as in tokenizer.json; NULL where none */
+int64_t lr_tokenizer_file_max_length(const lr_tokenizer *tok);       /* its own truncation, 0 where none */
 /* Token ids of text (valid UTF-8, else LR_EINVAL with the byte). At most max_length ids are kept (0: no limit) in the way
  * Hugging Face truncates: text first, special tokens added after. At most cap ids are written; *count is how many there are:
  * call again with more room where *count > cap. */
-int lr_tokenizer_encode(const lr_tokenizer *tok, const char *text, int64_t size, int add_special_tokens, int64_t max_length,
-                        int32_t *ids, int64_t cap, int64_t *count);
+int lr_tokenizer_encode(const lr_tokenizer *tok, const char *text, int64_t size, int add_special_tokens,
+                        int64_t max_length, int32_t *ids, int64_t cap, int64_t *count);
 
 /* ---- regular expressions (text/fullmatch.c) --------------------------------------------------------------------------- */
 /* Does pattern (PCRE2, close to Python's re) match the whole of text? For PEFT's target_modules. LR_EINVAL: bad pattern. */
@@ -212,8 +218,8 @@ typedef enum lr_column_kind { LR_COLUMN_TEXT = 0, LR_COLUMN_NUMBER = 1 } lr_colu
 /* columns/kinds: the n columns that every row must have. Every row is checked on opening (JSON, columns, kinds, UTF-8); a bad
  * one is LR_EFORMAT "file:line: ..." or, with SKIP, counted. *.csv has a header line (RFC 4180 quoting), anything else JSONL.
  * max_rows: only the first that many good rows; 0: all. */
-int lr_dataset_open(lr_dataset **out, const char *path, const char *const *columns, const int *kinds, int n, int on_bad_row,
-                    int64_t max_rows);
+int lr_dataset_open(lr_dataset **out, const char *path, const char *const *columns, const int *kinds, int n,
+                    int on_bad_row, int64_t max_rows);
 /* The names of the columns a file has, from its header or its first well-formed row: each NUL-terminated, in one block for
  * lr_free. */
 int lr_dataset_peek(const char *path, char **names, int64_t *count);
@@ -234,23 +240,24 @@ void lr_dataset_close(lr_dataset *d);
  * texts make up each batch; batches come back in the order submitted. */
 typedef struct lr_loader lr_loader;
 typedef struct lr_batch {
-    int64_t tokens;      /* T */
-    int64_t sequences;   /* B */
-    int64_t max_length;  /* longest sequence */
-    int64_t truncated;   /* sequences that were cut to max_length */
+    int64_t tokens;            /* T */
+    int64_t sequences;         /* B */
+    int64_t max_length;        /* longest sequence */
+    int64_t truncated;         /* sequences that were cut to max_length */
     const int32_t *ids;        /* [T] */
     const int32_t *positions;  /* [T], from 0 in each sequence */
     const int32_t *cu_seqlens; /* [B+1] */
     const int64_t *keys;       /* [T]: key of the sequence << 16 | position; what dropout masks depend on */
-    double wait;         /* seconds the caller was blocked for this batch */
+    double wait;               /* seconds the caller was blocked for this batch */
 } lr_batch;
 /* prefixes: per column, a text put before each of its texts (a prompt), or NULL. queue: batches ahead, >= 1. */
 int lr_loader_new(lr_loader **out, const lr_dataset *d, const lr_tokenizer *tok, int64_t max_length,
                   const char *const *prefixes, int threads, int queue);
 /* n sequences: text `columns[i]` of row `rows[i]`, with key keys[i]. Never blocks; LR_EINVAL when the queue is full. */
 int lr_loader_submit(lr_loader *l, int64_t n, const int64_t *rows, const int32_t *columns, const int64_t *keys);
-int64_t lr_loader_room(const lr_loader *l);        /* how many batches may still be submitted now */
-int lr_loader_next(lr_loader *l, lr_batch *out);   /* blocks; valid until the next call; LR_EEND when nothing is submitted */
+int64_t lr_loader_room(const lr_loader *l); /* how many batches may still be submitted now */
+int lr_loader_next(lr_loader *l,
+                   lr_batch *out); /* blocks; valid until the next call; LR_EEND when nothing is submitted */
 void lr_loader_free(lr_loader *l);
 /* Pack texts given directly, on the calling thread: for encode() and tests. */
 int lr_loader_pack(lr_loader **out, const lr_tokenizer *tok, int64_t n, const char *const *texts, const int64_t *sizes,
@@ -258,8 +265,9 @@ int lr_loader_pack(lr_loader **out, const lr_tokenizer *tok, int64_t n, const ch
 
 /* ---- the host program (host/) ---------------------------------------------------------------------------------------- */
 int lr_terminal_width(int fd); /* columns, or 0 where fd is no terminal */
-int lr_signal_pending(void);   /* SIGINT or SIGTERM number that arrived since the last call, 0: none (see lr_signal_catch) */
-int lr_signal_catch(int on);   /* 1: SIGINT and SIGTERM set lr_signal_pending; a second one ends the process */
+int lr_signal_pending(
+    void); /* SIGINT or SIGTERM number that arrived since the last call, 0: none (see lr_signal_catch) */
+int lr_signal_catch(int on); /* 1: SIGINT and SIGTERM set lr_signal_pending; a second one ends the process */
 
 /* ---- the ops ----------------------------------------------------------------------------------------------------------
  * Generated from kernels/ops.def: int lr_op_NAME(outputs..., inputs..., numbers...). */

@@ -216,8 +216,8 @@ int lr_storage_new(lr_storage **out, size_t bytes, int device, const char *name)
         }
         if (s->data == NULL && device != LR_META) {
             lr_free(s);
-            return lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for %s, %lld held already", lr_device_name(device), bytes,
-                           name, (long long)m->stats.live_bytes);
+            return lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for %s, %lld held already", lr_device_name(device),
+                           bytes, name, (long long)m->stats.live_bytes);
         }
         m->stats.reserved_bytes += (int64_t)block;
     }

@@ -1,9 +1,9 @@
 /* op.c: checks an op's arguments against its row in ops.def. One checker for all ops and devices: a wrong shape is reported in
  * the same words whether the op would have run on the CPU, on a GPU or not at all. */
 #include "core/op.h"
+#include <omp.h>
 #include <stdio.h>
 #include <string.h>
-#include <omp.h>
 
 static lr_exec exec_now = {1};
 
@@ -54,8 +54,8 @@ static int check_shape(const char *op, const lr_op_arg *arg, const lr_tensor *t,
 {
     char text[96];
     if (t->ndim != arg->ndim)
-        return lr_fail(LR_ESHAPE, "%s: %s ('%s') has shape %s, expected %s", op, arg->name, t->name, lr_shape_text(t, text),
-                       arg->shape);
+        return lr_fail(LR_ESHAPE, "%s: %s ('%s') has shape %s, expected %s", op, arg->name, t->name,
+                       lr_shape_text(t, text), arg->shape);
     for (int i = 0; i < arg->ndim; i++) {
         const lr_op_dim *d = &arg->dims[i];
         const int letter = d->letter - 'A';
@@ -69,8 +69,9 @@ static int check_shape(const char *op, const lr_op_arg *arg, const lr_tensor *t,
         }
         const int64_t expected = d->mul != 0 ? d->mul * size[letter] + d->add : d->add;
         if (t->shape[i] != expected && d->mul != 0)
-            return lr_fail(LR_ESHAPE, "%s: %s ('%s') has shape %s, expected %s with %c = %lld as in %s", op, arg->name, t->name,
-                           lr_shape_text(t, text), arg->shape, d->letter, (long long)size[letter], from[letter]);
+            return lr_fail(LR_ESHAPE, "%s: %s ('%s') has shape %s, expected %s with %c = %lld as in %s", op, arg->name,
+                           t->name, lr_shape_text(t, text), arg->shape, d->letter, (long long)size[letter],
+                           from[letter]);
         if (t->shape[i] != expected)
             return lr_fail(LR_ESHAPE, "%s: %s ('%s') has shape %s, expected %s", op, arg->name, t->name,
                            lr_shape_text(t, text), arg->shape);
@@ -78,8 +79,8 @@ static int check_shape(const char *op, const lr_op_arg *arg, const lr_tensor *t,
     return LR_OK;
 }
 
-int lr_op_check(const char *op, const lr_op_arg *args, int n, const lr_tensor *const *tensors, const lr_backend **backend,
-                lr_exec **exec)
+int lr_op_check(const char *op, const lr_op_arg *args, int n, const lr_tensor *const *tensors,
+                const lr_backend **backend, lr_exec **exec)
 {
     int64_t size[26];
     const char *from[26] = {NULL};
@@ -104,8 +105,8 @@ int lr_op_check(const char *op, const lr_op_arg *args, int n, const lr_tensor *c
             return lr_fail(LR_EDEVICE, "%s: %s ('%s') is on %s but %s is on %s", op, arg->name, t->name,
                            lr_device_name(t->device), args[0].name, lr_device_name(first->device));
         if (!dtype_fits(arg->dtype, t, letter_dtype))
-            return lr_fail(LR_EDTYPE, "%s: %s ('%s') is %s, expected %s", op, arg->name, t->name, lr_dtype_name(t->dtype),
-                           wanted_dtype(arg->dtype, letter_dtype));
+            return lr_fail(LR_EDTYPE, "%s: %s ('%s') is %s, expected %s", op, arg->name, t->name,
+                           lr_dtype_name(t->dtype), wanted_dtype(arg->dtype, letter_dtype));
         const int direction = t->packing != NULL ? t->packing->direction : 0;
         const int wanted = arg->dtype == LR_CLASS_PACKED_FORWARD ? 1 : arg->dtype == LR_CLASS_PACKED_BACKWARD ? 2 : 0;
         static const char *const layout[] = {"plain", "packed for linear", "packed for linear_backward"};

@@ -12,9 +12,15 @@ typedef struct lr_exec {
 #include "lr_ops_backend.h"
 
 typedef enum lr_op_class {
-    LR_CLASS_A, LR_CLASS_X, LR_CLASS_Y, LR_CLASS_Z, /* floating point; all of one letter agree within a call */
-    LR_CLASS_F32, LR_CLASS_I32, LR_CLASS_I64,
-    LR_CLASS_PACKED_FORWARD, LR_CLASS_PACKED_BACKWARD
+    LR_CLASS_A,
+    LR_CLASS_X,
+    LR_CLASS_Y,
+    LR_CLASS_Z, /* floating point; all of one letter agree within a call */
+    LR_CLASS_F32,
+    LR_CLASS_I32,
+    LR_CLASS_I64,
+    LR_CLASS_PACKED_FORWARD,
+    LR_CLASS_PACKED_BACKWARD
 } lr_op_class;
 
 /* size = mul * letter + add; mul 0: the constant add */
@@ -34,8 +40,8 @@ typedef struct lr_op_arg {
 
 /* Check n tensors against their row: present, not freed, one device, dtype, shape, contiguity; outputs that share memory with
  * nothing they may not. *backend is NULL on the meta device, where checking is all there is to do. */
-int lr_op_check(const char *op, const lr_op_arg *args, int n, const lr_tensor *const *tensors, const lr_backend **backend,
-                lr_exec **exec);
+int lr_op_check(const char *op, const lr_op_arg *args, int n, const lr_tensor *const *tensors,
+                const lr_backend **backend, lr_exec **exec);
 
 /* The table of CPU kernels for the instruction set of this machine, chosen once. */
 const lr_backend *lr_cpu_backend(void);

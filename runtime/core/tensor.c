@@ -100,7 +100,8 @@ int lr_tensor_view(lr_tensor **out, const lr_tensor *t, int64_t offset, int ndim
         return lr_fail(LR_EINVAL, "view of '%s': row stride %lld does not fit %d dimensions of width %lld", t->name,
                        (long long)ld, ndim, (long long)shape[ndim - 1]);
     /* Last element touched, counted from the start of the storage. */
-    const int64_t start = (int64_t)((const char *)t->data - (const char *)t->storage->data) / (int64_t)lr_dtype_size(t->dtype);
+    const int64_t start =
+        (int64_t)((const char *)t->data - (const char *)t->storage->data) / (int64_t)lr_dtype_size(t->dtype);
     const int64_t span = ld != 0 ? (shape[0] - 1) * ld + shape[1] : elements;
     const int64_t own = (t->shape[0] - 1) * t->ld + t->elements / t->shape[0];
     if (offset < 0 || offset > own - span)
@@ -111,7 +112,8 @@ int lr_tensor_view(lr_tensor **out, const lr_tensor *t, int64_t offset, int ndim
         return LR_ENOMEM;
     v->storage = t->storage;
     v->storage->references++;
-    v->data = t->device == LR_META ? NULL : (char *)t->storage->data + (size_t)(start + offset) * lr_dtype_size(t->dtype);
+    v->data =
+        t->device == LR_META ? NULL : (char *)t->storage->data + (size_t)(start + offset) * lr_dtype_size(t->dtype);
     v->dtype = t->dtype;
     v->device = t->device;
     set_shape(v, ndim, shape, elements, ld);
@@ -148,8 +150,8 @@ int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype
     if (w->ndim != 2 || w->packing != NULL || w->dtype > LR_F16)
         return lr_fail(LR_ESHAPE, "pack: '%s' is not a plain floating-point matrix", w->name);
     if ((direction != 1 && direction != 2) || (dtype != LR_F32 && dtype != LR_BF16))
-        return lr_fail(LR_EINVAL, "pack: '%s': direction %d, dtype %s; expected 1 or 2, f32 or bf16", w->name, direction,
-                       lr_dtype_name(dtype));
+        return lr_fail(LR_EINVAL, "pack: '%s': direction %d, dtype %s; expected 1 or 2, f32 or bf16", w->name,
+                       direction, lr_dtype_name(dtype));
     return w->device == LR_META ? pack_meta(out, w, direction, dtype) : lr_cpu_pack(out, w, direction, dtype);
 }
 

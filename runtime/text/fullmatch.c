@@ -13,7 +13,8 @@ int lr_regex_fullmatch(const char *pattern, const char *text, int *matched)
     if (code == NULL) {
         PCRE2_UCHAR why[128];
         pcre2_get_error_message(error, why, sizeof why);
-        return lr_fail(LR_EINVAL, "regular expression '%s' at character %zu: %s", pattern, (size_t)at + 1, (const char *)why);
+        return lr_fail(LR_EINVAL, "regular expression '%s' at character %zu: %s", pattern, (size_t)at + 1,
+                       (const char *)why);
     }
     pcre2_match_data *data = pcre2_match_data_create_from_pattern(code, NULL);
     const int n = data == NULL ? PCRE2_ERROR_NOMEMORY

@@ -1,0 +1,87 @@
+-- Every allocation fails in turn, while a model is loaded, given adapters, used, trained for a step and saved: an error that says
+-- so each time, never a crash, nothing left behind.
+local C = require "lorarun.c"
+local autograd = require "lorarun.autograd"
+local data = require "lorarun.data"
+local fs = require "lorarun.fs"
+local load_model = require("lorarun.model").load
+local memory = require "lorarun.memory"
+local ops = require "lorarun.ops"
+local optim = require "lorarun.optim"
+local tensor = require "lorarun.tensor"
+
+local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
+local TEXTS = { "x = 1", "def f(x): return x" }
+
+local function work(folder, save_to)
+  local model = load_model(fs.join(golden, folder))
+  local optimizer
+  local ok, err = pcall(function()
+    model:add_lora { rank = 2, dropout = 0.1, targets = "all-linear" }
+    local e = model:encode(TEXTS)
+    e:free()
+    optimizer = optim.adamw(model.lora.parameters)
+    autograd.gradients(function()
+      local batch = data.pack(model.tokenizer, TEXTS, model.max_length)
+      local ok, ctx = pcall(model.context, model, batch, { training = true, recompute = 1 })
+      batch:close()
+      if not ok then error(ctx, 0) end
+      local out = model:forward(ctx)
+      return ops.mse(ops.row_dot(ops.rows(out, 0, 1), ops.rows(out, 1, 2)), tensor.from { 0.5 })
+    end)
+    optimizer:step(1e-3)
+    model:save_adapter(save_to)
+  end)
+  if optimizer then optimizer:free() end
+  model:free()
+  if not ok then error(err, 0) end
+end
+
+local function held()
+  jit.flush()
+  collectgarbage() collectgarbage()
+  local s = memory.stats()
+  return s.live_tensors, s.host_objects
+end
+
+for _, folder in ipairs { "bert", "qwen2_tied" } do
+  test(folder .. ": every allocation fails in turn", function()
+    local save_to = os.tmpname()
+    os.remove(save_to)
+    work(folder, save_to) -- once for what is made once and kept
+    local before = tonumber(C.lr_memory_attempts())
+    work(folder, save_to)
+    local attempts = tonumber(C.lr_memory_attempts()) - before
+    check.that(attempts > 100, "the work allocates: " .. attempts)
+    local tensors, objects = held()
+    local failed = 0
+    for n = 0, attempts + 5 do
+      C.lr_memory_fail(n, 2) -- twice: lorarun collects garbage and tries again once
+      local ok, err = pcall(work, folder, save_to)
+      C.lr_memory_fail(-1, 0)
+      if not ok then
+        failed = failed + 1
+        check.that(tostring(err):find("memory", 1, true), ("allocation %d: %s"):format(n, err))
+      end
+      local tensors_now, objects_now = held()
+      check.equal(tensors_now, tensors, ("tensors alive after allocation %d of %d failed (%s)"):format(n, attempts, tostring(err)))
+      check.that(objects_now <= objects, ("%d small allocations leaked when allocation %d of %d failed (%s)"):format(
+        objects_now - objects, n, attempts, tostring(err)))
+    end
+    check.that(failed > attempts / 2, ("only %d of %d failures were noticed"):format(failed, attempts))
+    if fs.exists(save_to) then fs.remove(save_to) end
+  end)
+end
+
+test("the error names what holds the memory and what would need less", function()
+  local kept = tensor.zeros({ 1000, 1000 }, "f32", "my big tensor")
+  C.lr_memory_fail(0, 10)
+  local ok, err = pcall(tensor.zeros, { 10, 10 }, "f32", "one more")
+  C.lr_memory_fail(-1, 0)
+  check.that(not ok)
+  for _, part in ipairs { "memory", "my big tensor", "4.0 MB", "--batch" } do
+    check.that(err:find(part, 1, true), ("'%s' lacks '%s'"):format(err, part))
+  end
+  kept:free()
+end)
+
