@@ -115,7 +115,8 @@ for _, op in ipairs(ops) do
       if not x.any then dims[#dims + 1] = ("{%d, '%s', %d}"):format(x.mul, x.letter, x.add) end
     end
     d[#d + 1] = ('    {"%s", "[%s]", %s, %d, %d, %d, %d, {%s}},\n'):format(t.name, t.shape, C_DTYPE[t.dtype],
-      t.output and 1 or 0, t.optional and 1 or 0, t.strided and 1 or 0, #dims, #dims > 0 and table.concat(dims, ", ") or "{0, 0, 0}")
+      t.output and 1 or 0, t.optional and 1 or 0, t.strided and 1 or 0, #dims,
+      #dims > 0 and table.concat(dims, ", ") or "{0, 0, 0}")
   end
   d[#d + 1] = "};\n"
   local handles = {}

@@ -254,8 +254,8 @@ local function finish(run, seconds)
     results.test = evaluate_split(run, "test", run.test)
     run.files:evaluation("test", last / run.steps_per_epoch, last, results.test)
   end
-  local card = results.validation and results.validation.spearman and ("Validation Spearman %.4f at step %d of %d."):format(results.validation.spearman,
-    run.best.step, last) or nil
+  local score = results.validation and results.validation.spearman
+  local card = score and ("Validation Spearman %.4f at step %d of %d."):format(score, run.best.step, last) or nil
   export.merged(model, o.output, { card = card })
   export.adapter(model, fs.join(o.output, "adapter"), { card = card })
   results.best_step, results.baseline = run.best.step, run.baseline
