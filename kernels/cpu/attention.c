@@ -6,13 +6,15 @@
  * result. Within an item, blocks of QUERIES rows meet blocks of KEYS columns, so no L x L matrix ever exists: forward
  * keeps a running maximum and sum for each row, backward computes the probabilities again from lse.
  *
- * All products are lr_tile_product's, on f32 copies of this head's rows, scale folded into q:
- *   s = q k^T,  o = p v;   dp = do v^T,  ds = p (dp - sum(do o)),  dq = scale ds k,  dk = ds^T q,  dv = p^T do. */
+ * All products are lr_tile_product's, on f32 copies of this head's rows. scale and log2(e) are folded into q, so that
+ * the softmax is in powers of two: s = q k^T,  o = p v;   dp = do v^T,  ds = p (dp - sum(do o)),  dq = scale ds k,  dk
+ * = ds^T q,  dv = p^T do. */
 #include "cpu/tile.h"
 #include <omp.h>
 
 /* KEYS is a multiple of LR_PANEL and LR_ROW_UNIT. Rows of scores are SCORES apart: an odd number of cache lines, so
  * that a column of them does not fall into one set of the cache. */
+static const float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 enum { QUERIES = 48, KEYS = 192, SCORES = KEYS + 16 };
 
 /* ---- the sequences of a batch, longest first ------------------------------------------------------------------- */
@@ -172,6 +174,16 @@ static inline int64_t last_key(const attention_work *w, int64_t query, int64_t n
     return w->causal ? lr_min64(length, query + n) : length;
 }
 
+/* Rows of scores are worked on in whole vectors: put what 2^x makes 0 of behind the n visible ones, and return how many
+ * elements that makes. SCORES leaves the room. */
+static inline int64_t hide_tail(float *s, int64_t n)
+{
+    const int64_t whole = (n + 15) & ~(int64_t)15;
+    for (int64_t j = n; j < whole; j++)
+        s[j] = -INFINITY;
+    return whole;
+}
+
 /* The next n floats of a layout; NULL while it is only counted. */
 static inline float *take(float *base, int64_t *used, int64_t n)
 {
@@ -201,23 +213,25 @@ static int64_t forward_layout(const attention_work *w, float *base, forward_buff
     return used;
 }
 
-/* Turn one row of scores into e^(s - highest), and bring what was summed before to the new maximum. */
+/* Turn one row of n scores, of which the first ones are visible, into 2^(s - highest), and bring what was summed before
+ * to the new maximum. */
 static inline void softmax_row(float *s, int64_t visible_keys, int64_t n, float *highest, float *total, float *sums,
                                int64_t wide_dim)
 {
+    const int64_t whole = hide_tail(s, visible_keys);
     float top = *highest, sum = 0.0f;
 #pragma omp simd reduction(max : top)
-    for (int64_t j = 0; j < visible_keys; j++)
+    for (int64_t j = 0; j < whole; j++)
         top = s[j] > top ? s[j] : top;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < visible_keys; j++) {
-        s[j] = lr_exp(s[j] - top);
+    for (int64_t j = 0; j < whole; j++) {
+        s[j] = lr_exp2(s[j] - top);
         sum += s[j];
     }
     for (int64_t j = visible_keys; j < n; j++)
         s[j] = 0.0f;
     if (top != *highest) {
-        const float shrink = lr_exp(*highest - top);
+        const float shrink = lr_exp2(*highest - top);
         *total *= shrink;
 #pragma omp simd
         for (int64_t d = 0; d < wide_dim; d++)
@@ -239,7 +253,7 @@ static void forward_item(const attention_work *w, const forward_buffers *f, cons
     panels_of(f->values, f->rows, length, dim);
     for (int64_t query = 0; query < length; query += QUERIES) {
         const int64_t n = lr_min64(QUERIES, length - query);
-        copy_head(f->q, q, seq->start + query, n, column, dim, w->scale);
+        copy_head(f->q, q, seq->start + query, n, column, dim, LOG2_E * w->scale);
         memset(f->sums, 0, (size_t)(QUERIES * wide) * sizeof(float));
         for (int64_t i = 0; i < n; i++) {
             f->highest[i] = -INFINITY;
@@ -259,7 +273,7 @@ static void forward_item(const attention_work *w, const forward_buffers *f, cons
         for (int64_t i = 0; i < n; i++) {
             const int64_t token = seq->start + query + i;
             store_head(o, token, 1, column, dim, f->sums + i * wide, wide, 1.0f / f->total[i]);
-            lses[token * w->heads + head] = f->highest[i] + logf(f->total[i]);
+            lses[token * w->heads + head] = LN_2 * (f->highest[i] + log2f(f->total[i]));
         }
     }
 }
@@ -311,12 +325,13 @@ static int64_t backward_layout(const attention_work *w, float *base, backward_bu
     return used;
 }
 
-/* p = e^(s - lse) and ds = p (dp - along), in place of s and dp. */
+/* p = 2^(s - lse) and ds = p (dp - along), in place of s and dp. */
 static inline void softmax_backward_row(float *s, float *dp, int64_t visible_keys, int64_t n, float lse, float along)
 {
+    const int64_t whole = hide_tail(s, visible_keys);
 #pragma omp simd
-    for (int64_t j = 0; j < visible_keys; j++) {
-        const float p = lr_exp(s[j] - lse);
+    for (int64_t j = 0; j < whole; j++) {
+        const float p = lr_exp2(s[j] - lse);
         s[j] = p;
         dp[j] = p * (dp[j] - along);
     }
@@ -337,7 +352,7 @@ static void backward_block(const attention_work *w, const backward_buffers *f, c
     const int64_t n = lr_min64(QUERIES, length - query), first = seq->start + query;
     const float *lses = t->lse->data;
     float run[LR_RUN];
-    copy_head(f->q, t->q, first, n, column, dim, w->scale);
+    copy_head(f->q, t->q, first, n, column, dim, LOG2_E * w->scale);
     copy_head(f->d_o, t->d_o, first, n, column, dim, 1.0f);
     panels_of(f->q_panels, f->q, n, dim);
     panels_of(f->do_panels, f->d_o, n, dim);
@@ -356,7 +371,7 @@ static void backward_block(const attention_work *w, const backward_buffers *f, c
         lr_tile_product(n, panels, dim, f->d_o, dim, 1, f->values + key * dim, dim * LR_PANEL, f->ds, SCORES, false);
         for (int64_t i = 0; i < n; i++)
             softmax_backward_row(f->p + i * SCORES, f->ds + i * SCORES, visible(w, query + i, key, m), m,
-                                 lses[(first + i) * w->heads + head], f->along[i]);
+                                 LOG2_E * lses[(first + i) * w->heads + head], f->along[i]);
         lr_tile_product(n, wide / LR_PANEL, m, f->ds, SCORES, 1, f->key_rows + key * LR_PANEL, length * LR_PANEL, f->dq,
                         wide, key > 0);
         lr_tile_product(m, wide / LR_PANEL, n, f->ds, 1, SCORES, f->q_panels, n * LR_PANEL, f->dk + key * wide, wide,
@@ -382,7 +397,7 @@ static void backward_item(const attention_work *w, const backward_buffers *f, co
     for (int64_t head = group * heads; head < (group + 1) * heads; head++)
         for (int64_t query = 0; query < length; query += QUERIES)
             backward_block(w, f, seq, head, query, t);
-    store_head(t->dk, seq->start, length, column, dim, f->dk, wide, 1.0f);
+    store_head(t->dk, seq->start, length, column, dim, f->dk, wide, LN_2);
     store_head(t->dv, seq->start, length, column, dim, f->dv, wide, 1.0f);
 }
 

@@ -233,15 +233,14 @@ int lr_gemm_packed_dtype(const lr_tensor *w)
     return ((const lr_packed_weight *)w->packing->state)->dtype;
 }
 
-int lr_gemm_packed(const lr_tensor *w, int64_t rows, const void *x, int64_t ldx, void *y, int64_t ldy,
-                   const float *bias, float beta)
+int lr_gemm_packed(const lr_tensor *w, int64_t rows, const void *x, void *y, const float *bias, float beta)
 {
     const lr_packed_weight *packed = w->packing->state;
     dnnl_memory_desc_t src, dst, bias_desc;
     dnnl_primitive_desc_t pd;
-    dnnl_status_t status = matrix(&src, rows, packed->in, packed->dtype, ldx, 1);
+    dnnl_status_t status = matrix(&src, rows, packed->in, packed->dtype, packed->in, 1);
     if (status == dnnl_success)
-        status = matrix(&dst, rows, packed->out, packed->dtype, ldy, 1);
+        status = matrix(&dst, rows, packed->out, packed->dtype, packed->out, 1);
     if (status == dnnl_success && bias != NULL)
         status = matrix(&bias_desc, 1, packed->out, LR_F32, packed->out, 1);
     if (status == dnnl_success)

@@ -11,10 +11,9 @@ int lr_gemm_bf16_dtype(void);
 /* The dtype that x and y of lr_gemm_packed must have: that of the packed values, which may differ from w->dtype. */
 int lr_gemm_packed_dtype(const lr_tensor *w);
 
-/* y[rows, N] = x[rows, K] w^T + bias for a weight packed in direction 1; y[rows, K] = x[rows, N] w in direction 2. bias
- * may be NULL; beta: y = product + beta y. */
-int lr_gemm_packed(const lr_tensor *w, int64_t rows, const void *x, int64_t ldx, void *y, int64_t ldy,
-                   const float *bias, float beta);
+/* y[rows, N] = x[rows, K] w^T + bias for a weight packed in direction 1; y[rows, K] = x[rows, N] w in direction 2. Rows
+ * follow each other without a gap. bias may be NULL; beta: y = product + beta y. */
+int lr_gemm_packed(const lr_tensor *w, int64_t rows, const void *x, void *y, const float *bias, float beta);
 
 /* One operand of lr_gemm: element (i, j) is at i * ld + j, or at j * ld + i where transposed. */
 typedef struct lr_gemm_operand {

@@ -38,24 +38,35 @@ static size_t matrix_bytes(const lr_tensor *x, int dtype)
     return ((size_t)x->elements * lr_dtype_size(dtype) + 63) & ~(size_t)63;
 }
 
-/* y = x w' + bias + beta y, where w' is either direction of a packed weight. */
+/* y = x w' + bias + beta y, where w' is either direction of a packed weight. oneDNN's packed products want the dtype
+ * they were packed for and rows without gaps (with gaps it takes a reference path, a hundred times slower): where x or
+ * y is otherwise, the product is made on copies. That is so for column views, and for bf16 on a machine that lacks its
+ * products. */
 static int packed_product(const lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_tensor *w, const float *bias,
                           float beta)
 {
-    if (lr_gemm_packed_dtype(w) == x->dtype)
-        return lr_gemm_packed(w, x->shape[0], x->data, x->ld, y->data, y->ld, bias, beta);
-    /* bf16 on a machine that lacks its products */
-    char *scratch = lr_scratch(matrix_bytes(x, LR_F32) + matrix_bytes(y, LR_F32));
-    if (scratch == NULL)
-        return LR_ENOMEM;
-    lr_tensor wide_x = matrix_like(x, LR_F32, scratch),
-              wide_y = matrix_like(y, LR_F32, scratch + matrix_bytes(x, LR_F32));
-    convert_rows(exec, &wide_x, x);
-    if (beta != 0.0f)
-        convert_rows(exec, &wide_y, y);
-    const int status = lr_gemm_packed(w, x->shape[0], wide_x.data, wide_x.ld, wide_y.data, wide_y.ld, bias, beta);
-    if (status == LR_OK)
-        convert_rows(exec, y, &wide_y);
+    const int dtype = lr_gemm_packed_dtype(w);
+    const bool copy_x = x->dtype != dtype || !lr_tensor_contiguous(x);
+    const bool copy_y = y->dtype != dtype || !lr_tensor_contiguous(y);
+    const size_t x_bytes = copy_x ? matrix_bytes(x, dtype) : 0, y_bytes = copy_y ? matrix_bytes(y, dtype) : 0;
+    lr_tensor src = *x, dst = *y;
+    if (copy_x || copy_y) {
+        char *scratch = lr_scratch(x_bytes + y_bytes);
+        if (scratch == NULL)
+            return LR_ENOMEM;
+        if (copy_x) {
+            src = matrix_like(x, dtype, scratch);
+            convert_rows(exec, &src, x);
+        }
+        if (copy_y) {
+            dst = matrix_like(y, dtype, scratch + x_bytes);
+            if (beta != 0.0f)
+                convert_rows(exec, &dst, y);
+        }
+    }
+    const int status = lr_gemm_packed(w, x->shape[0], src.data, dst.data, bias, beta);
+    if (status == LR_OK && copy_y)
+        convert_rows(exec, y, &dst);
     return status;
 }
 
