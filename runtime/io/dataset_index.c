@@ -18,8 +18,7 @@
 
 enum { MAX_THREADS = 64 };
 
-/* ---- work for several threads
- * ---------------------------------------------------------------------------------------- */
+/* ---- work for several threads ------------------------------------------------------------------------------------ */
 static void *work_thread(void *context)
 {
     lr_work *w = context;
@@ -46,8 +45,7 @@ void lr_work_run(lr_work *w)
         pthread_join(threads[i], NULL);
 }
 
-/* ---- reading a chunk
- * ------------------------------------------------------------------------------------------------- */
+/* ---- reading a chunk --------------------------------------------------------------------------------------------- */
 int64_t lr_count_bytes(const char *p, const char *end, char c)
 {
     int64_t n = 0;
@@ -147,8 +145,7 @@ static void read_supposed(lr_work *w, int64_t index)
         atomic_store(&w->stop, true);
 }
 
-/* ---- the index
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- the index --------------------------------------------------------------------------------------------------- */
 int lr_dataset_bad_row(const lr_dataset *d, int64_t line, const char *why)
 {
     return lr_fail(LR_EFORMAT, "%s:%lld: %s", d->path, (long long)line, why);

@@ -376,8 +376,7 @@ lr_row_state lr_jsonl_row(const lr_schema *schema, const char *p, const char *en
     return LR_ROW_GOOD;
 }
 
-/* ---- decoding
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- decoding ---------------------------------------------------------------------------------------------------- */
 typedef struct sink {
     char *buf;
     int64_t size, cap;

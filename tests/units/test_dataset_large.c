@@ -194,8 +194,7 @@ TEST(every_allocation_may_fail)
         }
 }
 
-/* ---- the scanner against jansson
- * ------------------------------------------------------------------------------------- */
+/* ---- the scanner against jansson --------------------------------------------------------------------------------- */
 static const char *const SEEDS[] = {
     "{\"text\":\"some words\",\"score\":1.5,\"more\":[1,-2.5e3,{\"a\":null}]}",
     "{\"a\\\"b\":\"\\u00e9\\uD83D\\uDE00\\n\",\"b\":[],\"c\":{},\"d\":[[true,false],[0.0E+1]]}",

@@ -1,0 +1,452 @@
+/* loader.c: threads that read, tokenise and pack batches ahead of training.
+ *
+ * A ring of slots, each with one batch: what was asked for and what came out. Three counters run along it:
+ *     returned <= taken <= submitted <= returned + queue
+ * submit() fills slot `submitted`, a worker works on slot `taken`, next() waits for slot `returned`. There is one slot
+ * more than `queue`, because the batch that next() gave last is the caller's until the next call. Every batch is made
+ * by one worker from its own request alone, so neither contents nor order nor errors depend on how many workers there
+ * are.
+ *
+ * Slots and workers keep their buffers: once they have grown to the largest batch, nothing is allocated.
+ *
+ * A batch that fails is an error of next(), with the message the worker saw, and is passed over. Only where memory ran
+ * out it stays, and the following next() makes it on the calling thread, so that a caller who frees memory and tries
+ * again loses nothing. */
+#include "io/dataset.h"
+#include <stdio.h>
+#include <string.h>
+
+enum {
+    POSITION_BITS = 16,
+    MAX_LENGTH = (1 << POSITION_BITS) - 1, /* most ids of a sequence */
+    MAX_THREADS = 256,
+    MAX_QUEUE = 4096,
+    ROOM = 64 /* first guess of a sequence's length beyond its bytes */
+};
+static const int64_t MAX_KEY = INT64_MAX >> POSITION_BITS;
+
+typedef struct slot {
+    bool done;  /* a worker has finished it; under the loader's mutex */
+    bool retry; /* memory ran out: to be made again by next(), whose thread alone looks at this */
+    int64_t n;  /* the request: sequences */
+    int64_t *rows, *sequence_keys;
+    int32_t *columns;
+    size_t row_cap, sequence_key_cap, column_cap;
+    lr_batch batch; /* the result; its pointers are set when it is returned */
+    int32_t *ids, *positions, *cu_seqlens;
+    int64_t *keys;
+    size_t id_cap, position_cap, cu_cap, key_cap;
+    int status;
+    char *error; /* [ERROR_BYTES] */
+} slot;
+
+enum { ERROR_BYTES = 2048 };
+
+typedef struct text_buffer {
+    char *text;
+    size_t cap;
+} text_buffer;
+
+struct lr_loader {
+    const lr_dataset *d;
+    const lr_tokenizer *tok;
+    int64_t max_length;
+    int columns;
+    char **prefixes; /* [columns], "" where there is none */
+    int64_t *prefix_sizes;
+    slot *slots; /* [queue + 1] */
+    int queue;
+    text_buffer caller; /* of the thread that calls next() */
+    int threads;
+    pthread_t *workers;
+    bool locks;
+    pthread_mutex_t mutex;
+    pthread_cond_t submitted_more, finished_one;
+    int64_t submitted, taken, returned; /* under mutex */
+    atomic_bool stop;
+};
+
+static slot *slot_of(const lr_loader *l, int64_t batch)
+{
+    return &l->slots[batch % (l->queue + 1)];
+}
+
+/* ---- making a batch ---------------------------------------------------------------------------------------------- */
+/* Tokenise one text behind those that are in the slot. The error does not say where the text is from: the caller knows.
+ */
+static int append_ids(const lr_loader *l, slot *s, const char *text, int64_t size)
+{
+    const int64_t at = s->batch.tokens;
+    int64_t count = 0;
+    size_t room = (size_t)(l->max_length > 0 ? lr_min64(l->max_length, size + ROOM) : size / 2 + ROOM);
+    do { /* twice only where the first guess was too small */
+        if (lr_reserve((void **)&s->ids, &s->id_cap, (size_t)at + room, sizeof *s->ids) != LR_OK)
+            return LR_ENOMEM;
+        const int status =
+            lr_tokenizer_encode(l->tok, text, size, 1, l->max_length, s->ids + at, (int64_t)s->id_cap - at, &count);
+        if (status != LR_OK)
+            return status;
+        room = (size_t)count;
+    } while (count > (int64_t)s->id_cap - at);
+    if (count == 0)
+        return lr_fail(LR_EINVAL, "the text gives no tokens (is it empty?); leave it out");
+    if (count > MAX_LENGTH)
+        return lr_fail(LR_EINVAL, "the text has %lld tokens, at most %d are possible; set max_length", (long long)count,
+                       MAX_LENGTH);
+    if (at + count > INT32_MAX)
+        return lr_fail(LR_EINVAL, "the batch has more than %d tokens; make it smaller", INT32_MAX);
+    if (l->max_length > 0 &&
+        count == l->max_length) { /* full: was it cut? With room for one more, a longer text has one more */
+        int64_t full;
+        int32_t none;
+        const int status = lr_tokenizer_encode(l->tok, text, size, 1, l->max_length + 1, &none, 0, &full);
+        if (status != LR_OK)
+            return status;
+        s->batch.truncated += full > count;
+    }
+    s->batch.tokens += count;
+    s->batch.max_length = lr_max64(s->batch.max_length, count);
+    return LR_OK;
+}
+
+/* Everything of a batch that follows from its ids and the lengths of its sequences. */
+static int fill_positions(slot *s)
+{
+    const size_t tokens = (size_t)s->batch.tokens;
+    if (lr_reserve((void **)&s->positions, &s->position_cap, tokens, sizeof *s->positions) != LR_OK ||
+        lr_reserve((void **)&s->keys, &s->key_cap, tokens, sizeof *s->keys) != LR_OK)
+        return LR_ENOMEM;
+    for (int64_t i = 0; i < s->n; i++) {
+        const int32_t begin = s->cu_seqlens[i], end = s->cu_seqlens[i + 1];
+        const int64_t key = s->sequence_keys[i] * (1 << POSITION_BITS);
+        for (int32_t t = begin; t < end; t++) {
+            s->positions[t] = t - begin;
+            s->keys[t] = key + (t - begin);
+        }
+    }
+    s->batch.ids = s->ids;
+    s->batch.positions = s->positions;
+    s->batch.cu_seqlens = s->cu_seqlens;
+    s->batch.keys = s->keys;
+    return LR_OK;
+}
+
+/* The text of a row with its prefix, in buf. */
+static int read_text(const lr_loader *l, int64_t row, int32_t column, text_buffer *buf, int64_t *size)
+{
+    const int64_t prefix = l->prefix_sizes[column];
+    do {
+        if (lr_reserve((void **)&buf->text, &buf->cap, (size_t)(prefix + *size) + 1, 1) != LR_OK)
+            return LR_ENOMEM;
+        memcpy(buf->text, l->prefixes[column], (size_t)prefix);
+        const int status = lr_dataset_text(l->d, row, column, buf->text + prefix, (int64_t)buf->cap - prefix, size);
+        if (status != LR_OK)
+            return status;
+    } while (prefix + *size > (int64_t)buf->cap);
+    *size += prefix;
+    return LR_OK;
+}
+
+static int append_row(const lr_loader *l, slot *s, int64_t row, int32_t column, text_buffer *buf)
+{
+    int64_t size = 0;
+    int status = read_text(l, row, column, buf, &size);
+    if (status != LR_OK)
+        return status;
+    status = append_ids(l, s, buf->text, size);
+    if (status == LR_OK || status == LR_ENOMEM)
+        return status;
+    char why[ERROR_BYTES];
+    snprintf(why, sizeof why, "%s", lr_last_error());
+    return lr_fail(status, "%s:%lld: column '%s': %s", l->d->path, (long long)lr_dataset_line(l->d, row),
+                   l->d->schema.names[column], why);
+}
+
+static void start_batch(slot *s)
+{
+    memset(&s->batch, 0, sizeof s->batch);
+    s->batch.sequences = s->n;
+    s->cu_seqlens[0] = 0;
+}
+
+static int make_batch(const lr_loader *l, slot *s, text_buffer *buf)
+{
+    int status = LR_OK;
+    start_batch(s);
+    for (int64_t i = 0; i < s->n && status == LR_OK; i++) {
+        if (atomic_load_explicit(&l->stop, memory_order_relaxed)) /* nobody will ask for it */
+            return lr_fail(LR_EINTERRUPTED, "the loader was stopped");
+        status = append_row(l, s, s->rows[i], s->columns[i], buf);
+        s->cu_seqlens[i + 1] = (int32_t)s->batch.tokens;
+    }
+    return status == LR_OK ? fill_positions(s) : status;
+}
+
+static void make_slot(const lr_loader *l, slot *s, text_buffer *buf)
+{
+    s->status = make_batch(l, s, buf);
+    if (s->status != LR_OK)
+        snprintf(s->error, ERROR_BYTES, "%s", lr_last_error());
+}
+
+static void *worker(void *context)
+{
+    lr_loader *l = context;
+    text_buffer buf = {0};
+    pthread_mutex_lock(&l->mutex);
+    for (;;) {
+        while (!l->stop && l->taken == l->submitted)
+            pthread_cond_wait(&l->submitted_more, &l->mutex);
+        if (l->stop)
+            break;
+        slot *s = slot_of(l, l->taken++);
+        pthread_mutex_unlock(&l->mutex);
+        make_slot(l, s, &buf);
+        pthread_mutex_lock(&l->mutex);
+        s->done = true;
+        pthread_cond_signal(&l->finished_one);
+    }
+    pthread_mutex_unlock(&l->mutex);
+    lr_free(buf.text);
+    return NULL;
+}
+
+/* ---- the caller's side ------------------------------------------------------------------------------------------- */
+static int slot_reserve(slot *s, int64_t n)
+{
+    const size_t count = (size_t)n;
+    if (s->error == NULL && (s->error = lr_calloc(1, ERROR_BYTES)) == NULL)
+        return LR_ENOMEM;
+    if (lr_reserve((void **)&s->rows, &s->row_cap, count, sizeof *s->rows) != LR_OK ||
+        lr_reserve((void **)&s->columns, &s->column_cap, count, sizeof *s->columns) != LR_OK ||
+        lr_reserve((void **)&s->sequence_keys, &s->sequence_key_cap, count, sizeof *s->sequence_keys) != LR_OK ||
+        lr_reserve((void **)&s->cu_seqlens, &s->cu_cap, count + 1, sizeof *s->cu_seqlens) != LR_OK)
+        return LR_ENOMEM;
+    return LR_OK;
+}
+
+static int check_request(const lr_loader *l, int64_t n, const int64_t *rows, const int32_t *columns,
+                         const int64_t *keys)
+{
+    if (n < 1 || n >= INT32_MAX)
+        return lr_fail(LR_EINVAL, "a batch of %lld sequences, expected 1 or more", (long long)n);
+    for (int64_t i = 0; i < n; i++) {
+        if (rows[i] < 0 || rows[i] >= l->d->rows)
+            return lr_fail(LR_EINVAL, "sequence %lld: there is no row %lld in %s, it has %lld", (long long)i,
+                           (long long)rows[i], l->d->path, (long long)l->d->rows);
+        if (columns[i] < 0 || columns[i] >= l->columns || l->d->schema.kinds[columns[i]] != LR_COLUMN_TEXT)
+            return lr_fail(LR_EINVAL, "sequence %lld: column %d of %s is no text column", (long long)i, columns[i],
+                           l->d->path);
+        if (keys[i] < 0 || keys[i] > MAX_KEY)
+            return lr_fail(LR_EINVAL, "sequence %lld: key %lld, expected 0 to %lld", (long long)i, (long long)keys[i],
+                           (long long)MAX_KEY);
+    }
+    return LR_OK;
+}
+
+int64_t lr_loader_room(const lr_loader *l)
+{
+    return l->queue - (l->submitted - l->returned); /* both are written by the caller's thread alone */
+}
+
+int lr_loader_submit(lr_loader *l, int64_t n, const int64_t *rows, const int32_t *columns, const int64_t *keys)
+{
+    if (lr_loader_room(l) <= 0)
+        return lr_fail(LR_EINVAL, "the loader's queue of %d batches is full; take one with next first", l->queue);
+    int status = check_request(l, n, rows, columns, keys);
+    slot *s = slot_of(l, l->submitted);
+    if (status == LR_OK)
+        status = slot_reserve(s, n);
+    if (status != LR_OK)
+        return status;
+    s->n = n;
+    s->done = s->retry = false;
+    memcpy(s->rows, rows, (size_t)n * sizeof *rows);
+    memcpy(s->columns, columns, (size_t)n * sizeof *columns);
+    memcpy(s->sequence_keys, keys, (size_t)n * sizeof *keys);
+    pthread_mutex_lock(&l->mutex);
+    l->submitted++;
+    pthread_cond_signal(&l->submitted_more);
+    pthread_mutex_unlock(&l->mutex);
+    return LR_OK;
+}
+
+int lr_loader_next(lr_loader *l, lr_batch *out)
+{
+    if (l->returned == l->submitted)
+        return lr_fail(LR_EEND, "no batch is waiting: none was submitted since the last one came back");
+    const double start = lr_time();
+    slot *s = slot_of(l, l->returned);
+    if (s->retry) {
+        make_slot(l, s, &l->caller);
+    } else {
+        pthread_mutex_lock(&l->mutex);
+        while (!s->done)
+            pthread_cond_wait(&l->finished_one, &l->mutex);
+        pthread_mutex_unlock(&l->mutex);
+    }
+    s->retry = s->status == LR_ENOMEM;
+    if (s->retry)
+        return lr_fail(LR_ENOMEM, "%s", s->error);
+    l->returned++;
+    if (s->status != LR_OK)
+        return lr_fail(s->status, "%s", s->error);
+    s->batch.wait = lr_time() - start;
+    *out = s->batch;
+    return LR_OK;
+}
+
+/* ---- making and freeing loaders ---------------------------------------------------------------------------------- */
+static int loader_new(lr_loader **out, const lr_dataset *d, const lr_tokenizer *tok, int64_t max_length, int queue)
+{
+    if (max_length < 0 || max_length > MAX_LENGTH)
+        return lr_fail(LR_EINVAL, "max_length is %lld, expected 1 to %d, or 0 for no limit", (long long)max_length,
+                       MAX_LENGTH);
+    lr_loader *l = lr_calloc(1, sizeof *l);
+    if (l == NULL)
+        return LR_ENOMEM;
+    l->d = d;
+    l->tok = tok;
+    l->max_length = max_length;
+    l->queue = queue;
+    l->slots = lr_calloc((size_t)queue + 1, sizeof *l->slots);
+    if (l->slots == NULL) {
+        lr_free(l);
+        return LR_ENOMEM;
+    }
+    *out = l;
+    return LR_OK;
+}
+
+static int copy_prefixes(lr_loader *l, const char *const *prefixes)
+{
+    const int n = l->d->schema.columns;
+    l->prefixes = lr_calloc((size_t)n, sizeof *l->prefixes);
+    l->prefix_sizes = lr_calloc((size_t)n, sizeof *l->prefix_sizes);
+    if (l->prefixes == NULL || l->prefix_sizes == NULL)
+        return LR_ENOMEM;
+    for (; l->columns < n; l->columns++) {
+        const char *prefix = prefixes != NULL && prefixes[l->columns] != NULL ? prefixes[l->columns] : "";
+        l->prefixes[l->columns] = lr_strdup(prefix);
+        if (l->prefixes[l->columns] == NULL)
+            return LR_ENOMEM;
+        l->prefix_sizes[l->columns] = (int64_t)strlen(prefix);
+    }
+    return LR_OK;
+}
+
+static int start_workers(lr_loader *l, int threads)
+{
+    l->workers = lr_calloc((size_t)threads, sizeof *l->workers);
+    if (l->workers == NULL)
+        return LR_ENOMEM;
+    pthread_mutex_init(&l->mutex, NULL);
+    pthread_cond_init(&l->submitted_more, NULL);
+    pthread_cond_init(&l->finished_one, NULL);
+    l->locks = true;
+    int status = LR_OK;
+    while (l->threads < threads && (status = lr_thread_start(&l->workers[l->threads], worker, l)) == LR_OK)
+        l->threads++;
+    return status;
+}
+
+int lr_loader_new(lr_loader **out, const lr_dataset *d, const lr_tokenizer *tok, int64_t max_length,
+                  const char *const *prefixes, int threads, int queue)
+{
+    if (threads < 1 || threads > MAX_THREADS)
+        return lr_fail(LR_EINVAL, "a loader with %d threads, expected 1 to %d", threads, MAX_THREADS);
+    if (queue < 1 || queue > MAX_QUEUE)
+        return lr_fail(LR_EINVAL, "a loader's queue of %d batches, expected 1 to %d", queue, MAX_QUEUE);
+    lr_loader *l = NULL;
+    int status = loader_new(&l, d, tok, max_length, queue);
+    if (status != LR_OK)
+        return status;
+    status = copy_prefixes(l, prefixes);
+    if (status == LR_OK)
+        status = start_workers(l, threads);
+    if (status == LR_OK)
+        *out = l;
+    else
+        lr_loader_free(l);
+    return status;
+}
+
+static void slot_clear(slot *s)
+{
+    lr_free(s->rows);
+    lr_free(s->columns);
+    lr_free(s->sequence_keys);
+    lr_free(s->ids);
+    lr_free(s->positions);
+    lr_free(s->cu_seqlens);
+    lr_free(s->keys);
+    lr_free(s->error);
+}
+
+void lr_loader_free(lr_loader *l)
+{
+    if (l == NULL)
+        return;
+    if (l->locks) {
+        pthread_mutex_lock(&l->mutex);
+        l->stop = true;
+        pthread_cond_broadcast(&l->submitted_more);
+        pthread_mutex_unlock(&l->mutex);
+        for (int i = 0; i < l->threads; i++)
+            pthread_join(l->workers[i], NULL);
+        pthread_cond_destroy(&l->finished_one);
+        pthread_cond_destroy(&l->submitted_more);
+        pthread_mutex_destroy(&l->mutex);
+    }
+    for (int i = 0; i <= l->queue; i++)
+        slot_clear(&l->slots[i]);
+    for (int i = 0; i < l->columns; i++)
+        lr_free(l->prefixes[i]);
+    lr_free(l->prefixes);
+    lr_free(l->prefix_sizes);
+    lr_free(l->workers);
+    lr_free(l->caller.text);
+    lr_free(l->slots);
+    lr_free(l);
+}
+
+static int pack_texts(lr_loader *l, slot *s, const char *const *texts, const int64_t *sizes)
+{
+    start_batch(s);
+    for (int64_t i = 0; i < s->n; i++) {
+        const int status = append_ids(l, s, texts[i], sizes[i]);
+        if (status == LR_ENOMEM)
+            return status;
+        if (status != LR_OK) {
+            char why[ERROR_BYTES];
+            snprintf(why, sizeof why, "%s", lr_last_error());
+            return lr_fail(status, "text %lld of %lld: %s", (long long)i + 1, (long long)s->n, why);
+        }
+        s->sequence_keys[i] = i;
+        s->cu_seqlens[i + 1] = (int32_t)s->batch.tokens;
+    }
+    return fill_positions(s);
+}
+
+int lr_loader_pack(lr_loader **out, const lr_tokenizer *tok, int64_t n, const char *const *texts, const int64_t *sizes,
+                   int64_t max_length, lr_batch *batch)
+{
+    if (n < 1 || n >= INT32_MAX)
+        return lr_fail(LR_EINVAL, "%lld texts to pack, expected 1 or more", (long long)n);
+    lr_loader *l = NULL;
+    int status = loader_new(&l, NULL, tok, max_length, 0);
+    if (status != LR_OK)
+        return status;
+    slot *s = &l->slots[0];
+    s->n = n;
+    status = slot_reserve(s, n);
+    if (status == LR_OK)
+        status = pack_texts(l, s, texts, sizes);
+    if (status != LR_OK) {
+        lr_loader_free(l);
+        return status;
+    }
+    *batch = s->batch;
+    *out = l;
+    return LR_OK;
+}
