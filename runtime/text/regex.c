@@ -85,9 +85,11 @@ int lr_matcher_init(lr_matcher *m)
     m->context = pcre2_match_context_create(general);
     m->stack = pcre2_jit_stack_create(JIT_STACK_START, JIT_STACK_MAX, general);
     pcre2_general_context_free(general);
-    if (m->data == NULL || m->context == NULL)
+    uint32_t has_jit = 0;
+    pcre2_config(PCRE2_CONFIG_JIT, &has_jit);
+    if (m->data == NULL || m->context == NULL || (has_jit && m->stack == NULL))
         return no_memory();
-    if (m->stack != NULL) /* NULL where PCRE2 has no JIT */
+    if (m->stack != NULL)
         pcre2_jit_stack_assign(m->context, NULL, m->stack);
     return LR_OK;
 }

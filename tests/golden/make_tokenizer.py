@@ -7,6 +7,7 @@
 NAME/tokenizer.json is a tokenizer; NAME.jsonl has lines of {"text", "ids", "plain"}: ids with special tokens and without; some
 have "max_length", for ids. The vocabularies are trained on a few texts and have a few hundred tokens each.
 """
+import collections
 import json
 import pathlib
 import random
@@ -39,11 +40,19 @@ def bpe(size, normalizer, pre_tokenizer, special, **options):
 
 
 def wordpiece(size, normalizer, pre_tokenizer, **options):
-    t = Tokenizer(models.WordPiece(unk_token="[UNK]", **options))
+    """Not trained: the library's trainer gives another vocabulary on each run. The most frequent beginnings and continuations of
+    words, by count and then by spelling."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    counts = collections.Counter()
+    for text in CORPUS:
+        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)):
+            for i in range(len(word)):
+                counts.update(("##" if i else "") + word[i:j] for j in range(i + 1, min(i + 8, len(word)) + 1))
+    tokens = special + sorted(counts, key=lambda t: (-counts[t] * len(t.removeprefix("##")), t))[:size - len(special)]
+    t = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]", **options))
+    t.add_special_tokens(special)
     t.normalizer = normalizer
     t.pre_tokenizer = pre_tokenizer
-    t.train_from_iterator(CORPUS, trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False))
     return t
 
 

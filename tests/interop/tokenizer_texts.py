@@ -12,7 +12,7 @@ if (ptr != NULL && ptr->next[i++] <<= 0x7f) { printf("%s\\n", "I'm it's we'LL th
 SELECT count(*) FROM t WHERE a >= 10 AND b LIKE '%x_y%';   -- 12345678901234567890
 for i in range(len(self._values)):\r\n        assert self.values[i] is not None, f"{i!r}: {x:>10.3f}"\r\n
 #define MAX(a,b) (((a)>(b))?(a):(b))
-    $ git log --oneline | grep -E '^[0-9a-f]{7,40}\\b' > /tmp/log.txt    
+    $ git log --oneline | grep -E '^[0-9a-f]{7,40}\\b' > /tmp/log.txt   \x20
 '''
 WORDS = ("the quick brown fox_jumps over lazyDog HTTPServer2 naïve café résumé coöperate Straße ΣΊΣΥΦΟΣ İstanbul ŉ ſ ﬁ ﬀ "
          "Ångström Å ½ ² ① Ⅷ 一二三 日本語テキスト 한국어 조선 हिन्दी தமிழ் ไทย العربية עִבְרִית Ελληνικά Русский ქართული "
