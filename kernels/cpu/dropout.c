@@ -1,44 +1,59 @@
 /* dropout.c: counter-based dropout. The mask is a function of (seed, purpose, step, the token's key, the column), so it
  * is never stored: backward draws it again. Eight columns share one Philox block, 16 bits each. */
 #include "cpu/vec.h"
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
-enum { LANES = 16, GROUP = 8, BLOCK = LANES * GROUP };
+enum { GROUP = 8, BLOCK = 16 * GROUP };
 
-typedef union lr_mask_numbers {
-    uint32_t words[LANES * 4];
-    uint16_t halves[BLOCK]; /* low half first, on the little-endian machines this runs on */
-} lr_mask_numbers;
+/* LANES 32-bit words, each in 64 bits for the sake of its products; what stands in the upper halves does not matter.
+ * WIDENING_PRODUCT takes two such and gives the 64-bit products of the lower halves: every x86 has an instruction for that which
+ * compilers do not find. FRONT and BACK interleave the elements of two vectors. */
+#if defined(__AVX512F__)
+enum { LANES = 8 };
+typedef uint64_t lanes __attribute__((vector_size(8 * LANES)));
+#define WIDENING_PRODUCT(a, b) (lanes) _mm512_mul_epu32((__m512i)(a), (__m512i)(b))
+static const lanes FRONT = {0, 8, 1, 9, 2, 10, 3, 11}, BACK = {4, 12, 5, 13, 6, 14, 7, 15},
+                   COUNT = {0, 1, 2, 3, 4, 5, 6, 7};
+#elif defined(__AVX2__)
+enum { LANES = 4 };
+typedef uint64_t lanes __attribute__((vector_size(8 * LANES)));
+#define WIDENING_PRODUCT(a, b) (lanes) _mm256_mul_epu32((__m256i)(a), (__m256i)(b))
+static const lanes FRONT = {0, 4, 1, 5}, BACK = {2, 6, 3, 7}, COUNT = {0, 1, 2, 3};
+#else
+enum { LANES = 2 };
+typedef uint64_t lanes __attribute__((vector_size(8 * LANES)));
+#ifdef __SSE2__
+#define WIDENING_PRODUCT(a, b) (lanes) _mm_mul_epu32((__m128i)(a), (__m128i)(b))
+#else
+#define WIDENING_PRODUCT(a, b) (((a)&0xffffffffu) * ((b)&0xffffffffu))
+#endif
+static const lanes FRONT = {0, 2}, BACK = {1, 3}, COUNT = {0, 1};
+#endif
 
-/* Philox4x32-10 as in core/philox.h on LANES counters that differ in their last word: c3, c3 + 1, ... */
-static inline void philox_lanes(uint64_t seed, uint64_t key, uint32_t c2, uint32_t c3, lr_mask_numbers *out)
+/* Philox4x32-10 as in core/philox.h on the LANES counters (key, c2, c3), (key, c2, c3 + 1), ...: 8 numbers of 16 bits from
+ * each, in order, the low half of a word first (on the little-endian machines this runs on). */
+static inline void philox_lanes(uint64_t seed, uint64_t key, uint32_t c2, uint32_t c3, uint16_t *numbers)
 {
-    uint32_t x0[LANES], x1[LANES], x2[LANES], x3[LANES];
+    const lanes zero = {0}, low = zero + 0xffffffffu, m0 = zero + 0xD2511F53u, m1 = zero + 0xCD9E8D57u;
+    lanes x0 = zero + (key & 0xffffffffu), x1 = zero + (key >> 32), x2 = zero + c2;
+    lanes x3 = COUNT + c3;
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-#pragma omp simd
-    for (uint32_t i = 0; i < LANES; i++) {
-        x0[i] = (uint32_t)key;
-        x1[i] = (uint32_t)(key >> 32);
-        x2[i] = c2;
-        x3[i] = c3 + i;
-    }
     for (int round = 0; round < 10; round++) {
-#pragma omp simd
-        for (int i = 0; i < LANES; i++) {
-            const uint64_t p0 = (uint64_t)0xD2511F53u * x0[i], p1 = (uint64_t)0xCD9E8D57u * x2[i];
-            x0[i] = (uint32_t)(p1 >> 32) ^ x1[i] ^ k0;
-            x2[i] = (uint32_t)(p0 >> 32) ^ x3[i] ^ k1;
-            x1[i] = (uint32_t)p1;
-            x3[i] = (uint32_t)p0;
-        }
+        const lanes p0 = WIDENING_PRODUCT(x0, m0), p1 = WIDENING_PRODUCT(x2, m1);
+        x0 = (p1 >> 32) ^ x1 ^ k0;
+        x2 = (p0 >> 32) ^ x3 ^ k1;
+        x1 = p1;
+        x3 = p0;
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    for (int i = 0; i < LANES; i++) {
-        out->words[4 * i] = x0[i];
-        out->words[4 * i + 1] = x1[i];
-        out->words[4 * i + 2] = x2[i];
-        out->words[4 * i + 3] = x3[i];
-    }
+    const lanes first = (x0 & low) | x1 << 32, second = (x2 & low) | x3 << 32;
+    const lanes front = __builtin_shuffle(first, second, FRONT);
+    const lanes back = __builtin_shuffle(first, second, BACK);
+    memcpy(numbers, &front, sizeof front);
+    memcpy(numbers + sizeof front / sizeof *numbers, &back, sizeof back);
 }
 
 int LR_CPU(dropout)(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_tensor *keys, double p, int64_t seed,
@@ -62,21 +77,23 @@ int LR_CPU(dropout)(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_te
     for (int64_t t = 0; t < tokens; t++) {
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t column = block * BLOCK, n = lr_min64(BLOCK, width - column), at = t * width + column;
-            lr_mask_numbers numbers;
+            uint16_t numbers[BLOCK];
             float x_run[BLOCK], y_run[BLOCK];
-            philox_lanes((uint64_t)seed, (uint64_t)key[t], (uint32_t)step,
-                         (uint32_t)purpose << 16 | (uint32_t)(column / GROUP), &numbers);
+            const uint32_t counter = (uint32_t)purpose << 16 | (uint32_t)(column / GROUP);
+            for (uint32_t group = 0; group < BLOCK / GROUP; group += LANES)
+                philox_lanes((uint64_t)seed, (uint64_t)key[t], (uint32_t)step, counter + group,
+                             numbers + group * GROUP);
             const float *in = lr_row_in(x, at, n, x_run);
             float *out = lr_row_out(y, at, x_run);
             if (beta_f == 0.0f) {
 #pragma omp simd
                 for (int64_t j = 0; j < n; j++)
-                    out[j] = numbers.halves[j] >= threshold ? in[j] * scale : 0.0f;
+                    out[j] = numbers[j] >= threshold ? in[j] * scale : 0.0f;
             } else {
                 const float *old = lr_row_in(y, at, n, y_run);
 #pragma omp simd
                 for (int64_t j = 0; j < n; j++)
-                    out[j] = (numbers.halves[j] >= threshold ? in[j] * scale : 0.0f) + beta_f * old[j];
+                    out[j] = (numbers[j] >= threshold ? in[j] * scale : 0.0f) + beta_f * old[j];
             }
             lr_row_done(y, at, n, out);
         }
