@@ -5,9 +5,6 @@
 
 #include "core/op.h"
 
-/* The dtype in which bf16 products are computed on this machine: bf16 where it has the instructions, else f32. */
-int lr_gemm_bf16_dtype(void);
-
 /* The dtype that x and y of lr_gemm_packed must have: that of the packed values, which may differ from w->dtype. */
 int lr_gemm_packed_dtype(const lr_tensor *w);
 
@@ -25,8 +22,5 @@ typedef struct lr_gemm_operand {
 /* c[m, n] = alpha a[m, k] b[k, n] + beta c, all f32. */
 int lr_gemm_f32(int64_t m, int64_t n, int64_t k, float alpha, lr_gemm_operand a, lr_gemm_operand b, float beta,
                 float *c, int64_t ldc);
-/* c[m, n] = a[m, k] b[k, n], a and b bf16, c of dtype f32 or bf16. */
-int lr_gemm_bf16(int64_t m, int64_t n, int64_t k, lr_gemm_operand a, lr_gemm_operand b, void *c, int dtype,
-                 int64_t ldc);
 
 #endif
