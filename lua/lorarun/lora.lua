@@ -154,6 +154,11 @@ function Adapter:reset(seed)
   self.parameters.grad:fill(0)
 end
 
+function Adapter:__tostring()
+  return ("LoRA rank %d, alpha %g, dropout %g on %d layers (%d parameters)"):format(self.config.r, self.config.lora_alpha,
+    self.config.lora_dropout, #self.modules, self.parameters.count)
+end
+
 function Adapter:free()
   for _, layer in ipairs(self.layers) do layer.lora = nil end
   for _, m in ipairs(self.modules) do

@@ -176,6 +176,9 @@ function Bar:update(step, fields, total)
   if self:due() then self:draw() end
 end
 
+-- Time that passes between now and the next update is none of the steps' (an evaluation between two of them).
+function Bar:skip_time() self.updated = self.clock() end
+
 -- A line above the bar. It goes to standard output even where the bar is on standard error.
 function Bar:print(text)
   if self.drawn then

@@ -230,6 +230,7 @@ local function loop(run, first)
         run.totals.seconds = run.totals.seconds + C.lr_time() - window.time
         if signal == 0 then evaluate_now(run, step) end
         save_checkpoint(run, step)
+        run.bar:skip_time()
         window = { time = C.lr_time(), pairs = 0, tokens = 0, wait = 0 }
         if signal ~= 0 then return step, signal end
       end
@@ -303,7 +304,10 @@ function trainer.train(given)
   check(C.lr_signal_catch(1))
   local started = C.lr_time()
   local ok, step, signal = pcall(function()
-    if o.evaluate_first and first == 0 then evaluate_now(run, 0) end
+    if o.evaluate_first and first == 0 then
+      evaluate_now(run, 0)
+      run.bar:skip_time()
+    end
     return loop(run, first)
   end)
   run.bar:close()
