@@ -88,9 +88,15 @@ static int edit_open(lua_State *L)
     el_set(el, EL_SIGNAL, 1); /* the terminal is put in order before our handlers run, and after a stop or a resize */
     el_set(el, EL_HIST, history, editor.history);
     el_set(el, EL_ADDFN, "lua-complete", "complete a Lua name", complete);
-    static const char *const bindings[][2] = {{"^I", "lua-complete"},        {"^R", "em-inc-search-prev"},
-                                              {"^W", "ed-delete-prev-word"}, {"\\e[3~", "ed-delete-next-char"},
-                                              {"\\e[1;5C", "em-next-word"},  {"\\e[1;5D", "ed-prev-word"}};
+    /* A Ctrl-D pressed between two prompts, while the terminal is in its own line mode, reaches us as a NUL; where the
+     * terminal has no "literal next" key, libedit takes NUL for that and would quote the next Ctrl-D: ignore it. */
+    static const char *const bindings[][2] = {{"^@", "ed-ignore"},
+                                              {"^I", "lua-complete"},
+                                              {"^R", "em-inc-search-prev"},
+                                              {"^W", "ed-delete-prev-word"},
+                                              {"\\e[3~", "ed-delete-next-char"},
+                                              {"\\e[1;5C", "em-next-word"},
+                                              {"\\e[1;5D", "ed-prev-word"}};
     for (size_t i = 0; i < LR_COUNT_OF(bindings); i++)
         el_set(el, EL_BIND, bindings[i][0], bindings[i][1], NULL);
     (void)el_source(el, NULL); /* the user's own ~/.editrc has the last word */
