@@ -15,12 +15,12 @@ export DESTDIR JOBS
 
 all: ## install what is missing, build build/lorarun
 	@tools/setup.sh build
-	@tools/build.sh "$(BUILD)"
+	@TARGET=lorarun tools/build.sh "$(BUILD)"
 
 run: ## the same, fetch the small model, fine-tune it: recipes/bugdetect.lua (options: ARGS="...")
 	@tools/setup.sh build model
 	@tools/fetch_model.sh
-	@tools/build.sh "$(BUILD)"
+	@TARGET=lorarun tools/build.sh "$(BUILD)"
 	@"$(BUILD)/lorarun" recipes/bugdetect.lua $(ARGS)
 
 test: ## the same set-up, then every test
@@ -41,7 +41,7 @@ bench: ## the benchmarks: kernels, tokenizer, a whole training step
 interop: ## folders written here load in sentence-transformers and PEFT, and theirs here
 	@tools/setup.sh build model interop
 	@tools/fetch_model.sh
-	@tools/build.sh "$(BUILD)"
+	@TARGET=lorarun tools/build.sh "$(BUILD)"
 	@tests/interop/run.sh "$(BUILD)"
 
 lint: ## formatting, luacheck, shellcheck, house rules

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# build.sh FOLDER [CMAKE-OPTION...]: configures FOLDER when that is due, then builds what changed.
+# build.sh FOLDER [CMAKE-OPTION...]: configures FOLDER when that is due, then builds what changed: all, or $TARGET.
 #
 # CMake itself notices changed CMake files and new sources. What it cannot mend is done here: a folder that was configured for
 # another place (the tree was moved or copied), and other options than last time.
@@ -25,4 +25,4 @@ if [ ! -f "$folder/CMakeCache.txt" ] || [ "$(cat "$folder/.configured" 2>/dev/nu
   fi
   printf '%s\n' "$options" >"$folder/.configured"
 fi
-exec cmake --build "$folder" --parallel "$jobs"
+exec cmake --build "$folder" --parallel "$jobs" ${TARGET:+--target "$TARGET"}
