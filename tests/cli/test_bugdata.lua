@@ -5,31 +5,26 @@ local json = require "lorarun.json"
 local git = require "lorarun.git"
 local bugdata = require "lorarun.bugdata"
 
-local PROGRAM = os.getenv "LORARUN_PROGRAM" or "lorarun"
-local ROOT = fs.dirname(os.getenv "LORARUN_TESTS" or "tests")
+local tools = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local ROOT = fs.dirname(os.getenv "LORARUN_TESTS")
 local CONTEXTS = { "context_before", "context_after", "context_full" }
 
 local function with_folder(fn)
-  local folder = os.tmpname()
-  os.remove(folder)
-  folder = folder .. ".d"
-  fs.make(folder)
-  local ok, err = xpcall(function() fn(folder) end, debug.traceback)
-  os.execute("chmod -R u+rwX " .. git.quote(folder))
-  fs.remove(folder)
-  if not ok then error(err, 0) end
+  tools.with_folder(function(folder)
+    local ok, err = xpcall(fn, debug.traceback, folder)
+    os.execute("chmod -R u+rwX " .. tools.quote(folder)) -- a test may have taken rights away
+    if not ok then error(err, 0) end
+  end)
 end
 
 -- Runs a shell command; its output (both streams) and its status.
 local function shell(command)
-  local pipe = io.popen("{ " .. command .. "; } 2>&1; printf '\\n%d' $?", "r")
-  local output, status = pipe:read("*a"):match("^(.*)\n(%d+)$")
-  pipe:close()
-  return output, tonumber(status)
+  local r = tools.run("{ " .. command .. "; } 2>&1")
+  return r.out, r.status
 end
 
 local function make(arguments)
-  return shell(("%s %s %s"):format(git.quote(PROGRAM), git.quote(fs.join(ROOT, "recipes/bugdata.lua")), arguments))
+  return shell(("$L %s %s"):format(git.quote(fs.join(ROOT, "recipes/bugdata.lua")), arguments))
 end
 
 local function must_make(arguments)
@@ -131,7 +126,7 @@ test("the same seed gives the same bytes, JIT on or off; another seed others", f
     write_sources(sources, 12)
     local function bytes(arguments, environment)
       local data = fs.join(folder, "data" .. #fs.list(folder))
-      local _, status = shell(("LORARUN_JIT=%s %s %s --mutate %s --output %s %s"):format(environment, git.quote(PROGRAM),
+      local _, status = shell(("LORARUN_JIT=%s $L %s --mutate %s --output %s %s"):format(environment,
         git.quote(fs.join(ROOT, "recipes/bugdata.lua")), sources, data, arguments))
       check.equal(status, 0, "status")
       local parts = {}

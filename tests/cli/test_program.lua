@@ -1,35 +1,16 @@
 -- test_program.lua: the command line of the built program, run as a user runs it: output, errors and exit status of each way.
-local program = assert(os.getenv "LORARUN_PROGRAM", "LORARUN_PROGRAM names the program under test")
-
-local function quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
-
-local function read_and_remove(path)
-  local f = assert(io.open(path, "rb"))
-  local text = f:read "*a"
-  f:close()
-  os.remove(path)
-  return text
-end
-
--- Run a shell command in which $L is the program. -> { status =, out =, err = }
-local function shell(command)
-  local out, err, status = os.tmpname(), os.tmpname(), os.tmpname()
-  os.execute(("L=%s; { %s\n} >%s 2>%s </dev/null; echo $? >%s"):format(quote(program), command, out, err, status))
-  return { out = read_and_remove(out), err = read_and_remove(err), status = tonumber(read_and_remove(status)) }
-end
+local tools = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local quote, shell = tools.quote, tools.run
 
 -- Run fn with the path of a recipe that holds `code`, in a folder of its own.
 local function with_recipe(code, fn)
-  local folder = os.tmpname()
-  os.remove(folder)
-  assert(os.execute("mkdir " .. quote(folder)) == 0)
-  local path = folder .. "/recipe.lua"
-  local f = assert(io.open(path, "w"))
-  f:write(code)
-  f:close()
-  local ok, err = pcall(fn, path, folder)
-  os.execute("rm -r " .. quote(folder))
-  if not ok then error(err, 0) end
+  tools.with_folder(function(folder)
+    local path = folder .. "/recipe.lua"
+    local f = assert(io.open(path, "w"))
+    f:write(code)
+    f:close()
+    fn(path, folder)
+  end)
 end
 
 local function expect(result, status, out, err)

@@ -1,6 +1,6 @@
 -- test_fs.lua: lorarun.fs, the Lua side of files, folders and paths.
 local fs = require "lorarun.fs"
-local folder = dofile(os.getenv "LORARUN_TESTS" .. "/units/folder.lua")
+local folder = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua").with_folder
 
 test("reading and writing", function()
   folder(function(dir)

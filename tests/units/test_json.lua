@@ -3,7 +3,7 @@ local ffi = require "ffi"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local C = require "lorarun.c"
-local folder = dofile(os.getenv "LORARUN_TESTS" .. "/units/folder.lua")
+local folder = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua").with_folder
 
 test("a config file as Python writes it", function()
   local value = {

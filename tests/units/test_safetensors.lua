@@ -4,7 +4,7 @@ local C = require "lorarun.c"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local safetensors = require "lorarun.safetensors"
-local folder = dofile(os.getenv "LORARUN_TESTS" .. "/units/folder.lua")
+local folder = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua").with_folder
 
 local function new(dtype, n, device)
   local out = ffi.new "lr_tensor *[1]"
