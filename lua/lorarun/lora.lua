@@ -293,26 +293,40 @@ function lora.read_into(model, folder)
   with_file(folder, function(file) read_tensors(model.lora, file, modules_of(file, model.arch.unused)) end)
 end
 
+-- target_modules for PEFT: what the user asked for, unless PEFT would find layers with it that lorarun has left out (BERT's
+-- pooler): then the shortest ends of the modules' names that fit none of those. "all-linear" is stored as what it stands for, as PEFT does.
+local function peft_targets(model)
+  local targets, clash = model.lora.config.target_modules, false
+  for name in pairs(model.arch.unused) do clash = clash or is_target(targets or "all-linear", name) end
+  local list, seen = {}, {}
+  if type(targets) == "table" and not clash then
+    for i, t in ipairs(targets) do list[i] = t end
+  elseif type(targets) == "string" and targets ~= "all-linear" and not clash then
+    return targets
+  else
+    for _, m in ipairs(model.lora.modules) do
+      local ending, rest = m.name:match("([^.]+)$"), m.name:match("^(.*)%.[^.]+$")
+      local function fits_unused()
+        for name in pairs(model.arch.unused) do
+          if is_target({ ending }, name) then return true end
+        end
+      end
+      while fits_unused() and rest do
+        ending, rest = (rest:match("([^.]+)$")) .. "." .. ending, rest:match("^(.*)%.[^.]+$")
+      end
+      if not seen[ending] then seen[ending], list[#list + 1] = true, ending end
+    end
+  end
+  table.sort(list)
+  return json.array(list)
+end
+
 --- write(model, folder, base): adapter_config.json and adapter_model.safetensors as PEFT writes them. base: what
 --- base_model_name_or_path says; default: the model's name.
 function lora.write(model, folder, base)
   local adapter = model.lora or check.fail("the model has no adapter to save")
   local config = adapter.config
-  local targets = config.target_modules
-  if type(targets) == "table" then
-    targets = { unpack(targets) }
-    table.sort(targets)
-    json.array(targets)
-  elseif targets == "all-linear" or targets == nil then -- PEFT stores what it expanded to
-    local seen
-    seen, targets = {}, {}
-    for _, m in ipairs(adapter.modules) do
-      local last = m.name:match("([^.]+)$")
-      if not seen[last] then seen[last] = true targets[#targets + 1] = last end
-    end
-    table.sort(targets)
-    json.array(targets)
-  end
+  local targets = peft_targets(model)
   fs.make(folder)
   fs.write(fs.join(folder, "adapter_config.json"), json.encode({
     alpha_pattern = config.alpha_pattern, auto_mapping = json.null, base_model_name_or_path = base or model.name, bias = "none",

@@ -210,7 +210,7 @@ local function loop(run, first)
       local seconds = now - window.time
       local rate = { pairs = window.pairs / seconds, tokens = window.tokens / seconds, wait = window.wait / seconds }
       run.files:log { kind = "step", step = step, epoch = step / run.steps_per_epoch, loss = step_loss, learning_rate = lr,
-        grad_norm = skipped and "overflow" or grad_norm, tokens = step_tokens, pairs = step_pairs,
+        grad_norm = skipped and "overflow" or grad_norm, tokens = step_tokens, pairs = step_pairs, seconds = now - run.started,
         tokens_per_second = rate.tokens, pairs_per_second = rate.pairs, loader_wait = rate.wait }
       local fields = { { "loss", ("%.4f"):format(step_loss) }, { "lr", ("%.2e"):format(lr) },
         { "grad", ("%.3f"):format(grad_norm) }, { "pairs/s", ("%.1f"):format(rate.pairs) },
@@ -302,7 +302,7 @@ function trainer.train(given)
     first_step = first, last_step = run.total_steps }
   run.bar = progress.new { total = run.total_steps, initial = first, description = "" }
   check(C.lr_signal_catch(1))
-  local started = C.lr_time()
+  run.started = C.lr_time()
   local ok, step, signal = pcall(function()
     if o.evaluate_first and first == 0 then
       evaluate_now(run, 0)
@@ -319,7 +319,7 @@ function trainer.train(given)
       :format(signal, step, run.total_steps))
     os.exit(128 + signal, true)
   elseif ok then
-    ok, result = pcall(finish, run, C.lr_time() - started)
+    ok, result = pcall(finish, run, C.lr_time() - run.started)
   else
     result = step
   end
