@@ -1,5 +1,5 @@
 -- lora.lua: low-rank adapters as PEFT defines them: y = W x + b + s B A dropout(x), s = alpha/r (rsLoRA: alpha/sqrt(r)).
--- Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021). Files: shared facts in docs/formats.md.
+-- Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021).
 --
 -- All adapters of a model live in one flat f32 buffer, their gradients in another: one clip, one optimizer step, one all-reduce.
 -- Within it, the A's of the parts of one stacked layer lie next to each other, so that one product computes all their A x.
@@ -294,7 +294,8 @@ function lora.read_into(model, folder)
 end
 
 -- target_modules for PEFT: what the user asked for, unless PEFT would find layers with it that lorarun has left out (BERT's
--- pooler): then the shortest ends of the modules' names that fit none of those. "all-linear" is stored as what it stands for, as PEFT does.
+-- pooler): then the shortest ends of the modules' names that fit none of those. "all-linear" is stored as what it stands for,
+-- as PEFT does.
 local function peft_targets(model)
   local targets, clash = model.lora.config.target_modules, false
   for name in pairs(model.arch.unused) do clash = clash or is_target(targets or "all-linear", name) end

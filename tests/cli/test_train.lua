@@ -193,6 +193,25 @@ test("checkpoints: the last few and the best are kept; a damaged one is refused 
   end)
 end)
 
+-- The losses of a run's steps.
+local function losses(output)
+  local list = {}
+  for _, line in ipairs(lines_of(fs.join(output, "log.jsonl"))) do
+    local record = json.decode(line, "log.jsonl")
+    if record.kind == "step" then list[#list + 1] = record.loss end
+  end
+  return list
+end
+
+test("accumulating two batches of 4 is a batch of 8: the same rows, masks and losses", function()
+  with_data(function(folder, data)
+    local one, two = fs.join(folder, "one"), fs.join(folder, "two")
+    check.equal(train(data, one, "--epochs 2 --max-train-rows 45").status, 0) -- the epoch's last step has 5 rows
+    check.equal(train(data, two, "--epochs 2 --max-train-rows 45 --batch 4 --accumulate 2").status, 0)
+    check.array(losses(two), losses(one), 1e-5, "losses")
+  end)
+end)
+
 test("multiple negatives ranking, bf16, recompute, shuffled rows, other schedules", function()
   with_data(function(folder, data)
     for i, options in ipairs { "--loss mnr", "--precision bf16", "--recompute all --schedule cosine",

@@ -2,8 +2,9 @@
 # setup.sh: makes the virtual environment with PyTorch, transformers, PEFT and sentence-transformers that the
 # interoperability tests, the reference benchmark and make_golden.py run in, and prints its folder on standard output:
 #     venv=$(tests/interop/setup.sh) && "$venv/bin/python" ...
-# Progress goes to standard error. The folder is $LORARUN_VENV, or else lorarun/venv-<hash of requirements.txt> in the
-# user's cache folder: new pins give a new environment. A finished one has a mark inside and is returned at once.
+# With --check it makes nothing: status 1 where there is none yet. Progress goes to standard error. The folder is
+# $LORARUN_VENV, or else lorarun/venv-<hash of requirements.txt> in the user's cache folder: new pins give a new
+# environment. A finished one has a mark inside and is returned at once.
 #
 # PyPI's Linux wheels of torch are CUDA builds. Everything is installed with --no-deps from the full list of pins, and the
 # CUDA libraries that torch wants at import come from the system (its library cache, then $CUDA_HOME or /usr/local/cuda,
@@ -41,6 +42,7 @@ if [ -e "$mark" ]; then
   echo "$venv"
   exit 0
 fi
+[ "${1:-}" != --check ] || exit 1
 
 say "making $venv (downloads about 1 GB, takes 2.1 GB of disk)"
 "$python" -m venv "$venv" >&2
