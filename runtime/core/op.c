@@ -1,7 +1,6 @@
 /* op.c: checks an op's arguments against its row in ops.def. One checker for all ops and devices: a wrong shape is reported in
  * the same words whether the op would have run on the CPU, on a GPU or not at all. */
 #include "core/op.h"
-#include <omp.h>
 #include <stdio.h>
 #include <string.h>
 

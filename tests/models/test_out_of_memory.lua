@@ -13,30 +13,6 @@ local tensor = require "lorarun.tensor"
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local TEXTS = { "x = 1", "def f(x): return x" }
 
-local function work(folder, save_to)
-  local model = load_model(fs.join(golden, folder))
-  local optimizer
-  local ok, err = pcall(function()
-    model:add_lora { rank = 2, dropout = 0.1, targets = "all-linear" }
-    local e = model:encode(TEXTS)
-    e:free()
-    optimizer = optim.adamw(model.lora.parameters)
-    autograd.gradients(function()
-      local batch = data.pack(model.tokenizer, TEXTS, model.max_length)
-      local ok, ctx = pcall(model.context, model, batch, { training = true, recompute = 1 })
-      batch:close()
-      if not ok then error(ctx, 0) end
-      local out = model:forward(ctx)
-      return ops.mse(ops.row_dot(ops.rows(out, 0, 1), ops.rows(out, 1, 2)), tensor.from { 0.5 })
-    end)
-    optimizer:step(1e-3)
-    model:save_adapter(save_to)
-  end)
-  if optimizer then optimizer:free() end
-  model:free()
-  if not ok then error(err, 0) end
-end
-
 local function held()
   jit.flush()
   collectgarbage() collectgarbage()
@@ -44,32 +20,71 @@ local function held()
   return s.live_tensors, s.host_objects
 end
 
+-- Call work() once for each of its allocations, with that one failing. work leaves nothing behind.
+local function fail_each(what, work)
+  work() -- once for what is made once and kept
+  local before = tonumber(C.lr_memory_attempts())
+  work()
+  local attempts = tonumber(C.lr_memory_attempts()) - before
+  check.that(attempts > 50, ("%s allocates only %d times"):format(what, attempts))
+  local tensors, objects = held()
+  local failed = 0
+  for n = 0, attempts + 5 do
+    C.lr_memory_fail(n, 2) -- twice: lorarun collects garbage and tries again once
+    local ok, err = pcall(work)
+    C.lr_memory_fail(-1, 0)
+    if not ok then
+      failed = failed + 1
+      check.that(tostring(err):find("memory", 1, true), ("%s, allocation %d: %s"):format(what, n, err))
+    end
+    local tensors_now, objects_now = held()
+    check.equal(tensors_now, tensors, ("%s: tensors alive after allocation %d of %d failed (%s)"):format(what, n, attempts,
+      tostring(err)))
+    check.that(objects_now <= objects, ("%s: %d small allocations leaked when allocation %d of %d failed (%s)"):format(what,
+      objects_now - objects, n, attempts, tostring(err)))
+  end
+  check.that(failed > attempts / 2, ("%s: only %d of %d failures were noticed"):format(what, failed, attempts))
+end
+
+local function train_step(model)
+  local optimizer = optim.adamw(model.lora.parameters)
+  local ok, err = pcall(function()
+    autograd.gradients(function()
+      local batch = data.pack(model.tokenizer, TEXTS, model.max_length)
+      local made, ctx = pcall(model.context, model, batch, { training = true, recompute = 1 })
+      batch:close()
+      if not made then error(ctx, 0) end
+      local e = model:forward(ctx)
+      return ops.mse(ops.row_dot(ops.rows(e, 0, 1), ops.rows(e, 1, 2)), tensor.from { 0.5 })
+    end)
+    optimizer:step(1e-3)
+  end)
+  optimizer:free()
+  if not ok then error(err, 0) end
+end
+
 for _, folder in ipairs { "bert", "qwen2_tied" } do
-  test(folder .. ": every allocation fails in turn", function()
+  local path = fs.join(golden, folder)
+
+  test(folder .. ": every allocation of loading and of adding adapters fails in turn", function()
+    fail_each("loading", function()
+      local model = load_model(path)
+      local ok, err = pcall(model.add_lora, model, { rank = 2, dropout = 0.1, targets = "all-linear" })
+      model:free()
+      if not ok then error(err, 0) end
+    end)
+  end)
+
+  test(folder .. ": every allocation of encoding, a training step and saving fails in turn", function()
+    local model = load_model(path)
+    model:add_lora { rank = 2, dropout = 0.1, targets = "all-linear" }
     local save_to = os.tmpname()
     os.remove(save_to)
-    work(folder, save_to) -- once for what is made once and kept
-    local before = tonumber(C.lr_memory_attempts())
-    work(folder, save_to)
-    local attempts = tonumber(C.lr_memory_attempts()) - before
-    check.that(attempts > 100, "the work allocates: " .. attempts)
-    local tensors, objects = held()
-    local failed = 0
-    for n = 0, attempts + 5 do
-      C.lr_memory_fail(n, 2) -- twice: lorarun collects garbage and tries again once
-      local ok, err = pcall(work, folder, save_to)
-      C.lr_memory_fail(-1, 0)
-      if not ok then
-        failed = failed + 1
-        check.that(tostring(err):find("memory", 1, true), ("allocation %d: %s"):format(n, err))
-      end
-      local tensors_now, objects_now = held()
-      check.equal(tensors_now, tensors, ("tensors alive after allocation %d of %d failed (%s)"):format(n, attempts, tostring(err)))
-      check.that(objects_now <= objects, ("%d small allocations leaked when allocation %d of %d failed (%s)"):format(
-        objects_now - objects, n, attempts, tostring(err)))
-    end
-    check.that(failed > attempts / 2, ("only %d of %d failures were noticed"):format(failed, attempts))
-    if fs.exists(save_to) then fs.remove(save_to) end
+    fail_each("encoding", function() model:encode(TEXTS):free() end)
+    fail_each("a training step", function() train_step(model) end)
+    fail_each("saving", function() model:save_adapter(save_to) end)
+    fs.remove(save_to)
+    model:free()
   end)
 end
 
