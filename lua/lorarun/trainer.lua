@@ -76,8 +76,12 @@ local function open_data(o)
   local function open(split, max_rows)
     local path = path_of(split)
     if not path then return nil end
-    local columns = { { name = o.score, kind = "number" } }
-    for _, name in ipairs(o.columns) do columns[#columns + 1] = { name = name, kind = "text" } end
+    -- A ranking loss needs no scores to train; evaluation needs them, and of the texts only the two it compares.
+    local training = split == "train"
+    local columns = { { name = o.score, kind = "number", optional = training and o.loss.positives_only or false } }
+    for c, name in ipairs(o.columns) do
+      if training or c <= 2 then columns[#columns + 1] = { name = name, kind = "text" } end
+    end
     if o.group then columns[#columns + 1] = { name = o.group, kind = "text", optional = true } end
     return data.open(path, { columns = columns, on_bad_row = o.on_bad_row, max_rows = max_rows > 0 and max_rows or nil })
   end
@@ -89,7 +93,9 @@ end
 -- The sampler of the run: sample(draw) -> row, draws an epoch, a line for the banner, classes.
 local function choose_rows(o, train, labels)
   if type(o.sampling) == "function" then return o.sampling, train.rows, "the recipe's own" end
-  if o.loss.positives_only then
+  if o.loss.positives_only and not labels then
+    return sampler.shuffled(train.rows, o.seed), train.rows, "shuffled every epoch"
+  elseif o.loss.positives_only then
     local list, n = ffi.new("int64_t[?]", train.rows), 0
     for i = 0, train.rows - 1 do
       if labels[i] >= 0.5 then list[n] = i n = n + 1 end
@@ -131,8 +137,8 @@ end
 local function evaluate_split(run, name, set, quiet)
   local o = run.options
   local bar = not quiet and progress.new { description = "evaluating " .. name, total = 1, transient = true } or nil
-  local result = evaluate.run(run.model, set, { columns = o.columns, score = o.score, group = set:has(o.group) and o.group or nil,
-    prefixes = run.prefixes, threads = o.loader_threads, sweep = 21,
+  local result = evaluate.run(run.model, set, { columns = { o.columns[1], o.columns[2] }, score = o.score,
+    group = set:has(o.group) and o.group or nil, prefixes = run.prefixes, threads = o.loader_threads, sweep = 21,
     on_progress = bar and function(done, total) bar:update(done, nil, total) end or nil })
   if bar then bar:close() end
   return result
@@ -275,7 +281,7 @@ function trainer.train(given)
   for c, name in ipairs(o.columns) do
     run.prefixes[c] = o.prompts[name] and o.model:prompt { prompt_name = o.prompts[name] } or ""
   end
-  local labels = run.train:numbers(o.score)
+  local labels = run.train:has(o.score) and run.train:numbers(o.score) or nil
   local sample, draws, text, classes = choose_rows(o, run.train, labels)
   run.sampling_text, run.classes = text, classes
   run.recompute = recompute_layers(o)

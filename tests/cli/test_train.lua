@@ -228,6 +228,31 @@ test("multiple negatives ranking, bf16, recompute, shuffled rows, other schedule
   end)
 end)
 
+test("triplets without scores, through lr.train: a ranking loss with hard negatives", function()
+  with_data(function(folder)
+    local triplets = make_data(fs.join(folder, "triplets"), 12)
+    local rows = {}
+    for i = 1, 12 do
+      rows[i] = json.encode { current_line = "x = " .. i, context = ("y = %d\nx = %d"):format(i, i), negative = "z = " .. i }
+    end
+    fs.write(fs.join(triplets, "train.jsonl"), table.concat(rows, "\n") .. "\n")
+    local script = fs.join(folder, "triplets.lua")
+    fs.write(script, ([[
+      local lr = require "lorarun"
+      local model = lr.load_model(%q, { max_length = 32 })
+      model:add_lora { rank = 2, alpha = 4, targets = { "query" } }
+      local losses = {}
+      lr.train { model = model, data = %q, output = %q, columns = { "current_line", "context", "negative" },
+        loss = lr.loss.multiple_negatives_ranking(), learning_rate = 1e-2, batch = 6, max_steps = 8, epochs = 4,
+        on_step = function(s) losses[#losses + 1] = s.loss end }
+      assert(losses[8] < losses[1], "the loss did not fall")
+    ]]):format(bert, triplets, fs.join(folder, "out")))
+    local r = run("$L " .. quote(script))
+    check.equal(r.status, 0, r.err)
+    check.that(r.out:find("validation at step 8", 1, true), r.out)
+  end)
+end)
+
 test("labels that are all alike: no correlation, and no crash", function()
   with_data(function(folder)
     local same = make_data(fs.join(folder, "same"), 12)
