@@ -138,7 +138,7 @@ local function evaluate_split(run, name, set, quiet)
   local o = run.options
   local bar = not quiet and progress.new { description = "evaluating " .. name, total = 1, transient = true } or nil
   local result = evaluate.run(run.model, set, { columns = { o.columns[1], o.columns[2] }, score = o.score,
-    group = set:has(o.group) and o.group or nil, prefixes = run.prefixes, threads = o.loader_threads, sweep = 21,
+    group = o.group and set:has(o.group) and o.group or nil, prefixes = run.prefixes, threads = o.loader_threads, sweep = 21,
     on_progress = bar and function(done, total) bar:update(done, nil, total) end or nil })
   if bar then bar:close() end
   return result
