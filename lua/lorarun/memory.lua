@@ -15,6 +15,9 @@ function memory.stats()
     host_objects = tonumber(stats.host_objects) }
 end
 
+--- Count the peak anew from what is held now.
+function memory.reset_peak() check(C.lr_memory_reset_peak(C.LR_CPU)) end
+
 --- holders(lines): { { name, buffers, bytes } ... }, largest first.
 function memory.holders(lines)
   check(C.lr_memory_holders(C.LR_CPU, lines or 10, text, 4096))

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static _Thread_local char last_error[2048] = "no error";
+static _Thread_local char last_error[2048] = ""; /* nothing has failed */
 
 static void set_error(const char *fmt, va_list args)
 {
