@@ -19,15 +19,12 @@ local function users_place()
   return ""
 end
 
--- Called with the text of an out-of-memory error; memory.lua replaces it by one that adds the table of holders.
-check.explain_out_of_memory = function(message) return message end
-
 local function raise(status)
   local message = ffi.string(C.lr_last_error())
   if message == "" then -- a library below failed without words
     message = ("%s (%s)"):format(ffi.string(C.lr_status_text(status)), ffi.string(C.lr_status_name(status)))
   end
-  if status == C.LR_ENOMEM then message = check.explain_out_of_memory(message) end
+  if status == C.LR_ENOMEM then message = require("lorarun.memory").explain(message) end
   error(users_place() .. message, 0)
 end
 

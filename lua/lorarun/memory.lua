@@ -1,4 +1,4 @@
--- memory.lua: what holds the memory. Also gives out-of-memory errors their table of holders.
+-- memory.lua: what holds the memory, and what an out-of-memory error says of it.
 local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
@@ -36,7 +36,8 @@ function memory.size_text(bytes)
   return (u == 1 and "%d %s" or "%.1f %s"):format(bytes, units[u])
 end
 
-check.explain_out_of_memory = function(message)
+--- explain(message): the text of an out-of-memory error with the table of holders and what would need less.
+function memory.explain(message)
   local lines = { message, "  held now, largest first:" }
   for _, h in ipairs(memory.holders(8)) do
     lines[#lines + 1] = ("    %10s  %5d  %s"):format(memory.size_text(h.bytes), h.buffers, h.name)
