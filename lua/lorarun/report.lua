@@ -70,7 +70,9 @@ function report.banner(run)
     rows[#rows + 1] = { "  class " .. ("%g"):format(c.value), ("%s rows, weight %.4f"):format(report.count(c.count), c.weight) }
   end
   for name, set in pairs { train = run.train, validation = run.validation, test = run.test } do
-    if set.skipped > 0 then rows[#rows + 1] = { "skipped", ("%d bad rows of %s"):format(set.skipped, name) } end
+    if set.skipped > 0 then
+      rows[#rows + 1] = { "skipped", ("%d bad rows of %s; the first: %s"):format(set.skipped, name, set.first_skip) }
+    end
   end
   rows[#rows + 1] = { "steps", ("%s an epoch, %s in all (%g epochs); evaluation and checkpoint every %s"):format(
     report.count(run.steps_per_epoch), report.count(run.total_steps), o.epochs, report.count(o.evaluation_steps)) }
