@@ -6,16 +6,17 @@
  * result. Within an item, blocks of QUERIES rows meet blocks of KEYS columns, so no L x L matrix ever exists: forward
  * keeps a running maximum and sum for each row, backward computes the probabilities again from lse.
  *
- * All products are lr_tile_product's, on f32 copies of this head's rows. scale and log2(e) are folded into q, so that
- * the softmax is in powers of two: s = q k^T,  o = p v;   dp = do v^T,  ds = p (dp - sum(do o)),  dq = scale ds k,  dk
- * = ds^T q,  dv = p^T do. */
+ * All products are lr_tile_product's, on packed copies of this head's rows: of f32, or, where the tensors are bf16 and
+ * the instruction set multiplies bf16, of bf16 pairs; then p and ds are rounded to bf16 between their two products, as
+ * flash attention does, and everything else is f32. With s = scale log2(e) q k^T, so that the softmax is in powers of
+ * two:  o = p v;   dp = do v^T,  ds = p (dp - sum(do o)),  dq = scale ds k,  dk = scale ds^T q,  dv = p^T do. */
 #include "cpu/tile.h"
 #include <omp.h>
 
 /* KEYS is a multiple of LR_PANEL and LR_ROW_UNIT. Rows of scores are SCORES apart: an odd number of cache lines, so
  * that a column of them does not fall into one set of the cache. */
 static const float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
-enum { QUERIES = 48, KEYS = 192, SCORES = KEYS + 16 };
+enum { QUERIES = 48, KEYS = 192, SCORES = KEYS + 16, PAIRED_SCORES = KEYS / 2 + 16 };
 
 /* ---- the sequences of a batch, longest first ------------------------------------------------------------------- */
 typedef struct sequence {
@@ -53,8 +54,9 @@ typedef struct attention_work {
     int64_t heads, kv_heads, batch, longest;
     float scale;
     bool causal;
+    bool pairs; /* operands are pairs of bf16, not f32 */
     sequence *sequences;
-    float *scratch; /* threads * per_thread floats */
+    lr_word *scratch; /* threads * per_thread words */
     int64_t per_thread;
 } attention_work;
 
@@ -80,22 +82,23 @@ static int attention_setup(attention_work *w, const char *op, const lr_tensor *q
     w->batch = cu->shape[0] - 1;
     w->scale = (float)scale;
     w->causal = causal != 0;
+    w->pairs = LR_HAS_PAIRS && q->dtype == LR_BF16 && head_dim % 2 == 0;
     for (int64_t b = 0; b < w->batch; b++)
         w->longest = lr_max64(w->longest, start[b + 1] - start[b]);
     return LR_OK;
 }
 
-/* Take all scratch at once: per_thread floats for each thread, and the sorted sequences. */
+/* Take all scratch at once: per_thread words for each thread, and the sorted sequences. */
 static int attention_scratch(attention_work *w, const lr_exec *exec, const lr_tensor *cu, int64_t per_thread)
 {
     const int32_t *start = cu->data;
     w->per_thread = lr_round_up(per_thread, 16);
-    const size_t floats = (size_t)(w->per_thread * exec->threads) * sizeof(float);
-    char *block = lr_scratch(floats + (size_t)w->batch * sizeof(sequence));
+    const size_t bytes = (size_t)(w->per_thread * exec->threads) * sizeof(lr_word);
+    char *block = lr_scratch(bytes + (size_t)w->batch * sizeof(sequence));
     if (block == NULL)
         return LR_ENOMEM;
-    w->scratch = (float *)block;
-    w->sequences = (sequence *)(block + floats);
+    w->scratch = (lr_word *)block;
+    w->sequences = (sequence *)(block + bytes);
     for (int64_t b = 0; b < w->batch; b++)
         w->sequences[b] = (sequence){start[b], start[b + 1] - start[b]};
     sort_longest_first(w->sequences, w->batch);
@@ -103,45 +106,72 @@ static int attention_scratch(attention_work *w, const lr_exec *exec, const lr_te
 }
 
 /* ---- packing --------------------------------------------------------------------------------------------------- */
-/* Rows [first, first + n) of one head as y[n][dim], times factor. */
-static void copy_head(float *y, const lr_tensor *x, int64_t first, int64_t n, int64_t column, int64_t dim, float factor)
+/* Words that n values along a depth take; the last may be half of a pair, then its other half is zero. */
+static inline int64_t words_of(const attention_work *w, int64_t n)
 {
+    return w->pairs ? (n + 1) / 2 : n;
+}
+
+/* Rows here are too short for a call of memcpy. */
+static inline void copy_words(lr_word *y, const char *x, int64_t n)
+{
+    for (; n >= 16; n -= 16, y += 16, x += 16 * sizeof *y)
+        memcpy(y, x, 16 * sizeof *y);
+    for (int64_t i = 0; i < n; i++)
+        memcpy(y + i, x + (size_t)i * sizeof *y, sizeof *y);
+}
+
+/* Rows [first, first + n) of one head as y[n][words_of(dim)]. */
+static void copy_head(const attention_work *w, lr_word *y, const lr_tensor *x, int64_t first, int64_t n, int64_t column)
+{
+    const int64_t words = words_of(w, w->dim);
     float run[LR_RUN];
-    for (int64_t i = 0; i < n; i++) {
-        const float *row = lr_row_in(x, (first + i) * x->ld + column, dim, run);
-        float *to = y + i * dim;
-#pragma omp simd
-        for (int64_t d = 0; d < dim; d++)
-            to[d] = factor * row[d];
+    for (int64_t i = 0; i < n; i++, y += words) {
+        const int64_t at = (first + i) * x->ld + column;
+        const char *row = w->pairs ? lr_at(x, at) : (const char *)lr_row_in(x, at, w->dim, run);
+        copy_words(y, row, words);
     }
 }
 
-/* y[n][dim] as panels over dim: panel c is [n][32]; columns beyond dim are zero. */
-static void panels_of(float *panels, const float *y, int64_t n, int64_t dim)
+/* Rows y[n][dim] as a right operand whose depth is the rows: panel c is [words_of(n)][32]; columns beyond dim are
+ * zero. */
+static void panels_of(const attention_work *w, lr_word *panels, const lr_word *y, int64_t n)
 {
+    const int64_t dim = w->dim, depth = words_of(w, n), words = words_of(w, dim);
     for (int64_t c = 0; c * LR_PANEL < dim; c++) {
-        float *panel = panels + c * n * LR_PANEL;
+        lr_word *panel = panels + c * depth * LR_PANEL;
         const int64_t width = lr_min64(LR_PANEL, dim - c * LR_PANEL);
-        for (int64_t i = 0; i < n; i++) {
-            memcpy(panel + i * LR_PANEL, y + i * dim + c * LR_PANEL, (size_t)width * sizeof(float));
+        for (int64_t i = 0; i < depth; i++, panel += LR_PANEL) {
+            if (!w->pairs) {
+                copy_words(panel, (const char *)(y + i * dim + c * LR_PANEL), width);
+            } else {
+                const lr_word *even = y + 2 * i * words + c * LR_PANEL / 2, *odd = even + words;
+                const uint32_t odd_mask = 2 * i + 1 < n ? 0xffff0000u : 0;
+                for (int64_t d = 0; d < width / 2; d++) {
+                    panel[2 * d].pair = (even[d].pair & 0xffff) | (odd[d].pair << 16 & odd_mask);
+                    panel[2 * d + 1].pair = even[d].pair >> 16 | (odd[d].pair & odd_mask);
+                }
+            }
             for (int64_t d = width; d < LR_PANEL; d++)
-                panel[i * LR_PANEL + d] = 0.0f;
+                panel[d].pair = 0;
         }
     }
 }
 
-/* y[n][dim] transposed, as panels over n: panel p is [dim][32]; columns beyond n are zero. */
-static void transposed_panels_of(float *panels, const float *y, int64_t n, int64_t dim)
+/* Rows y[n][dim] as a right operand whose columns are the rows: panel p is [words_of(dim)][32]; columns beyond n are
+ * zero. */
+static void transposed_panels_of(const attention_work *w, lr_word *panels, const lr_word *y, int64_t n)
 {
+    const int64_t words = words_of(w, w->dim);
     for (int64_t p = 0; p * LR_PANEL < n; p++) {
-        float *panel = panels + p * dim * LR_PANEL;
-        const float *from = y + p * LR_PANEL * dim;
+        lr_word *panel = panels + p * words * LR_PANEL;
+        const lr_word *from = y + p * LR_PANEL * words;
         const int64_t width = lr_min64(LR_PANEL, n - p * LR_PANEL);
         if (width < LR_PANEL)
-            memset(panel, 0, (size_t)(dim * LR_PANEL) * sizeof(float));
-        for (int64_t d = 0; d < dim; d++)
+            memset(panel, 0, (size_t)(words * LR_PANEL) * sizeof *panel);
+        for (int64_t d = 0; d < words; d++)
             for (int64_t j = 0; j < width; j++)
-                panel[d * LR_PANEL + j] = from[j * dim + d];
+                panel[d * LR_PANEL + j] = from[j * words + d];
     }
 }
 
@@ -174,31 +204,45 @@ static inline int64_t last_key(const attention_work *w, int64_t query, int64_t n
     return w->causal ? lr_min64(length, query + n) : length;
 }
 
-/* Rows of scores are worked on in whole vectors: put what 2^x makes 0 of behind the n visible ones, and return how many
- * elements that makes. SCORES leaves the room. */
-static inline int64_t hide_tail(float *s, int64_t n)
+/* Rows of scores are worked on in whole vectors: put what 2^(factor x) makes 0 of behind the n visible ones, and return
+ * how many elements that makes. SCORES leaves the room. */
+static inline int64_t hide_tail(float *s, int64_t n, float factor)
 {
-    const int64_t whole = (n + 15) & ~(int64_t)15;
-    for (int64_t j = n; j < whole; j++)
-        s[j] = -INFINITY;
-    return whole;
+    const lr_vec hidden = (lr_vec){0} - (factor < 0.0f ? -INFINITY : INFINITY);
+    for (int64_t j = 0; j < SCORES - KEYS; j += LR_LANES)
+        lr_vec_store(s + n + j, hidden);
+    return lr_round_up(n, LR_LANES);
 }
 
-/* The next n floats of a layout; NULL while it is only counted. */
-static inline float *take(float *base, int64_t *used, int64_t n)
+/* Set what stands behind the first `from` of n elements to zero, and one element more: it may be the other half of the
+ * last one's pair. */
+static inline void zero_tail(float *s, int64_t from, int64_t n)
 {
-    float *p = base != NULL ? base + *used : NULL;
+    for (int64_t j = from; j <= n; j++)
+        s[j] = 0.0f;
+}
+
+/* The next n words of a layout; NULL while it is only counted. */
+static inline lr_word *take(lr_word *base, int64_t *used, int64_t n)
+{
+    lr_word *p = base != NULL ? base + *used : NULL;
     *used += n;
     return p;
 }
 
+static inline float *take_floats(lr_word *base, int64_t *used, int64_t n)
+{
+    return (float *)take(base, used, n);
+}
+
 /* ---- forward --------------------------------------------------------------------------------------------------- */
 typedef struct forward_buffers {
-    float *keys, *values, *rows, *q, *scores, *sums, *highest, *total;
+    lr_word *keys, *values, *rows, *q;
+    float *scores, *sums, *highest, *total;
 } forward_buffers;
 
-/* Lay the buffers out from base (NULL to count); returns the floats used. */
-static int64_t forward_layout(const attention_work *w, float *base, forward_buffers *f)
+/* Lay the buffers out from base (NULL to count); returns the words used. */
+static int64_t forward_layout(const attention_work *w, lr_word *base, forward_buffers *f)
 {
     int64_t used = 0;
     const int64_t padded = lr_round_up(w->longest, LR_PANEL);
@@ -206,54 +250,53 @@ static int64_t forward_layout(const attention_work *w, float *base, forward_buff
     f->values = take(base, &used, padded * w->wide_dim);
     f->rows = take(base, &used, padded * w->dim);
     f->q = take(base, &used, QUERIES * w->dim);
-    f->scores = take(base, &used, QUERIES * SCORES);
-    f->sums = take(base, &used, QUERIES * w->wide_dim);
-    f->highest = take(base, &used, QUERIES);
-    f->total = take(base, &used, QUERIES);
+    f->scores = take_floats(base, &used, QUERIES * SCORES);
+    f->sums = take_floats(base, &used, QUERIES * w->wide_dim);
+    f->highest = take_floats(base, &used, QUERIES);
+    f->total = take_floats(base, &used, QUERIES);
     return used;
 }
 
-/* Turn one row of n scores, of which the first ones are visible, into 2^(s - highest), and bring what was summed before
- * to the new maximum. */
-static inline void softmax_row(float *s, int64_t visible_keys, int64_t n, float *highest, float *total, float *sums,
-                               int64_t wide_dim)
+/* Turn one row of n scores, of which the first ones are visible, into 2^(factor s - highest), and bring what was summed
+ * before to the new maximum. */
+static inline void softmax_row(float *s, float factor, int64_t visible_keys, int64_t n, float *highest, float *total,
+                               float *sums, int64_t wide_dim)
 {
-    const int64_t whole = hide_tail(s, visible_keys);
-    float top = *highest, sum = 0.0f;
-#pragma omp simd reduction(max : top)
-    for (int64_t j = 0; j < whole; j++)
-        top = s[j] > top ? s[j] : top;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < whole; j++) {
-        s[j] = lr_exp2(s[j] - top);
-        sum += s[j];
+    const int64_t whole = hide_tail(s, visible_keys, factor);
+    lr_vec tops = (lr_vec){0} + *highest, sum = {0};
+    for (int64_t j = 0; j < whole; j += LR_LANES)
+        tops = lr_vec_max(factor * lr_vec_load(s + j), tops);
+    const float top = lr_vec_highest(tops);
+    for (int64_t j = 0; j < whole; j += LR_LANES) {
+        const lr_vec p = lr_vec_exp2(factor * lr_vec_load(s + j) - top);
+        lr_vec_store(s + j, p);
+        sum += p;
     }
-    for (int64_t j = visible_keys; j < n; j++)
-        s[j] = 0.0f;
+    zero_tail(s, whole, n);
     if (top != *highest) {
-        const float shrink = lr_exp2(*highest - top);
+        const float shrink = exp2f(*highest - top);
         *total *= shrink;
 #pragma omp simd
         for (int64_t d = 0; d < wide_dim; d++)
             sums[d] *= shrink;
     }
     *highest = top;
-    *total += sum;
+    *total += lr_vec_sum(sum);
 }
 
 static void forward_item(const attention_work *w, const forward_buffers *f, const sequence *seq, int64_t head,
                          lr_tensor *o, lr_tensor *lse, const lr_tensor *q, const lr_tensor *k, const lr_tensor *v)
 {
     const int64_t dim = w->dim, wide = w->wide_dim, length = seq->length, column = head * dim;
-    const int64_t kv_column = head / (w->heads / w->kv_heads) * dim;
+    const int64_t kv_column = head / (w->heads / w->kv_heads) * dim, words = words_of(w, dim);
     float *lses = lse->data;
-    copy_head(f->rows, k, seq->start, length, kv_column, dim, 1.0f);
-    transposed_panels_of(f->keys, f->rows, length, dim);
-    copy_head(f->rows, v, seq->start, length, kv_column, dim, 1.0f);
-    panels_of(f->values, f->rows, length, dim);
+    copy_head(w, f->rows, k, seq->start, length, kv_column);
+    transposed_panels_of(w, f->keys, f->rows, length);
+    copy_head(w, f->rows, v, seq->start, length, kv_column);
+    panels_of(w, f->values, f->rows, length);
     for (int64_t query = 0; query < length; query += QUERIES) {
         const int64_t n = lr_min64(QUERIES, length - query);
-        copy_head(f->q, q, seq->start + query, n, column, dim, LOG2_E * w->scale);
+        copy_head(w, f->q, q, seq->start + query, n, column);
         memset(f->sums, 0, (size_t)(QUERIES * wide) * sizeof(float));
         for (int64_t i = 0; i < n; i++) {
             f->highest[i] = -INFINITY;
@@ -262,19 +305,27 @@ static void forward_item(const attention_work *w, const forward_buffers *f, cons
         const int64_t end = last_key(w, query, n, length);
         for (int64_t key = 0; key < end; key += KEYS) {
             const int64_t m = lr_min64(KEYS, end - key);
-            lr_tile_product(n, (m + LR_PANEL - 1) / LR_PANEL, dim, f->q, dim, 1, f->keys + key * dim, dim * LR_PANEL,
-                            f->scores, SCORES, false);
-            for (int64_t i = 0; i < n; i++)
-                softmax_row(f->scores + i * SCORES, visible(w, query + i, key, m), m, &f->highest[i], &f->total[i],
+            lr_tile_product(w->pairs, n, m, words, f->q, words, 1, f->keys + key * words, words * LR_PANEL, f->scores,
+                            SCORES, false);
+            for (int64_t i = 0; i < n; i++) {
+                float *s = f->scores + i * SCORES;
+                softmax_row(s, LOG2_E * w->scale, visible(w, query + i, key, m), m, &f->highest[i], &f->total[i],
                             f->sums + i * wide, wide);
-            lr_tile_product(n, wide / LR_PANEL, m, f->scores, SCORES, 1, f->values + key * LR_PANEL, length * LR_PANEL,
-                            f->sums, wide, true);
+                if (w->pairs)
+                    lr_pair_row((lr_word *)s, s, m);
+            }
+            lr_tile_product(w->pairs, n, dim, words_of(w, m), (const lr_word *)f->scores, SCORES, 1,
+                            f->values + words_of(w, key) * LR_PANEL, words_of(w, length) * LR_PANEL, f->sums, wide,
+                            true);
         }
         for (int64_t i = 0; i < n; i++) {
-            const int64_t token = seq->start + query + i;
-            store_head(o, token, 1, column, dim, f->sums + i * wide, wide, 1.0f / f->total[i]);
-            lses[token * w->heads + head] = LN_2 * (f->highest[i] + log2f(f->total[i]));
+            const float inverse = 1.0f / f->total[i];
+#pragma omp simd
+            for (int64_t d = 0; d < wide; d++)
+                f->sums[i * wide + d] *= inverse;
+            lses[(seq->start + query + i) * w->heads + head] = LN_2 * (f->highest[i] + log2f(f->total[i]));
         }
+        store_head(o, seq->start + query, n, column, dim, f->sums, wide, 1.0f);
     }
 }
 
@@ -300,43 +351,63 @@ int LR_CPU(attention)(lr_exec *exec, lr_tensor *o, lr_tensor *lse, const lr_tens
 
 /* ---- backward -------------------------------------------------------------------------------------------------- */
 typedef struct backward_buffers {
-    float *keys, *key_rows, *values, *dk, *dv;                          /* of the whole sequence */
-    float *rows, *q, *q_panels, *d_o, *do_panels, *p, *ds, *dq, *along; /* of a block of queries */
+    lr_word *keys, *key_rows, *values, *rows; /* of the whole sequence */
+    float *dk, *dv;
+    lr_word *q, *q_panels, *d_o, *do_panels, *ds_rows; /* of a block of queries */
+    float *p, *ds, *dq, *along;
 } backward_buffers;
 
-static int64_t backward_layout(const attention_work *w, float *base, backward_buffers *f)
+static int64_t backward_layout(const attention_work *w, lr_word *base, backward_buffers *f)
 {
     int64_t used = 0;
     const int64_t padded = lr_round_up(w->longest, LR_PANEL * LR_ROW_UNIT / 4); /* whole panels and whole row units */
     f->keys = take(base, &used, padded * w->dim);
     f->key_rows = take(base, &used, padded * w->wide_dim);
     f->values = take(base, &used, padded * w->dim);
-    f->dk = take(base, &used, padded * w->wide_dim);
-    f->dv = take(base, &used, padded * w->wide_dim);
     f->rows = take(base, &used, padded * w->dim);
+    f->dk = take_floats(base, &used, padded * w->wide_dim);
+    f->dv = take_floats(base, &used, padded * w->wide_dim);
     f->q = take(base, &used, QUERIES * w->dim);
     f->q_panels = take(base, &used, QUERIES * w->wide_dim);
     f->d_o = take(base, &used, QUERIES * w->dim);
     f->do_panels = take(base, &used, QUERIES * w->wide_dim);
-    f->p = take(base, &used, QUERIES * SCORES);
-    f->ds = take(base, &used, QUERIES * SCORES);
-    f->dq = take(base, &used, QUERIES * w->wide_dim);
-    f->along = take(base, &used, QUERIES);
+    f->ds_rows = take(base, &used, w->pairs ? QUERIES * PAIRED_SCORES : 0);
+    f->p = take_floats(base, &used, QUERIES * SCORES);
+    f->ds = take_floats(base, &used, QUERIES * SCORES);
+    f->dq = take_floats(base, &used, QUERIES * w->wide_dim);
+    f->along = take_floats(base, &used, QUERIES);
     return used;
 }
 
-/* p = 2^(s - lse) and ds = p (dp - along), in place of s and dp. */
-static inline void softmax_backward_row(float *s, float *dp, int64_t visible_keys, int64_t n, float lse, float along)
+/* p = 2^(factor s - lse) and ds = p (dp - along), in place of s and dp. */
+static inline void softmax_backward_row(float *s, float *dp, float factor, int64_t visible_keys, int64_t n, float lse,
+                                        float along)
 {
-    const int64_t whole = hide_tail(s, visible_keys);
-#pragma omp simd
-    for (int64_t j = 0; j < whole; j++) {
-        const float p = lr_exp2(s[j] - lse);
-        s[j] = p;
-        dp[j] = p * (dp[j] - along);
+    const int64_t whole = hide_tail(s, visible_keys, factor);
+    for (int64_t j = 0; j < whole; j += LR_LANES) {
+        const lr_vec p = lr_vec_exp2(factor * lr_vec_load(s + j) - lse);
+        lr_vec_store(s + j, p);
+        lr_vec_store(dp + j, p * (lr_vec_load(dp + j) - along));
     }
-    for (int64_t j = visible_keys; j < n; j++)
-        s[j] = dp[j] = 0.0f;
+    zero_tail(s, whole, n);
+    zero_tail(dp, whole, n);
+}
+
+/* Round n rows of m elements of p and ds to pairs: ds in pairs along its rows, into ds_rows, for dq; both in pairs of
+ * rows, each in place of the first of the two, for dk and dv. */
+static void pair_scores(const backward_buffers *f, int64_t n, int64_t m)
+{
+    if (n % 2 != 0) {
+        memset(f->p + n * SCORES, 0, (size_t)SCORES * sizeof(float));
+        memset(f->ds + n * SCORES, 0, (size_t)SCORES * sizeof(float));
+    }
+    for (int64_t i = 0; i < n; i += 2) {
+        float *p = f->p + i * SCORES, *ds = f->ds + i * SCORES;
+        lr_pair_row(f->ds_rows + i * PAIRED_SCORES, ds, m);
+        lr_pair_row(f->ds_rows + (i + 1) * PAIRED_SCORES, ds + SCORES, m);
+        lr_pair_rows((lr_word *)p, p, p + SCORES, m);
+        lr_pair_rows((lr_word *)ds, ds, ds + SCORES, m);
+    }
 }
 
 typedef struct backward_tensors {
@@ -344,39 +415,56 @@ typedef struct backward_tensors {
     const lr_tensor *d_o, *q, *k, *v, *o, *lse;
 } backward_tensors;
 
+/* along[i] = sum(do o) of n rows from `first` of one head. */
+static void sums_along(const attention_work *w, float *along, const backward_tensors *t, int64_t first, int64_t n,
+                       int64_t column)
+{
+    float o_run[LR_RUN], do_run[LR_RUN];
+    for (int64_t i = 0; i < n; i++) {
+        const float *o = lr_row_in(t->o, (first + i) * t->o->ld + column, w->dim, o_run);
+        const float *d_o = lr_row_in(t->d_o, (first + i) * t->d_o->ld + column, w->dim, do_run);
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t d = 0; d < w->dim; d++)
+            sum += o[d] * d_o[d];
+        along[i] = sum;
+    }
+}
+
 /* One head's block of n queries against all its keys. */
 static void backward_block(const attention_work *w, const backward_buffers *f, const sequence *seq, int64_t head,
                            int64_t query, const backward_tensors *t)
 {
     const int64_t dim = w->dim, wide = w->wide_dim, length = seq->length, column = head * dim;
     const int64_t n = lr_min64(QUERIES, length - query), first = seq->start + query;
+    const int64_t words = words_of(w, dim), depth = words_of(w, n);
+    /* the strides of p and ds read as transposed left operands, and ds as it is */
+    const int64_t down = w->pairs ? 2 * SCORES : SCORES, across = w->pairs ? PAIRED_SCORES : SCORES;
+    const lr_word *p = (const lr_word *)f->p, *ds = (const lr_word *)f->ds, *ds_rows = w->pairs ? f->ds_rows : ds;
     const float *lses = t->lse->data;
-    float run[LR_RUN];
-    copy_head(f->q, t->q, first, n, column, dim, LOG2_E * w->scale);
-    copy_head(f->d_o, t->d_o, first, n, column, dim, 1.0f);
-    panels_of(f->q_panels, f->q, n, dim);
-    panels_of(f->do_panels, f->d_o, n, dim);
-    for (int64_t i = 0; i < n; i++) {
-        const float *o_row = lr_row_in(t->o, (first + i) * t->o->ld + column, dim, run), *do_row = f->d_o + i * dim;
-        float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t d = 0; d < dim; d++)
-            sum += o_row[d] * do_row[d];
-        f->along[i] = sum;
-    }
+    copy_head(w, f->q, t->q, first, n, column);
+    copy_head(w, f->d_o, t->d_o, first, n, column);
+    panels_of(w, f->q_panels, f->q, n);
+    panels_of(w, f->do_panels, f->d_o, n);
+    sums_along(w, f->along, t, first, n, column);
     const int64_t end = last_key(w, query, n, length);
     for (int64_t key = 0; key < end; key += KEYS) {
-        const int64_t m = lr_min64(KEYS, end - key), panels = (m + LR_PANEL - 1) / LR_PANEL;
-        lr_tile_product(n, panels, dim, f->q, dim, 1, f->keys + key * dim, dim * LR_PANEL, f->p, SCORES, false);
-        lr_tile_product(n, panels, dim, f->d_o, dim, 1, f->values + key * dim, dim * LR_PANEL, f->ds, SCORES, false);
+        const int64_t m = lr_min64(KEYS, end - key);
+        lr_tile_product(w->pairs, n, m, words, f->q, words, 1, f->keys + key * words, words * LR_PANEL, f->p, SCORES,
+                        false);
+        lr_tile_product(w->pairs, n, m, words, f->d_o, words, 1, f->values + key * words, words * LR_PANEL, f->ds,
+                        SCORES, false);
         for (int64_t i = 0; i < n; i++)
-            softmax_backward_row(f->p + i * SCORES, f->ds + i * SCORES, visible(w, query + i, key, m), m,
-                                 LOG2_E * lses[(first + i) * w->heads + head], f->along[i]);
-        lr_tile_product(n, wide / LR_PANEL, m, f->ds, SCORES, 1, f->key_rows + key * LR_PANEL, length * LR_PANEL, f->dq,
-                        wide, key > 0);
-        lr_tile_product(m, wide / LR_PANEL, n, f->ds, 1, SCORES, f->q_panels, n * LR_PANEL, f->dk + key * wide, wide,
+            softmax_backward_row(f->p + i * SCORES, f->ds + i * SCORES, LOG2_E * w->scale,
+                                 visible(w, query + i, key, m), m, LOG2_E * lses[(first + i) * w->heads + head],
+                                 f->along[i]);
+        if (w->pairs)
+            pair_scores(f, n, m);
+        lr_tile_product(w->pairs, n, dim, words_of(w, m), ds_rows, across, 1, f->key_rows + words_of(w, key) * LR_PANEL,
+                        words_of(w, length) * LR_PANEL, f->dq, wide, key > 0);
+        lr_tile_product(w->pairs, m, dim, depth, ds, 1, down, f->q_panels, depth * LR_PANEL, f->dk + key * wide, wide,
                         true);
-        lr_tile_product(m, wide / LR_PANEL, n, f->p, 1, SCORES, f->do_panels, n * LR_PANEL, f->dv + key * wide, wide,
+        lr_tile_product(w->pairs, m, dim, depth, p, 1, down, f->do_panels, depth * LR_PANEL, f->dv + key * wide, wide,
                         true);
     }
     store_head(t->dq, first, n, column, dim, f->dq, wide, w->scale);
@@ -387,17 +475,17 @@ static void backward_item(const attention_work *w, const backward_buffers *f, co
 {
     const int64_t dim = w->dim, wide = w->wide_dim, length = seq->length, column = group * dim;
     const int64_t heads = w->heads / w->kv_heads, padded = lr_round_up(length, LR_ROW_UNIT);
-    copy_head(f->rows, t->k, seq->start, length, column, dim, 1.0f);
-    transposed_panels_of(f->keys, f->rows, length, dim);
-    panels_of(f->key_rows, f->rows, length, dim);
-    copy_head(f->rows, t->v, seq->start, length, column, dim, 1.0f);
-    transposed_panels_of(f->values, f->rows, length, dim);
+    copy_head(w, f->rows, t->k, seq->start, length, column);
+    transposed_panels_of(w, f->keys, f->rows, length);
+    panels_of(w, f->key_rows, f->rows, length);
+    copy_head(w, f->rows, t->v, seq->start, length, column);
+    transposed_panels_of(w, f->values, f->rows, length);
     memset(f->dk, 0, (size_t)(padded * wide) * sizeof(float));
     memset(f->dv, 0, (size_t)(padded * wide) * sizeof(float));
     for (int64_t head = group * heads; head < (group + 1) * heads; head++)
         for (int64_t query = 0; query < length; query += QUERIES)
             backward_block(w, f, seq, head, query, t);
-    store_head(t->dk, seq->start, length, column, dim, f->dk, wide, LN_2);
+    store_head(t->dk, seq->start, length, column, dim, f->dk, wide, w->scale);
     store_head(t->dv, seq->start, length, column, dim, f->dv, wide, 1.0f);
 }
 

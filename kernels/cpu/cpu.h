@@ -1,6 +1,6 @@
 /* cpu.h: what the CPU kernels share.
  *
- * Every file of this folder is compiled once per instruction set (baseline, AVX2, AVX-512) and the table is chosen when the
+ * Every file of this folder is compiled once per instruction set (baseline, AVX2, AVX-512, AVX-512 with bf16 products) and the table is chosen when the
  * program starts, so one binary serves every x86-64 and uses all of it. LR_CPU(name) gives a symbol its instruction set's
  * suffix. Loops are plain C that the compiler vectorises; "omp simd" says where it must.
  *

@@ -109,9 +109,11 @@ static void cast_out(const lr_tensor *y, int64_t at, int64_t n, const float *x)
     uint16_t *h = (uint16_t *)y->data + at;
     if (y->dtype == LR_F32)
         memmove((float *)y->data + at, x, (size_t)n * sizeof(float));
-    else if (y->dtype == LR_BF16)
-        lr_run_to_bf16(h, x, n);
-    else {
+    else if (y->dtype == LR_BF16) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++)
+            h[i] = lr_round_bf16(x[i]); /* not lr_run_to_bf16, which may lose the smallest numbers */
+    } else {
 #pragma omp simd
         for (int64_t i = 0; i < n; i++)
             h[i] = to_f16(x[i]);

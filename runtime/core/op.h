@@ -45,7 +45,7 @@ int lr_op_check(const char *op, const lr_op_arg *args, int n, const lr_tensor *c
 
 /* The table of CPU kernels for the instruction set of this machine, chosen once. */
 const lr_backend *lr_cpu_backend(void);
-const char *lr_cpu_isa(void); /* "avx512", "avx2" or "baseline" */
+const char *lr_cpu_isa(void); /* "avx512bf16", "avx512", "avx2" or "baseline" */
 
 /* Packing on the CPU (kernels/cpu/gemm.c), behind lr_tensor_pack. */
 int lr_cpu_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype);

@@ -191,16 +191,18 @@ static mat *mat_cu(const int *lengths, int64_t sequences)
  * ------------------------------------------------------------------------------------------------------ */
 /* Every element within `relative` of itself and of the largest element, at least `largest` (sums of terms of that size
  * round on that scale), plus, where the result is stored in bf16, one unit of its 8-bit significand: half for the
- * rounding, half for ties that the f32 error tips over. */
-static void compare_within(const mat *m, const double *expected, double relative, double largest, const char *what,
-                           int line)
+ * rounding, half for ties that the f32 error tips over. terms, if given: sums of the absolute values of each element's
+ * terms, each of which a bf16 op may round to bf16 before it is summed, to 8 bits: by 2^-8 of itself. */
+static void compare_within(const mat *m, const double *expected, double relative, double largest, const double *terms,
+                           const char *what, int line)
 {
     const double unit = m->t->dtype == LR_BF16 ? 0x1p-8 : m->t->dtype == LR_F16 ? 0x1p-11 : 0.0;
     for (int64_t i = 0; i < m->rows * m->cols; i++)
         largest = fmax(largest, fabs(expected[i]));
     for (int64_t i = 0; i < m->rows * m->cols; i++) {
-        const double got = element(m->t, mat_at(m, i)),
-                     tolerance = relative * largest + (relative + unit) * fabs(expected[i]);
+        const double got = element(m->t, mat_at(m, i)), tolerance = relative * largest +
+                                                                    (relative + unit) * fabs(expected[i]) +
+                                                                    (terms != NULL ? unit * terms[i] : 0.0);
         if (!(fabs(got - expected[i]) <= tolerance))
             LR_TEST_FAIL("line %d: %s[%lld, %lld] of [%lld, %lld] %s is %.9g, expected %.9g within %.3g", line, what,
                          (long long)(i / m->cols), (long long)(i % m->cols), (long long)m->rows, (long long)m->cols,
@@ -212,9 +214,11 @@ static void compare_within(const mat *m, const double *expected, double relative
             LR_TEST_FAIL("line %d: %s: column %lld beside the view was written", line, what, (long long)(column - GAP));
     }
 }
-#define COMPARE(m, expected, relative) compare_within(m, expected, relative, 0.0, #m, __LINE__)
+#define COMPARE(m, expected, relative) compare_within(m, expected, relative, 0.0, NULL, #m, __LINE__)
 /* The same where the result is a difference of terms of order one, which may cancel. */
-#define COMPARE_SUM(m, expected, relative) compare_within(m, expected, relative, 1.0, #m, __LINE__)
+#define COMPARE_SUM(m, expected, relative) compare_within(m, expected, relative, 1.0, NULL, #m, __LINE__)
+/* The same where the terms themselves may be rounded to bf16. */
+#define COMPARE_TERMS(m, expected, relative, terms) compare_within(m, expected, relative, 1.0, terms, #m, __LINE__)
 static const double CLOSE = 2e-6; /* 32 units of f32's 24 bits: sums of some hundred terms */
 
 #define OK(call) CHECK_INT(call, LR_OK)
