@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Give the chunk on top of the stack the plain table of globals: recipes may replace the environment of what is loaded,
  * and lorarun's own modules are no part of that. Upvalue 1 of the calling function is that table. */
@@ -118,8 +119,24 @@ static int run(lua_State *L)
     return 0;
 }
 
+/* OpenMP's threads wait for each other after every op. By default they spin for milliseconds, which on a machine that has
+ * other work to do keeps the very thread they wait for off its core: a training step then takes five times as long. A
+ * short spin costs nothing measurable on a quiet machine (docs/benchmarks.md). libgomp reads its environment before main
+ * runs, so the program starts itself once more; where that fails, it goes on as it is. */
+static void wait_briefly(char **argv)
+{
+    char self[4096];
+    const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n <= 0 || getenv("GOMP_SPINCOUNT") != NULL || getenv("OMP_WAIT_POLICY") != NULL)
+        return;
+    self[n] = 0;
+    if (setenv("GOMP_SPINCOUNT", "5000", 1) == 0)
+        (void)execv(self, argv);
+}
+
 int main(int argc, char **argv)
 {
+    wait_briefly(argv);
     (void)signal(SIGPIPE, SIG_DFL); /* a reader that goes away ends the program quietly, whoever started it */
     command_line given = {argc, argv, EXIT_FAILURE};
     lua_State *L = luaL_newstate();
