@@ -13,10 +13,10 @@
 #include "cpu/tile.h"
 #include <omp.h>
 
-/* KEYS is a multiple of LR_PANEL and LR_ROW_UNIT. Rows of scores are SCORES apart: an odd number of cache lines, so
+/* AHEAD: rows of a head that are fetched early. KEYS is a multiple of LR_PANEL and LR_ROW_UNIT. Rows of scores are SCORES apart: an odd number of cache lines, so
  * that a column of them does not fall into one set of the cache. */
 static const float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
-enum { QUERIES = 48, KEYS = 192, SCORES = KEYS + 16, PAIRED_SCORES = KEYS / 2 + 16 };
+enum { QUERIES = 48, KEYS = 192, SCORES = KEYS + 16, PAIRED_SCORES = KEYS / 2 + 16, AHEAD = 12 };
 
 /* ---- the sequences of a batch, longest first ------------------------------------------------------------------- */
 typedef struct sequence {
@@ -129,6 +129,8 @@ static void copy_head(const attention_work *w, lr_word *y, const lr_tensor *x, i
     for (int64_t i = 0; i < n; i++, y += words) {
         const int64_t at = (first + i) * x->ld + column;
         const char *row = w->pairs ? lr_at(x, at) : (const char *)lr_row_in(x, at, w->dim, run);
+        if (i + AHEAD < n) /* rows are too far apart for the processor to guess the next */
+            __builtin_prefetch(lr_at(x, at + AHEAD * x->ld));
         copy_words(y, row, words);
     }
 }
