@@ -1,4 +1,4 @@
-/* gemm.c: the only file that talks to oneDNN.
+/* gemm.c: the only file that talks to oneDNN; what its versions 2 and 3 call differently is in dnnl_compat.h.
  *
  * A frozen weight is reordered once into the layout that oneDNN's matmul asks for (format_tag::any). That layout
  * depends on the weight's shape, not on the number of rows it will meet, so it is asked for once, with a middling
@@ -8,8 +8,7 @@
  * Compiled once: oneDNN chooses its instruction set by itself. Where that set lacks bf16 products, bf16 weights are
  * packed as f32 and their activations are converted by the caller. */
 #include "cpu/gemm.h"
-#include <dnnl.h>
-#include <string.h>
+#include "cpu/dnnl_compat.h"
 
 enum { PRIMITIVE_CACHE = 2048, QUERY_ROWS = 1024 };
 
@@ -61,29 +60,27 @@ static dnnl_status_t matrix(dnnl_memory_desc_t *desc, int64_t rows, int64_t colu
                             int64_t column_stride)
 {
     const dnnl_dims_t dims = {rows, columns}, strides = {row_stride, column_stride};
-    return dnnl_memory_desc_init_by_strides(desc, 2, dims, dnnl_dtype(dtype), strides);
+    return lr_desc_strided(desc, dims, dnnl_dtype(dtype), strides);
 }
 
 /* A matmul's primitive descriptor: dst = src weights (+ bias) (+ beta dst). */
-static dnnl_status_t matmul_desc(dnnl_primitive_desc_t *out, const dnnl_memory_desc_t *src,
-                                 const dnnl_memory_desc_t *weights, const dnnl_memory_desc_t *bias,
-                                 const dnnl_memory_desc_t *dst, float beta)
+static dnnl_status_t matmul_desc(dnnl_primitive_desc_t *out, lr_desc_ref src, lr_desc_ref weights, lr_desc_ref bias,
+                                 lr_desc_ref dst, float beta)
 {
-    dnnl_matmul_desc_t op;
     dnnl_primitive_attr_t attr = NULL;
     dnnl_post_ops_t post = NULL;
-    dnnl_status_t status = dnnl_matmul_desc_init(&op, src, weights, bias, dst);
-    if (status == dnnl_success && beta != 0.0f) {
+    dnnl_status_t status = dnnl_success;
+    if (beta != 0.0f) {
         status = dnnl_primitive_attr_create(&attr);
         if (status == dnnl_success)
             status = dnnl_post_ops_create(&post);
         if (status == dnnl_success)
-            status = dnnl_post_ops_append_sum(post, beta);
+            status = lr_post_ops_sum(post, beta);
         if (status == dnnl_success)
             status = dnnl_primitive_attr_set_post_ops(attr, post);
     }
     if (status == dnnl_success)
-        status = dnnl_primitive_desc_create(out, &op, attr, engine, NULL);
+        status = lr_matmul_desc(out, engine, src, weights, bias, dst, attr);
     if (post != NULL)
         dnnl_post_ops_destroy(post);
     if (attr != NULL)
@@ -93,7 +90,7 @@ static dnnl_status_t matmul_desc(dnnl_primitive_desc_t *out, const dnnl_memory_d
 
 typedef struct lr_gemm_argument {
     int index;
-    const dnnl_memory_desc_t *desc;
+    lr_desc_ref desc;
     const void *data;
 } lr_gemm_argument;
 
@@ -131,8 +128,8 @@ static int describe_weight(lr_packed_weight *packed, dnnl_memory_desc_t *plain, 
     const dnnl_dims_t dims = {packed->in, packed->out};
     const int source = w->dtype == LR_F16 ? LR_F32 : w->dtype;
     const int64_t ld = w->dtype == LR_F16 ? k : w->ld;
-    dnnl_memory_desc_t src, dst, any;
-    dnnl_primitive_desc_t pd;
+    dnnl_memory_desc_t src = {0}, dst = {0}, any = {0};
+    dnnl_primitive_desc_t pd = NULL;
     dnnl_status_t status =
         matrix(plain, packed->in, packed->out, source, direction == 1 ? 1 : ld, direction == 1 ? ld : 1);
     if (status == dnnl_success)
@@ -140,19 +137,24 @@ static int describe_weight(lr_packed_weight *packed, dnnl_memory_desc_t *plain, 
     if (status == dnnl_success)
         status = matrix(&dst, QUERY_ROWS, packed->out, packed->dtype, packed->out, 1);
     if (status == dnnl_success)
-        status = dnnl_memory_desc_init_by_tag(&any, 2, dims, dnnl_dtype(packed->dtype), dnnl_format_tag_any);
+        status = lr_desc_any(&any, dims, dnnl_dtype(packed->dtype));
     if (status == dnnl_success)
-        status = matmul_desc(&pd, &src, &any, NULL, &dst, 0.0f);
+        status = matmul_desc(&pd, lr_desc_lend(&src), lr_desc_lend(&any), NULL, lr_desc_lend(&dst), 0.0f);
     if (status == dnnl_success) {
-        packed->desc = *dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
+        status = lr_desc_copy(&packed->desc, dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0));
         dnnl_primitive_desc_destroy(pd);
     }
+    lr_desc_release(&any);
+    lr_desc_release(&dst);
+    lr_desc_release(&src);
     return failed(status, "asking for a weight's layout");
 }
 
-/* Reorder w into the packed layout at `to`. */
-static int reorder_weight(const lr_packed_weight *packed, const dnnl_memory_desc_t *plain, const lr_tensor *w, void *to)
+/* Reorder w, whose layout is `plain`, into the packed tensor. */
+static int reorder_weight(lr_tensor *packed, const lr_tensor *w, lr_desc_ref plain)
 {
+    const lr_packed_weight *state = packed->packing->state;
+    const lr_desc_ref layout = lr_desc_lend(&state->desc);
     const void *from = w->data;
     if (w->dtype == LR_F16) {
         const int64_t n = w->shape[0], k = w->shape[1];
@@ -166,31 +168,39 @@ static int reorder_weight(const lr_packed_weight *packed, const dnnl_memory_desc
         }
         from = values;
     }
-    dnnl_primitive_desc_t pd;
-    dnnl_status_t status = dnnl_reorder_primitive_desc_create(&pd, plain, engine, &packed->desc, engine, NULL);
+    dnnl_primitive_desc_t pd = NULL;
+    dnnl_status_t status = dnnl_reorder_primitive_desc_create(&pd, plain, engine, layout, engine, NULL);
     if (status == dnnl_success) {
-        const lr_gemm_argument arguments[] = {{DNNL_ARG_FROM, plain, from}, {DNNL_ARG_TO, &packed->desc, to}};
+        const lr_gemm_argument arguments[] = {{DNNL_ARG_FROM, plain, from}, {DNNL_ARG_TO, layout, packed->data}};
         status = run(pd, arguments, 2);
     }
     return failed(status, "packing a weight");
 }
 
-/* The tensor around a packed weight, as yet without values. */
-static int new_packed(lr_tensor **out, const lr_tensor *w, int direction, int dtype, const lr_packed_weight *layout)
+static void free_packed(void *state)
+{
+    lr_packed_weight *packed = state;
+    lr_desc_release(&packed->desc);
+    lr_free(packed);
+}
+
+/* The tensor around a packed weight, as yet without values. It takes over the descriptor in `layout`. */
+static int new_packed(lr_tensor **out, const lr_tensor *w, int direction, int dtype, lr_packed_weight *layout)
 {
     lr_tensor *t = lr_calloc(1, sizeof *t);
     lr_packing *packing = lr_calloc(1, sizeof *packing);
     lr_packed_weight *state = lr_alloc(sizeof *state);
     lr_storage *storage = NULL;
     if (t == NULL || packing == NULL || state == NULL ||
-        lr_storage_new(&storage, dnnl_memory_desc_get_size(&layout->desc), w->device, w->name) != LR_OK) {
+        lr_storage_new(&storage, dnnl_memory_desc_get_size(lr_desc_lend(&layout->desc)), w->device, w->name) != LR_OK) {
         lr_free(state);
         lr_free(packing);
         lr_free(t);
         return LR_ENOMEM;
     }
     *state = *layout;
-    *packing = (lr_packing){direction, state, lr_free};
+    layout->desc = (dnnl_memory_desc_t){0};
+    *packing = (lr_packing){direction, state, free_packed};
     *t = *w;
     t->dtype = dtype;
     t->ld = w->shape[1];
@@ -203,10 +213,9 @@ static int new_packed(lr_tensor **out, const lr_tensor *w, int direction, int dt
 
 int lr_cpu_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype)
 {
-    lr_packed_weight layout;
-    dnnl_memory_desc_t plain;
+    lr_packed_weight layout = {0};
+    dnnl_memory_desc_t plain = {0};
     int status = start();
-    memset(&layout, 0, sizeof layout);
     layout.dtype = dtype == LR_BF16 ? bf16_dtype() : LR_F32;
     if (status == LR_OK)
         status = describe_weight(&layout, &plain, w, direction);
@@ -214,7 +223,9 @@ int lr_cpu_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype)
     if (status == LR_OK)
         status = new_packed(&t, w, direction, dtype, &layout);
     if (status == LR_OK && t->data != NULL) /* the meta device has shapes and sizes, no values */
-        status = reorder_weight(&layout, &plain, w, t->data);
+        status = reorder_weight(t, w, lr_desc_lend(&plain));
+    lr_desc_release(&plain);
+    lr_desc_release(&layout.desc); /* nothing is left in it when t has it */
     if (status != LR_OK) {
         lr_tensor_destroy(t);
         return status;
@@ -231,22 +242,26 @@ int lr_gemm_packed_dtype(const lr_tensor *w)
 int lr_gemm_packed(const lr_tensor *w, int64_t rows, const void *x, void *y, const float *bias, float beta)
 {
     const lr_packed_weight *packed = w->packing->state;
-    dnnl_memory_desc_t src, dst, bias_desc;
-    dnnl_primitive_desc_t pd;
+    dnnl_memory_desc_t src = {0}, dst = {0}, bias_desc = {0};
+    dnnl_primitive_desc_t pd = NULL;
     dnnl_status_t status = matrix(&src, rows, packed->in, packed->dtype, packed->in, 1);
     if (status == dnnl_success)
         status = matrix(&dst, rows, packed->out, packed->dtype, packed->out, 1);
     if (status == dnnl_success && bias != NULL)
         status = matrix(&bias_desc, 1, packed->out, LR_F32, packed->out, 1);
     if (status == dnnl_success)
-        status = matmul_desc(&pd, &src, &packed->desc, bias != NULL ? &bias_desc : NULL, &dst, beta);
+        status = matmul_desc(&pd, lr_desc_lend(&src), lr_desc_lend(&packed->desc),
+                             bias != NULL ? lr_desc_lend(&bias_desc) : NULL, lr_desc_lend(&dst), beta);
     if (status == dnnl_success) {
-        const lr_gemm_argument arguments[] = {{DNNL_ARG_SRC, &src, x},
-                                              {DNNL_ARG_WEIGHTS, &packed->desc, w->data},
-                                              {DNNL_ARG_DST, &dst, y},
-                                              {DNNL_ARG_BIAS, &bias_desc, bias}};
+        const lr_gemm_argument arguments[] = {{DNNL_ARG_SRC, lr_desc_lend(&src), x},
+                                              {DNNL_ARG_WEIGHTS, lr_desc_lend(&packed->desc), w->data},
+                                              {DNNL_ARG_DST, lr_desc_lend(&dst), y},
+                                              {DNNL_ARG_BIAS, lr_desc_lend(&bias_desc), bias}};
         status = run(pd, arguments, bias != NULL ? 4 : 3);
     }
+    lr_desc_release(&bias_desc);
+    lr_desc_release(&dst);
+    lr_desc_release(&src);
     return failed(status, "a product with a packed weight");
 }
 
