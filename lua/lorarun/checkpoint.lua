@@ -22,6 +22,9 @@ end
 
 local function name_of(step) return ("step-%08d"):format(step) end
 
+--- path(folder, step): where the checkpoint of a step is.
+function checkpoint.path(folder, step) return fs.join(folder, name_of(step)) end
+
 --- steps(folder): the steps for which there is a checkpoint in `folder`, ascending.
 function checkpoint.steps(folder)
   local steps = {}
@@ -37,7 +40,7 @@ end
 
 --- save(folder, run): run = { model, optimizer, state = { step =, ... } }. Returns the checkpoint's path.
 function checkpoint.save(folder, run)
-  local path = fs.join(folder, name_of(run.state.step))
+  local path = checkpoint.path(folder, run.state.step)
   local partial = fs.join(folder, ".partial-" .. name_of(run.state.step))
   fs.make(folder)
   remove_if_there(partial)
@@ -60,7 +63,7 @@ end
 function checkpoint.prune(folder, keep, protect)
   local steps = checkpoint.steps(folder)
   for i = 1, #steps - keep do
-    if not protect[steps[i]] then fs.remove(fs.join(folder, name_of(steps[i]))) end
+    if not protect[steps[i]] then fs.remove(checkpoint.path(folder, steps[i])) end
   end
   for _, name in ipairs(fs.list(folder)) do
     if name:find("^%.partial%-step%-") then fs.remove(fs.join(folder, name)) end
@@ -101,7 +104,7 @@ function checkpoint.find(folder, which, warn)
   end
   local steps = checkpoint.steps(folder)
   for i = #steps, 1, -1 do
-    local path = fs.join(folder, name_of(steps[i]))
+    local path = checkpoint.path(folder, steps[i])
     local state, why = checkpoint.verify(path)
     if state then return path, state end
     warn(why .. (i > 1 and "; trying the one before it" or ""))

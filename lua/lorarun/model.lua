@@ -157,7 +157,6 @@ function Model:context(batch, extra)
     positions = tensor.from(batch.positions, { t }, "i32", "positions", device),
     keys = tensor.from(batch.keys, { t }, "i64", "dropout keys", device),
     cu_seqlens = tensor.from(batch.cu_seqlens, { batch.sequences + 1 }, "i32", "cu_seqlens", device),
-    zeros = tensor.zeros({ t }, "i32", "token types", device),
     max_length = batch.max_length,
   }
   for k, v in pairs(extra or {}) do ctx[k] = v end

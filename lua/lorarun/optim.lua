@@ -32,7 +32,7 @@ function AdamW:step(lr)
   check(C.lr_op_adamw(p.value.handle, self.m.handle, self.v.handle, p.grad.handle, self.factor.handle, lr, self.beta1, self.beta2,
     self.eps, self.weight_decay, self.steps + 1))
   p.grad:fill(0)
-  local norm = self.norm:item()
+  local norm = self.norm.device == "meta" and 0 or self.norm:item() -- planning a step: there are no values
   local skipped = norm ~= norm or norm == math.huge
   if not skipped then self.steps = self.steps + 1 end
   return norm, skipped

@@ -193,10 +193,19 @@ local function resume(run)
   return state.step
 end
 
+-- What was done since the last window began: rates follow it, the totals of the run add it up.
+local function new_window() return { time = C.lr_time(), pairs = 0, tokens = 0, wait = 0 } end
+
+local function close_window(run, window)
+  local t = run.totals
+  t.pairs, t.tokens = t.pairs + window.pairs, t.tokens + window.tokens
+  t.seconds = t.seconds + C.lr_time() - window.time
+end
+
 -- The steps from `first` to the last. Returns the number of the last step done, and the signal that stopped the run, if one did.
 local function loop(run, first)
   local o = run.options
-  local window = { time = C.lr_time(), pairs = 0, tokens = 0, wait = 0 }
+  local window = new_window()
   local step_loss, step_tokens, step_pairs, step = 0, 0, 0, first
   while step < run.total_steps do
     local packed, info = run.stream:next()
@@ -225,19 +234,17 @@ local function loop(run, first)
       run.bar:update(step, fields)
       if o.on_step then o.on_step { step = step, total = run.total_steps, loss = step_loss, grad_norm = grad_norm, lr = lr } end
       if seconds > 20 then -- rates over the last tens of seconds, so that they follow what happens
-        run.totals.pairs, run.totals.tokens = run.totals.pairs + window.pairs, run.totals.tokens + window.tokens
-        run.totals.seconds = run.totals.seconds + seconds
-        window = { time = now, pairs = 0, tokens = 0, wait = 0 }
+        close_window(run, window)
+        window = new_window()
       end
       step_loss, step_tokens, step_pairs = 0, 0, 0
       local signal = C.lr_signal_pending()
       if step % o.evaluation_steps == 0 or step == run.total_steps or signal ~= 0 then
-        run.totals.pairs, run.totals.tokens = run.totals.pairs + window.pairs, run.totals.tokens + window.tokens
-        run.totals.seconds = run.totals.seconds + C.lr_time() - window.time
+        close_window(run, window)
         if signal == 0 then evaluate_now(run, step) end
         save_checkpoint(run, step)
         run.bar:skip_time()
-        window = { time = C.lr_time(), pairs = 0, tokens = 0, wait = 0 }
+        window = new_window()
         if signal ~= 0 then return step, signal end
       end
     end
@@ -251,7 +258,7 @@ local function finish(run, seconds)
   local last = run.total_steps
   run.best = run.best or { step = last, spearman = -1 }
   if run.best.step ~= last then
-    require("lorarun.lora").read_into(model, fs.join(o.output, "checkpoints", ("step-%08d"):format(run.best.step)))
+    require("lorarun.lora").read_into(model, checkpoint.path(fs.join(o.output, "checkpoints"), run.best.step))
   end
   local results = {}
   if run.validation then

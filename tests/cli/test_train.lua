@@ -42,6 +42,36 @@ local function lines_of(path)
   return list
 end
 
+-- The records of a run's steps, which must be numbered from 1 without a gap.
+local function steps_of(output)
+  local list = {}
+  for _, line in ipairs(lines_of(fs.join(output, "log.jsonl"))) do
+    local record = json.decode(line, "log.jsonl")
+    if record.kind == "step" then
+      list[#list + 1] = record
+      check.equal(record.step, #list, "steps in order")
+    end
+  end
+  return list
+end
+
+local function losses(output)
+  local list = {}
+  for i, record in ipairs(steps_of(output)) do list[i] = record.loss end
+  return list
+end
+
+-- train() with a recipe that sends itself a signal after a step.
+local function train_and_stop(folder, step, signal, data, output, options)
+  local stopper = fs.join(folder, "stopper.lua")
+  local hook = ("lr.train { on_step = function(s) if s.step == %d then os.execute('kill -%s $PPID') end end,"):format(step, signal)
+  local text, n = fs.read(fs.join(root, "recipes", "bugdetect.lua")):gsub("lr%.train {", function() return hook end, 1)
+  assert(n == 1, "the recipe calls lr.train")
+  fs.write(stopper, text)
+  return run(("$L %s --model %s --data %s --output %s %s %s"):format(quote(stopper), quote(bert), data, quote(output), SMALL,
+    options))
+end
+
 -- The adapter's bytes: what two runs must agree in.
 local function adapter_bytes(output) return fs.read(fs.join(output, "adapter", "adapter_model.safetensors")) end
 
@@ -66,16 +96,9 @@ test("a run of 12 steps: banner, evaluations, every file it promises", function(
       check.that(fs.exists(fs.join(output, file)), file .. " is missing")
     end
     check.that(not fs.exists(fs.join(output, "adapter", "model.safetensors")), "the adapter folder must hold no base weights")
-    local steps = 0
-    for _, line in ipairs(lines_of(fs.join(output, "log.jsonl"))) do
-      local record = json.decode(line, "log.jsonl")
-      if record.kind == "step" then
-        steps = steps + 1
-        check.equal(record.step, steps, "steps in order")
-        check.that(record.loss >= 0 and record.grad_norm > 0, line)
-      end
-    end
-    check.equal(steps, 12, "steps logged")
+    local steps = steps_of(output)
+    for _, record in ipairs(steps) do check.that(record.loss >= 0 and record.grad_norm > 0, "step " .. record.step) end
+    check.equal(#steps, 12, "steps logged")
     local csv = lines_of(fs.join(output, "similarity_evaluation_validation_results.csv"))
     check.equal(csv[1], "epoch,steps,cosine_pearson,cosine_spearman")
     check.that(csv[2]:find "^1,6,%-?0%.%d+,%-?0%.%d+$" and csv[3]:find "^2,12,", csv[2] .. " | " .. tostring(csv[3]))
@@ -97,14 +120,10 @@ test("the loss falls and the score rises where there is something to learn", fun
     local output = fs.join(folder, "out")
     local r = train(data, output, "--epochs 20 --evaluation-steps 60 --dropout 0")
     check.equal(r.status, 0, r.err)
-    local first, last, count = 0, 0, 0
-    for _, line in ipairs(lines_of(fs.join(output, "log.jsonl"))) do
-      local record = json.decode(line, "log.jsonl")
-      if record.kind == "step" then
-        count = count + 1
-        if count <= 10 then first = first + record.loss / 10 end
-        if count > 110 then last = last + record.loss / 10 end
-      end
+    local first, last = 0, 0
+    for step, value in ipairs(losses(output)) do
+      if step <= 10 then first = first + value / 10 end
+      if step > 110 then last = last + value / 10 end
     end
     check.that(last < 0.7 * first, ("the loss went from %.4f to %.4f"):format(first, last))
     check.that(json.decode_file(fs.join(output, "evaluation.json")).validation.spearman > 0.6, "Spearman after 120 steps")
@@ -116,13 +135,8 @@ test("stopped and resumed ends in the same bits, with dropout and weighted sampl
     local whole, parts = fs.join(folder, "whole"), fs.join(folder, "parts")
     local options = "--epochs 3 --evaluation-steps 5 --accumulate 2 --batch 4"
     check.equal(train(data, whole, options).status, 0)
-    -- Killed without warning in the middle: a recipe of its own that kills itself at step 8, after the checkpoint of step 5.
-    local killer = fs.join(folder, "killer.lua")
-    local text = fs.read(fs.join(root, "recipes", "bugdetect.lua"))
-    text = text:gsub("lr%.train {", "lr.train { on_step = function(s) if s.step == 8 then os.execute('kill -9 $PPID') end end,", 1)
-    fs.write(killer, text)
-    local r = run(("$L %s --model %s --data %s --output %s %s %s"):format(quote(killer), quote(bert), data, quote(parts), SMALL,
-      options))
+    -- Killed without warning in the middle: the recipe kills itself at step 8, after the checkpoint of step 5.
+    local r = train_and_stop(folder, 8, "KILL", data, parts, options)
     check.equal(r.status, 137, "killed")
     check.that(not fs.exists(fs.join(parts, "model.safetensors")), "it was killed before the end")
     r = train(data, parts, options .. " --resume latest")
@@ -133,15 +147,7 @@ test("stopped and resumed ends in the same bits, with dropout and weighted sampl
     check.equal(fs.read(fs.join(whole, "similarity_evaluation_validation_results.csv")),
       fs.read(fs.join(parts, "similarity_evaluation_validation_results.csv")), "evaluations")
     -- the log reads as if it had never stopped
-    local steps = 0
-    for _, line in ipairs(lines_of(fs.join(parts, "log.jsonl"))) do
-      local record = json.decode(line, "log.jsonl")
-      if record.kind == "step" then
-        steps = steps + 1
-        check.equal(record.step, steps)
-      end
-    end
-    check.equal(steps, 18)
+    check.equal(#steps_of(parts), 18)
   end)
 end)
 
@@ -150,13 +156,7 @@ test("SIGTERM: finish the step, write a checkpoint, leave; resume to the same bi
     local whole, parts = fs.join(folder, "whole"), fs.join(folder, "parts")
     local options = "--epochs 3 --evaluation-steps 100"
     check.equal(train(data, whole, options).status, 0)
-    local stopper = fs.join(folder, "stopper.lua")
-    local text = fs.read(fs.join(root, "recipes", "bugdetect.lua"))
-    text = text:gsub("lr%.train {",
-      "lr.train { on_step = function(s) if s.step == 7 then os.execute('kill -TERM $PPID') end end,", 1)
-    fs.write(stopper, text)
-    local r = run(("$L %s --model %s --data %s --output %s %s %s"):format(quote(stopper), quote(bert), data, quote(parts), SMALL,
-      options))
+    local r = train_and_stop(folder, 7, "TERM", data, parts, options)
     check.equal(r.status, 143, "status 128 + SIGTERM: " .. r.err)
     check.that(r.out:find("stopped by signal 15 after step 7 of 18", 1, true), r.out)
     r = train(data, parts, options .. " --resume latest")
@@ -192,16 +192,6 @@ test("checkpoints: the last few and the best are kept; a damaged one is refused 
     check.that(r.err:find("warning: seed was 1", 1, true), r.err)
   end)
 end)
-
--- The losses of a run's steps.
-local function losses(output)
-  local list = {}
-  for _, line in ipairs(lines_of(fs.join(output, "log.jsonl"))) do
-    local record = json.decode(line, "log.jsonl")
-    if record.kind == "step" then list[#list + 1] = record.loss end
-  end
-  return list
-end
 
 test("accumulating two batches of 4 is a batch of 8: the same rows, masks and losses", function()
   with_data(function(folder, data)

@@ -3,6 +3,7 @@
 local check = require "lorarun.check"
 local nn = require "lorarun.nn"
 local ops = require "lorarun.ops"
+local tensor = require "lorarun.tensor"
 local autograd = require "lorarun.autograd"
 
 local bert = {
@@ -88,7 +89,10 @@ end
 function bert.forward(model, ctx)
   local e = ops.embedding(model.words, ctx.ids)
   ops.embedding(model.position_table, ctx.positions, e)
-  ops.embedding(model.type_table, ctx.zeros, e) -- every token is of type 0, as sentence-transformers feeds them
+  -- every token is of type 0, as sentence-transformers feeds them
+  local types = tensor.zeros(ctx.ids.shape, "i32", "token types", ctx.ids.device)
+  ops.embedding(model.type_table, types, e)
+  types:release()
   local x, s = ops.layer_norm(e, nil, model.norm.w, model.norm.b, model.config.eps)
   s:release()
   for i, layer in ipairs(model.layers) do
