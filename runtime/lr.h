@@ -263,6 +263,39 @@ void lr_loader_free(lr_loader *l);
 int lr_loader_pack(lr_loader **out, const lr_tokenizer *tok, int64_t n, const char *const *texts, const int64_t *sizes,
                    int64_t max_length, lr_batch *batch);
 
+/* ---- the store of a job (dist/store.c) ------------------------------------------------------------------------------- */
+/* Small values by key over TCP: how ranks and launchers find each other. The launcher of the first machine serves it (rank 0
+ * does where a scheduler started the ranks). Who may join is settled once, when connecting: the same lorarun version, the same
+ * world size and generation, a rank that nobody else has, and, where there is a secret, proof of knowing it (the secret itself
+ * never travels). A member that knows the secret and differs in any other of these fails the whole job, so that every side
+ * hears of it; whoever does not know the secret is turned away and changes nothing. */
+enum { LR_STORE_OBSERVER = -1 }; /* rank of a member that is no rank: a launcher */
+typedef struct lr_store_member {
+    const char *secret; /* NULL: none */
+    int32_t rank;       /* 0..world_size-1, or LR_STORE_OBSERVER */
+    int32_t world_size;
+    int32_t generation; /* 0, one more after each restart of the group */
+} lr_store_member;
+typedef struct lr_store_server lr_store_server;
+/* Serve from a thread of its own. host: an address or name of this machine; anything but loopback needs a secret (LR_EINVAL).
+ * port 0: any free one; a busy port is LR_EIO. */
+int lr_store_serve(lr_store_server **out, const char *host, int port, const char *secret, int world_size);
+int lr_store_server_port(const lr_store_server *s);
+/* Start over for a restarted group: forget all keys, members and the failure, refuse other generations from now on. */
+int lr_store_server_reset(lr_store_server *s, int generation);
+void lr_store_server_stop(lr_store_server *s);
+
+typedef struct lr_store lr_store; /* a connection; used by one thread at a time */
+/* Tries again until somebody serves or timeout (seconds) is over: LR_ETIMEOUT. LR_EREFUSED, with the server's reason. */
+int lr_store_connect(lr_store **out, const char *host, int port, const lr_store_member *who, double timeout);
+int lr_store_set(lr_store *s, const char *key, const void *value, int64_t size);
+/* Wait until the key is there (timeout 0: do not wait; LR_ETIMEOUT names the key). *value is NUL-terminated, for lr_free. */
+int lr_store_get(lr_store *s, const char *key, double timeout, char **value, int64_t *size);
+int lr_store_add(lr_store *s, const char *key, int64_t amount, int64_t *sum); /* a missing key counts as 0 */
+/* Fail the job: from now on every member's call, and those waiting now, is LR_EPEER with this text. The first text stays. */
+int lr_store_fail(lr_store *s, const char *why);
+void lr_store_close(lr_store *s);
+
 /* ---- the host program (host/) ---------------------------------------------------------------------------------------- */
 int lr_terminal_width(int fd); /* columns, or 0 where fd is no terminal */
 int lr_signal_pending(
