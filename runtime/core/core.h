@@ -1,4 +1,4 @@
-/* core.h: what every C file of the runtime may use: errors, small allocations, limits.
+/* core.h: what every C file of the runtime may use: errors, small allocations, threads, limits.
  *
  * Invariants
  *   - Every heap allocation of lorarun goes through lr_alloc and friends (libraries below get them as hooks where they offer
@@ -8,6 +8,7 @@
 #define LR_CORE_H
 
 #include "lr.h"
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
 
@@ -27,6 +28,9 @@ char *lr_strdup(const char *s);
 char *lr_strndup(const char *s, size_t n);
 char *lr_format(const char *fmt, ...) LR_PRINTF(1, 2);
 /* lr_free is public (lr.h). */
+
+/* pthread_create with all signals blocked in the new thread, so that they reach the main one. */
+int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context);
 
 /* Grow a dynamic array so that it holds at least `need` elements: *cap elements of `size` bytes at *p. */
 int lr_reserve(void **p, size_t *cap, size_t need, size_t size);

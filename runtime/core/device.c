@@ -1,6 +1,7 @@
-/* device.c: which devices there are, compute threads, the clock, the interrupt flag. */
+/* device.c: which devices there are, threads, the clock, the interrupt flag. */
 #define _GNU_SOURCE
 #include "core/op.h"
+#include <errno.h>
 #include <omp.h>
 #include <sched.h>
 #include <signal.h>
@@ -64,6 +65,19 @@ int lr_device_describe(char *buf, size_t cap)
     const int n = lr_threads();
     snprintf(buf, cap, "%s (%s, %d %s, %.1f GiB)", model, lr_cpu_isa(), n, n == 1 ? "thread" : "threads", gib);
     return LR_OK;
+}
+
+int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const int code = pthread_create(thread, NULL, run, context);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (code == 0)
+        return LR_OK;
+    errno = code;
+    return lr_fail_errno("cannot start a thread");
 }
 
 double lr_time(void)

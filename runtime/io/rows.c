@@ -1,10 +1,8 @@
-/* rows.c: decimal numbers, lists of names and threads, for the readers of rows. */
+/* rows.c: decimal numbers and lists of names, for the readers of rows. */
 #define _GNU_SOURCE
 #include "io/rows.h"
-#include <errno.h>
 #include <locale.h>
 #include <math.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -99,17 +97,4 @@ void lr_name_append(char *list, size_t cap, const char *name, size_t size)
     memcpy(list + used, ", ", separator);
     memcpy(list + used + separator, name, size);
     list[used + separator + size] = 0;
-}
-
-int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context)
-{
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    const int code = pthread_create(thread, NULL, run, context);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (code == 0)
-        return LR_OK;
-    errno = code;
-    return lr_fail_errno("cannot start a thread");
 }

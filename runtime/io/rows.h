@@ -13,7 +13,6 @@
 #define LR_ROWS_H
 
 #include "core/core.h"
-#include <pthread.h>
 
 enum {
     LR_ROW_BYTES = 16 << 20, /* longest row */
@@ -64,8 +63,6 @@ bool lr_csv_field(const char **p, const char *end, lr_cell *field, bool *more, c
 bool lr_decimal(const char *text, int64_t size, double *out);
 /* Append a name to a list for a message, "a, b", cut with "..." where it would grow beyond cap. */
 void lr_name_append(char *list, size_t cap, const char *name, size_t size);
-/* pthread_create with all signals blocked in the new thread, so that they reach the main one. */
-int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context);
 
 /* Length of the UTF-8 sequence at p, 1 to 4; 0 where it is malformed (overlong, surrogate, beyond U+10FFFF, cut). */
 static inline int lr_utf8_sequence(const char *text, const char *end)
