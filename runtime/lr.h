@@ -263,7 +263,7 @@ void lr_loader_free(lr_loader *l);
 int lr_loader_pack(lr_loader **out, const lr_tokenizer *tok, int64_t n, const char *const *texts, const int64_t *sizes,
                    int64_t max_length, lr_batch *batch);
 
-/* ---- the store of a job (dist/store.c) ------------------------------------------------------------------------------- */
+/* ---- the store of a job (dist/store_*.c) ----------------------------------------------------------------------------- */
 /* Small values by key over TCP: how ranks and launchers find each other. The launcher of the first machine serves it (rank 0
  * does where a scheduler started the ranks). Who may join is settled once, when connecting: the same lorarun version, the same
  * world size and generation, a rank that nobody else has, and, where there is a secret, proof of knowing it (the secret itself
@@ -277,21 +277,26 @@ typedef struct lr_store_member {
     int32_t generation; /* 0, one more after each restart of the group */
 } lr_store_member;
 typedef struct lr_store_server lr_store_server;
-/* Serve from a thread of its own. host: an address or name of this machine; anything but loopback needs a secret (LR_EINVAL).
- * port 0: any free one; a busy port is LR_EIO. */
+/* Serve from a thread of its own. host: an address or name of this machine (0.0.0.0 or ::, all of them); anything but loopback
+ * needs a secret (LR_EINVAL). port 0: any free one; a busy port is LR_EIO. */
 int lr_store_serve(lr_store_server **out, const char *host, int port, const char *secret, int world_size);
 int lr_store_server_port(const lr_store_server *s);
-/* Start over for a restarted group: forget all keys, members and the failure, refuse other generations from now on. */
+/* Start over for a restarted group: forget all keys, members and the failure, refuse other generations from now on. Members of
+ * before are disconnected: LR_EPEER. */
 int lr_store_server_reset(lr_store_server *s, int generation);
 void lr_store_server_stop(lr_store_server *s);
 
-typedef struct lr_store lr_store; /* a connection; used by one thread at a time */
-/* Tries again until somebody serves or timeout (seconds) is over: LR_ETIMEOUT. LR_EREFUSED, with the server's reason. */
+/* A connection, used by one thread at a time. A rank is free again when its connection ends. Any call is LR_EPEER once the job
+ * has failed (with the reason) or the connection is lost. Keys have 1 to 1024 bytes, values at most 16 MiB. */
+typedef struct lr_store lr_store;
+/* Tries again until somebody serves or timeout (seconds) is over: LR_ETIMEOUT. LR_EREFUSED, with the server's reason, LR_EPEER
+ * where the job has failed already. Raised interrupts end this call and a get that waits: LR_EINTERRUPTED. */
 int lr_store_connect(lr_store **out, const char *host, int port, const lr_store_member *who, double timeout);
 int lr_store_set(lr_store *s, const char *key, const void *value, int64_t size);
 /* Wait until the key is there (timeout 0: do not wait; LR_ETIMEOUT names the key). *value is NUL-terminated, for lr_free. */
 int lr_store_get(lr_store *s, const char *key, double timeout, char **value, int64_t *size);
-int lr_store_add(lr_store *s, const char *key, int64_t amount, int64_t *sum); /* a missing key counts as 0 */
+/* A missing key counts as 0; the sum is the key's value, as decimal text. */
+int lr_store_add(lr_store *s, const char *key, int64_t amount, int64_t *sum);
 /* Fail the job: from now on every member's call, and those waiting now, is LR_EPEER with this text. The first text stays. */
 int lr_store_fail(lr_store *s, const char *why);
 void lr_store_close(lr_store *s);

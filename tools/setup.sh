@@ -29,6 +29,7 @@ check_build() {
   module libpcre2-8 || want libpcre2-dev
   module libutf8proc || want libutf8proc-dev
   module libedit || want libedit-dev
+  module libsodium || want libsodium-dev
   compiles '#include <dnnl.h>' || want libdnnl-dev
   # Ninja is quicker than make, but no reason to ask for root by itself.
   [ ${#missing[@]} -eq 0 ] || has ninja || want ninja-build

@@ -1,0 +1,88 @@
+/* store_server.h: the server of a store, in two files: store_server.c moves bytes and keeps time, store_members.c knows what they
+ * mean. Everything here belongs to the server's thread. */
+#ifndef LR_STORE_SERVER_H
+#define LR_STORE_SERVER_H
+
+#include "dist/store.h"
+
+typedef enum lr_client_stage {
+    LR_CLIENT_GREETED, /* its hello is awaited */
+    LR_CLIENT_JOINED,  /* a member of the job */
+    LR_CLIENT_LEAVING  /* what it was told last is on its way; then it is let go */
+} lr_client_stage;
+
+typedef struct lr_clients {
+    struct lr_client *first, *last; /* oldest first */
+    int count;
+} lr_clients;
+
+/* The other end of one connection. It is always in one of its server's lists. */
+typedef struct lr_client {
+    struct lr_client *previous, *next;
+    lr_clients *list;
+    int fd; /* -1: dropped */
+    lr_client_stage stage;
+    uint32_t watched; /* what epoll looks for */
+    double deadline;  /* INFINITY, or when its patience (a waiting get) or the server's (all but members) ends */
+    int32_t rank;
+    uint8_t greeting[LR_STORE_GREETING];
+    /* the frame that is coming in */
+    uint8_t head[LR_STORE_HELLO];
+    size_t head_used, body_used, body_cap;
+    lr_store_request request;
+    char *body; /* key, then value */
+    bool skip;  /* there was no memory for the body */
+    /* the frame that is going out; while there is one, nothing is read */
+    uint8_t out[LR_STORE_VERDICT];
+    size_t out_size, out_sent; /* out_size 0: none */
+    lr_store_value *out_value;
+    /* the get that waits for its key, if any */
+    char *wait_key;
+    uint32_t wait_key_size, wait_sequence;
+} lr_client;
+
+/* What another thread has this one do. */
+typedef struct lr_store_order {
+    bool stop; /* else start over, with these */
+    int generation;
+    lr_store_table *table;
+    lr_store_value *failure;
+} lr_store_order;
+
+struct lr_store_server {
+    int listener, epoll, wake; /* wake: an eventfd that tells the thread of an order */
+    int port, world_size, generation;
+    char *secret;
+    int most_pending;
+    lr_clients pending, members, dropped; /* not joined or leaving; joined; to be freed at the end of the round */
+    lr_client **ranks;                    /* [world_size]: who is which rank, or NULL */
+    lr_store_table *table;
+    lr_store_value *failure; /* made beforehand: a job can fail when memory is out, too */
+    bool failed;
+    double next_deadline; /* no later than the earliest of all deadlines */
+    double resume;        /* INFINITY, or when accepting goes on after files ran out */
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t done;
+    const lr_store_order *order; /* under mutex: what the thread is to do, one at a time, or NULL */
+};
+
+/* ---- store_server.c ---------------------------------------------------------------------------------------------- */
+void lr_clients_move(lr_clients *to, lr_client *c); /* to the end of that list */
+void lr_client_set_deadline(lr_store_server *s, lr_client *c, double deadline);
+/* Close the connection, now. The client itself lives until the end of the round. */
+void lr_client_drop(lr_store_server *s, lr_client *c);
+/* Send out[0..size), then value (NULL: nothing), of which this takes a hold of its own. */
+void lr_client_send(lr_store_server *s, lr_client *c, size_t size, lr_store_value *value);
+/* Let it go as soon as it has read what was sent, or its time is over. */
+void lr_client_leave(lr_store_server *s, lr_client *c);
+bool lr_client_has_left(const lr_client *c); /* has the other end closed, though it was not read yet? */
+
+/* ---- store_members.c --------------------------------------------------------------------------------------------- */
+void lr_client_hello(lr_store_server *s, lr_client *c);   /* its hello is in head */
+void lr_client_request(lr_store_server *s, lr_client *c); /* its request is in request and body */
+void lr_client_expire(lr_store_server *s, lr_client *c);  /* its deadline has come */
+void lr_client_forget(lr_store_server *s, lr_client *c);  /* it is a member no more: free its rank, end its get */
+void lr_members_dismiss(lr_store_server *s);              /* all of them: the group starts over */
+
+#endif
