@@ -98,7 +98,8 @@ const char *lr_dtype_name(int dtype);
 int lr_device_available(int device);           /* 1 or 0 */
 const char *lr_device_name(int device);        /* "cpu" */
 int lr_device_describe(char *buf, size_t cap); /* the CPU's model, instruction set in use, threads, memory: one line */
-int lr_threads_set(int n);                     /* compute threads; 0: one per core this process may use */
+int lr_cores(void);                            /* that this process may use */
+int lr_threads_set(int n);                     /* compute threads; 0: OMP_NUM_THREADS, or else one per core */
 int lr_threads(void);
 double lr_time(void); /* seconds, monotonic */
 /* With interrupts on, an op that finds the flag raised clears it and returns LR_EINTERRUPTED. The flag is async-signal-safe. */
@@ -301,57 +302,65 @@ int lr_store_add(lr_store *s, const char *key, int64_t amount, int64_t *sum);
 int lr_store_fail(lr_store *s, const char *why);
 void lr_store_close(lr_store *s);
 
-/* ---- collectives (dist/comm.c) --------------------------------------------------------------------------------------- */
-/* What all ranks do together. Tensors on the CPU travel over TCP (Gloo's transport), tensors on CUDA through NCCL; with one rank
- * everything is an identity that needs neither.
- *
- * Every rank makes the same calls in the same order. Each call first compares what the ranks want; where they differ, or one of
- * them has a tensor that will not do, every rank gets one error that names the ranks, nothing has been changed, and the next call
- * works. After any other failure (a rank lost, a timeout, an interrupt) the communicator is of no more use and its connections
- * are closed, so that the other ranks hear of it at once; what the tensor of that call holds is then undefined.
- *   LR_EPEER     a rank is lost, or refused its part
- *   LR_ETIMEOUT  a rank did not come within the timeout
- * Equal inputs give equal bits: on all ranks, and in every run of as many. */
-typedef struct lr_comm lr_comm; /* used by one thread at a time, but for lr_comm_abort */
-typedef enum lr_reduce { LR_SUM = 0, LR_MAX = 1, LR_MIN = 2, LR_REDUCE_COUNT = 3 } lr_reduce;
-typedef struct lr_comm_options {
-    const char
-        *group;       /* tells it apart from others made over the same store; the same on all ranks, at most 64 bytes */
-    const char *host; /* of the store: the address of this machine that leads there is where it listens */
-    double timeout;   /* seconds a collective may take, and joining */
-    int32_t rank, world_size;
-} lr_comm_options;
-/* Returns when all ranks are connected. The store is not used after that; with one rank it may be NULL. */
-int lr_comm_new(lr_comm **out, lr_store *store, const lr_comm_options *options);
-/* In place, element by element, for contiguous tensors of every dtype. 16-bit floats are rounded after each of the world_size - 1
- * additions; integers wrap around; where one operand of max or min is NaN, so is the result. */
-int lr_comm_all_reduce(lr_comm *c, lr_tensor *t, int reduce);
-/* The elements of all ranks' `in`, in rank order, into out, which has exactly as many. Ranks may give different numbers of
- * elements; in NULL: none. */
-int lr_comm_all_gather(lr_comm *c, lr_tensor *out, const lr_tensor *in);
-int lr_comm_broadcast(lr_comm *c, lr_tensor *t, int root);
-int lr_comm_barrier(lr_comm *c);
-/* Host memory. sizes: [world_size]; *out: all ranks' bytes, one after the other and a NUL, for lr_free. */
-int lr_comm_all_gather_bytes(lr_comm *c, const void *data, int64_t size, char **out, int64_t *sizes);
-/* data and size matter on the root only. *out as above. */
-int lr_comm_broadcast_bytes(lr_comm *c, const void *data, int64_t size, int root, char **out, int64_t *out_size);
-/* End the collective that waits now, and make all later ones fail: LR_EPEER with this text. From any thread. */
-void lr_comm_abort(lr_comm *c, const char *why);
-void lr_comm_free(lr_comm *c);
+/* ---- the launcher's group of processes (dist/group.c) ------------------------------------------------------------------ */
+/* The ranks of a job on this machine: started by running this very program again, heard, signalled, and in the end gone, with
+ * all that they started. They die with the launcher, even where it is killed. One group at a time, used by the thread that
+ * made it. While there is one, its signals are events (SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1; those that the program was
+ * started to ignore stay ignored), SIGTSTP stops and continues the ranks with the launcher, and SIGPIPE is ignored. */
+typedef struct lr_group lr_group;
+typedef enum lr_event_kind {
+    LR_EVENT_NONE = 0,   /* nothing until the timeout */
+    LR_EVENT_OUTPUT = 1, /* process wrote data[size] to stream */
+    LR_EVENT_EXIT = 2,  /* process has ended: status is its exit status, or minus the signal that killed it. All that it
+                          * wrote has been told before, and the processes it left behind are killed. */
+    LR_EVENT_SIGNAL = 3 /* the launcher got signal `status`; SIGCONT: it was stopped, and goes on with its ranks */
+} lr_event_kind;
+typedef struct lr_event {
+    int32_t kind;
+    int32_t process; /* 0..processes-1 */
+    int32_t stream;  /* 1 standard output, 2 standard error */
+    int32_t status;
+    const char *data; /* valid until the next call */
+    int64_t size;
+} lr_event;
+typedef struct lr_rank_state { /* what a rank told: see lr_rank_report, lr_rank_waits, lr_rank_failed */
+    int64_t step, total;       /* of the training loop; total 0: there is none yet */
+    int64_t collectives;       /* finished */
+    double waiting;            /* seconds in the collective it is in; < 0: it is in none */
+    double failed;             /* seconds since it gave up; < 0: it did not */
+    int32_t consequence;       /* 1: it gave up because of another rank */
+    char collective[32];       /* the one it is in, or was in last */
+    char phase[64];            /* "training" */
+    char failure[512];         /* why it gave up */
+} lr_rank_state;
+int lr_group_new(lr_group **out, int processes);
+/* Start process `index`, which must not run: argv (argv[0] included, NULL at the end) and, over the launcher's own environment,
+ * "NAME=value" settings (NULL at the end). Its standard input is input[size], or empty; its standard output goes nowhere until
+ * it calls lr_rank_show; from then on that and its standard error are events. SIGUSR1 is ignored until it is caught. */
+int lr_group_spawn(lr_group *g, int index, const char *const *argv, const char *const *settings, const char *input,
+                   int64_t size);
+int lr_group_wait(lr_group *g, double timeout, lr_event *out);
+/* To one process (-1: to all that run); SIGKILL, SIGSTOP and SIGCONT also to what it has started. */
+int lr_group_signal(lr_group *g, int index, int signal);
+int lr_group_process(const lr_group *g, int index); /* its process id; 0 where it does not run */
+int lr_group_state(const lr_group *g, int index, lr_rank_state *out);
+void lr_group_free(lr_group *g); /* kills what still runs */
 
-/* What this process waits for, for whoever watches it from another thread: never blocks. */
-typedef struct lr_comm_state {
-    int64_t sequence; /* collectives begun so far */
-    const char *name; /* "all_reduce": the one in progress, or NULL */
-    double since;     /* lr_time() when it began, or the last one ended */
-} lr_comm_state;
-void lr_comm_progress(lr_comm_state *out);
+/* ---- what a rank tells its launcher (dist/rank.c) ---------------------------------------------------------------------- */
+/* In a process that no launcher started, these do nothing. */
+int lr_rank_launched(void); /* 1: lr_group_spawn started this process */
+int lr_rank_show(void);     /* what it prints is heard from now on; flush before */
+void lr_rank_report(int64_t step, int64_t total, const char *phase);
+void lr_rank_waits(const char *collective);            /* it waits for the others in this; NULL: no longer */
+void lr_rank_failed(const char *why, int consequence); /* the first call counts */
 
 /* ---- the host program (host/) ---------------------------------------------------------------------------------------- */
-int lr_terminal_width(int fd); /* columns, or 0 where fd is no terminal */
-int lr_signal_pending(
-    void); /* SIGINT or SIGTERM number that arrived since the last call, 0: none (see lr_signal_catch) */
-int lr_signal_catch(int on); /* 1: SIGINT and SIGTERM set lr_signal_pending; a second one ends the process */
+int lr_terminal_width(int fd); /* columns, or 0 where fd is no terminal; a launched rank's output is its launcher's */
+/* The number of the SIGINT, SIGTERM or SIGUSR1 that arrived since the last call, 0: none (see lr_signal_catch). */
+int lr_signal_pending(void);
+/* 1: SIGINT and SIGTERM (finish the step, save, leave) and SIGUSR1 (save, go on) set lr_signal_pending. A second SIGINT or
+ * SIGTERM ends the process, but for a launched rank: its launcher does that. */
+int lr_signal_catch(int on);
 
 /* ---- the ops ----------------------------------------------------------------------------------------------------------
  * Generated from kernels/ops.def: int lr_op_NAME(outputs..., inputs..., numbers...). */

@@ -2,6 +2,7 @@
 --   check(status)            raises where status < 0, else returns it
 --   check.call(fn, ...)      calls fn; where memory ran out, collects garbage once and calls it again, then raises
 --   check.fail(fmt, ...)     raises an error of lorarun's own
+--   check.of_another_rank    the message of the latest error that another rank brought about, or nil
 -- The message starts with the user's own file:line: the innermost stack level outside lorarun's modules.
 local C = require "lorarun.c"
 local ffi = require "ffi"
@@ -24,6 +25,7 @@ local function raise(status)
   if message == "" then -- a library below failed without words
     message = ("%s (%s)"):format(ffi.string(C.lr_status_text(status)), ffi.string(C.lr_status_name(status)))
   end
+  if status == C.LR_EPEER or status == C.LR_ETIMEOUT then check.of_another_rank = message end
   if status == C.LR_ENOMEM then message = require("lorarun.memory").explain(message) end
   error(users_place() .. message, 0)
 end

@@ -3,13 +3,14 @@ local lr = {}
 
 local MODULES = { fs = true, json = true, data = true, sampler = true, schedule = true, loss = true, metrics = true, optim = true,
   evaluate = true, checkpoint = true, export = true, hub = true, ops = true, tensor = true, autograd = true, progress = true,
-  version = true, bugdata = true, memory = true, comm = true }
+  version = true, bugdata = true, memory = true }
 
 local FUNCTIONS = {
   args = function(...) return require("lorarun.args").parse(...) end,
   load_model = function(...) return require("lorarun.model").load(...) end,
   load_tokenizer = function(...) return require("lorarun.tokenizer").load_tokenizer(...) end,
   train = function(...) return require("lorarun.trainer").train(...) end,
+  launch = function(...) return require("lorarun.launch").launch(...) end,
   scope = function(...) return require("lorarun.tensor").scope(...) end,
   gradients = function(...) return require("lorarun.autograd").gradients(...) end,
   no_grad = function(...) return require("lorarun.autograd").no_grad(...) end,

@@ -5,6 +5,7 @@
 local ffi = require "ffi"
 local C = require "lorarun.c"
 local failure = require "lorarun.failure"
+local launch = require "lorarun.launch"
 local strict = require "lorarun.strict"
 local suggest = require "lorarun.suggest"
 
@@ -97,6 +98,7 @@ local function load_recipe(path)
 end
 
 local function main(argv)
+  launch.prepare()
   local plan, mistake = read_options(argv)
   if not plan then
     complain(mistake)
@@ -117,7 +119,10 @@ local function main(argv)
       return false
     end
     local ok, report = failure.call(chunk, ...)
-    if not ok then complain(plan.traceback and failure.text(report) or report.message) end
+    if not ok then
+      launch.gave_up(report.message)
+      complain(plan.traceback and failure.text(report) or report.message)
+    end
     return ok
   end
 
@@ -135,7 +140,9 @@ local function main(argv)
     if ok then ok = run(loadstring(code, "=(command line)")) end
   end
   if ok and script == "-" then
-    local chunk, load_error = loadfile()
+    local text = io.read "*a"
+    launch.standard_input(text)
+    local chunk, load_error = loadstring(text:gsub("^#[^\n]*", "", 1), "=stdin")
     ok = run(chunk, load_error, unpack(words))
   elseif ok and script then
     local chunk, load_error = load_recipe(script)

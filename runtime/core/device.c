@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/sysinfo.h>
 #include <time.h>
@@ -23,10 +24,11 @@ const char *lr_device_name(int device)
 }
 
 /* ---- threads --------------------------------------------------------------------------------------------------------- */
+enum { MOST_THREADS = 4096 };
 static int threads;
 
 /* Physical cores would be better than hardware threads for GEMM, but inside containers the affinity mask is what is granted. */
-static int usable_cores(void)
+int lr_cores(void)
 {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) != 0)
@@ -35,11 +37,19 @@ static int usable_cores(void)
     return n > 0 ? n : 1;
 }
 
+/* A launcher divides the cores among its ranks by OMP_NUM_THREADS, as others who share a machine do. */
+static int threads_by_default(void)
+{
+    const char *text = getenv("OMP_NUM_THREADS");
+    const long n = text != NULL ? strtol(text, NULL, 10) : 0;
+    return n >= 1 && n <= MOST_THREADS ? (int)n : lr_cores();
+}
+
 int lr_threads_set(int n)
 {
-    if (n < 0 || n > 4096)
-        return lr_fail(LR_EINVAL, "threads is %d, expected 0 (all cores) to 4096", n);
-    threads = n == 0 ? usable_cores() : n;
+    if (n < 0 || n > MOST_THREADS)
+        return lr_fail(LR_EINVAL, "threads is %d, expected 0 (all cores) to %d", n, MOST_THREADS);
+    threads = n == 0 ? threads_by_default() : n;
     omp_set_num_threads(threads);
     return LR_OK;
 }
@@ -95,11 +105,6 @@ void lr_interrupt_enable(int on)
 {
     atomic_store(&interrupts_on, on);
     interrupt_flag = 0;
-}
-
-bool lr_interrupt_enabled(void)
-{
-    return atomic_load(&interrupts_on) != 0;
 }
 
 void lr_interrupt_raise(void)

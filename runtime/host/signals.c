@@ -1,12 +1,18 @@
-/* signals.c: SIGINT and SIGTERM, in two ways that may be on at once.
+/* signals.c: SIGINT, SIGTERM and SIGUSR1, in two ways that may be on at once.
  *
- *   lr_signal_catch     For a training loop: the first signal is only noted, so that the loop can finish its step and
- * save. A second one does what it would have done without catching: it ends the program, or, at the prompt, stops the
- * evaluation. host.interrupts     For the prompt: Ctrl-C stops what is being evaluated and never the program. Ops look
- * at the flag of lr_interrupt_raise; Lua code is stopped by a hook that raises an error at the next instruction.
+ *   lr_signal_catch   For a training loop. The first SIGINT or SIGTERM is only noted, so that the loop can finish its
+ *                     step, save and leave. A second one does what it would have done without catching: it ends the
+ *                     program, or, at the prompt, stops the evaluation. A launched rank does not count: the launcher
+ *                     kills its ranks at the second signal, and whoever signals every process of a job (a batch system,
+ *                     a service manager) reaches the rank twice, once through the launcher. SIGUSR1 is a wish to save
+ *                     and go on, any number of times.
+ *   host.interrupts   For the prompt: Ctrl-C stops what is being evaluated and never the program. Ops look at the flag
+ *                     of lr_interrupt_raise; Lua code is stopped by a hook that raises an error at the next
+ *                     instruction.
  *
  * Invariants: handlers touch atomics, lua_sethook and sigaction only. A signal that was ignored when the program
- * started (a background job of a shell script) stays ignored. */
+ * started (a background job of a shell script) stays ignored; but for SIGUSR1, which launched ranks are started with
+ * ignored, so that it does not end them before they train. */
 #define _GNU_SOURCE
 #include "host/host.h"
 #include <errno.h>
@@ -16,18 +22,25 @@
 
 /* ---- the training loop
  * --------------------------------------------------------------------------------------------------- */
-static const int caught_signals[] = {SIGINT, SIGTERM};
+static const int caught_signals[] = {SIGINT, SIGTERM, SIGUSR1};
 static struct sigaction before_catch[LR_COUNT_OF(caught_signals)];
 static int catching;
-static atomic_int pending; /* the signal not yet told to the caller */
-static atomic_int arrived; /* how many since catching began */
+static atomic_int pending; /* the signal not yet told to the caller; one to stop takes the place of one to save */
+static atomic_int stops;   /* how many signals to stop since catching began */
 
 static void note_signal(int signal_number)
 {
-    if (atomic_fetch_add(&arrived, 1) == 0) {
+    if (signal_number == SIGUSR1) {
+        int none = 0;
+        (void)atomic_compare_exchange_strong(&pending, &none, signal_number);
+        return;
+    }
+    if (atomic_fetch_add(&stops, 1) == 0) {
         atomic_store(&pending, signal_number);
         return;
     }
+    if (lr_rank_launched())
+        return;
     const struct sigaction *before = &before_catch[signal_number == SIGTERM];
     if (before->sa_handler != SIG_DFL) {
         before->sa_handler(signal_number);
@@ -43,15 +56,16 @@ int lr_signal_catch(int on)
 {
     if ((on != 0) == catching)
         return LR_OK;
+    (void)lr_rank_launched(); /* the first call looks around, which a handler must not */
     atomic_store(&pending, 0);
-    atomic_store(&arrived, 0);
+    atomic_store(&stops, 0);
     for (size_t i = 0; i < LR_COUNT_OF(caught_signals); i++) {
         if (!on) {
             (void)sigaction(caught_signals[i], &before_catch[i], NULL);
             continue;
         }
         (void)sigaction(caught_signals[i], NULL, &before_catch[i]);
-        if (before_catch[i].sa_handler == SIG_IGN)
+        if (before_catch[i].sa_handler == SIG_IGN && caught_signals[i] != SIGUSR1)
             continue;
         struct sigaction action = {.sa_handler = note_signal, .sa_flags = SA_RESTART};
         sigemptyset(&action.sa_mask);

@@ -1,5 +1,6 @@
-/* terminal.c: what a file descriptor's terminal looks like. */
-#include "core/core.h"
+/* terminal.c: what a file descriptor's terminal looks like. A launched rank's output reaches a terminal through its
+ * launcher, who tells how wide that is. */
+#include "dist/rank.h"
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -8,6 +9,9 @@ enum { USUAL_WIDTH = 80 };
 
 int lr_terminal_width(int fd)
 {
+    const int launchers = lr_rank_terminal_width(fd);
+    if (launchers >= 0)
+        return launchers;
     if (!isatty(fd))
         return 0;
     struct winsize size;

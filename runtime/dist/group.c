@@ -1,0 +1,366 @@
+/* group.c: the processes of a job on one machine, as their launcher holds them.
+ *
+ * Each rank leads a process group of its own: the terminal's Ctrl-C reaches the launcher alone, which decides what it
+ * means, and SIGKILL to the group reaches whatever the rank has started. The launcher is also the subreaper of its
+ * descendants, so that it can wait until orphans are gone, and the kernel kills a rank whose launcher dies (spawn.c).
+ *
+ * Signals and ended children are noted by handlers in a pipe, which one poll() watches together with what ranks write.
+ * signalfd would need the signals blocked in every thread, and threads exist by the time a recipe calls lr.launch.
+ *
+ * Invariant: a rank is reaped (its number given back to the system) only after its process group was killed, so a
+ * group's number never names somebody else's processes. */
+#define _GNU_SOURCE
+#include "dist/spawn.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { OUTPUT_BYTES = 1 << 16, LAST_WORDS = 1 << 20, MOST_PROCESSES = 4096 };
+static const double GONE_SECONDS = 2; /* in which what was killed is gone, unless it hangs in the kernel */
+
+typedef struct process {
+    pid_t pid;     /* 0: does not run */
+    pid_t orphans; /* the process group of the one before: some of it may not be reaped yet; 0: none */
+    int pipes[2];  /* where its standard output and error are read; -1: closed */
+    bool ended;    /* it is a zombie: what it wrote is being told, then its end */
+    int64_t told;  /* bytes since it ended */
+} process;
+
+struct lr_group {
+    int size, pages_fd;
+    process *processes;
+    lr_rank_page **pages;
+    struct pollfd *polled; /* the signal pipe, then two per process */
+    int turn;              /* the pipe that is looked at first next time: none can drown the others */
+    char output[OUTPUT_BYTES];
+};
+
+/* ---- signals --------------------------------------------------------------------------------------------------------- */
+/* Those up to TOLD are events for the caller and stay ignored where they were. */
+static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGTSTP, SIGCHLD, SIGWINCH, SIGPIPE};
+enum { TOLD = 6, SIGNALS = LR_COUNT_OF(numbers) };
+static struct sigaction before[SIGNALS];
+static int signal_pipe[2] = {-1, -1}; /* open while a group exists */
+
+static void note(int number)
+{
+    const int saved = errno;
+    const unsigned char byte = (unsigned char)number;
+    (void)!write(signal_pipe[1], &byte, 1); /* a full pipe: enough was noted already */
+    errno = saved;
+}
+
+static void catch_signals(void)
+{
+    struct sigaction action = {.sa_handler = note, .sa_flags = SA_RESTART};
+    (void)sigfillset(&action.sa_mask);
+    for (size_t i = 0; i < SIGNALS; i++) {
+        (void)sigaction(numbers[i], NULL, &before[i]);
+        if (i < TOLD && before[i].sa_handler == SIG_IGN)
+            continue;
+        action.sa_handler = numbers[i] == SIGPIPE ? SIG_IGN : note;
+        (void)sigaction(numbers[i], &action, NULL);
+    }
+}
+
+static void release_signals(void)
+{
+    for (size_t i = 0; i < SIGNALS; i++)
+        (void)sigaction(numbers[i], &before[i], NULL);
+}
+
+/* ---- the group ------------------------------------------------------------------------------------------------------- */
+static void tell_width(lr_group *g)
+{
+    const int width[2] = {lr_terminal_width(STDOUT_FILENO), lr_terminal_width(STDERR_FILENO)};
+    for (int i = 0; i < g->size; i++)
+        for (int stream = 0; stream < 2; stream++)
+            atomic_store(&g->pages[i]->width[stream], width[stream]);
+}
+
+static void release(lr_group *g)
+{
+    for (int i = 0; g->pages != NULL && i < g->size; i++)
+        if (g->pages[i] != NULL)
+            (void)munmap(g->pages[i], LR_RANK_PAGE_SIZE);
+    lr_fd_close(&g->pages_fd);
+    lr_fd_close(&signal_pipe[0]);
+    lr_fd_close(&signal_pipe[1]);
+    lr_free(g->polled);
+    lr_free(g->pages);
+    lr_free(g->processes);
+    lr_free(g);
+}
+
+/* Memory of g is there; open what it needs. */
+static int open_group(lr_group *g)
+{
+    g->pages_fd = lr_fd_moved_up(memfd_create("lorarun-ranks", MFD_CLOEXEC));
+    if (g->pages_fd < 0 || ftruncate(g->pages_fd, (off_t)g->size * LR_RANK_PAGE_SIZE) != 0)
+        return lr_fail_errno("cannot make the memory shared with %d ranks", g->size);
+    for (int i = 0; i < g->size; i++) {
+        void *page = mmap(NULL, LR_RANK_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, g->pages_fd,
+                          (off_t)i * LR_RANK_PAGE_SIZE);
+        if (page == MAP_FAILED)
+            return lr_fail_errno("cannot map the memory shared with process %d", i);
+        g->pages[i] = page;
+    }
+    if (!lr_fd_pipe(signal_pipe, O_NONBLOCK))
+        return lr_fail_errno("cannot make the pipe for signals");
+    return LR_OK;
+}
+
+int lr_group_new(lr_group **out, int processes)
+{
+    if (processes < 1 || processes > MOST_PROCESSES)
+        return lr_fail(LR_EINVAL, "a machine runs 1 to %d ranks, not %d", MOST_PROCESSES, processes);
+    if (signal_pipe[0] >= 0)
+        return lr_fail(LR_EINVAL, "there is a group of processes already");
+    lr_group *g = lr_calloc(1, sizeof *g);
+    if (g == NULL)
+        return LR_ENOMEM;
+    g->size = processes;
+    g->pages_fd = -1;
+    g->processes = lr_calloc((size_t)processes, sizeof *g->processes);
+    g->pages = lr_calloc((size_t)processes, sizeof(lr_rank_page *));
+    g->polled = lr_calloc(1 + 2 * (size_t)processes, sizeof *g->polled);
+    int status = g->processes != NULL && g->pages != NULL && g->polled != NULL ? open_group(g) : LR_ENOMEM;
+    if (status != LR_OK) {
+        release(g);
+        return status;
+    }
+    for (int i = 0; i < processes; i++)
+        g->processes[i].pipes[0] = g->processes[i].pipes[1] = -1;
+    tell_width(g);
+    (void)prctl(PR_SET_CHILD_SUBREAPER, 1);
+    catch_signals();
+    *out = g;
+    return LR_OK;
+}
+
+static bool is_process(const lr_group *g, int index)
+{
+    return index >= 0 && index < g->size;
+}
+
+int lr_group_spawn(lr_group *g, int index, const char *const *argv, const char *const *settings, const char *input,
+                   int64_t size)
+{
+    if (!is_process(g, index) || g->processes[index].pid != 0)
+        return lr_fail(LR_EINVAL, "process %d of %d: there is none, or it runs", index, g->size);
+    process *p = &g->processes[index];
+    lr_rank_page *page = g->pages[index];
+    memset(page, 0, sizeof *page);
+    tell_width(g);
+    lr_spawn s = {argv, settings, input, size, index, g->pages_fd, page, {-1, -1}};
+    pid_t pid;
+    const int status = lr_spawn_rank(&s, &pid);
+    if (status == LR_OK)
+        *p = (process){.pid = pid, .pipes = {s.pipes[0], s.pipes[1]}};
+    return status;
+}
+
+int lr_group_process(const lr_group *g, int index)
+{
+    return is_process(g, index) ? (int)g->processes[index].pid : 0;
+}
+
+int lr_group_state(const lr_group *g, int index, lr_rank_state *out)
+{
+    if (!is_process(g, index))
+        return lr_fail(LR_EINVAL, "process %d of a group of %d", index, g->size);
+    lr_rank_read(g->pages[index], out);
+    return LR_OK;
+}
+
+int lr_group_signal(lr_group *g, int index, int number)
+{
+    if (index != -1 && !is_process(g, index))
+        return lr_fail(LR_EINVAL, "process %d of a group of %d", index, g->size);
+    const bool all_it_started = number == SIGKILL || number == SIGSTOP || number == SIGCONT;
+    for (int i = 0; i < g->size; i++) {
+        const pid_t pid = g->processes[i].pid;
+        if (pid != 0 && (index == -1 || index == i) && kill(all_it_started ? -pid : pid, number) != 0 && errno != ESRCH)
+            return lr_fail_errno("cannot send signal %d to process %ld", number, (long)pid);
+    }
+    return LR_OK;
+}
+
+/* ---- what happens ---------------------------------------------------------------------------------------------------- */
+/* Find those that have ended, and kill what they leave behind while their number still belongs to them. */
+static void look_for_ends(lr_group *g)
+{
+    for (int i = 0; i < g->size; i++) {
+        process *p = &g->processes[i];
+        siginfo_t info = {.si_pid = 0};
+        if (p->pid == 0 || p->ended || waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+            info.si_pid != p->pid)
+            continue;
+        p->ended = true;
+        p->told = 0;
+        (void)kill(-p->pid, SIGKILL);
+    }
+}
+
+static void reap_orphans(process *p)
+{
+    pid_t reaped;
+    do
+        reaped = p->orphans != 0 ? waitpid(-p->orphans, NULL, WNOHANG) : 0;
+    while (reaped > 0);
+    if (reaped < 0)
+        p->orphans = 0;
+}
+
+/* The launcher stops as its terminal asked for, with its ranks, and goes on with them. The default action does it, which
+ * knows better than to stop where no shell is there to continue it. */
+static void stop_and_continue(lr_group *g)
+{
+    struct sigaction caught;
+    (void)lr_group_signal(g, -1, SIGSTOP);
+    (void)sigaction(SIGTSTP, NULL, &caught);
+    (void)signal(SIGTSTP, SIG_DFL);
+    (void)raise(SIGTSTP);
+    (void)sigaction(SIGTSTP, &caught, NULL);
+    (void)lr_group_signal(g, -1, SIGCONT);
+}
+
+/* True: a signal is the event. */
+static bool next_signal(lr_group *g, lr_event *out)
+{
+    unsigned char number;
+    while (read(signal_pipe[0], &number, 1) == 1) {
+        if (number == SIGCHLD) {
+            look_for_ends(g);
+        } else if (number == SIGWINCH) {
+            tell_width(g);
+        } else {
+            if (number == SIGTSTP)
+                stop_and_continue(g);
+            *out = (lr_event){.kind = LR_EVENT_SIGNAL, .status = number == SIGTSTP ? SIGCONT : number};
+            return true;
+        }
+    }
+    return false;
+}
+
+/* True: the process wrote something, and that is the event. */
+static bool next_output(lr_group *g, int index, int stream, lr_event *out)
+{
+    process *p = &g->processes[index];
+    if (p->pipes[stream] < 0)
+        return false;
+    ssize_t n;
+    do
+        n = read(p->pipes[stream], g->output, sizeof g->output);
+    while (n < 0 && errno == EINTR);
+    if (n > 0) {
+        *out = (lr_event){LR_EVENT_OUTPUT, index, stream + 1, 0, g->output, n};
+        p->told += n;
+        return true;
+    }
+    if (n == 0 || errno != EAGAIN)
+        lr_fd_close(&p->pipes[stream]);
+    return false;
+}
+
+/* All that an ended process wrote, then its end. What escaped from its process group may write for ever: there is an
+ * end to listening. */
+static void last_words(lr_group *g, int index, lr_event *out)
+{
+    process *p = &g->processes[index];
+    if (p->told < LAST_WORDS && (next_output(g, index, 0, out) || next_output(g, index, 1, out)))
+        return;
+    lr_fd_close(&p->pipes[0]);
+    lr_fd_close(&p->pipes[1]);
+    siginfo_t info = {.si_pid = 0};
+    (void)waitid(P_PID, (id_t)p->pid, &info, WEXITED);
+    *out = (lr_event){.kind = LR_EVENT_EXIT,
+                      .process = index,
+                      .status = info.si_code == CLD_EXITED ? info.si_status : -info.si_status};
+    *p = (process){.orphans = p->pid, .pipes = {-1, -1}};
+    reap_orphans(p);
+}
+
+/* True: a process wrote something or has ended, and that is the event. ready: what poll said. */
+static bool next_of_processes(lr_group *g, bool polled, lr_event *out)
+{
+    for (int i = 0; i < g->size; i++)
+        if (g->processes[i].ended) {
+            last_words(g, i, out);
+            return true;
+        }
+    for (int k = 0; polled && k < 2 * g->size; k++) {
+        const int pipe = (g->turn + k) % (2 * g->size);
+        if (g->polled[1 + pipe].revents != 0 && next_output(g, pipe / 2, pipe % 2, out)) {
+            g->turn = pipe + 1;
+            return true;
+        }
+    }
+    return false;
+}
+
+int lr_group_wait(lr_group *g, double timeout, lr_event *out)
+{
+    const double until = lr_time() + (timeout > 0 ? timeout : 0);
+    bool polled = false;
+    for (;;) {
+        if (next_signal(g, out) || next_of_processes(g, polled, out))
+            return LR_OK;
+        const double left = until - lr_time();
+        if (polled && left <= 0)
+            break;
+        g->polled[0] = (struct pollfd){.fd = signal_pipe[0], .events = POLLIN};
+        for (int i = 0; i < 2 * g->size; i++)
+            g->polled[1 + i] = (struct pollfd){.fd = g->processes[i / 2].pipes[i % 2], .events = POLLIN};
+        const struct timespec limit = {(time_t)left, (long)((left - (double)(time_t)left) * 1e9)};
+        const struct timespec none = {0, 0};
+        polled = true;
+        if (ppoll(g->polled, 1 + 2 * (nfds_t)g->size, left > 0 ? &limit : &none, NULL) < 0 && errno != EINTR)
+            return lr_fail_errno("cannot wait for the ranks");
+    }
+    look_for_ends(g); /* a note that did not fit the pipe costs one timeout */
+    *out = (lr_event){.kind = LR_EVENT_NONE};
+    return LR_OK;
+}
+
+void lr_group_free(lr_group *g)
+{
+    if (g == NULL)
+        return;
+    (void)lr_group_signal(g, -1, SIGKILL);
+    const double until = lr_time() + GONE_SECONDS;
+    bool left = true;
+    while (left && lr_time() < until) {
+        left = false;
+        look_for_ends(g);
+        for (int i = 0; i < g->size; i++) {
+            process *p = &g->processes[i];
+            if (p->ended) {
+                (void)waitpid(p->pid, NULL, 0);
+                lr_fd_close(&p->pipes[0]);
+                lr_fd_close(&p->pipes[1]);
+                *p = (process){.orphans = p->pid, .pipes = {-1, -1}};
+            }
+            reap_orphans(p);
+            left = left || p->pid != 0 || p->orphans != 0;
+        }
+        const struct timespec moment = {0, 5000000};
+        if (left)
+            (void)nanosleep(&moment, NULL);
+    }
+    for (int i = 0; i < g->size; i++) {
+        lr_fd_close(&g->processes[i].pipes[0]);
+        lr_fd_close(&g->processes[i].pipes[1]);
+    }
+    release_signals();
+    (void)prctl(PR_SET_CHILD_SUBREAPER, 0);
+    release(g);
+}

@@ -1,0 +1,495 @@
+-- test_launch.lua: lr.launch and the launcher, as a user sees them: what ranks are told, what is shown, how a job ends when a rank
+-- fails and how when it gets signals. Ranks here do what the recipes below say; none needs a collective.
+local ffi = require "ffi"
+local fs = require "lorarun.fs"
+local C = require "lorarun.c"
+local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+ffi.cdef "int kill(int pid, int signal);"
+
+-- What all recipes below begin with: `job` and what a rank may do to itself and to its launcher.
+local PREAMBLE = [[
+local lr = require "lorarun"
+local C, ffi = require "lorarun.c", require "ffi"
+ffi.cdef "int kill(int pid, int signal); int getpid(void); int getppid(void); int usleep(unsigned);"
+local function sleep(seconds) -- in short naps, since signals end one
+  local stop = C.lr_time() + seconds
+  while C.lr_time() < stop do ffi.C.usleep(5000) end
+end
+local function hang() sleep(120) end
+local function wait_for(condition)
+  local stop = C.lr_time() + 120
+  while not condition() do
+    if C.lr_time() > stop then error "waited in vain" end
+    ffi.C.usleep(5000)
+  end
+end
+local function signal_self(number) ffi.C.kill(ffi.C.getpid(), number) end
+local function signal_launcher(number) ffi.C.kill(ffi.C.getppid(), number) end
+local folder = arg[0]:match "^(.*)/"
+local function mark(name) local f = assert(io.open(folder .. "/" .. name, "w")) f:write(ffi.C.getpid()) f:close() end
+local function marked(name) local f = io.open(folder .. "/" .. name) if f then f:close() end return f ~= nil end
+]]
+
+-- Run a recipe in a folder of its own, then look(result, folder). No rank waits for more than two minutes.
+local function launch(code, look, command)
+  shell.with_folder(function(folder)
+    fs.write(folder .. "/recipe.lua", PREAMBLE .. code)
+    local before = C.lr_time()
+    local r = shell.run(("cd %s && %s"):format(shell.quote(folder), command or "$L ./recipe.lua"))
+    r.seconds = C.lr_time() - before
+    r.all = r.out .. r.err
+    look(r, folder)
+  end)
+end
+
+local function expect(r, status, out)
+  check.equal(r.status, status, "status, with\n" .. r.all)
+  if out then check.equal(r.out, out, "standard output") end
+end
+
+local function expect_text(r, ...)
+  for _, part in ipairs { ... } do
+    if not r.err:find(part, 1, true) then error(("no '%s' in:\n%s"):format(part, r.err), 2) end
+  end
+end
+
+local function alive(pid) return ffi.C.kill(pid, 0) == 0 end
+
+-- Every process whose number a rank left in a file is gone, soon.
+local function expect_gone(folder, ranks)
+  for rank = 0, ranks - 1 do
+    local pid = tonumber(fs.read(folder .. "/pid" .. rank))
+    local patience = C.lr_time() + 30
+    while alive(pid) and C.lr_time() < patience do os.execute "sleep 0.02" end
+    check.that(not alive(pid), "rank " .. rank .. " still runs")
+  end
+end
+
+test("one process needs no launcher", function()
+  launch([[
+    local job = lr.launch { precision = "bf16" }
+    print(job.rank, job.world_size, job.local_rank, job.local_world_size, job.generation, job.precision, os.getenv "RANK")
+  ]], function(r) expect(r, 0, "0\t1\t0\t1\t0\tbf16\tnil\n") end)
+end)
+
+test("ranks see torchrun's variables and know the job", function()
+  launch([[
+    local job = lr.launch { processes = 3, precision = "bf16" }
+    local names = { "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR" }
+    for i, name in ipairs(names) do names[i] = os.getenv(name) end
+    io.stderr:write(table.concat(names, " "), " ", tostring(tonumber(os.getenv "MASTER_PORT") > 0), " ", job.rank, " ",
+      job.local_rank, " ", job.world_size, " ", job.precision, "\n")
+  ]], function(r)
+    expect(r, 0, "")
+    expect_text(r, "0 0 3 3 0 127.0.0.1 true 0 0 3 bf16\n", "[rank 1] 1 1 3 3 0 127.0.0.1 true 1 1 3 bf16\n",
+      "[rank 2] 2 2 3 3 0 127.0.0.1 true 2 2 3 bf16\n")
+  end)
+end)
+
+test("cores are divided among the ranks, unless the user did", function()
+  local code = [[
+    lr.launch { processes = 2 }
+    if os.getenv "RANK" == "0" then print(lr.threads(), lr.threads(0), C.lr_cores()) end
+  ]]
+  launch(code, function(r)
+    expect(r, 0)
+    local threads, reset, cores = r.out:match "^(%d+)\t(%d+)\t(%d+)\n$"
+    check.equal(tonumber(threads), math.max(1, math.floor(cores / 2)))
+    check.equal(reset, threads)
+  end, "env -u OMP_NUM_THREADS $L ./recipe.lua")
+  launch(code, function(r) check.equal(r.out:match "^%d+", "3") end, "OMP_NUM_THREADS=3 $L ./recipe.lua")
+end)
+
+test("what is printed before comes once, then rank 0 is heard, and errors of the others with their number", function()
+  launch([[
+    print "before"
+    local job = lr.launch { processes = 3 }
+    print("rank", job.rank)
+    io.stderr:write("err ", job.rank, "\n", job.rank == 2 and "not ended" or "")
+  ]], function(r)
+    expect(r, 0, "before\nrank\t0\n")
+    expect_text(r, "[rank 1] err 1\n", "[rank 2] err 2\n", "[rank 2] not ended\n")
+    check.that(r.err:find("\nerr 0\n", 1, true) or r.err:find("^err 0\n"), r.err)
+  end)
+end)
+
+test("output is neither lost nor cut, however long", function()
+  launch([[
+    local job = lr.launch { processes = 2 }
+    local text = ("x"):rep(999) .. "\n"
+    for i = 1, 2000 do (job.rank == 0 and io.stdout or io.stderr):write(text) end
+  ]], function(r)
+    expect(r, 0, (("x"):rep(999) .. "\n"):rep(2000))
+    check.equal(r.err, ("[rank 1] " .. ("x"):rep(999) .. "\n"):rep(2000))
+  end)
+end)
+
+test("code from the command line and from standard input runs on every rank", function()
+  launch("", function(r) expect(r, 0, "0\ta\n") end, [[$L -e 'lr.launch { processes = 2 } print(os.getenv "RANK", "a")']])
+  launch("", function(r)
+    expect(r, 0, "0\tword\n")
+    expect_text(r, "[rank 1] 1\n")
+  end, [[printf '#!lorarun\nlr.launch { processes = 2 }\nprint(os.getenv "RANK", ...)
+    if os.getenv "RANK" == "1" then io.stderr:write "1\\n" end' | $L - word]])
+end)
+
+test("lr.launch refuses what it does not know, and a second call", function()
+  launch("lr.launch { proceses = 2 }", function(r)
+    expect(r, 1)
+    expect_text(r, "lr.launch has no option 'proceses'; did you mean 'processes'?")
+  end)
+  launch("lr.launch { processes = 0 }", function(r)
+    expect(r, 1)
+    expect_text(r, "processes is 0")
+  end)
+  launch("lr.launch {} lr.launch {}", function(r)
+    expect(r, 1)
+    expect_text(r, "lr.launch comes once")
+  end)
+end)
+
+test("a rank that raises an error ends the job and is named, with its last lines", function()
+  launch([[
+    local job = lr.launch { processes = 4 }
+    mark("pid" .. job.rank)
+    if job.rank == 2 then
+      wait_for(function() return marked "pid0" and marked "pid1" and marked "pid3" end)
+      print "on standard output"
+      error "boom"
+    end
+    hang()
+  ]], function(r, folder)
+    expect(r, 1, "")
+    expect_text(r, "[rank 2] lorarun: ./recipe.lua:", "\nlorarun: rank 2 on ", " failed: ./recipe.lua:", ": boom\n",
+      "  the last that rank 2 wrote:\n  | on standard output\n  | lorarun: ./recipe.lua:")
+    check.that(not r.err:find "rank [013] on", r.err)
+    check.that(r.seconds < 30)
+    expect_gone(folder, 4)
+  end)
+end)
+
+test("a rank that is killed ends the job", function()
+  launch([[
+    local job = lr.launch { processes = 3 }
+    mark("pid" .. job.rank)
+    if job.rank == 1 then
+      wait_for(function() return marked "pid0" and marked "pid2" end)
+      signal_self(9)
+    end
+    hang()
+  ]], function(r, folder)
+    expect(r, 137)
+    expect_text(r, "rank 1 on ", "was killed by SIGKILL (the kernel does that where memory runs out: see dmesg)")
+    expect_gone(folder, 3)
+  end)
+end)
+
+test("a rank that ends with a status ends the job with that status", function()
+  launch([[
+    local job = lr.launch { processes = 2 }
+    if job.rank == 1 then os.exit(3) end
+    hang()
+  ]], function(r)
+    expect(r, 3)
+    expect_text(r, "rank 1 on ", "ended with exit status 3\n")
+  end)
+end)
+
+test("the rank to blame is the one that failed by itself, even where others were faster", function()
+  launch([[
+    local job = lr.launch { processes = 3 }
+    mark("pid" .. job.rank)
+    wait_for(function() return marked "pid0" and marked "pid1" and marked "pid2" end)
+    if job.rank ~= 1 then
+      C.lr_rank_failed("lost rank 1", 1)
+      os.exit(1)
+    end
+    sleep(0.5)
+    error "the cause"
+  ]], function(r)
+    expect(r, 1)
+    expect_text(r, "lorarun: rank 1 on ", "the cause\n  the last")
+    check.that(not r.err:find "rank [02] on", r.err)
+  end)
+end)
+
+test("a rank that leaves early is to blame for those that it leaves alone", function()
+  launch([[
+    local job = lr.launch { processes = 3 }
+    if job.rank == 1 then
+      mark "left"
+      os.exit(0)
+    end
+    wait_for(function() return marked "left" end)
+    sleep(0.3)
+    C.lr_rank_failed("lost rank 1", 1)
+    os.exit(1)
+  ]], function(r)
+    expect(r, 1)
+    expect_text(r, "lorarun: rank 1 on ", "ended, with exit status 0, while others were still at work with it")
+  end)
+  launch([[
+    local job = lr.launch { processes = 2 }
+    if job.rank == 1 then os.exit(0) end
+    C.lr_rank_waits "all_reduce"
+    hang()
+  ]], function(r)
+    expect(r, 1)
+    expect_text(r, "lorarun: rank 1 on ", "ended, with exit status 0, while rank 0 waits for it in all_reduce")
+    check.that(r.seconds < 40)
+  end)
+end)
+
+test("ranks may end at different times, as long as nobody waits", function()
+  launch([[
+    local job = lr.launch { processes = 3 }
+    sleep(job.rank * 0.4)
+    if job.rank == 2 then io.stderr:write "last\n" end
+  ]], function(r)
+    expect(r, 0)
+    check.equal(r.err, "[rank 2] last\n")
+  end)
+end)
+
+test("a rank that stalls ends the job after the timeout", function()
+  launch([[
+    local job = lr.launch { processes = 3, timeout = 2 }
+    mark("pid" .. job.rank)
+    C.lr_rank_report(41, 100, "training")
+    if job.rank == 2 then
+      wait_for(function() return marked "pid0" and marked "pid1" end)
+      signal_self(19)
+    end
+    C.lr_rank_waits "all_reduce"
+    hang()
+  ]], function(r, folder)
+    expect(r, 1)
+    expect_text(r, "lorarun: rank 2 on ", "did not come to all_reduce, where ranks 0 and 1 wait for it, for 2 s (step 41 of 100, "
+      .. "training, is stopped (SIGSTOP))")
+    expect_gone(folder, 3)
+  end)
+end)
+
+test("what a rank has started goes with it", function()
+  launch([[
+    local job = lr.launch { processes = 2 }
+    if job.rank == 1 then
+      os.execute "(trap '' TERM; echo $$ >pid0; sleep 120) & while ! test -s pid0; do sleep 0.01; done"
+      error "boom"
+    end
+    hang()
+  ]], function(r, folder)
+    expect(r, 1)
+    expect_gone(folder, 1)
+  end)
+end)
+
+-- A training loop's way with signals: step until one comes, leave with 128 + its number.
+local LOOP = [[
+  local job = lr.launch { processes = 2 }
+  C.lr_signal_catch(1)
+  mark("pid" .. job.rank)
+  wait_for(function() return marked "pid0" and marked "pid1" end)
+  local function loop()
+    while true do
+      local signal = C.lr_signal_pending()
+      if signal ~= 0 then
+        sleep(0.2)
+        mark("left" .. job.rank)
+        os.exit(128 + signal, true)
+      end
+      ffi.C.usleep(5000)
+    end
+  end
+]]
+
+test("SIGTERM and SIGINT are passed on once; ranks leave in their own time", function()
+  for number, name in pairs { [15] = "SIGTERM", [2] = "SIGINT" } do
+    launch(LOOP .. ("if job.rank == 0 then signal_launcher(%d) end loop()"):format(number), function(r, folder)
+      expect(r, 128 + number)
+      check.equal(r.err, ("lorarun: %s: the ranks finish their step and leave; a second one kills them\n"):format(name))
+      check.that(fs.exists(folder .. "/left0") and fs.exists(folder .. "/left1"))
+    end)
+  end
+end)
+
+test("SIGHUP makes ranks leave as SIGTERM does", function()
+  launch(LOOP .. "if job.rank == 0 then signal_launcher(1) end loop()", function(r, folder)
+    expect(r, 129)
+    check.that(fs.exists(folder .. "/left0") and fs.exists(folder .. "/left1"))
+  end)
+end)
+
+test("a second signal kills at once", function()
+  launch([[
+    local job = lr.launch { processes = 2 }
+    C.lr_signal_catch(1)
+    mark("pid" .. job.rank)
+    wait_for(function() return marked "pid0" and marked "pid1" end)
+    if job.rank == 0 then
+      signal_launcher(15)
+      wait_for(function() return C.lr_signal_pending() == 15 end)
+      signal_launcher(15)
+    end
+    hang()
+  ]], function(r, folder)
+    expect(r, 143)
+    expect_text(r, "SIGTERM: the ranks are killed")
+    expect_gone(folder, 2)
+    check.that(r.seconds < 30)
+  end)
+end)
+
+test("a signal that reaches launcher and ranks alike counts once", function()
+  launch(LOOP .. [[
+    if job.rank == 0 then
+      signal_launcher(15)
+      sleep(0.1)
+      signal_self(15)
+    end
+    loop()
+  ]], function(r, folder)
+    expect(r, 143)
+    check.that(fs.exists(folder .. "/left0") and fs.exists(folder .. "/left1"))
+  end)
+end)
+
+test("SIGUSR1 is passed on, any number of times, and ends nothing", function()
+  launch(LOOP .. [[
+    for i = 1, 3 do
+      if job.rank == 0 then signal_launcher(10) end
+      wait_for(function() return C.lr_signal_pending() == 10 end)
+      mark("saved" .. job.rank .. i)
+      wait_for(function() return marked("saved0" .. i) and marked("saved1" .. i) end)
+    end
+  ]], function(r) expect(r, 0, "") end)
+end)
+
+test("SIGUSR1 before a rank trains does not end it", function()
+  launch([[
+    local job = lr.launch { processes = 2 }
+    if job.rank == 0 then signal_launcher(10) end
+    sleep(0.5)
+  ]], function(r) expect(r, 0, "") end)
+end)
+
+test("ranks die with a launcher that is killed", function()
+  launch([[
+    local job = lr.launch { processes = 3 }
+    mark("pid" .. job.rank)
+    wait_for(function() return marked "pid0" and marked "pid1" and marked "pid2" end)
+    if job.rank == 0 then signal_launcher(9) end
+    hang()
+  ]], function(r, folder)
+    expect(r, 137)
+    expect_gone(folder, 3)
+  end)
+end)
+
+test("restarts: until it works, or none is left", function()
+  local code = [[
+    local job = lr.launch { processes = 2, max_restarts = 2 }
+    if job.rank == 1 and job.generation < FAILURES then error("failure " .. job.generation) end
+    print("generation", job.generation, os.getenv "LORARUN_GENERATION")
+    if job.generation < FAILURES then hang() end
+  ]]
+  launch(code:gsub("FAILURES", "2"), function(r)
+    expect(r, 0)
+    check.that(r.out:find "generation\t2\t2\n$", r.out)
+    expect_text(r, "failure 0", "lorarun: restart 1 of 2\n", "failure 1", "lorarun: restart 2 of 2\n")
+  end)
+  launch(code:gsub("FAILURES", "9"), function(r)
+    expect(r, 1)
+    expect_text(r, "failure 2\n")
+    check.that(not r.err:find "restart 3")
+  end)
+end)
+
+test("a signal of the user's is no reason to restart", function()
+  launch([[
+    local job = lr.launch { processes = 2, max_restarts = 3 }
+    if job.rank == 0 then signal_launcher(15) end
+    hang()
+  ]], function(r)
+    expect(r, 143)
+    check.that(not r.err:find "restart", r.err)
+  end)
+end)
+
+test("one log a rank, with all that it wrote, without what was redrawn", function()
+  launch([[
+    local job = lr.launch { processes = 2, log_dir = folder .. "/new/logs" }
+    io.write("out ", job.rank, "\n", "1%\r\27[K2%\r\27[K3%\n")
+    io.flush()
+    io.stderr:write("err ", job.rank, "\n")
+  ]], function(r, folder)
+    expect(r, 0)
+    check.equal(r.out, "out 0\n1%\r\27[K2%\r\27[K3%\n")
+    for rank = 0, 1 do
+      local log = fs.read(("%s/new/logs/rank_%d.log"):format(folder, rank))
+      local lines = {}
+      for line in log:gmatch "[^\n]+" do lines[#lines + 1] = line end
+      table.sort(lines)
+      check.equal(table.concat(lines, "|"), ("3%%|err %d|out %d"):format(rank, rank))
+    end
+  end)
+end)
+
+test("logs that cannot be written are an error before anything starts", function()
+  launch("lr.launch { processes = 2, log_dir = folder .. '/recipe.lua' } print 'started'", function(r)
+    expect(r, 1, "")
+    expect_text(r, "recipe.lua")
+  end)
+  launch("fs = lr.fs lr.fs.make(folder .. '/logs/rank_1.log') lr.launch { processes = 2, log_dir = folder .. '/logs' } print 'no'",
+    function(r)
+      expect(r, 1, "")
+      expect_text(r, "--log-dir: cannot write ", "rank_1.log")
+    end, "$L -e 'fs = 1' ./recipe.lua")
+end)
+
+test("a reader that goes away ends the job quietly; a full disk does not", function()
+  launch([[
+    lr.launch { processes = 2 }
+    while true do print "y" end
+  ]], function(r)
+    check.equal(r.out, "y\n")
+    check.equal(r.err, "")
+  end, "$L ./recipe.lua | head -n 1")
+  launch([[
+    lr.launch { processes = 2 }
+    while true do print "y" end
+  ]], function(r)
+    expect(r, 1)
+    expect_text(r, "lorarun: cannot write to standard output: No space left on device\n")
+  end, "$L ./recipe.lua >/dev/full")
+end)
+
+test("nothing stays: no process with the job's environment, nothing in the machine's shared memory", function()
+  local function shared()
+    local names = {}
+    for _, name in ipairs(fs.list "/dev/shm") do
+      if name:lower():find "lorarun" then names[#names + 1] = name end
+    end
+    return table.concat(names, " ")
+  end
+  local function processes_with(setting)
+    local found = {}
+    for _, pid in ipairs(fs.list "/proc") do
+      local f = pid:find "^%d+$" and io.open("/proc/" .. pid .. "/environ", "rb")
+      if f then
+        if (f:read "*a" or ""):find(setting, 1, true) then found[#found + 1] = pid end
+        f:close()
+      end
+    end
+    return table.concat(found, " ")
+  end
+  local before, job = shared(), "LORARUN_TEST_JOB=" .. os.tmpname()
+  for _, fate in ipairs { "", "signal_self(9)", "error 'x'", "signal_self(19)", "signal_launcher(2)" } do
+    launch("local job = lr.launch { processes = 2, timeout = 1 } os.execute 'sleep 100 &' C.lr_rank_waits 'barrier' "
+      .. "if job.rank == 1 then " .. fate .. " end sleep(2)",
+      function()
+        check.equal(processes_with(job), "", fate)
+        check.equal(shared(), before)
+      end, job .. " $L ./recipe.lua")
+  end
+end)
