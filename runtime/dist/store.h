@@ -26,6 +26,7 @@ enum {
     LR_STORE_KEY = 1 << 10,    /* longest key, in bytes */
     LR_STORE_VALUE = 16 << 20, /* largest value */
     LR_STORE_TEXT = 1 << 10,   /* longest text of a failure or refusal */
+    LR_STORE_RANKS = 1 << 16,  /* most ranks of a job */
     LR_STORE_HANDSHAKE = 10,   /* seconds from accepting a connection to its hello, and for a refused one to go */
     LR_STORE_NONCE = 32,       /* bytes */
     LR_STORE_PROOF = 32,       /* bytes: one SHA-256 */

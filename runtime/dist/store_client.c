@@ -19,9 +19,10 @@
 _Static_assert(sizeof LR_VERSION - 1 <= LR_STORE_VERSION, "a hello has room for this version");
 
 static const double SLICE = 0.1;                        /* seconds between looks at the interrupt flag */
-static const double ANSWER = 60;                        /* seconds for an answer that does not wait for anybody */
+static const double ANSWER = 30;                        /* seconds for an answer that does not wait for anybody */
 static const double MOST_WAIT = 1e9;                    /* seconds; what is longer is for ever */
 static const double FIRST_PAUSE = 0.02, LAST_PAUSE = 1; /* seconds between attempts to connect */
+enum { NOWHERE = 4096 };                                /* bytes that are thrown away at a time */
 enum { RETRY = 1 };                                     /* of an attempt: nobody there yet, or somebody who went away */
 
 struct lr_store {
@@ -73,10 +74,10 @@ static void forget_value(lr_store *s)
     s->value = NULL;
 }
 
-/* Where the next bytes of the reply go, and how many are wanted there; 0: it is complete. */
-static size_t next_part(lr_store *s, void **to)
+/* Where the next bytes of the reply go, and how many are wanted there; 0: it is complete. What nobody wants goes to
+ * nowhere[NOWHERE]. */
+static size_t next_part(lr_store *s, char *nowhere, void **to)
 {
-    static _Thread_local char nowhere[4096];
     if (s->head_used < sizeof s->head) {
         *to = s->head + s->head_used;
         return sizeof s->head - s->head_used;
@@ -88,7 +89,7 @@ static size_t next_part(lr_store *s, void **to)
         *to = s->value + s->body_used;
     else
         *to = nowhere;
-    return *to == nowhere && left > sizeof nowhere ? sizeof nowhere : left;
+    return *to == nowhere && left > NOWHERE ? NOWHERE : left;
 }
 
 /* The fixed part of a reply is here: make room for the rest, if anybody waits for it. */
@@ -96,11 +97,16 @@ static int start_body(lr_store *s)
 {
     if (!lr_store_reply_unpack(s->head, &s->reply))
         return lost(s);
+    const size_t size = s->reply.size;
     s->body_used = 0;
     s->starved = false;
-    if (s->reply.status == LR_OK && s->reply.size > 0 && s->reply.sequence == s->sequence) {
-        s->value = lr_alloc((size_t)s->reply.size + 1);
+    if (s->reply.status != LR_OK) {
+        s->text[size] = 0;
+    } else if (size > 0 && s->reply.sequence == s->sequence) {
+        s->value = lr_alloc(size + 1);
         s->starved = s->value == NULL;
+        if (!s->starved)
+            s->value[size] = 0;
     }
     return LR_OK;
 }
@@ -110,13 +116,11 @@ static int read_reply(lr_store *s, bool *done)
 {
     *done = false;
     for (;;) {
+        char nowhere[NOWHERE];
         void *to = NULL;
-        const size_t want = next_part(s, &to);
+        const size_t want = next_part(s, nowhere, &to);
         if (want == 0) {
             s->head_used = 0;
-            *(s->reply.status != LR_OK ? &s->text[s->reply.size]
-              : s->value != NULL       ? &s->value[s->reply.size]
-                                       : s->text) = 0;
             if (s->reply.sequence != s->sequence)
                 continue;
             *done = true;

@@ -172,7 +172,7 @@ static void request_complete(lr_store_server *s, lr_client *c)
 /* One read of what comes next in its frame. false: nothing more to be had now. */
 static bool read_turn(lr_store_server *s, lr_client *c)
 {
-    static _Thread_local char scratch[READ_BYTES];
+    char scratch[READ_BYTES];
     if (c->stage == LR_CLIENT_LEAVING)
         return read_some(s, c, scratch, sizeof scratch) > 0;
     const size_t head = c->stage == LR_CLIENT_GREETED ? LR_STORE_HELLO : LR_STORE_REQUEST;
@@ -485,8 +485,8 @@ int lr_store_serve(lr_store_server **out, const char *host, int port, const char
         return lr_fail(LR_EINVAL, "the store needs an address to serve on, such as 127.0.0.1");
     if (port < 0 || port > 65535)
         return lr_fail(LR_EINVAL, "port %d is not a port: 1 to 65535, or 0 for any free one", port);
-    if (world_size < 1)
-        return lr_fail(LR_EINVAL, "world_size is %d, at least 1 is needed", world_size);
+    if (world_size < 1 || world_size > LR_STORE_RANKS)
+        return lr_fail(LR_EINVAL, "world_size is %d, 1 to %d are possible", world_size, LR_STORE_RANKS);
     int status = lr_store_crypto();
     if (status != LR_OK)
         return status;

@@ -3,7 +3,6 @@
 #include "dist/store.h"
 #include <arpa/inet.h>
 #include <errno.h>
-#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sodium.h>

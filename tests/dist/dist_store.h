@@ -9,6 +9,8 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <signal.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -41,6 +43,25 @@ static inline void check_value(lr_store *s, const char *key, const char *expecte
     CHECK_STR(value, expected);
     CHECK_INT(size, (int64_t)strlen(expected));
     lr_free(value);
+}
+
+/* Have a signal raise the interrupt flag in this thread, as Ctrl-C does. */
+static inline void interrupt_handler(int signal)
+{
+    (void)signal;
+    lr_interrupt_raise();
+}
+
+static inline void interrupt_after(int ms)
+{
+    signal(SIGALRM, interrupt_handler);
+    lr_interrupt_enable(1);
+    setitimer(ITIMER_REAL, &(struct itimerval){.it_value = {.tv_usec = ms * 1000}}, NULL);
+}
+
+static inline void interrupt_off(void)
+{
+    lr_interrupt_enable(0);
 }
 
 /* ---- calls in threads -------------------------------------------------------------------------------------------- */
