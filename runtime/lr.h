@@ -302,6 +302,52 @@ int lr_store_add(lr_store *s, const char *key, int64_t amount, int64_t *sum);
 int lr_store_fail(lr_store *s, const char *why);
 void lr_store_close(lr_store *s);
 
+/* ---- collectives (dist/comm.c) --------------------------------------------------------------------------------------- */
+/* What all ranks do together. Tensors on the CPU travel over TCP (Gloo's transport), tensors on CUDA through NCCL; with one rank
+ * everything is an identity that needs neither.
+ *
+ * Every rank makes the same calls in the same order. Each call first compares what the ranks want; where they differ, or one of
+ * them has a tensor that will not do, every rank gets one error that names the ranks, nothing has been changed, and the next call
+ * works. After any other failure (a rank lost, a timeout, an interrupt) the communicator is of no more use and its connections
+ * are closed, so that the other ranks hear of it at once; what the tensor of that call holds is then undefined.
+ *   LR_EPEER     a rank is lost, or refused its part
+ *   LR_ETIMEOUT  a rank did not come within the timeout
+ * Equal inputs give equal bits: on all ranks, and in every run of as many. */
+typedef struct lr_comm lr_comm; /* used by one thread at a time, but for lr_comm_abort */
+typedef enum lr_reduce { LR_SUM = 0, LR_MAX = 1, LR_MIN = 2, LR_REDUCE_COUNT = 3 } lr_reduce;
+typedef struct lr_comm_options {
+    const char
+        *group;       /* tells it apart from others made over the same store; the same on all ranks, at most 64 bytes */
+    const char *host; /* of the store: the address of this machine that leads there is where it listens */
+    double timeout;   /* seconds a collective may take, and joining */
+    int32_t rank, world_size;
+} lr_comm_options;
+/* Returns when all ranks are connected. The store is not used after that; with one rank it may be NULL. */
+int lr_comm_new(lr_comm **out, lr_store *store, const lr_comm_options *options);
+/* In place, element by element, for contiguous tensors of every dtype. 16-bit floats are rounded after each of the world_size - 1
+ * additions; integers wrap around; where one operand of max or min is NaN, so is the result. */
+int lr_comm_all_reduce(lr_comm *c, lr_tensor *t, int reduce);
+/* The elements of all ranks' `in`, in rank order, into out, which has exactly as many. Ranks may give different numbers of
+ * elements; in NULL: none. */
+int lr_comm_all_gather(lr_comm *c, lr_tensor *out, const lr_tensor *in);
+int lr_comm_broadcast(lr_comm *c, lr_tensor *t, int root);
+int lr_comm_barrier(lr_comm *c);
+/* Host memory. sizes: [world_size]; *out: all ranks' bytes, one after the other and a NUL, for lr_free. */
+int lr_comm_all_gather_bytes(lr_comm *c, const void *data, int64_t size, char **out, int64_t *sizes);
+/* data and size matter on the root only. *out as above. */
+int lr_comm_broadcast_bytes(lr_comm *c, const void *data, int64_t size, int root, char **out, int64_t *out_size);
+/* End the collective that waits now, and make all later ones fail: LR_EPEER with this text. From any thread. */
+void lr_comm_abort(lr_comm *c, const char *why);
+void lr_comm_free(lr_comm *c);
+
+/* What this process waits for, for whoever watches it from another thread: never blocks. */
+typedef struct lr_comm_state {
+    int64_t sequence; /* collectives begun so far */
+    const char *name; /* "all_reduce": the one in progress, or NULL */
+    double since;     /* lr_time() when it began, or the last one ended */
+} lr_comm_state;
+void lr_comm_progress(lr_comm_state *out);
+
 /* ---- the launcher's group of processes (dist/group.c) ------------------------------------------------------------------ */
 /* The ranks of a job on this machine: started by running this very program again, heard, signalled, and in the end gone, with
  * all that they started. They die with the launcher, even where it is killed. One group at a time, used by the thread that

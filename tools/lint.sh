@@ -25,14 +25,14 @@ formatted() {
   local file bad=0
   while IFS= read -r -d '' file; do
     clang-format --dry-run -Werror "$file" >/dev/null 2>&1 || { echo "$file: not formatted" && bad=1; }
-  done < <(tracked '*.c' '*.h' '*.cu' '*.cuh')
+  done < <(tracked '*.c' '*.h' '*.cu' '*.cuh' '*.cc' '*.cpp')
   return $bad
 }
 lua_clean() { tracked '*.lua' | xargs -0 -r luacheck --quiet --codes --; }
 shell_clean() { { tracked '*.sh' && tracked .ci/run; } | xargs -0 -r shellcheck; }
 # Source files only: data and prose may be long.
 not_long() {
-  tracked '*.c' '*.h' '*.cu' '*.cuh' '*.def' '*.lua' '*.py' '*.sh' '*.cmake' Makefile CMakeLists.txt |
+  tracked '*.c' '*.h' '*.cu' '*.cuh' '*.cc' '*.cpp' '*.def' '*.lua' '*.py' '*.sh' '*.cmake' Makefile CMakeLists.txt |
     xargs -0 -r awk 'FNR == 801 { print FILENAME ": over 800 lines: two things in one file?"; bad = 1 } END { exit bad }'
 }
 # Folders of somebody's machine. Tests may name paths that do not exist.
@@ -41,7 +41,7 @@ no_machine_paths() {
 }
 no_conflict_or_trailing_space() {
   git -c core.whitespace=blank-at-eol,-blank-at-eof,space-before-tab diff --check "$(git hash-object -t tree /dev/null)" -- \
-    '*.c' '*.h' '*.cu' '*.lua' '*.sh' '*.py' '*.cmake' '*.def' Makefile CMakeLists.txt
+    '*.c' '*.h' '*.cu' '*.cpp' '*.lua' '*.sh' '*.py' '*.cmake' '*.def' Makefile CMakeLists.txt
 }
 
 check "clang-format (mend with: clang-format -i FILE)" formatted

@@ -16,9 +16,11 @@ want() { missing+=("$@"); }
 has() { command -v "$1" >/dev/null 2>&1; }
 module() { pkg-config --exists "$1" 2>/dev/null; }
 compiles() { printf '%s\nint main(void) { return 0; }\n' "$1" | cc "${@:2}" -x c -o /dev/null - >/dev/null 2>&1; }
+compiles_cxx() { printf '%s\nint main() { return 0; }\n' "$1" | c++ "${@:2}" -x c++ -o /dev/null - >/dev/null 2>&1; }
 
 check_build() {
   compiles '#include <stdio.h>' || want gcc libc6-dev
+  compiles_cxx '#include <string>' || want g++
   has cmake || want cmake
   has ninja || has make || want ninja-build
   has pkg-config || want pkg-config
@@ -31,6 +33,8 @@ check_build() {
   module libedit || want libedit-dev
   module libsodium || want libsodium-dev
   compiles '#include <dnnl.h>' || want libdnnl-dev
+  # Without a C++ compiler yet, or where it is missing, nothing can be compiled: then the header itself tells.
+  compiles_cxx '#include <gloo/transport/tcp/device.h>' || [ -e /usr/include/gloo/transport/tcp/device.h ] || want libgloo-dev
   # Ninja is quicker than make, but no reason to ask for root by itself.
   [ ${#missing[@]} -eq 0 ] || has ninja || want ninja-build
 }

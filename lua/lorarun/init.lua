@@ -3,7 +3,7 @@ local lr = {}
 
 local MODULES = { fs = true, json = true, data = true, sampler = true, schedule = true, loss = true, metrics = true, optim = true,
   evaluate = true, checkpoint = true, export = true, hub = true, ops = true, tensor = true, autograd = true, progress = true,
-  version = true, bugdata = true, memory = true }
+  version = true, bugdata = true, memory = true, comm = true }
 
 local FUNCTIONS = {
   args = function(...) return require("lorarun.args").parse(...) end,

@@ -107,6 +107,11 @@ void lr_interrupt_enable(int on)
     interrupt_flag = 0;
 }
 
+bool lr_interrupt_enabled(void)
+{
+    return atomic_load(&interrupts_on) != 0;
+}
+
 void lr_interrupt_raise(void)
 {
     interrupt_flag = 1;

@@ -1,0 +1,362 @@
+/* comm_link.c: a communicator's life: the module with the mesh, finding and connecting to all peers, transfers that end by
+ * themselves when a peer is lost, time is up or somebody interrupts, and breaking.
+ *
+ * Invariants
+ *   - The first failure of a transfer closes all connections. So no rank waits for one that has given up: it sees the closed
+ *     connection within milliseconds and gives up too.
+ *   - Whoever touches c->mesh from another thread holds c->mutex; only the thread that uses the communicator closes it. */
+#define _GNU_SOURCE
+#include "dist/comm.h"
+#include <dlfcn.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { WATCH_MILLISECONDS = 50 }; /* between two looks at the interrupt flag */
+
+/* ---- names ------------------------------------------------------------------------------------------------------------ */
+const char *lr_comm_kind_name(int kind)
+{
+    static const char *const NAMES[LR_COMM_KIND_COUNT] = {
+        "join", "barrier", "all_reduce", "all_gather", "broadcast", "all_gather_bytes", "broadcast_bytes"};
+    return kind >= 0 && kind < LR_COMM_KIND_COUNT ? NAMES[kind] : "unknown collective";
+}
+
+const char *lr_comm_ranks_text(const uint8_t *chosen, int world_size, char buf[160])
+{
+    const size_t cap = 160;
+    size_t used = 0;
+    int count = 0;
+    buf[0] = '\0';
+    for (int i = 0; i < world_size; i++) {
+        if (!chosen[i])
+            continue;
+        const int first = i;
+        while (i + 1 < world_size && chosen[i + 1])
+            i++;
+        count += i - first + 1;
+        if (used + 32 > cap) { /* too many gaps to name them all */
+            used += (size_t)snprintf(buf + used, cap - used, ", ...");
+            break;
+        }
+        used += (size_t)snprintf(buf + used, cap - used, used > 0 ? ", %d" : "%d", first);
+        if (i > first)
+            used += (size_t)snprintf(buf + used, cap - used, i > first + 1 ? "-%d" : ", %d", i);
+    }
+    memmove(buf + (count > 1 ? 6 : 5), buf, used + 1);
+    memcpy(buf, count > 1 ? "ranks " : "rank ", count > 1 ? 6 : 5);
+    return buf;
+}
+
+/* ---- the module --------------------------------------------------------------------------------------------------------- */
+/* Found through the program's own search path, beside it in a build folder and in lib/ where it is installed. It stays open: its
+ * threads may be about to return when a communicator is freed. */
+static int load_module(const lr_mesh_calls **out)
+{
+    void *module = dlopen(LR_MESH_MODULE, RTLD_NOW | RTLD_LOCAL);
+    if (module == NULL) {
+        const char *why = dlerror();
+        return lr_fail(LR_EUNSUPPORTED,
+                       "several ranks need " LR_MESH_MODULE ", installed with lorarun, and libgloo: %s",
+                       why != NULL ? why : "it cannot be loaded");
+    }
+    const lr_mesh_calls *calls = dlsym(module, LR_MESH_SYMBOL);
+    if (calls == NULL || calls->abi != LR_MESH_ABI) {
+        (void)dlclose(module);
+        return lr_fail(LR_EUNSUPPORTED, LR_MESH_MODULE " belongs to another version of lorarun; install both together");
+    }
+    *out = calls;
+    return LR_OK;
+}
+
+/* ---- connecting --------------------------------------------------------------------------------------------------------- */
+/* The address of this machine from which `host` is reached: what the kernel would take for a datagram to it. A machine's own name
+ * often leads to an address that no other machine can reach. */
+static int local_address(const char *host, char *out, size_t cap)
+{
+    const struct addrinfo hints = {.ai_socktype = SOCK_DGRAM};
+    struct addrinfo *list = NULL;
+    const int code = getaddrinfo(host, "9", &hints, &list);
+    if (code != 0)
+        return lr_fail(LR_EIO, "cannot find the address of '%s': %s", host, gai_strerror(code));
+    int status = lr_fail(LR_EIO, "'%s' has no address", host);
+    for (const struct addrinfo *a = list; a != NULL && status != LR_OK; a = a->ai_next) {
+        struct sockaddr_storage own;
+        socklen_t size = sizeof own;
+        const int fd = socket(a->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        if (fd < 0 || connect(fd, a->ai_addr, a->ai_addrlen) != 0 ||
+            getsockname(fd, (struct sockaddr *)&own, &size) != 0 ||
+            getnameinfo((struct sockaddr *)&own, size, out, (socklen_t)cap, NULL, 0, NI_NUMERICHOST) != 0)
+            status = lr_fail_errno("this machine has no way to '%s'", host);
+        else
+            status = LR_OK;
+        if (fd >= 0)
+            (void)close(fd);
+    }
+    freeaddrinfo(list);
+    return status;
+}
+
+static int mesh_failure(int mesh_status, const char *what, const char *why)
+{
+    if (mesh_status == LR_MESH_NO_MEMORY)
+        return lr_fail(LR_ENOMEM, "%s: out of memory", what);
+    return lr_fail(LR_EIO, "%s: %s", what, why);
+}
+
+/* One key for each rank: for every peer, in rank order, the size of an address (4 bytes) and the address. */
+static int publish_addresses(lr_comm *c, lr_store *store)
+{
+    const size_t entry = sizeof(int32_t) + LR_MESH_ADDRESS;
+    char key[96], *value = lr_calloc((size_t)c->world_size, entry);
+    if (value == NULL)
+        return LR_ENOMEM;
+    for (int peer = 0; peer < c->world_size; peer++) {
+        if (peer == c->rank)
+            continue;
+        char *at = value + (size_t)peer * entry;
+        const int32_t size = c->calls->address(c->mesh, peer, at + sizeof size);
+        memcpy(at, &size, sizeof size);
+    }
+    (void)snprintf(key, sizeof key, "gloo/%s/%d", c->group, c->rank);
+    const int status = lr_store_set(store, key, value, (int64_t)((size_t)c->world_size * entry));
+    lr_free(value);
+    return status;
+}
+
+static int connect_peer(lr_comm *c, lr_store *store, int peer, double deadline)
+{
+    const size_t entry = sizeof(int32_t) + LR_MESH_ADDRESS;
+    char key[96], why[LR_MESH_WHY], *value = NULL;
+    int64_t size = 0;
+    (void)snprintf(key, sizeof key, "gloo/%s/%d", c->group, peer);
+    int status = lr_store_get(store, key, lr_time() < deadline ? deadline - lr_time() : 0, &value, &size);
+    if (status == LR_ETIMEOUT)
+        return lr_fail(LR_ETIMEOUT, "rank %d waited %.1f s for rank %d to join", c->rank, c->timeout, peer);
+    if (status != LR_OK)
+        return status;
+    int32_t length = 0;
+    if (size == (int64_t)((size_t)c->world_size * entry))
+        memcpy(&length, value + (size_t)c->rank * entry, sizeof length);
+    if (length < 1 || length > LR_MESH_ADDRESS) {
+        status = lr_fail(LR_EINTERNAL, "rank %d published an address that cannot be read", peer);
+    } else {
+        const int result =
+            c->calls->connect(c->mesh, peer, value + (size_t)c->rank * entry + sizeof length, length, why);
+        if (result != LR_MESH_OK) {
+            char what[80];
+            (void)snprintf(what, sizeof what, "rank %d cannot connect to rank %d", c->rank, peer);
+            (void)mesh_failure(result, what, why);
+            status = result == LR_MESH_NO_MEMORY ? LR_ENOMEM : LR_EPEER;
+        }
+    }
+    lr_free(value);
+    return status;
+}
+
+int lr_comm_link(lr_comm *c, lr_store *store, const char *host)
+{
+    char address[NI_MAXHOST], why[LR_MESH_WHY];
+    const char *interface = getenv("GLOO_SOCKET_IFNAME");
+    if (interface != NULL && *interface == '\0')
+        interface = NULL;
+    const double deadline = lr_time() + c->timeout;
+    int status = load_module(&c->calls);
+    if (status == LR_OK)
+        status = local_address(host, address, sizeof address);
+    if (status != LR_OK)
+        return status;
+    const int result = c->calls->open(&c->mesh, c->rank, c->world_size, address, interface, c->timeout, why);
+    if (result != LR_MESH_OK) {
+        char what[NI_MAXHOST + 40];
+        (void)snprintf(what, sizeof what, "cannot listen on %s", interface != NULL ? interface : address);
+        return mesh_failure(result, what, why);
+    }
+    status = publish_addresses(c, store);
+    for (int peer = 0; peer < c->world_size && status == LR_OK; peer++)
+        if (peer != c->rank)
+            status = connect_peer(c, store, peer, deadline);
+    return status;
+}
+
+static void close_mesh(lr_comm *c)
+{
+    (void)pthread_mutex_lock(&c->mutex);
+    lr_mesh *mesh = c->mesh;
+    c->mesh = NULL;
+    (void)pthread_mutex_unlock(&c->mutex);
+    if (mesh != NULL)
+        c->calls->close(mesh);
+}
+
+void lr_comm_unlink(lr_comm *c)
+{
+    if (c->watched) {
+        (void)pthread_mutex_lock(&c->mutex);
+        c->stopping = true;
+        (void)pthread_cond_signal(&c->wake);
+        (void)pthread_mutex_unlock(&c->mutex);
+        (void)pthread_join(c->watcher, NULL);
+        c->watched = false;
+    }
+    close_mesh(c);
+}
+
+/* ---- breaking ----------------------------------------------------------------------------------------------------------- */
+int lr_comm_break(lr_comm *c, int status, const char *fmt, ...)
+{
+    char text[sizeof c->why];
+    va_list args;
+    va_start(args, fmt);
+    (void)vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    (void)pthread_mutex_lock(&c->mutex);
+    c->broken = true;
+    (void)snprintf(c->why, sizeof c->why, "%s", text);
+    (void)pthread_mutex_unlock(&c->mutex);
+    close_mesh(c);
+    lr_nccl_free(c->nccl, true);
+    c->nccl = NULL;
+    return lr_fail(status, "%s", text);
+}
+
+void lr_comm_abort(lr_comm *c, const char *why)
+{
+    (void)pthread_mutex_lock(&c->mutex);
+    if (!c->broken && !atomic_load(&c->aborted)) {
+        (void)snprintf(c->why, sizeof c->why, "%s", why);
+        atomic_store(&c->aborted, true);
+        if (c->mesh != NULL)
+            c->calls->abort(c->mesh);
+    }
+    (void)pthread_mutex_unlock(&c->mutex);
+}
+
+/* ---- interrupts --------------------------------------------------------------------------------------------------------- */
+/* A thread that waits for the network cannot look at the interrupt flag; this one does it meanwhile. */
+static void *watch(void *arg)
+{
+    lr_comm *c = arg;
+    (void)pthread_mutex_lock(&c->mutex);
+    while (!c->stopping) {
+        struct timespec until;
+        (void)clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += WATCH_MILLISECONDS * 1000000;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        (void)pthread_cond_timedwait(&c->wake, &c->mutex, &until);
+        if (c->waiting && c->mesh != NULL && lr_interrupt_take()) {
+            atomic_store(&c->interrupted, true);
+            c->calls->abort(c->mesh);
+        }
+    }
+    (void)pthread_mutex_unlock(&c->mutex);
+    return NULL;
+}
+
+static int start_watcher(lr_comm *c)
+{
+    const int status = lr_thread_start(&c->watcher, watch, c);
+    c->watched = status == LR_OK;
+    return status;
+}
+
+static void set_waiting(lr_comm *c, bool waiting)
+{
+    (void)pthread_mutex_lock(&c->mutex);
+    c->waiting = waiting;
+    (void)pthread_mutex_unlock(&c->mutex);
+}
+
+/* ---- transfers ---------------------------------------------------------------------------------------------------------- */
+static int fail_timeout(lr_comm *c, const uint8_t *missing)
+{
+    char ranks[160];
+    return lr_comm_break(c, LR_ETIMEOUT, "%s (collective %llu): waited %.1f s for %s",
+                         lr_comm_kind_name(c->slots[c->rank].call.kind), (unsigned long long)c->sequence, c->timeout,
+                         lr_comm_ranks_text(missing, c->world_size, ranks));
+}
+
+static int fail_interrupted(lr_comm *c)
+{
+    return lr_comm_break(c, LR_EINTERRUPTED, "interrupted while waiting in %s (collective %llu)",
+                         lr_comm_kind_name(c->slots[c->rank].call.kind), (unsigned long long)c->sequence);
+}
+
+static int fail_aborted(lr_comm *c)
+{
+    char why[sizeof c->why];
+    (void)pthread_mutex_lock(&c->mutex);
+    memcpy(why, c->why, sizeof why);
+    (void)pthread_mutex_unlock(&c->mutex);
+    return lr_comm_break(c, LR_EPEER, "%s", why);
+}
+
+/* Who has not come: in the agreement those whose slot still holds an earlier collective, else all from whom something was due.
+ * The mesh is closed, so nothing writes the slots any more. */
+static void find_missing(const lr_comm *c, const lr_mesh_transfer *t, uint8_t *missing)
+{
+    memset(missing, 0, (size_t)c->world_size);
+    for (int i = 0; i < t->receive_count; i++) {
+        const int peer = t->receives[i].peer;
+        missing[peer] = t->in != c->slots || c->slots[peer].call.sequence != c->sequence;
+    }
+    for (int i = 0; i < t->send_count && t->in != c->slots; i++)
+        missing[t->sends[i].peer] = 1;
+}
+
+int lr_comm_transfer(lr_comm *c, const lr_mesh_transfer *t, double began)
+{
+    char why[LR_MESH_WHY] = "", ranks[160];
+    if (!c->watched && lr_interrupt_enabled()) {
+        const int status = start_watcher(c);
+        if (status != LR_OK)
+            return lr_comm_break(c, status, "%s", lr_last_error());
+    }
+    const double left = began + c->timeout - lr_time();
+    if (c->watched)
+        set_waiting(c, true);
+    const int result = c->calls->transfer(c->mesh, c->sequence, t, left > 0 ? left : 0, why);
+    if (c->watched)
+        set_waiting(c, false);
+    if (atomic_load(&c->interrupted))
+        return fail_interrupted(c);
+    switch (result) {
+    case LR_MESH_OK:
+        return LR_OK;
+    case LR_MESH_ABORTED:
+        return fail_aborted(c);
+    case LR_MESH_TIMEOUT:
+        close_mesh(c);
+        find_missing(c, t, c->lost);
+        return fail_timeout(c, c->lost);
+    case LR_MESH_NO_MEMORY:
+        return lr_comm_break(c, LR_ENOMEM, "%s: out of memory", lr_comm_kind_name(c->slots[c->rank].call.kind));
+    default:
+        memset(c->lost, 0, (size_t)c->world_size);
+        c->calls->lost(c->mesh, c->lost);
+        if (memchr(c->lost, 1, (size_t)c->world_size) == NULL)
+            return lr_comm_break(c, LR_EPEER, "%s (collective %llu): %s",
+                                 lr_comm_kind_name(c->slots[c->rank].call.kind), (unsigned long long)c->sequence, why);
+        return lr_comm_break(c, LR_EPEER, "%s (collective %llu): lost %s: the connection was closed",
+                             lr_comm_kind_name(c->slots[c->rank].call.kind), (unsigned long long)c->sequence,
+                             lr_comm_ranks_text(c->lost, c->world_size, ranks));
+    }
+}
+
+int lr_comm_check(lr_comm *c, double began)
+{
+    if (atomic_load(&c->aborted))
+        return fail_aborted(c);
+    if (lr_interrupt_take())
+        return fail_interrupted(c);
+    if (lr_time() - began <= c->timeout)
+        return LR_OK;
+    memset(c->lost, 1, (size_t)c->world_size); /* NCCL does not tell who is missing */
+    c->lost[c->rank] = 0;
+    return fail_timeout(c, c->lost);
+}

@@ -1,0 +1,120 @@
+-- ranks.lua: several ranks of a job as processes of the built program, for tests:
+--   local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
+--
+--   local results = ranks.run { 4, [[ print(comm.all_reduce(rank)) ]] }
+--   check.equal(results[1].out, "6\n")           -- of rank 0; also .err, .status (137: killed), .seconds
+--
+-- ranks.start gives the job while it runs: job:kill(rank, "STOP"), job:output(rank), job:wait(seconds).
+-- The code of every rank starts with `lr`, `comm`, `rank` and `n` at hand and, unless join = false, joined. The store is served by
+-- this process, as a launcher does, so there is a port of its own for every job.
+local ffi = require "ffi"
+local C = require "lorarun.c"
+local check_status = require "lorarun.check"
+local fs = require "lorarun.fs"
+
+local ranks = {}
+local program = assert(os.getenv "LORARUN_PROGRAM", "LORARUN_PROGRAM names the program under test")
+
+local PRELUDE = [[local lr = require "lorarun" local comm = lr.comm io.stdout:setvbuf "line" ]]
+  .. [[local rank, n = tonumber(os.getenv "RANK"), tonumber(os.getenv "WORLD_SIZE") ]]
+local JOIN = [[comm.join { rank = rank, world_size = n, local_rank = rank, local_world_size = n, ]]
+  .. [[host = os.getenv "MASTER_ADDR", port = tonumber(os.getenv "MASTER_PORT"), timeout = tonumber(os.getenv "TIMEOUT") } ]]
+
+local function quote(text) return "'" .. tostring(text):gsub("'", "'\\''") .. "'" end
+
+local Job = {}
+Job.__index = Job
+
+local function path(job, what, rank) return ("%s/%s.%d"):format(job.folder, what, rank) end
+
+local function read(file) return fs.exists(file) and fs.read(file) or "" end
+
+--- start { n, code, timeout = 60, join = true, env = { NAME = value }, serve = true }: n ranks that run the same Lua code.
+---   timeout   of joining and of each collective, seconds
+---   env       more variables; a function of the rank may give them
+---   serve     false: no store is served, MASTER_PORT is not set
+function ranks.start(options)
+  local n, code = options[1], options[2]
+  local folder = os.tmpname()
+  os.remove(folder)
+  fs.make(folder)
+  local job = setmetatable({ n = n, folder = folder, began = C.lr_time(), ended = {} }, Job)
+  local script = folder .. "/rank.lua"
+  fs.write(script, PRELUDE .. (options.join ~= false and n > 1 and JOIN or "") .. code)
+  local port
+  if options.serve ~= false then
+    local server = ffi.new "lr_store_server *[1]"
+    check_status(C.lr_store_serve(server, "127.0.0.1", 0, nil, n))
+    job.server = server[0]
+    port = C.lr_store_server_port(job.server)
+  end
+  for rank = 0, n - 1 do
+    local env = { RANK = rank, WORLD_SIZE = n, LOCAL_RANK = rank, LOCAL_WORLD_SIZE = n, MASTER_ADDR = "127.0.0.1",
+      MASTER_PORT = port, TIMEOUT = options.timeout or 60, OMP_NUM_THREADS = 1 }
+    for name, value in pairs(type(options.env) == "function" and options.env(rank) or options.env or {}) do env[name] = value end
+    local assignments = {}
+    for name, value in pairs(env) do assignments[#assignments + 1] = name .. "=" .. quote(value) end
+    local function file(what) return quote(path(job, what, rank)) end
+    -- the status is written under a temporary name: who sees the file sees all of it
+    os.execute(("( %s %s %s >%s 2>%s </dev/null & echo $! >%s; wait $! 2>/dev/null; echo $? >%s; mv %s %s ) 2>/dev/null &"):format(
+      table.concat(assignments, " "), quote(program), quote(script), file "out", file "err", file "pid", file "new", file "new",
+      file "status"))
+  end
+  return job
+end
+
+--- What a rank has written to its standard output so far.
+function Job:output(rank) return read(path(self, "out", rank)) end
+
+--- Wait until a rank has written `text`.
+function Job:await(rank, text, seconds)
+  local deadline = C.lr_time() + (seconds or 60)
+  while not self:output(rank):find(text, 1, true) do
+    if C.lr_time() > deadline then
+      error(("rank %d did not write '%s' but '%s', '%s'"):format(rank, text, self:output(rank), read(path(self, "err", rank))))
+    end
+    os.execute "sleep 0.02"
+  end
+end
+
+function Job:pid(rank) return assert(tonumber(read(path(self, "pid", rank))), "the rank has not started") end
+
+--- Send a signal: "KILL" (default), "STOP", "CONT", "INT" ...
+function Job:kill(rank, signal) os.execute(("kill -%s %d 2>/dev/null"):format(signal or "KILL", self:pid(rank))) end
+
+--- Wait for all ranks: { { out, err, status, seconds } of rank 0, ... }. Those that are not done after `seconds` (120) are killed,
+--- and their status is "timeout".
+function Job:wait(seconds)
+  local deadline, results, left = C.lr_time() + (seconds or 120), {}, self.n
+  local late = {}
+  while left > 0 do
+    left = 0
+    for rank = 0, self.n - 1 do
+      if not self.ended[rank] then
+        if fs.exists(path(self, "status", rank)) then self.ended[rank] = C.lr_time() - self.began else left = left + 1 end
+      end
+    end
+    if left > 0 and C.lr_time() > deadline then
+      deadline = math.huge
+      for rank = 0, self.n - 1 do
+        if not self.ended[rank] then
+          late[rank] = true
+          self:kill(rank)
+        end
+      end
+    end
+    if left > 0 then os.execute "sleep 0.02" end
+  end
+  for rank = 0, self.n - 1 do
+    results[rank + 1] = { out = self:output(rank), err = read(path(self, "err", rank)), seconds = self.ended[rank],
+      status = late[rank] and "timeout" or tonumber(read(path(self, "status", rank))) }
+  end
+  if self.server then C.lr_store_server_stop(self.server) end
+  fs.remove(self.folder)
+  return results
+end
+
+--- start and wait.
+function ranks.run(options) return ranks.start(options):wait(options.seconds) end
+
+return ranks
