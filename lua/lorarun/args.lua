@@ -236,6 +236,9 @@ local function unknown_option(options, word, name)
     names[#names + 1] = option.shown
     if option.type == "boolean" then names[#names + 1] = "--no-" .. option.shown:sub(3) end
   end
+  if require("lorarun.settings").is_flag(name) then
+    return ("unknown option %s; it says how ranks run and stands before the recipe: lorarun %s ... RECIPE.lua"):format(word, word)
+  end
   return ("unknown option %s%s (--help lists the options)"):format(word, suggest.did_you_mean(shown_name(name), names, "%s"))
 end
 

@@ -6,12 +6,14 @@ local ffi = require "ffi"
 local C = require "lorarun.c"
 local failure = require "lorarun.failure"
 local launch = require "lorarun.launch"
+local settings = require "lorarun.settings"
 local strict = require "lorarun.strict"
 local suggest = require "lorarun.suggest"
 
 local USAGE = [=[
 usage: lorarun [options] [RECIPE.lua [arguments of the recipe]]
        lorarun RECIPE.lua --help      what a recipe can be told
+       lorarun config [--show]        write the file for --config; show the settings in effect
 
 With neither a recipe nor -e, a prompt for Lua opens; where standard input is no terminal, Lua code is read from it.
 
@@ -23,6 +25,8 @@ options:
   --version      show the versions of lorarun and its Lua and exit
   --help         show this and exit
 
+ranks (in front of the recipe; accelerate's names and spellings do as well):
+%s
 environment:
   LORARUN_TRACEBACK=1    as --traceback
   LORARUN_JIT=off        interpret Lua without compiling it
@@ -43,7 +47,10 @@ local function read_options(argv)
   local i = 1
   while i <= #argv do
     local word = argv[i]
-    if word == "-" or word:sub(1, 1) ~= "-" then
+    if word == "config" then
+      plan.config = i
+      break
+    elseif word == "-" or word:sub(1, 1) ~= "-" then
       plan.script = i
       break
     elseif word == "-e" then
@@ -55,7 +62,14 @@ local function read_options(argv)
     elseif word == "--version" or word == "-v" then plan.show = plan.show or "version"
     elseif word == "--help" or word == "-h" then plan.show = plan.show or "help"
     else
-      return nil, ("unknown option '%s'%s (lorarun --help lists them)"):format(word, suggest.did_you_mean(word, OPTIONS))
+      local taken, mistake = settings.take_flag(argv, i)
+      if mistake then return nil, mistake end
+      if not taken then
+        local known = settings.flags()
+        for _, option in ipairs(OPTIONS) do known[#known + 1] = option end
+        return nil, ("unknown option '%s'%s (lorarun --help lists them)"):format(word, suggest.did_you_mean(word, known))
+      end
+      i = i + taken - 1
     end
     i = i + 1
   end
@@ -105,11 +119,17 @@ local function main(argv)
     return EXIT_USAGE
   end
   if plan.show == "help" then
-    io.write(USAGE)
+    io.write((USAGE:format(settings.flag_help())))
     return EXIT_OK
   elseif plan.show == "version" then
     io.write(("lorarun %s (%s)\n"):format(ffi.string(C.lr_version()), jit.version))
     return EXIT_OK
+  end
+
+  if plan.config then
+    local ok, report = failure.call(require("lorarun.config").run, { unpack(argv, plan.config + 1) })
+    if not ok then complain(report.message) end
+    return ok and EXIT_OK or EXIT_FAILED
   end
 
   -- true where the chunk ran to its end; otherwise the error has been reported
