@@ -2,6 +2,7 @@
 --   check(status)            raises where status < 0, else returns it
 --   check.call(fn, ...)      calls fn; where memory ran out, collects garbage once and calls it again, then raises
 --   check.fail(fmt, ...)     raises an error of lorarun's own
+--   check.fail_as_well(text) raises the error of another rank
 --   check.of_another_rank    the message of the latest error that another rank brought about, or nil
 -- The message starts with the user's own file:line: the innermost stack level outside lorarun's modules.
 local C = require "lorarun.c"
@@ -43,6 +44,11 @@ end
 
 function check.fail(fmt, ...)
   error(users_place() .. fmt:format(...), 0)
+end
+
+function check.fail_as_well(message)
+  check.of_another_rank = message
+  error(message, 0)
 end
 
 return setmetatable(check, { __call = function(_, status)

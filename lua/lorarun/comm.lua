@@ -256,7 +256,7 @@ function comm.barrier() call(C.lr_comm_barrier) end
 function comm.on_rank_0(fn)
   if comm.rank ~= 0 then
     local why = comm.broadcast_bytes(nil, 0)
-    if why ~= "" then error("rank 0: " .. why, 0) end
+    if why ~= "" then check.fail_as_well("rank 0: " .. why) end
     return
   end
   local function finish(ok, ...)

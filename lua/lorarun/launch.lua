@@ -12,6 +12,8 @@ local launch = {}
 
 local DEFAULTS = { processes = 1, precision = "fp32", max_restarts = 0, log_dir = false, timeout = 600 }
 
+local LAUNCHER_FIRST = 30 -- seconds by which the launcher's patience is shorter than a rank's: it knows best whom to blame
+
 local current        -- the job of this process, once it is known
 local input          -- the code that was read from standard input
 
@@ -24,10 +26,12 @@ end
 --- Code that came on standard input: ranks get it on theirs.
 function launch.standard_input(text) input = text end
 
---- The recipe failed: tell the launcher, who wants to know which rank was first, and which only followed.
+--- The recipe failed: tell the launcher, who wants to know which rank was first, and which only followed. The others hear of it now,
+--- not when this process has tidied up.
 function launch.gave_up(message)
   local peers = check.of_another_rank
   C.lr_rank_failed(message, peers and message:find(peers, 1, true) and 1 or 0)
+  if current and current.world_size > 1 then require("lorarun.comm").leave() end
 end
 
 local function complete(given)
@@ -79,6 +83,13 @@ local function join(settings)
     generation = variable "LORARUN_GENERATION", precision = settings.precision }
   io.stdout:flush()
   check(C.lr_rank_show())
+  if job.world_size > 1 then
+    C.lr_rank_waits "the start of the job"
+    require("lorarun.comm").join { rank = job.rank, world_size = job.world_size, local_rank = job.local_rank,
+      local_world_size = job.local_world_size, host = os.getenv "MASTER_ADDR", port = variable "MASTER_PORT",
+      secret = os.getenv "LORARUN_SECRET", generation = job.generation, timeout = settings.timeout + LAUNCHER_FIRST }
+    C.lr_rank_waits(nil)
+  end
   return job
 end
 

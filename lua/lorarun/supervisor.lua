@@ -190,7 +190,10 @@ function Run:look_at_stalls()
     end
   end
   local failure = self.stalls:look(states)
-  if failure then self:fail(failure) end
+  if failure then
+    self:fail(failure)
+    if failure.process then self.group:signal(failure.process, SIGKILL) end -- one that hangs does not leave by itself
+  end
 end
 
 function Run:look_at_clocks()

@@ -31,6 +31,7 @@ static void set_progress(const char *name)
     atomic_store(&progress_name, name);
     atomic_store(&progress_since, lr_time());
     atomic_fetch_add(&version, 1);
+    lr_rank_waits(name);
 }
 
 void lr_comm_progress(lr_comm_state *out)

@@ -1,0 +1,93 @@
+-- test_faults.lua: what becomes of a job whose ranks work together when one of them does not: killed, failed, gone or stopped, in the
+-- middle of a collective or between two. Each time the job ends soon, the right rank is blamed, and a restart goes through.
+local fs = require "lorarun.fs"
+local C = require "lorarun.c"
+local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+
+-- Four ranks add numbers 60 times; in the first generation rank 2 meets its fate on the way.
+local RECIPE = [[
+local lr = require "lorarun"
+local C, ffi = require "lorarun.c", require "ffi"
+ffi.cdef "int kill(int pid, int signal); int getpid(void); int usleep(unsigned);"
+local function signal_self(number) ffi.C.kill(ffi.C.getpid(), number) end
+local job = lr.launch { processes = 4, timeout = TIMEOUT, max_restarts = RESTARTS }
+io.stderr:write("pid ", ffi.C.getpid(), "\n")
+local sum = 0
+for i = 1, 60 do
+  if i == 30 and job.rank == 2 and job.generation == 0 then FATE end
+  sum = sum + lr.comm.all_reduce(job.rank + i)
+end
+lr.comm.barrier()
+print(sum)
+]]
+local SUM = 60 * 6 + 4 * 60 * 61 / 2 -- ranks 0 to 3 add up to 6
+
+local function run(fate, restarts, timeout)
+  local result
+  shell.with_folder(function(folder)
+    fs.write(folder .. "/recipe.lua", (RECIPE:gsub("%u%u%u+", { FATE = fate, RESTARTS = restarts, TIMEOUT = timeout or 600 })))
+    local began = C.lr_time()
+    result = shell.run(("cd %s && $L ./recipe.lua"):format(shell.quote(folder)))
+    result.seconds = C.lr_time() - began
+  end)
+  for pid in result.err:gmatch "pid (%d+)" do
+    check.that(not fs.exists("/proc/" .. pid), "process " .. pid .. " still runs")
+  end
+  return result
+end
+
+local FATES = {
+  { "killed", "signal_self(9)", "lorarun: rank 2 on ", "was killed by SIGKILL", 137 },
+  { "crashed", "signal_self(11)", "lorarun: rank 2 on ", "was killed by SIGSEGV", 139 },
+  { "failed", "error 'boom'", "lorarun: rank 2 on ", "boom\n", 1 },
+  { "left", "os.exit(0)", "lorarun: rank 2 on ", "ended, with exit status 0, while ", 1 },
+  { "ended", "os.exit(7, true)", "lorarun: rank 2 on ", "ended with exit status 7\n", 7 },
+  { "stopped", "signal_self(19)", "lorarun: rank 2 on ", "where ranks 0, 1 and 3 wait for it, for 2 s (is stopped (SIGSTOP))", 1,
+    2 },
+  { "asleep", "ffi.C.usleep(90000000)", "lorarun: rank 2 on ", "where ranks 0, 1 and 3 wait for it, for 2 s", 1, 2 },
+}
+for _, f in ipairs(FATES) do
+  local name, fate, who, what, status, timeout = unpack(f)
+  test(("a rank that is %s ends the job within seconds and is named"):format(name), function()
+    local r = run(fate, 0, timeout)
+    check.equal(r.status, status, r.err)
+    check.equal(r.out, "")
+    check.that(r.err:find(who .. "[^\n]*" .. what:gsub("%p", "%%%0")), r.err)
+    check.that(not r.err:find "\nlorarun: rank [013] on ", r.err)
+    check.that(r.seconds < (timeout or 0) + 20, r.seconds)
+  end)
+  test(("a rank that is %s, and a restart"):format(name), function()
+    local r = run(fate, 1, timeout)
+    check.equal(r.status, 0, r.err)
+    check.equal(r.out, SUM .. "\n")
+    check.that(r.err:find(what, 1, true) and r.err:find("restart 1 of 1", 1, true), r.err)
+  end)
+end
+
+test("a rank that does not come to the start of the job is named", function()
+  shell.with_folder(function(folder)
+    fs.write(folder .. "/recipe.lua", [[
+      local lr = require "lorarun"
+      if os.getenv "RANK" == "1" then os.execute "sleep 60" end
+      lr.launch { processes = 3, timeout = 2 }
+    ]])
+    local r = shell.run(("cd %s && $L ./recipe.lua"):format(shell.quote(folder)))
+    check.equal(r.status, 1, r.err)
+    check.that(r.err:find("lorarun: rank 1 on [^\n]* did not come to ", 1), r.err)
+  end)
+end)
+
+test("an error of rank 0 that all ranks raise is rank 0's", function()
+  for _ = 1, 5 do
+    shell.with_folder(function(folder)
+      fs.write(folder .. "/recipe.lua", [[
+        local lr = require "lorarun"
+        lr.launch { processes = 3 }
+        lr.comm.on_rank_0(function() error "the disk is full" end)
+      ]])
+      local r = shell.run(("cd %s && $L ./recipe.lua"):format(shell.quote(folder)))
+      check.equal(r.status, 1, r.err)
+      check.that(r.err:find "lorarun: rank 0 on [^\n]* failed: ./recipe.lua:3: the disk is full\n", r.err)
+    end)
+  end
+end)
