@@ -22,7 +22,8 @@ function report.duration(seconds)
   return h > 0 and ("%d:%02d:%02d"):format(h, m, s % 60) or ("%d:%02d"):format(m, s % 60)
 end
 
-local function device_line()
+--- One line about the device of this process.
+function report.device()
   local text = ffi.new "char[512]"
   check(C.lr_device_describe(text, 512))
   return ffi.string(text)
@@ -44,7 +45,7 @@ function report.banner(run)
   local targets = adapter.config.target_modules
   if type(targets) == "table" then targets = table.concat(targets, ", ") end
   local rows = {
-    { "device", device_line() },
+    { "device", report.device() },
     { "world size", "1 (rank 0, main process)" },
     { "model", model.name == model.folder and model.name or ("%s (%s)"):format(model.name, model.folder) },
     { "data", run.data_text },

@@ -36,7 +36,8 @@ end)
 
 test("an option given behind the recipe's name is the command line's word", function()
   flags()
-  local args = require("lorarun.args").read({ { "processes", 1, type = "integer" }, { "precision", "fp32" } }, { "--processes", "3" })
+  local args = require("lorarun.args").read({ { "processes", 1, type = "integer" }, { "precision", "fp32" } },
+    { "--processes", "3" })
   local s = settings.resolve { processes = args.processes, precision = args.precision, args = args }
   check.equal(s.origin.num_processes, "command line")
   check.equal(s.origin.mixed_precision, "recipe")
@@ -47,7 +48,8 @@ test("machines share ranks evenly, know where machine 0 is, and have a secret", 
   local f = assert(io.open(secret, "w"))
   f:write "open sesame\n"
   f:close()
-  flags("--num-processes", "8", "--num-machines", "2", "--machine-rank", "1", "--main-process-ip", "10.0.0.1", "--secret-file", secret)
+  flags("--num-processes", "8", "--num-machines", "2", "--machine-rank", "1", "--main-process-ip", "10.0.0.1", "--secret-file",
+    secret)
   local s = settings.resolve {}
   os.remove(secret)
   check.equal(s.ranks_here, 4)

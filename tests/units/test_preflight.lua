@@ -1,0 +1,84 @@
+-- What the launcher looks at before it starts ranks: each thing that cannot work is one error, before anything has begun.
+local fs = require "lorarun.fs"
+local preflight = require "lorarun.preflight"
+local settings = require "lorarun.settings"
+
+local function folder()
+  local path = os.tmpname()
+  os.remove(path)
+  fs.make(path)
+  return path
+end
+
+local function looked(recipe, what)
+  local lines = {}
+  settings.forget()
+  preflight.check(settings.resolve(recipe), what, function(line) lines[#lines + 1] = line end)
+  return table.concat(lines, "\n")
+end
+
+local function model_in(dir, bytes)
+  fs.make(fs.join(dir, "model"))
+  fs.write(fs.join(dir, "model/config.json"), "{}")
+  local f = assert(io.open(fs.join(dir, "model/model.safetensors"), "w"))
+  f:seek("set", bytes - 1)
+  f:write "x" -- a file with a hole: as large as it says, and no bytes on the disk
+  f:close()
+  return fs.join(dir, "model")
+end
+
+test("what is well gets a line each", function()
+  local dir = folder()
+  local model = model_in(dir, 1000)
+  fs.write(fs.join(dir, "train.jsonl"), "{}\n")
+  local text = looked({ processes = 2 }, { model = model, data = dir, output = fs.join(dir, "out/put") })
+  for _, part in ipairs { "2 ranks here", "model    " .. model, "free", "train.jsonl", "out/put" } do
+    check.that(text:find(part, 1, true), ("'%s' is missing in\n%s"):format(part, text))
+  end
+  check.equal(#fs.list(fs.join(dir, "out/put")), 0, "files left by the trial")
+  fs.remove(dir)
+end)
+
+test("more ranks than cores is said, not refused", function()
+  local cores = require("lorarun.c").lr_cores()
+  check.that(looked({ processes = cores + 1 }, {}):find "take turns")
+end)
+
+test("GPUs that are not there", function()
+  if require("lorarun").has_gpu() then return end
+  settings.forget()
+  settings.take_flag({ "--multi-gpu" }, 1)
+  local s = settings.resolve {}
+  settings.forget()
+  check.raises("--multi-gpu asks for GPUs, and lorarun finds none it can use; give --cpu", preflight.check, s, {}, function() end)
+end)
+
+test("model, data and output that cannot work", function()
+  local dir = folder()
+  check.raises("neither a folder nor in the Hugging Face cache", looked, {}, { model = "no/such-model" })
+  fs.make(fs.join(dir, "empty"))
+  check.raises("has neither config.json", looked, {}, { model = fs.join(dir, "empty") })
+  local huge = model_in(dir, 2 ^ 42)
+  check.raises("2 ranks of " .. huge .. " need at least 16384.0 GiB of memory", looked, { processes = 2 }, { model = huge })
+  check.raises("there is no data folder", looked, {}, { data = fs.join(dir, "nothing") })
+  check.raises("there is no train.jsonl", looked, {}, { data = dir })
+  check.raises("cannot be read", looked, {}, { data = { train = fs.join(dir, "nothing.jsonl") } })
+  fs.write(fs.join(dir, "file"), "")
+  check.raises("file", looked, {}, { output = fs.join(dir, "file") })
+  fs.remove(dir)
+end)
+
+test("machine 0 can serve on its address", function()
+  settings.forget()
+  local argv = { "--num-processes", "2", "--num-machines", "2", "--main-process-ip", "192.0.2.1" } -- nobody's address (RFC 5737)
+  for i = 1, #argv, 2 do settings.take_flag(argv, i) end
+  local ok, err = pcall(settings.resolve, {})
+  check.that(not ok and err:find "secret", err)
+  local secret = os.tmpname()
+  fs.write(secret, "a long and random text")
+  settings.take_flag({ "--secret-file", secret }, 1)
+  local s = settings.resolve {}
+  os.remove(secret)
+  settings.forget()
+  check.raises("192.0.2.1", preflight.check, s, {}, function() end)
+end)
