@@ -26,8 +26,8 @@ end
 --- Code that came on standard input: ranks get it on theirs.
 function launch.standard_input(text) input = text end
 
---- The recipe failed: tell the launcher, who wants to know which rank was first, and which only followed. The others hear of it now,
---- not when this process has tidied up.
+--- The recipe failed: tell the launcher, who wants to know which rank was first, and which only followed. The others hear of it
+--- now, not when this process has tidied up.
 function launch.gave_up(message)
   local peers = check.of_another_rank
   C.lr_rank_failed(message, peers and message:find(peers, 1, true) and 1 or 0)
@@ -96,9 +96,13 @@ end
 local function supervise(settings)
   io.stdout:flush()
   local processes = settings.processes
-  local job = { words = own_words(), input = input, world_size = processes, first_rank = 0, ranks = processes, machine_rank = 0,
-    host = "127.0.0.1", port = 0, secret = new_secret(), timeout = settings.timeout, max_restarts = settings.max_restarts,
-    log_dir = settings.log_dir or nil, threads = math.max(1, math.floor(C.lr_cores() / processes)) }
+  local environment = {}
+  if not os.getenv "OMP_NUM_THREADS" then
+    environment.OMP_NUM_THREADS = math.max(1, math.floor(C.lr_cores() / processes))
+  end
+  local job = { words = own_words(), input = input, environment = environment, world_size = processes, first_rank = 0,
+    ranks = processes, machine_rank = 0, machines = 1, host = "127.0.0.1", port = 0, secret = new_secret(),
+    timeout = settings.timeout, max_restarts = settings.max_restarts, log_dir = settings.log_dir or nil }
   os.exit(require("lorarun.supervisor").run(job), true)
 end
 

@@ -5,10 +5,10 @@
 --   output:say(text)                     a line of the launcher's own
 --   output:last_lines(process)           the last ten lines it wrote
 --   output:close()
--- Rank 0's output goes where the launcher's goes, byte by byte, so that its progress bar redraws itself. Of the others, standard
--- error goes to the launcher's, line by line with "[rank 2] " before each, and standard output nowhere. A line that comes while
--- rank 0's bar stands on the terminal is put above it. With log_dir, rank_2.log gets all that rank 2 writes, without the
--- intermediate states of lines that were redrawn.
+-- Rank 0's output goes where the launcher's goes: to a terminal byte by byte, so that its progress bar redraws itself; elsewhere
+-- line by line. Of the others, standard error goes to the launcher's, line by line with "[rank 2] " before each, and standard
+-- output nowhere. A line that comes while rank 0's bar stands on the terminal is put above it. With log_dir, rank_2.log gets all
+-- that rank 2 writes, without the intermediate states of lines that were redrawn.
 -- output.broken: why the launcher's own output can no longer be written; nil as long as it can.
 local C = require "lorarun.c"
 local check = require "lorarun.check"
@@ -47,16 +47,18 @@ local function new(options)
 end
 
 function Output:put(stream, text)
-  if self.broken then return end
   local file = self.streams[stream]
+  if not file or text == "" then return end
   local ok, why = file:write(text)
   if ok then ok, why = file:flush() end
-  if not ok then self.broken = why end
+  if ok then return end
+  self.broken = self.broken or why
+  self.streams[stream] = false
 end
 
 -- A whole line on standard error. What stands on the terminal's current line moves below it.
 function Output:line(text)
-  local bar = self.terminal[1] and self.standing[1] ~= "" and 1 or self.standing[2] ~= "" and 2
+  local bar = self.terminal[1] and self.standing[1] ~= "" and 1 or self.terminal[2] and self.standing[2] ~= "" and 2
   if not (bar and self.terminal[2]) then return self:put(2, text .. "\n") end
   self:put(2, ERASE_LINE .. text .. "\n")
   self:put(bar, self.standing[bar])
@@ -64,13 +66,20 @@ end
 
 function Output:say(text) self:line("lorarun: " .. text) end
 
--- Bytes of rank 0.
+-- Bytes of rank 0. On a terminal somebody wants to see them now; elsewhere they come in whole lines, as those of the others do.
 function Output:pass_on(stream, text)
+  local tail = self.standing[stream] .. text
+  local rest = tail:match "[^\n]*$"
   if self.terminal[stream] then
-    local tail = self.standing[stream] .. text
-    self.standing[stream] = final_state(tail:match "[^\n]*$"):sub(-LONGEST_LINE)
+    self:put(stream, text)
+    self.standing[stream] = final_state(rest):sub(-LONGEST_LINE)
+  elseif #rest > LONGEST_LINE then
+    self:put(stream, tail)
+    self.standing[stream] = ""
+  else
+    self:put(stream, tail:sub(1, #tail - #rest))
+    self.standing[stream] = rest
   end
-  self:put(stream, text)
 end
 
 local function keep(rank, line)
@@ -119,8 +128,10 @@ function Output:ended(process)
     local rest = rank.unfinished[stream]
     rank.unfinished[stream] = ""
     if final_state(rest) ~= "" then self:complete(rank, stream, rest) end
-    -- what it left standing gets no line after it, and nobody redraws it
-    if rank.number == 0 and self.standing[stream] ~= "" then self:pass_on(stream, "\n") end
+    if rank.number == 0 and self.standing[stream] ~= "" then
+      self:put(stream, self.terminal[stream] and "\n" or self.standing[stream])
+      self.standing[stream] = ""
+    end
   end
 end
 

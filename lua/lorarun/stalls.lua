@@ -1,8 +1,8 @@
 -- stalls.lua: which rank do the others wait for, and for how long?
 --   local s = stalls.new { timeout = 600, say = function(text) ... end }
---   s:look(states)     the states of all ranks that run (group.lua's, with rank, process, pid): says who is waited for after half a
---                      minute, and again every half minute; a failure { rank, process, what } after the timeout
---   s:restart()        the ranks did not run for a while
+--   s:look(views)    of all ranks (judge.lua): says who is waited for after half a minute, and again every half minute; returns a
+--                    failure { rank, host, machine, what } after the timeout
+--   s:restart()      the ranks did not run for a while
 -- Ranks make the same collectives in the same order, so the rank that has finished the fewest, and is in none, is the slowest.
 local C = require "lorarun.c"
 
@@ -10,73 +10,64 @@ local Stalls = {}
 Stalls.__index = Stalls
 
 local FIRST_WORD = 30 -- seconds of waiting, and between two lines
+local MOST_NUMBERS = 8 -- ranks that a line lists
 
 local function new(options)
-  return setmetatable({ timeout = options.timeout, say = options.say, restarted = C.lr_time(), spoke = -math.huge }, Stalls)
+  local clock = options.clock or C.lr_time
+  return setmetatable({ timeout = options.timeout, say = options.say, clock = clock, restarted = clock(), spoke = -math.huge },
+    Stalls)
 end
 
-function Stalls:restart() self.restarted = C.lr_time() end
+function Stalls:restart() self.restarted = self.clock() end
 
--- " is stopped", where the system knows why a process does not run
-local function condition(pid)
-  local f = pid and io.open(("/proc/%d/stat"):format(pid), "r")
-  local text = f and f:read "*a"
-  if f then f:close() end
-  local letter = text and text:match "%) (%a)"
-  return letter == "T" and "is stopped (SIGSTOP)" or letter == "D" and "hangs in a system call" or nil
-end
-
-local function where(state)
+-- " (step 41 of 100, training, is stopped)"
+local function where(view)
   local parts = {}
-  if state.total > 0 then parts[1] = ("step %d of %d"):format(state.step, state.total) end
-  if state.phase ~= "" then parts[#parts + 1] = state.phase end
-  parts[#parts + 1] = condition(state.pid)
+  if view.total > 0 then parts[1] = ("step %d of %d"):format(view.step, view.total) end
+  if view.phase ~= "" then parts[#parts + 1] = view.phase end
+  parts[#parts + 1] = view.condition
   return #parts > 0 and (" (%s)"):format(table.concat(parts, ", ")) or ""
 end
 
-local function ranks_text(states)
+local function who_waits(views)
   local numbers = {}
-  for i, state in ipairs(states) do numbers[i] = state.rank end
-  if #numbers > 8 then return #numbers .. " ranks wait" end
+  for i, view in ipairs(views) do numbers[i] = view.rank end
+  if #numbers > MOST_NUMBERS then return #numbers .. " ranks wait" end
   if #numbers == 1 then return ("rank %d waits"):format(numbers[1]) end
   return ("ranks %s and %d wait"):format(table.concat(numbers, ", ", 1, #numbers - 1), numbers[#numbers])
 end
 
--- The rank the others wait for; where all wait, the one that is furthest behind.
-local function slowest(states)
-  local worst
-  for _, s in ipairs(states) do
-    local behind = not worst or (s.waiting == nil) ~= (worst.waiting == nil) and not s.waiting
-      or (s.waiting == nil) == (worst.waiting == nil) and s.collectives < worst.collectives
-    if behind then worst = s end
-  end
-  return worst
+local function behind(a, b) -- is b further behind than a?
+  if (a.waiting == nil) ~= (b.waiting == nil) then return b.waiting == nil end
+  return b.collectives < a.collectives
 end
 
-function Stalls:look(states)
-  local waiting, longest = {}, 0
-  for _, state in ipairs(states) do
-    if state.waiting then
-      waiting[#waiting + 1] = state
-      longest = math.max(longest, state.waiting)
+function Stalls:look(views)
+  local waiting, longest, slowest = {}, 0, nil
+  for _, view in ipairs(views) do
+    if not view.ended then
+      if not slowest or behind(slowest, view) then slowest = view end
+      if view.waiting then
+        waiting[#waiting + 1] = view
+        longest = math.max(longest, view.waiting)
+      end
     end
   end
-  local now = C.lr_time()
+  local now = self.clock()
   longest = math.min(longest, now - self.restarted)
   if longest >= self.timeout then
-    local s = slowest(states)
-    local what = s.waiting and ("and all others waited in %s"):format(s.collective)
-      or ("did not come to %s, where %s for it,"):format(waiting[1].collective, ranks_text(waiting))
-    return { rank = s.rank, process = s.process, what = ("%s for %.0f s%s"):format(what, longest, where(s)) }
+    local what = slowest.waiting and ("and all others waited in %s"):format(slowest.collective)
+      or ("did not come to %s, where %s for it,"):format(waiting[1].collective, who_waits(waiting))
+    return { rank = slowest.rank, host = slowest.host, machine = slowest.machine,
+      what = ("%s for %.0f s%s"):format(what, longest, where(slowest)) }
   end
   if longest < FIRST_WORD or now - self.spoke < FIRST_WORD then return end
   self.spoke = now
-  local s = slowest(states)
-  if s.waiting then
-    self.say(("all ranks have waited in %s for %.0f s: is the network between them up?"):format(s.collective, longest))
+  if slowest.waiting then
+    self.say(("all ranks have waited in %s for %.0f s: is the network between them up?"):format(slowest.collective, longest))
   else
-    self.say(("%s in %s for %.0f s; the slowest is rank %d%s"):format(ranks_text(waiting), waiting[1].collective, longest, s.rank,
-      where(s)))
+    self.say(("%s in %s for %.0f s; the slowest is rank %d%s"):format(who_waits(waiting), waiting[1].collective, longest,
+      slowest.rank, where(slowest)))
   end
 end
 

@@ -1,5 +1,5 @@
--- test_faults.lua: what becomes of a job whose ranks work together when one of them does not: killed, failed, gone or stopped, in the
--- middle of a collective or between two. Each time the job ends soon, the right rank is blamed, and a restart goes through.
+-- test_faults.lua: what becomes of a job whose ranks work together when one of them does not: killed, failed, gone or stopped. Each
+-- time the job ends soon, the right rank is blamed, and a restart goes through.
 local fs = require "lorarun.fs"
 local C = require "lorarun.c"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
