@@ -164,6 +164,31 @@ const lr_json_node *lr_json_item(const lr_json_node *array, int64_t index); /* f
 int lr_json_members(const lr_json_node *object, const char **keys, const lr_json_node **values);
 void lr_json_free(lr_json *doc);
 
+/* ---- YAML (io/yaml.c) ------------------------------------------------------------------------------------------------ */
+/* One text as events, in order; lua/lorarun/yaml.lua makes values of them. */
+typedef enum lr_yaml_kind {
+    LR_YAML_OTHER = 0, /* begin and end of stream, end of document: nothing to do */
+    LR_YAML_DOCUMENT = 1,
+    LR_YAML_SCALAR = 2,
+    LR_YAML_SEQUENCE = 3, /* until its LR_YAML_END */
+    LR_YAML_MAPPING = 4,  /* key, value, key, value ... until its LR_YAML_END */
+    LR_YAML_END = 5,
+    LR_YAML_ALIAS = 6 /* stands for the value that has this anchor */
+} lr_yaml_kind;
+typedef struct lr_yaml lr_yaml;
+typedef struct lr_yaml_event {
+    int32_t kind;
+    int32_t plain; /* a scalar without quotes: its form decides its type */
+    int64_t line, column;
+    const char *text; /* of a scalar, NUL-terminated; it and what follows live until the next call */
+    int64_t length;
+    const char *anchor, *tag; /* NULL where there is none */
+} lr_yaml_event;
+/* text must live as long as the parser. LR_EFORMAT beyond 1 MiB. name (a path) goes into errors, with line and column. */
+int lr_yaml_open(lr_yaml **out, const char *text, int64_t size, const char *name);
+int lr_yaml_next(lr_yaml *y, lr_yaml_event *out); /* LR_EEND after the last */
+void lr_yaml_close(lr_yaml *y);
+
 /* ---- safetensors (io/safetensors.c) ---------------------------------------------------------------------------------- */
 typedef struct lr_safetensors lr_safetensors; /* one open file */
 typedef struct lr_safetensors_entry {

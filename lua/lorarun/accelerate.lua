@@ -12,7 +12,7 @@ local accelerate = {}
 
 -- What a key of the file may hold. `setting`: the value is a setting of the same name.
 local KEYS = {
-  distributed_type = { "word", required = true }, compute_environment = { "word" }, mixed_precision = { "word", setting = true },
+  distributed_type = { "word", no = "NO" }, compute_environment = { "word" }, mixed_precision = { "word", setting = true },
   fp16 = { "boolean" }, num_processes = { "integer", setting = true }, num_machines = { "integer", setting = true },
   machine_rank = { "integer", setting = true }, main_process_ip = { "word", setting = true },
   main_process_port = { "integer", setting = true }, gpu_ids = { "word", setting = true }, use_cpu = { "boolean", setting = true },
@@ -42,10 +42,11 @@ local function is_empty(value)
   return next(value) == nil or next(value, (next(value))) == nil and value.dynamo_backend == "NO"
 end
 
--- A value of the file as `kind`, or nil where it is none. YAML reads an unquoted no as false, and 0 as a number.
-local function as(kind, value)
+-- A value of the file as the key wants it, or nil where it is none. YAML reads an unquoted no as false, and 0 as a number.
+local function as(spec, value)
+  local kind = spec[1]
   if kind == "word" then
-    if value == false then return "no" end
+    if value == false then return spec.no or "no" end
     return (type(value) == "string" and value) or (type(value) == "number" and ("%.0f"):format(value)) or nil
   elseif kind == "integer" then
     local n = tonumber(value)
@@ -60,7 +61,7 @@ local function as(kind, value)
 end
 
 local function read_file(path)
-  if path:find "%.json$" then return json.read(path), {} end
+  if path:find "%.json$" then return json.decode_file(path), {} end
   return yaml.read(path)
 end
 
@@ -79,7 +80,7 @@ function accelerate.read(path)
       local known = {}
       for name in pairs(KEYS) do known[#known + 1] = name end
       table.sort(known)
-      check.fail("%s: unknown key '%s'%s. Accelerate's keys are %s", place(key), key, suggest.did_you_mean(key, known),
+      check.fail("%s: unknown key '%s'%s (Accelerate's keys are %s)", place(key), key, suggest.did_you_mean(key, known),
         table.concat(known, ", "))
     elseif spec[1] == "section" then
       if not is_empty(value) then
@@ -87,7 +88,7 @@ function accelerate.read(path)
           SECTIONS[key])
       end
     elseif spec[1] ~= "any" and value ~= json.null then
-      plain[key] = as(spec[1], value)
+      plain[key] = as(spec, value)
       if plain[key] == nil then
         check.fail("%s: %s is '%s', expected %s", place(key), key, tostring(value),
           ({ word = "a word", integer = "a whole number", boolean = "true or false" })[spec[1]])
@@ -108,7 +109,7 @@ function accelerate.read(path)
   elseif not OURS[kind] then
     local known = {}
     for name in pairs(OURS) do known[#known + 1] = name end
-    check.fail("%s: distributed_type is %s, which is not supported%s; use MULTI_GPU (every GPU holds the whole model; only "
+    check.fail("%s: distributed_type is %s, which is not supported%s. Use MULTI_GPU (every GPU holds the whole model; only "
       .. "adapters are trained), MULTI_CPU or NO", place "distributed_type", kind,
       (THEIRS[kind] or kind:find "^MULTI_") and "" or suggest.did_you_mean(kind, known))
   end

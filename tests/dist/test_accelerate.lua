@@ -1,0 +1,117 @@
+-- Accelerate's configuration files: those it writes pass untouched, the rest is refused with the key, the line and the remedy.
+local accelerate = require "lorarun.accelerate"
+local fs = require "lorarun.fs"
+local settings = require "lorarun.settings"
+
+local SAMPLES = fs.join(os.getenv "LORARUN_TESTS", "dist", "accelerate")
+
+local function sample(name) return fs.join(SAMPLES, name .. ".yaml") end
+
+-- The settings that follow from a sample, or from the text of a file.
+local function resolved(name_or_text, recipe, ...)
+  settings.forget()
+  local argv = { ... }
+  for i = 1, #argv, 2 do settings.take_flag(argv, i) end
+  local path = sample(name_or_text)
+  local own = name_or_text:find "\n"
+  if own then
+    path = os.tmpname()
+    fs.write(path, name_or_text)
+  end
+  recipe = recipe or {}
+  recipe.config = path
+  local ok, result = pcall(settings.resolve, recipe)
+  if own then os.remove(path) end
+  if not ok then error((tostring(result):gsub(path, "FILE", 1)), 0) end
+  return result
+end
+
+test("files as accelerate config writes them", function()
+  local s = resolved "single_gpu"
+  check.equal(s.num_processes, 1)
+  check.equal(s.precision, "fp16")
+  check.equal(s.needs_gpu, nil, "a single process takes the GPU that there is")
+  s = resolved "multi_gpu"
+  check.equal(s.num_processes, 4)
+  check.equal(s.gpu_ids, "0,1,2,3")
+  check.equal(s.precision, "bf16")
+  check.equal(s.needs_gpu, sample "multi_gpu" .. ":3")
+  check.equal(s.origin.num_processes, sample "multi_gpu" .. ":11")
+  s = resolved "multi_cpu"
+  check.equal(s.use_cpu, true)
+  check.equal(s.precision, "fp32")
+  s = resolved "old_fp16"
+  check.equal(s.precision, "fp16")
+end)
+
+test("two machines", function()
+  local secret = os.tmpname()
+  fs.write(secret, "long and random")
+  local s = resolved("two_machines", nil, "--secret-file", secret)
+  check.equal(s.ranks_here, 8)
+  check.equal(s.first_rank, 8)
+  check.equal(s.main_process_port, 29501)
+  check.equal(resolved("two_machines", nil, "--secret-file", secret, "--machine-rank", "0").first_rank, 0)
+  os.remove(secret)
+end)
+
+test("the command line beats the file, the file beats the recipe", function()
+  local s = resolved("multi_cpu", { processes = 7, precision = "bf16", max_restarts = 2 }, "--num-processes", "3")
+  check.equal(s.num_processes, 3)
+  check.equal(s.precision, "fp32")
+  check.equal(s.max_restarts, 2)
+end)
+
+test("other ways to train are refused", function()
+  check.raises("deepspeed.yaml:3: deepspeed_config is set, and DeepSpeed is not supported", resolved, "deepspeed")
+  check.raises("fsdp_config is set, and fully sharded data parallelism is not supported", resolved, "fsdp")
+  check.raises("dynamo_config is set, and torch.compile is not supported", resolved, "torch_compile")
+  check.raises("FILE:2: distributed_type is FSDP, which is not supported. Use MULTI_GPU", resolved,
+    "num_processes: 2\ndistributed_type: FSDP\n")
+  check.raises("distributed_type is MULTIGPU, which is not supported; did you mean 'MULTI_GPU'?", resolved,
+    "num_processes: 2\ndistributed_type: MULTIGPU\n")
+  check.raises("FILE:1: compute_environment is AMAZON_SAGEMAKER", resolved,
+    "compute_environment: AMAZON_SAGEMAKER\ndistributed_type: NO\n")
+  check.raises("FILE:2: mixed_precision is fp8, which is not supported", resolved, "distributed_type: NO\nmixed_precision: fp8\n")
+  check.raises("FILE:2: dynamo_backend is INDUCTOR", resolved, "distributed_type: NO\ndynamo_backend: INDUCTOR\n")
+end)
+
+test("mistakes in a file", function()
+  check.raises("FILE:2: unknown key 'num_proceses'; did you mean 'num_processes'? (Accelerate's keys are command_file, commands,",
+    resolved, "distributed_type: MULTI_CPU\nnum_proceses: 4\n")
+  check.raises("FILE has no distributed_type", resolved, "num_processes: 4\n")
+  check.raises("FILE:1: the file does not say how many ranks there are", resolved, "distributed_type: MULTI_CPU\n\n")
+  check.raises("FILE:2: the file does not say how many", resolved, "distributed_type: MULTI_CPU\nnum_processes: -1\n")
+  check.equal(resolved("distributed_type: MULTI_CPU\nnum_processes: -1\n", nil, "--num-processes", "2").num_processes, 2)
+  check.raises("FILE:2: num_processes is 'four', expected a whole number", resolved,
+    "distributed_type: MULTI_CPU\nnum_processes: four\n")
+  check.raises("FILE:2: num_processes is 4, but distributed_type is NO", resolved, "distributed_type: NO\nnum_processes: 4\n")
+  check.raises("FILE:2: mixed_precision is 'half'", resolved, "distributed_type: NO\nmixed_precision: half\n")
+  check.raises("FILE:3: main_process_port: main_process_port is 70000", function()
+    local ok, err = pcall(resolved, "distributed_type: MULTI_CPU\nnum_processes: 2\nmain_process_port: 70000\n")
+    error(not ok and (err:gsub("main_process_port is 70000", "main_process_port: %0", 1)) or "accepted", 0)
+  end)
+  check.raises("num_processes is 5 (FILE:3), which num_machines is 2 (FILE:2) does not divide", function()
+    local ok, err = pcall(resolved, "distributed_type: MULTI_CPU\nnum_machines: 2\nnum_processes: 5\n")
+    error(not ok and (err:gsub("/%S+:2", "FILE:2")) or "accepted", 0)
+  end)
+  check.raises("FILE:2:1: the key 'debug' occurs twice", resolved, "debug: false\ndebug: true\n")
+end)
+
+test("words for values that YAML reads as others", function()
+  local s = resolved "distributed_type: NO\nmixed_precision: no\nuse_cpu: 'yes'\ngpu_ids: 0\nmain_process_ip: null\n"
+  check.equal(s.precision, "fp32")
+  check.equal(s.use_cpu, true)
+  check.equal(s.gpu_ids, "0")
+  check.equal(s.main_process_ip, nil)
+end)
+
+test("JSON, and the place where Accelerate keeps its file", function()
+  local path = os.tmpname() .. ".json"
+  fs.write(path, '{"distributed_type": "MULTI_CPU", "num_processes": 2}')
+  settings.forget()
+  check.equal(settings.resolve({ config = path }).num_processes, 2)
+  os.remove(path)
+  check.that(accelerate.default_path():find "/accelerate/default_config%.yaml$")
+  check.raises("no-such-file.yaml", settings.resolve, { config = "no-such-file.yaml" })
+end)
