@@ -133,8 +133,9 @@ int lr_tree_remove(const char *path);           /* a file or a folder with all i
 int lr_path_real(const char *path, char **out); /* absolute, links resolved; free with lr_free */
 int64_t lr_disk_free(const char *path);         /* bytes a user may still write there, or a status */
 void lr_free(void *p);
-/* CRC-32C of a file's bytes, for checkpoints. */
+/* CRC-32C (Castagnoli) of a file's bytes; of `size` bytes that follow bytes whose checksum is crc (start with 0). */
 int lr_file_crc32c(const char *path, uint32_t *out);
+uint32_t lr_crc32c(uint32_t crc, const void *data, size_t size);
 
 /* ---- JSON (io/json.c) ------------------------------------------------------------------------------------------------ */
 typedef enum lr_json_kind {
@@ -261,6 +262,11 @@ int lr_dataset_hashes(const lr_dataset *d, int column, uint64_t *out);
 int64_t lr_dataset_line(const lr_dataset *d, int64_t row); /* line in the file, from 1, for messages */
 void lr_dataset_close(lr_dataset *d);
 
+/* ---- dealing out (io/deal.c) ------------------------------------------------------------------------------------------ */
+/* Who does what, evenly: owner[i] is the rank that gets item i. The heaviest first, each to the rank that has least so far; ties
+ * go to the lower index and the lower rank, so that every rank comes to the same answer by itself. */
+int lr_deal(int64_t n, const int64_t *weights, int world, int32_t *owner);
+
 /* ---- the prefetching loader (io/loader.c) ---------------------------------------------------------------------------- */
 /* Threads that read, tokenise and pack batches ahead of training. Policy stays with the caller: it submits, in order, which
  * texts make up each batch; batches come back in the order submitted. */
@@ -269,16 +275,24 @@ typedef struct lr_batch {
     int64_t tokens;            /* T */
     int64_t sequences;         /* B */
     int64_t max_length;        /* longest sequence */
-    int64_t truncated;         /* sequences that were cut to max_length */
+    int64_t truncated;         /* sequences submitted that were cut to max_length */
     const int32_t *ids;        /* [T] */
     const int32_t *positions;  /* [T], from 0 in each sequence */
     const int32_t *cu_seqlens; /* [B+1] */
     const int64_t *keys;       /* [T]: key of the sequence << 16 | position; what dropout masks depend on */
     double wait;               /* seconds the caller was blocked for this batch */
+    /* What the batch is a share of, where the loader deals (else NULL); what came back is this rank's share. */
+    const int32_t *owner;       /* [groups]: the rank that has each */
+    const int32_t *lengths;     /* [sequences submitted]: tokens of each */
+    const int64_t *rank_tokens; /* [world]: T of every rank */
 } lr_batch;
 /* prefixes: per column, a text put before each of its texts (a prompt), or NULL. queue: batches ahead, >= 1. */
 int lr_loader_new(lr_loader **out, const lr_dataset *d, const lr_tokenizer *tok, int64_t max_length,
                   const char *const *prefixes, int threads, int queue);
+/* Deal each batch out to `world` ranks by tokens (see lr_deal) and give back rank's share. The n sequences of a batch are `width`
+ * runs of n / width, and those in the same place of each run stay together: group i is i, i + n / width, ... A share keeps the order,
+ * and has no sequence where there are fewer groups than ranks. All ranks submit the same. To be called before the first submit. */
+int lr_loader_deal(lr_loader *l, int64_t width, int world, int rank);
 /* n sequences: text `columns[i]` of row `rows[i]`, with key keys[i]. Never blocks; LR_EINVAL when the queue is full. */
 int lr_loader_submit(lr_loader *l, int64_t n, const int64_t *rows, const int32_t *columns, const int64_t *keys);
 int64_t lr_loader_room(const lr_loader *l); /* how many batches may still be submitted now */

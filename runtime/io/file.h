@@ -25,9 +25,7 @@ int lr_file_open(const char *path, int *fd, int64_t *size);
  * message, so that worker threads may call it. */
 int lr_file_read_at(int fd, int64_t offset, void *data, size_t size);
 
-/* CRC-32C (Castagnoli) of `size` bytes that follow bytes whose checksum is crc; start with 0. */
-uint32_t lr_crc32c(uint32_t crc, const void *data, size_t size);
-/* The same without the processor's own instruction: what other machines run, and what the tests compare with. */
+/* lr_crc32c without the processor's own instruction: what other machines run, and what the tests compare with. */
 uint32_t lr_crc32c_portable(uint32_t crc, const void *data, size_t size);
 
 #endif

@@ -7,12 +7,16 @@
  * by one worker from its own request alone, so neither contents nor order nor errors depend on how many workers there
  * are.
  *
+ * A loader that deals tokenises the whole batch, because who gets what depends on every length, and then keeps its own
+ * share: the order of the sequences stays, so that keeping is moving ids towards the front.
+ *
  * Slots and workers keep their buffers: once they have grown to the largest batch, nothing is allocated.
  *
  * A batch that fails is an error of next(), with the message the worker saw, and is passed over. Only where memory ran
  * out it stays, and the following next() makes it on the calling thread, so that a caller who frees memory and tries
  * again loses nothing. */
 #include "io/dataset.h"
+#include "io/deal.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -36,6 +40,9 @@ typedef struct slot {
     int32_t *ids, *positions, *cu_seqlens;
     int64_t *keys;
     size_t id_cap, position_cap, cu_cap, key_cap;
+    int32_t *owner, *lengths; /* of a loader that deals */
+    int64_t *kept_keys, *weights, *heap, *rank_tokens;
+    size_t owner_cap, length_cap, kept_key_cap, weight_cap, heap_cap, rank_cap;
     int status;
     char *error; /* [ERROR_BYTES] */
 } slot;
@@ -51,6 +58,8 @@ struct lr_loader {
     const lr_dataset *d;
     const lr_tokenizer *tok;
     int64_t max_length;
+    int64_t width; /* sequences of a group; 0: nothing is dealt */
+    int world, rank;
     int columns;
     char **prefixes; /* [columns], "" where there is none */
     int64_t *prefix_sizes;
@@ -109,16 +118,43 @@ static int append_ids(const lr_loader *l, slot *s, const char *text, int64_t siz
     return LR_OK;
 }
 
-/* Everything of a batch that follows from its ids and the lengths of its sequences. */
-static int fill_positions(slot *s)
+/* Deal the groups of a whole batch out and keep this rank's. */
+static void keep_share(const lr_loader *l, slot *s)
+{
+    const int64_t groups = s->n / l->width;
+    memset(s->weights, 0, (size_t)groups * sizeof *s->weights);
+    for (int64_t i = 0; i < s->n; i++) {
+        s->lengths[i] = s->cu_seqlens[i + 1] - s->cu_seqlens[i];
+        s->weights[i % groups] += s->lengths[i];
+    }
+    lr_deal_into(groups, s->weights, l->world, s->owner, s->rank_tokens, s->heap);
+    lr_batch *b = &s->batch;
+    b->sequences = b->tokens = b->max_length = 0;
+    int64_t from = 0;
+    for (int64_t i = 0; i < s->n; from += s->lengths[i++]) {
+        if (s->owner[i % groups] != l->rank)
+            continue;
+        memmove(s->ids + b->tokens, s->ids + from, (size_t)s->lengths[i] * sizeof *s->ids);
+        s->kept_keys[b->sequences++] = s->sequence_keys[i];
+        b->tokens += s->lengths[i];
+        b->max_length = lr_max64(b->max_length, s->lengths[i]);
+        s->cu_seqlens[b->sequences] = (int32_t)b->tokens;
+    }
+    b->owner = s->owner;
+    b->lengths = s->lengths;
+    b->rank_tokens = s->rank_tokens;
+}
+
+/* Everything of a batch that follows from its ids, the lengths of its sequences and their keys. */
+static int fill_positions(slot *s, const int64_t *sequence_keys)
 {
     const size_t tokens = (size_t)s->batch.tokens;
     if (lr_reserve((void **)&s->positions, &s->position_cap, tokens, sizeof *s->positions) != LR_OK ||
         lr_reserve((void **)&s->keys, &s->key_cap, tokens, sizeof *s->keys) != LR_OK)
         return LR_ENOMEM;
-    for (int64_t i = 0; i < s->n; i++) {
+    for (int64_t i = 0; i < s->batch.sequences; i++) {
         const int32_t begin = s->cu_seqlens[i], end = s->cu_seqlens[i + 1];
-        const int64_t key = s->sequence_keys[i] * (1 << POSITION_BITS);
+        const int64_t key = sequence_keys[i] * (1 << POSITION_BITS);
         for (int32_t t = begin; t < end; t++) {
             s->positions[t] = t - begin;
             s->keys[t] = key + (t - begin);
@@ -179,7 +215,12 @@ static int make_batch(const lr_loader *l, slot *s, text_buffer *buf)
         status = append_row(l, s, s->rows[i], s->columns[i], buf);
         s->cu_seqlens[i + 1] = (int32_t)s->batch.tokens;
     }
-    return status == LR_OK ? fill_positions(s) : status;
+    if (status != LR_OK)
+        return status;
+    if (l->width == 0)
+        return fill_positions(s, s->sequence_keys);
+    keep_share(l, s);
+    return fill_positions(s, s->kept_keys);
 }
 
 static void make_slot(const lr_loader *l, slot *s, text_buffer *buf)
@@ -212,7 +253,21 @@ static void *worker(void *context)
 }
 
 /* ---- the caller's side ------------------------------------------------------------------------------------------- */
-static int slot_reserve(slot *s, int64_t n)
+/* Room to deal n sequences out. */
+static int slot_reserve_share(const lr_loader *l, slot *s, int64_t n)
+{
+    const size_t count = (size_t)n, groups = (size_t)(n / l->width);
+    if (lr_reserve((void **)&s->lengths, &s->length_cap, count, sizeof *s->lengths) != LR_OK ||
+        lr_reserve((void **)&s->kept_keys, &s->kept_key_cap, count, sizeof *s->kept_keys) != LR_OK ||
+        lr_reserve((void **)&s->owner, &s->owner_cap, groups, sizeof *s->owner) != LR_OK ||
+        lr_reserve((void **)&s->weights, &s->weight_cap, groups, sizeof *s->weights) != LR_OK ||
+        lr_reserve((void **)&s->heap, &s->heap_cap, groups, sizeof *s->heap) != LR_OK ||
+        lr_reserve((void **)&s->rank_tokens, &s->rank_cap, (size_t)l->world, sizeof *s->rank_tokens) != LR_OK)
+        return LR_ENOMEM;
+    return LR_OK;
+}
+
+static int slot_reserve(const lr_loader *l, slot *s, int64_t n)
 {
     const size_t count = (size_t)n;
     if (s->error == NULL && (s->error = lr_calloc(1, ERROR_BYTES)) == NULL)
@@ -222,7 +277,7 @@ static int slot_reserve(slot *s, int64_t n)
         lr_reserve((void **)&s->sequence_keys, &s->sequence_key_cap, count, sizeof *s->sequence_keys) != LR_OK ||
         lr_reserve((void **)&s->cu_seqlens, &s->cu_cap, count + 1, sizeof *s->cu_seqlens) != LR_OK)
         return LR_ENOMEM;
-    return LR_OK;
+    return l->width > 0 ? slot_reserve_share(l, s, n) : LR_OK;
 }
 
 static int check_request(const lr_loader *l, int64_t n, const int64_t *rows, const int32_t *columns,
@@ -230,6 +285,9 @@ static int check_request(const lr_loader *l, int64_t n, const int64_t *rows, con
 {
     if (n < 1 || n >= INT32_MAX)
         return lr_fail(LR_EINVAL, "a batch of %lld sequences, expected 1 or more", (long long)n);
+    if (l->width > 0 && n % l->width != 0)
+        return lr_fail(LR_EINVAL, "a batch of %lld sequences cannot be dealt out in groups of %lld", (long long)n,
+                       (long long)l->width);
     for (int64_t i = 0; i < n; i++) {
         if (rows[i] < 0 || rows[i] >= l->d->rows)
             return lr_fail(LR_EINVAL, "sequence %lld: there is no row %lld in %s, it has %lld", (long long)i,
@@ -241,6 +299,18 @@ static int check_request(const lr_loader *l, int64_t n, const int64_t *rows, con
             return lr_fail(LR_EINVAL, "sequence %lld: key %lld, expected 0 to %lld", (long long)i, (long long)keys[i],
                            (long long)MAX_KEY);
     }
+    return LR_OK;
+}
+
+int lr_loader_deal(lr_loader *l, int64_t width, int world, int rank)
+{
+    if (width < 1 || world < 1 || rank < 0 || rank >= world)
+        return lr_fail(LR_EINVAL, "rank %d of %d cannot have a share in groups of %lld", rank, world, (long long)width);
+    if (l->submitted > 0)
+        return lr_fail(LR_EINVAL, "batches were submitted already; say how to deal them out before");
+    l->width = width;
+    l->world = world;
+    l->rank = rank;
     return LR_OK;
 }
 
@@ -256,7 +326,7 @@ int lr_loader_submit(lr_loader *l, int64_t n, const int64_t *rows, const int32_t
     int status = check_request(l, n, rows, columns, keys);
     slot *s = slot_of(l, l->submitted);
     if (status == LR_OK)
-        status = slot_reserve(s, n);
+        status = slot_reserve(l, s, n);
     if (status != LR_OK)
         return status;
     s->n = n;
@@ -380,6 +450,12 @@ static void slot_clear(slot *s)
     lr_free(s->positions);
     lr_free(s->cu_seqlens);
     lr_free(s->keys);
+    lr_free(s->owner);
+    lr_free(s->lengths);
+    lr_free(s->kept_keys);
+    lr_free(s->weights);
+    lr_free(s->heap);
+    lr_free(s->rank_tokens);
     lr_free(s->error);
 }
 
@@ -425,7 +501,7 @@ static int pack_texts(lr_loader *l, slot *s, const char *const *texts, const int
         s->sequence_keys[i] = i;
         s->cu_seqlens[i + 1] = (int32_t)s->batch.tokens;
     }
-    return fill_positions(s);
+    return fill_positions(s, s->sequence_keys);
 }
 
 int lr_loader_pack(lr_loader **out, const lr_tokenizer *tok, int64_t n, const char *const *texts, const int64_t *sizes,
@@ -439,7 +515,7 @@ int lr_loader_pack(lr_loader **out, const lr_tokenizer *tok, int64_t n, const ch
         return status;
     slot *s = &l->slots[0];
     s->n = n;
-    status = slot_reserve(s, n);
+    status = slot_reserve(l, s, n);
     if (status == LR_OK)
         status = pack_texts(l, s, texts, sizes);
     if (status != LR_OK) {

@@ -152,12 +152,104 @@ TEST(batches_come_in_order_and_whole)
     lr_dataset_close(d);
 }
 
-TEST(steady_work_allocates_nothing_of_its_own)
+/* ---- dealing ----------------------------------------------------------------------------------------------------- */
+/* SEQUENCES are three groups of three: 0 3 6, 1 4 7, 2 5 8. */
+enum { WIDTH = 3, GROUPS = SEQUENCES / WIDTH, MOST_RANKS = 5 };
+
+static int64_t tokens_of(const lr_batch *b, int64_t sequence)
+{
+    return b->cu_seqlens[sequence + 1] - b->cu_seqlens[sequence];
+}
+
+/* A rank's share of a batch against the whole of it. */
+static void check_share(const lr_batch *share, const lr_batch *whole, int world, int rank)
+{
+    int64_t weights[GROUPS] = {0}, tokens[MOST_RANKS] = {0}, kept = 0, longest = 0;
+    int32_t owner[GROUPS];
+    for (int i = 0; i < SEQUENCES; i++) {
+        CHECK_INT(share->lengths[i], tokens_of(whole, i));
+        weights[i % GROUPS] += share->lengths[i];
+    }
+    CHECK_INT(lr_deal(GROUPS, weights, world, owner), LR_OK);
+    for (int g = 0; g < GROUPS; g++) {
+        CHECK_INT(share->owner[g], owner[g]);
+        tokens[owner[g]] += weights[g];
+    }
+    for (int r = 0; r < world; r++)
+        CHECK_INT(share->rank_tokens[r], tokens[r]);
+    for (int i = 0; i < SEQUENCES; i++) {
+        if (owner[i % GROUPS] != rank)
+            continue;
+        const int64_t length = share->lengths[i], at = share->cu_seqlens[kept], from = whole->cu_seqlens[i];
+        CHECK(kept < share->sequences);
+        CHECK_INT(tokens_of(share, kept++), length);
+        CHECK(memcmp(share->ids + at, whole->ids + from, (size_t)length * sizeof *share->ids) == 0);
+        CHECK(memcmp(share->positions + at, whole->positions + from, (size_t)length * sizeof *share->positions) == 0);
+        CHECK(memcmp(share->keys + at, whole->keys + from, (size_t)length * sizeof *share->keys) == 0);
+        longest = lr_max64(longest, length);
+    }
+    CHECK_INT(share->sequences, kept);
+    CHECK_INT(share->cu_seqlens[0], 0);
+    CHECK_INT(share->tokens, tokens[rank]);
+    CHECK_INT(share->max_length, longest);
+    CHECK_INT(share->truncated, whole->truncated);
+}
+
+TEST(batches_are_dealt_out_whole)
+{
+    lr_dataset *d = open_rows();
+    for (int world = 1; world <= MOST_RANKS; world++)
+        for (int rank = 0; rank < world; rank++) {
+            lr_loader *all, *dealt;
+            CHECK_INT(lr_loader_new(&all, d, &WORDS, 40, PREFIXES, 1, 2), LR_OK);
+            CHECK_INT(lr_loader_new(&dealt, d, &WORDS, 40, PREFIXES, 1 + rank, 3), LR_OK);
+            CHECK_INT(lr_loader_deal(dealt, WIDTH, world, rank), LR_OK);
+            for (int64_t number = 0; number < 30; number++) {
+                lr_batch whole, share;
+                CHECK_INT(submit(all, number), LR_OK);
+                CHECK_INT(submit(dealt, number), LR_OK);
+                CHECK_INT(lr_loader_next(all, &whole), LR_OK);
+                CHECK_INT(lr_loader_next(dealt, &share), LR_OK);
+                CHECK(whole.owner == NULL && whole.lengths == NULL && whole.rank_tokens == NULL);
+                check_share(&share, &whole, world, rank);
+                if (world == 1)
+                    check_batch(&share, number, 40);
+            }
+            lr_loader_free(all);
+            lr_loader_free(dealt);
+        }
+    lr_dataset_close(d);
+}
+
+TEST(wrong_shares)
+{
+    lr_dataset *d = open_rows();
+    lr_loader *l;
+    CHECK_INT(lr_loader_new(&l, d, &WORDS, 0, NULL, 1, 1), LR_OK);
+    CHECK_INT(lr_loader_deal(l, 1, 2, 2), LR_EINVAL);
+    CHECK_STR(lr_last_error(), "rank 2 of 2 cannot have a share in groups of 1");
+    CHECK_INT(lr_loader_deal(l, 1, 2, -1), LR_EINVAL);
+    CHECK_INT(lr_loader_deal(l, 0, 1, 0), LR_EINVAL);
+    CHECK_INT(lr_loader_deal(l, 1, 0, 0), LR_EINVAL);
+    CHECK_INT(lr_loader_deal(l, 2, 2, 1), LR_OK);
+    CHECK_INT(submit(l, 0), LR_EINVAL);
+    CHECK_STR(lr_last_error(), "a batch of 9 sequences cannot be dealt out in groups of 2");
+    CHECK_INT(lr_loader_deal(l, WIDTH, 2, 1), LR_OK);
+    CHECK_INT(submit(l, 0), LR_OK);
+    CHECK_INT(lr_loader_deal(l, WIDTH, 2, 1), LR_EINVAL);
+    CHECK_HAS(lr_last_error(), "batches were submitted already");
+    lr_loader_free(l);
+    lr_dataset_close(d);
+}
+
+static void steady_work(int64_t width)
 {
     lr_dataset *d = open_rows();
     lr_loader *l;
     lr_batch b;
     CHECK_INT(lr_loader_new(&l, d, &WORDS, 0, NULL, 1, 1), LR_OK);
+    if (width > 0)
+        CHECK_INT(lr_loader_deal(l, width, 2, 0), LR_OK);
     int64_t before = 0;
     for (int64_t i = 0; i < 30; i++) {
         if (i == 10)
@@ -168,6 +260,12 @@ TEST(steady_work_allocates_nothing_of_its_own)
     CHECK_INT(lr_memory_attempts() - before, 20 * SEQUENCES); /* the tokenizer's */
     lr_loader_free(l);
     lr_dataset_close(d);
+}
+
+TEST(steady_work_allocates_nothing_of_its_own)
+{
+    steady_work(0);
+    steady_work(WIDTH);
 }
 
 TEST(errors_belong_to_their_batch)
@@ -331,6 +429,8 @@ TEST(every_allocation_may_fail)
             lr_memory_fail(after, after % 2 ? 1 : 100000);
             int failures = 0, status = lr_loader_new(&l, d, &WORDS, 20, PREFIXES, threads, 2);
             CHECK(status == LR_OK || (status == LR_ENOMEM && l == NULL));
+            if (l != NULL && threads > 1) /* one that deals, to a single rank: its share is the batch */
+                CHECK_INT(lr_loader_deal(l, WIDTH, 1, 0), LR_OK);
             for (int64_t batch = 0; l != NULL && batch < 3; batch++) {
                 while ((status = submit(l, batch)) == LR_ENOMEM) {
                     failures++;
