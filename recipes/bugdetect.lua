@@ -2,6 +2,7 @@
 --
 --   lorarun recipes/bugdetect.lua                              the whole job, or its small preset where there is no GPU
 --   lorarun recipes/bugdetect.lua --model DIR --data DIR       your model, your data
+--   lorarun recipes/bugdetect.lua --processes 4                on four ranks: --batch pairs a step on each
 --
 -- Data: a folder with train, validation and test .jsonl (or .csv) whose rows hold current_line, context, score (0 = buggy,
 -- 1 = correct) and context_type. recipes/bugdata.lua makes such folders.
@@ -11,6 +12,7 @@ local args = lr.args {
   { "model", "nomic-ai/nomic-embed-code", "folder or Hugging Face id of the base model" },
   { "data", "", "folder with train/validation/test .jsonl; empty: made from the Python sources on this machine" },
   { "output", "", "folder to write; empty: models/finetuned-<model>" },
+  { "processes", 1, "ranks that share the work", type = "integer", min = 1 },
   { "batch", 64, "pairs a step on each device", type = "integer", min = 1 },
   { "accumulate", 1, "batches a step", type = "integer", min = 1 },
   { "epochs", 3, "passes over the training rows", type = "number" },
@@ -51,11 +53,12 @@ end
 
 local small = not lr.given(args, "model") and not lr.has_gpu()
 if small then small_preset() end
+local job = lr.launch { processes = args.processes, precision = args.precision } -- from here on, every rank runs this
 lr.threads(args.threads)
 if args.data == "" then args.data = lr.bugdata.from_this_machine { seed = args.seed } end
 if args.output == "" then args.output = "models/finetuned-" .. lr.fs.basename(args.model) end
 
-local model = lr.load_model(args.model, { max_length = args.max_length, precision = args.precision })
+local model = lr.load_model(args.model, { max_length = args.max_length, precision = job.precision })
 local targets = args.targets
 if targets:find("^[%w_,.]+$") and targets ~= "all-linear" then targets = lr.split(targets, ",") end
 model:add_lora { rank = args.rank, alpha = args.alpha, dropout = args.dropout, targets = targets, seed = args.seed }

@@ -1,24 +1,27 @@
 -- batches.lua: the training data as a stream of packed micro-batches, prepared ahead by loader threads.
 --
--- A step takes `batch * accumulate` draws of the sampler, fewer at the end of an epoch; a micro-batch is at most `batch` of them,
--- both columns of every pair in one packed batch, column by column. All of it is a function of the step number, so a run that
--- resumes at step s sees what an undisturbed one sees.
+-- A step takes `batch * accumulate` draws of the sampler on each rank, fewer at the end of an epoch; a micro-batch is at most
+-- `batch` a rank, all columns of every pair in one packed batch, column by column. The draws are those of all ranks together, in
+-- one order however many ranks there are; which rank gets which pair follows from their lengths (lr_deal), which every rank
+-- knows. All of it is a function of the step number, so a run that resumes at step s sees what an undisturbed one sees.
 local ffi = require "ffi"
+local comm = require "lorarun.comm"
 local data = require "lorarun.data"
 local tensor = require "lorarun.tensor"
 
 local Batches = {}
 Batches.__index = Batches
 
---- new{ set, model, columns, labels = C array or nil, draws = draws an epoch, sample = function(draw) -> row, batch, accumulate,
---- prefixes, threads, queue, first_step, last_step }
+--- new{ set, model, columns, labels = C array or nil, draws = draws an epoch, sample = function(draw) -> row, batch = pairs a rank,
+--- accumulate, prefixes, threads, queue, first_step, last_step }
 local function new(o)
   local self = setmetatable({ set = o.set, columns = o.columns, labels = o.labels, draws = o.draws, sample = o.sample,
-    batch = o.batch, step_size = o.batch * o.accumulate, next_step = o.first_step, last_step = o.last_step, pending = {},
-    head = 1, tail = 0, micro = 0 }, Batches)
+    batch = o.batch * comm.world_size, step_size = o.batch * comm.world_size * o.accumulate, next_step = o.first_step,
+    last_step = o.last_step, pending = {}, head = 1, tail = 0, micro = 0 }, Batches)
   self.steps_per_epoch = math.ceil(o.draws / self.step_size)
   self.loader = data.loader(o.set, o.model.tokenizer, { columns = o.columns, prefixes = o.prefixes,
-    max_length = o.model.max_length, threads = o.threads or 1, queue = o.queue or 4 })
+    max_length = o.model.max_length, threads = o.threads or 1, queue = o.queue or 4,
+    deal = { world = comm.world_size, rank = comm.rank } })
   self:fill()
   return self
 end
@@ -46,41 +49,47 @@ function Batches:fill()
     end
     self.loader:submit(rows, columns, keys)
     self.tail = self.tail + 1
-    self.pending[self.tail] = { step = self.next_step, rows = picked, share = n / total, last = from + n == total }
+    self.pending[self.tail] = { step = self.next_step, rows = picked, total = total, last = from + n == total }
     self.micro = self.micro + 1
     if from + n == total then self.micro, self.next_step = 0, self.next_step + 1 end
   end
 end
 
---- next(): the next micro-batch: the loader's packed batch, and { step, rows, share = its part of the step's pairs, last = whether
---- the step ends with it }.
+--- next(): the next micro-batch: this rank's packed batch, and what it is a share of: { step, total = pairs of the whole step,
+--- rows = those of all ranks, own = this rank's, owner[i] = the rank that has rows[i + 1], last = whether the step ends with it,
+--- tokens = of all ranks, most_tokens = of the rank that has most }. Valid until the next call.
 function Batches:next()
   local info = self.pending[self.head]
   self.pending[self.head] = nil
   self.head = self.head + 1
   local packed = self.loader:next()
   self:fill()
+  info.own, info.owner, info.lengths, info.tokens, info.most_tokens = {}, packed.owner, packed.lengths, 0, 0
+  for i, row in ipairs(info.rows) do
+    if packed.owner[i - 1] == comm.rank then info.own[#info.own + 1] = row end
+  end
+  for rank = 0, comm.world_size - 1 do
+    local tokens = tonumber(packed.rank_tokens[rank])
+    info.tokens, info.most_tokens = info.tokens + tokens, math.max(info.most_tokens, tokens)
+  end
   return packed, info
 end
 
---- Labels of a micro-batch as a tensor [n], or nil.
-function Batches:label_tensor(info, device)
+--- Labels of some rows as a tensor, or nil where there are none.
+function Batches:label_tensor(rows, device)
   if not self.labels then return nil end
-  local n = #info.rows
+  local n = #rows
   local values = ffi.new("float[?]", n)
-  for i = 1, n do values[i - 1] = self.labels[info.rows[i]] end
+  for i = 1, n do values[i - 1] = self.labels[rows[i]] end
   return tensor.from(values, { n }, "f32", "labels", device)
 end
 
 --- How many tokens the same micro-batch would have with each column padded to its longest text.
-function Batches:padded_tokens(packed)
-  local n = packed.sequences / #self.columns
-  local padded = 0
+function Batches:padded_tokens(info)
+  local n, padded = #info.rows, 0
   for c = 0, #self.columns - 1 do
     local longest = 0
-    for i = c * n, (c + 1) * n - 1 do
-      longest = math.max(longest, packed.cu_seqlens[i + 1] - packed.cu_seqlens[i])
-    end
+    for i = c * n, (c + 1) * n - 1 do longest = math.max(longest, info.lengths[i]) end
     padded = padded + longest * n
   end
   return padded

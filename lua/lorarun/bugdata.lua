@@ -23,6 +23,7 @@ local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local draws = require "lorarun.draws"
 local mutate = require "lorarun.mutate"
+local ranks = require "lorarun.ranks"
 local source_tokens = require "lorarun.source_tokens"
 local source_functions = require "lorarun.source_functions"
 local sources = require "lorarun.bugdata_sources"
@@ -355,21 +356,25 @@ local function python_folders()
 end
 
 -- Data made of this machine's own Python sources, for trying things out without data; made once and kept in lorarun's
--- cache. given: seed, max_rows, folders (to look elsewhere), output. Contexts are short, for a model of 128 tokens; a
--- sample of the files is enough for the rows. Returns the folder, and the summary where it was made now.
+-- cache, by one rank of each machine. given: seed, max_rows, folders (to look elsewhere), output. Contexts are short, for a
+-- model of 128 tokens; a sample of the files is enough for the rows. Returns the folder, and the summary where it was made now.
 function bugdata.from_this_machine(given)
   local seed = given and given.seed or bugdata.OPTIONS.seed
   local max_rows = given and given.max_rows or 30000
   local output = given and given.output
     or fs.join(require("lorarun.hub").lorarun_cache(), ("bugdata-%d-%d"):format(seed, max_rows))
-  if fs.is_file(fs.join(output, "summary.json")) then return output end
-  local folders = given and given.folders or python_folders()
-  if #folders == 0 then
-    check.fail("there are no Python sources on this machine to make data of; give --data, or make some of any sources: "
-      .. "lorarun recipes/bugdata.lua --mutate DIR --output DATA")
-  end
-  return output, bugdata.make { mutate = folders, output = output, seed = seed, max_rows = max_rows, extensions = "py",
-    max_context = 450, max_files = 2500 }
+  local summary
+  ranks.first_on_machine(function()
+    if fs.is_file(fs.join(output, "summary.json")) then return end
+    local folders = given and given.folders or python_folders()
+    if #folders == 0 then
+      check.fail("there are no Python sources on this machine to make data of; give --data, or make some of any sources: "
+        .. "lorarun recipes/bugdata.lua --mutate DIR --output DATA")
+    end
+    summary = bugdata.make { mutate = folders, output = output, seed = seed, max_rows = max_rows, extensions = "py",
+      max_context = 450, max_files = 2500 }
+  end)
+  return output, summary
 end
 
 return bugdata

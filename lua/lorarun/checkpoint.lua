@@ -70,6 +70,24 @@ function checkpoint.prune(folder, keep, protect)
   end
 end
 
+--- set_aside(folder, step): move what is beyond `step` out of the way, where a run begins at `step`: it belongs to another run (or
+--- is damaged), and would be taken for this one's newest. Returns the folder it is in now, or nil where there was nothing.
+function checkpoint.set_aside(folder, step)
+  local aside
+  for _, other in ipairs(checkpoint.steps(folder)) do
+    if other > step then
+      if not aside then
+        local n = 1
+        while fs.exists(("%s-before-%d"):format(folder, n)) do n = n + 1 end
+        aside = ("%s-before-%d"):format(folder, n)
+        fs.make(aside)
+      end
+      fs.rename(checkpoint.path(folder, other), checkpoint.path(aside, other))
+    end
+  end
+  return aside
+end
+
 --- verify(path): its state, or nil and why it cannot be used.
 function checkpoint.verify(path)
   local state_path = fs.join(path, "state.json")

@@ -226,7 +226,7 @@ Batch.__index = Batch
 local function as_table(b)
   return { tokens = tonumber(b.tokens), sequences = tonumber(b.sequences), max_length = tonumber(b.max_length),
     truncated = tonumber(b.truncated), wait = b.wait, ids = b.ids, positions = b.positions, cu_seqlens = b.cu_seqlens,
-    keys = b.keys }
+    keys = b.keys, owner = b.owner, lengths = b.lengths, rank_tokens = b.rank_tokens }
 end
 
 --- pack(tokenizer, texts, max_length): a batch of these texts, made on the calling thread; key i - 1 for texts[i]. Its arrays are
@@ -262,9 +262,11 @@ function Loader.__index(_, key)
 end
 
 --- loader(set, tokenizer, { columns = names (all text columns), prefixes = texts put before those of each column, by position or
---- name, max_length = tokens (0: no limit), threads = 1, queue = 4 }): threads that make batches ahead.
+--- name, max_length = tokens (0: no limit), threads = 1, queue = 4, deal = { world =, rank = } }): threads that make batches ahead.
+--- deal: a batch is submitted column by column, the same rows of each; its rows are dealt out to `world` ranks so that tokens are
+--- even, and next() gives rank's share, with owner[row] (the rank that has it), lengths[sequence] and rank_tokens[rank] of all.
 function data.loader(set, tokenizer, options)
-  checked("data.loader", options, { columns = true, prefixes = true, max_length = true, threads = true, queue = true })
+  checked("data.loader", options, { columns = true, prefixes = true, max_length = true, threads = true, queue = true, deal = true })
   local columns = options.columns
   if not columns then
     columns = {}
@@ -292,8 +294,15 @@ function data.loader(set, tokenizer, options)
     drop(set_key, set, C.lr_dataset_close)
     drop(tokenizer_key, tokenizer, C.lr_tokenizer_free)
   end
-  return setmetatable({ handle = ffi.gc(out[0], free), free = free, columns = columns, index = index, place = place,
+  local loader = setmetatable({ handle = ffi.gc(out[0], free), free = free, columns = columns, index = index, place = place,
     capacity = 0, batch = ffi.new "lr_batch" }, Loader)
+  local deal = options.deal
+  if deal then
+    local status = C.lr_loader_deal(loader.handle, #columns, deal.world, deal.rank)
+    if status < 0 then loader:close() end
+    check(status)
+  end
+  return loader
 end
 
 -- How many elements an array has: a Lua table, or one made by ffi.new("type[?]", n).

@@ -1,12 +1,17 @@
 -- evaluate.lua: how well similarity tells correct lines from buggy ones. Each distinct text of the data set is encoded once,
 -- longest first; then every row is one dot product.
+--
+-- Several ranks share the encoding: the batches are those that one rank alone would make, each done by one rank, so that the
+-- embeddings are the same bits. Every rank calls these functions with the same arguments and gets the same figures.
 local ffi = require "ffi"
 local bit = require "bit"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
+local comm = require "lorarun.comm"
 local data = require "lorarun.data"
 local metrics = require "lorarun.metrics"
 local ops = require "lorarun.ops"
+local ranks = require "lorarun.ranks"
 local tensor = require "lorarun.tensor"
 local autograd = require "lorarun.autograd"
 
@@ -15,7 +20,8 @@ local evaluate = {}
 local BATCH_BYTES = 24576 -- bytes of text a forward pass: about 8,000 tokens of code
 local BATCH_TEXTS = 1024
 
--- Number the distinct texts of the given columns. Returns index[c][row] (C arrays, from 0) and the first place of each text.
+-- Number the distinct texts of the given columns. Returns index[c][row] (C arrays, from 0) and { count, row, column }: where each
+-- text is first found.
 local function distinct(set, columns, prefixes)
   local rows = set.rows
   local total = rows * #columns
@@ -44,16 +50,13 @@ local function distinct(set, columns, prefixes)
     end
     index[c] = mine
   end
-  return index, count, place_row, place_column
+  return index, { count = count, row = place_row, column = place_column }
 end
 
---- similarities(model, set, options): cosine of the two text columns of every row, a C array of doubles, and the number of
---- distinct texts. options: columns = { "current_line", "context" }, prefixes, threads, on_progress(done, total).
-function evaluate.similarities(model, set, options)
-  local columns = options.columns
-  local prefixes = options.prefixes or {}
-  local index, count, place_row, place_column = distinct(set, columns, prefixes)
-  -- Longest first, so that a batch holds texts of one length and the first batch is the largest memory will see.
+-- The distinct texts longest first, so that a batch holds texts of one length and the first batch is the largest memory will see,
+-- cut into batches: { first, last, bytes } of `order`.
+local function cut_batches(set, columns, distinct_texts, max_length)
+  local count, place_row, place_column = distinct_texts.count, distinct_texts.row, distinct_texts.column
   local order, length = {}, ffi.new("int64_t[?]", count)
   for i = 0, count - 1 do
     order[i + 1] = i
@@ -63,68 +66,114 @@ function evaluate.similarities(model, set, options)
     if length[a] ~= length[b] then return length[a] > length[b] end
     return a < b
   end)
-  local width = model.dimension
-  local all = tensor.persistent(tensor.new, { count, width }, "f32", "evaluation embeddings", model.device)
-  local loader = data.loader(set, model.tokenizer, { columns = columns, prefixes = prefixes, max_length = model.max_length,
-    threads = options.threads or 1, queue = 4 })
-  local next_text, done = 1, 0
-  local sizes, head, tail = {}, 1, 0 -- texts of each batch submitted and not yet used
-  local function submit()
-    if next_text > count then return end
-    local rows, cols, keys, bytes = {}, {}, {}, 0
-    while next_text <= count and #rows < BATCH_TEXTS do
-      local i = order[next_text]
-      bytes = bytes + math.min(tonumber(length[i]) + 8, model.max_length * 8)
-      if #rows > 0 and bytes > BATCH_BYTES then break end
-      rows[#rows + 1], cols[#cols + 1], keys[#keys + 1] = tonumber(place_row[i]), place_column[i], 0
-      next_text = next_text + 1
+  local batches, batch = {}, nil
+  for k, i in ipairs(order) do
+    local bytes = math.min(tonumber(length[i]) + 8, max_length * 8)
+    if not batch or k - batch.first == BATCH_TEXTS or batch.bytes + bytes > BATCH_BYTES then
+      batch = { first = k, bytes = 0 }
+      batches[#batches + 1] = batch
     end
-    tail = tail + 1
-    sizes[tail] = #rows
-    loader:submit(rows, cols, keys)
+    batch.last, batch.bytes = k, batch.bytes + bytes
   end
-  local ok, err = pcall(function()
-    local row = ffi.new("float[?]", width)
-    while done < count do
-      while loader:room() > 0 and next_text <= count do submit() end
-      local batch = loader:next()
-      local n = sizes[head]
-      sizes[head] = nil
-      head = head + 1
-      tensor.scope(function()
-        local e = autograd.no_grad(model.forward, model, model:context(batch))
-        if not model.normalize then e = ops.normalize(e) end
-        local values = e:data()
-        for k = 0, n - 1 do
-          ffi.copy(row, values + k * width, width * 4)
-          check(C.lr_tensor_write(all.handle, order[done + k + 1] * width, width, row))
+  return order, batches
+end
+
+-- Who encodes which batch. Returns the list of this rank's, and where each text's embedding will be when those of all ranks lie
+-- one after the other, each in the order of its batches.
+local function share_out(order, batches)
+  local n = #batches
+  local weights, owner = ffi.new("int64_t[?]", n), ffi.new("int32_t[?]", n)
+  for b, batch in ipairs(batches) do weights[b - 1] = batch.bytes end
+  check.call(C.lr_deal, n, weights, comm.world_size, owner)
+  local place, own, at = ffi.new("int32_t[?]", #order), {}, 0
+  for rank = 0, comm.world_size - 1 do
+    for b, batch in ipairs(batches) do
+      if owner[b - 1] == rank then
+        for k = batch.first, batch.last do
+          place[order[k]] = at
+          at = at + 1
         end
+        if rank == comm.rank then own[#own + 1] = batch end
+      end
+    end
+  end
+  return own, place
+end
+
+-- The embeddings of this rank's batches, one after the other, or nil where it has none.
+local function encode(model, loader, texts, order, batches, on_progress)
+  local count = 0
+  for _, batch in ipairs(batches) do count = count + batch.last - batch.first + 1 end
+  if count == 0 then return nil end
+  local mine = tensor.persistent(tensor.new, { count, model.dimension }, "f32", "evaluation embeddings", model.device)
+  local submitted, done = 0, 0
+  local ok, err = pcall(function()
+    for _, batch in ipairs(batches) do
+      while loader:room() > 0 and submitted < #batches do
+        submitted = submitted + 1
+        local rows, columns, keys = {}, {}, {}
+        for k = batches[submitted].first, batches[submitted].last do
+          rows[#rows + 1], columns[#columns + 1], keys[#keys + 1] = texts.row[order[k]], texts.column[order[k]], 0
+        end
+        loader:submit(rows, columns, keys)
+      end
+      local n = batch.last - batch.first + 1
+      tensor.scope(function()
+        local e = autograd.no_grad(model.forward, model, model:context(loader:next()))
+        if not model.normalize then e = ops.normalize(e) end
+        check(C.lr_op_cast(mine:slice_rows(done, done + n).handle, e.handle))
       end)
       done = done + n
-      if options.on_progress then options.on_progress(done, count) end
+      if on_progress then on_progress(done, count) end
     end
   end)
-  loader:close()
-  local result = ffi.new("double[?]", set.rows)
-  if ok then
-    ok, err = pcall(function()
-      local chunk = 1024
-      for from = 0, set.rows - 1, chunk do
-        local n = math.min(chunk, set.rows - from)
-        tensor.scope(function()
-          local side = {}
-          for c = 1, 2 do
-            side[c] = ops.gather_rows(all, tensor.from(index[c] + from, { n }, "i32", "rows", model.device))
-          end
-          local values = ops.row_dot(side[1], side[2]):data()
-          for k = 0, n - 1 do result[from + k] = values[k] end
-        end)
-      end
+  if not ok then
+    mine:free()
+    error(err, 0)
+  end
+  return mine
+end
+
+-- Cosine of the embeddings of two texts, for every row.
+local function row_products(all, first, second, rows)
+  local result, chunk = ffi.new("double[?]", rows), 1024
+  for from = 0, rows - 1, chunk do
+    local n = math.min(chunk, rows - from)
+    tensor.scope(function()
+      local function side(index) return ops.gather_rows(all, tensor.from(index + from, { n }, "i32", "rows", all.device)) end
+      local values = ops.row_dot(side(first), side(second)):data()
+      for k = 0, n - 1 do result[from + k] = values[k] end
     end)
   end
+  return result
+end
+
+--- similarities(model, set, options): cosine of the two text columns of every row, a C array of doubles, and the number of
+--- distinct texts. options: columns = { "current_line", "context" }, prefixes, threads, on_progress(done, total) of this rank.
+function evaluate.similarities(model, set, options)
+  local columns, prefixes = options.columns, options.prefixes or {}
+  local index, texts = distinct(set, columns, prefixes)
+  local order, batches = cut_batches(set, columns, texts, model.max_length)
+  local own, place = share_out(order, batches)
+  local loader = data.loader(set, model.tokenizer, { columns = columns, prefixes = prefixes, max_length = model.max_length,
+    threads = options.threads or 1, queue = 4 })
+  local ok, mine = pcall(encode, model, loader, texts, order, own, options.on_progress)
+  loader:close()
+  if not ok then error(mine, 0) end
+  local all = mine
+  if comm.world_size > 1 then
+    ok, all = pcall(tensor.persistent, comm.all_gather_rows, mine, model.dimension)
+    if mine then mine:free() end
+    if not ok then error(all, 0) end
+  end
+  for c = 1, 2 do
+    for row = 0, set.rows - 1 do index[c][row] = place[index[c][row]] end
+  end
+  local result
+  ok, result = pcall(row_products, all, index[1], index[2], set.rows)
   all:free()
-  if not ok then error(err, 0) end
-  return result, count
+  if not ok then error(result, 0) end
+  return result, texts.count
 end
 
 local function subset(values, rows, class, wanted)
@@ -152,15 +201,10 @@ local function scores_of(similarity, labels, n)
   return result
 end
 
---- run(model, set, options): all figures of one data set. options: columns, score = name of the number column, group = name of a
---- text column to split by (or nil), prefixes, threads, sweep = number of thresholds (default 0: none).
---- Returns { rows, distinct_texts, seconds, pearson, spearman, accuracy, ..., by_group = { name = {...} }, sweep = {...} }
-function evaluate.run(model, set, options)
-  local started = C.lr_time()
-  local similarity, texts = evaluate.similarities(model, set, options)
+-- All figures of similarities against labels.
+local function figures(set, similarity, options)
   local labels = set:numbers(options.score)
   local result = scores_of(similarity, labels, set.rows)
-  result.distinct_texts = texts
   if options.sweep and options.sweep > 0 and two_valued(labels, set.rows) then
     result.sweep = metrics.threshold_sweep(similarity, labels, options.sweep, set.rows)
   end
@@ -173,8 +217,20 @@ function evaluate.run(model, set, options)
       result.by_group[name] = scores_of(s, l, n)
     end
   end
-  result.seconds = C.lr_time() - started
   return result
+end
+
+--- run(model, set, options): all figures of one data set. options: columns, score = name of the number column, group = name of a
+--- text column to split by (or nil), prefixes, threads, sweep = number of thresholds (default 0: none).
+--- Returns { rows, distinct_texts, seconds, pearson, spearman, accuracy, ..., by_group = { name = {...} }, sweep = {...} }
+function evaluate.run(model, set, options)
+  local started = C.lr_time()
+  local similarity, texts = evaluate.similarities(model, set, options)
+  return ranks.from_rank_0(function()
+    local result = figures(set, similarity, options)
+    result.distinct_texts, result.seconds = texts, C.lr_time() - started
+    return result
+  end)
 end
 
 return evaluate

@@ -16,6 +16,7 @@ local Adapter = {}
 Adapter.__index = Adapter
 
 local PURPOSE_INIT = 0x4C0000 -- lr_tensor_uniform streams of the A matrices
+local ROOM = 8 -- numbers behind the gradients: what ranks tell each other with them, in the same all-reduce (ranks.lua)
 local matched = ffi.new "int[1]"
 
 local function fullmatch(pattern, text)
@@ -78,8 +79,9 @@ local function attach(model, config, choose)
   local adapter = setmetatable({ config = config, modules = {}, layers = {} }, Adapter)
   tensor.persistent(function()
     local value = tensor.new({ count }, "f32", "adapters", model.device)
-    local grad = tensor.zeros({ count }, "f32", "adapter gradients", model.device)
-    adapter.parameters = { value = value, grad = grad, count = count }
+    local exchange = tensor.zeros({ count + ROOM }, "f32", "adapter gradients", model.device)
+    local grad = exchange:view { count }
+    adapter.parameters = { value = value, grad = grad, exchange = exchange, count = count }
     local offset = 0
     local function take(rows, columns)
       local at = offset
@@ -167,6 +169,7 @@ function Adapter:free()
   end
   self.parameters.value:free()
   self.parameters.grad:free()
+  self.parameters.exchange:free()
 end
 
 -- ---- reading -------------------------------------------------------------------------------------------------------------------

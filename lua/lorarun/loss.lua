@@ -4,6 +4,9 @@
 --   labels      f32 [batch], or nil where the loss uses none
 -- and  positives_only = true  where rows with a score below 0.5 are of no use to it. A recipe may pass a plain function instead.
 -- All embeddings are unit length when they come here (the trainer normalises where the model does not).
+--
+-- On several ranks a loss is computed on each rank's own pairs, which is enough where it is a mean over pairs. One that compares
+-- pairs with each other says  gather = true:  then each rank gets the embeddings of all ranks, in the order one rank would see.
 local ffi = require "ffi"
 local ops = require "lorarun.ops"
 local tensor = require "lorarun.tensor"
@@ -20,10 +23,12 @@ end
 
 --- Multiple negatives ranking (Henderson et al., 2017): every anchor must rank its own positive above all other positives and all
 --- hard negatives of the batch. scores = scale * cos(anchor_i, candidate_j), cross-entropy with label i. Columns: anchor,
---- positive, then any number of hard negatives.
+--- positive, then any number of hard negatives. options: scale = 20, gather = true: the batch is that of all ranks together; false:
+--- each rank takes its negatives from its own pairs.
 function loss.multiple_negatives_ranking(options)
   local scale = options and options.scale or 20
-  return { name = "multiple_negatives_ranking", positives_only = true, columns = 2, more_columns = true,
+  local gather = not (options and options.gather == false)
+  return { name = "multiple_negatives_ranking", positives_only = true, columns = 2, more_columns = true, gather = gather,
     compute = function(columns, _, embeddings)
       local n = columns[1].shape[1]
       local candidates = ops.rows(embeddings, n, embeddings.shape[1])

@@ -2,6 +2,7 @@
 local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
+local comm = require "lorarun.comm"
 
 local report = {}
 
@@ -46,7 +47,7 @@ function report.banner(run)
   if type(targets) == "table" then targets = table.concat(targets, ", ") end
   local rows = {
     { "device", report.device() },
-    { "world size", "1 (rank 0, main process)" },
+    { "world size", ("%d (rank 0, main process)"):format(comm.world_size) },
     { "model", model.name == model.folder and model.name or ("%s (%s)"):format(model.name, model.folder) },
     { "data", run.data_text },
     { "output", o.output },
@@ -56,7 +57,7 @@ function report.banner(run)
       100 * trainable / (trainable + frozen)) },
     { "embedding", ("dimension %d, %s pooling%s, at most %d tokens a text"):format(model.dimension, model.pooling,
       model.normalize and ", normalised" or "", model.max_length) },
-    { "batch", ("%d a device, %d effective"):format(o.batch, o.batch * o.accumulate) },
+    { "batch", ("%d a device, %d effective"):format(o.batch, run.fixed.global_batch) },
     { "optimizer", ("AdamW, learning rate %g, warmup %s, weight decay %g, clip %g"):format(o.learning_rate,
       o.warmup and ("%d steps"):format(o.warmup) or "by the recipe's schedule", o.weight_decay, o.clip) },
     { "compute", ("%s, gradient checkpointing %s"):format(model.precision, run.recompute == 0 and "off" or
@@ -122,14 +123,18 @@ function report.summary(run, results, seconds)
   end
   local totals = run.totals
   local rows = {
-    { "trained", ("%s steps in %s on 1 device, effective batch %d"):format(report.count(run.total_steps), report.duration(seconds),
-      o.batch * o.accumulate) },
+    { "trained", ("%s steps in %s on %d device%s, effective batch %d"):format(report.count(run.total_steps),
+      report.duration(seconds), comm.world_size, comm.world_size == 1 and "" or "s", run.fixed.global_batch) },
   }
   if totals.seconds > 0 then
     rows[#rows + 1] = { "speed", ("%.1f pairs/s, %s tokens/s"):format(totals.pairs / totals.seconds,
       report.count(totals.tokens / totals.seconds)) }
     rows[#rows + 1] = { "padding avoided", ("%.1fx: %s real tokens, %s if every column were padded to its longest"):format(
       totals.padded / totals.tokens, report.count(totals.tokens), report.count(totals.padded)) }
+  end
+  if totals.seconds > 0 and comm.world_size > 1 then
+    rows[#rows + 1] = { "ranks", ("tokens %.1f%% even (the mean rank beside the fullest), %.1f%% of the time exchanging"):format(
+      100 * totals.tokens / comm.world_size / totals.fullest, 100 * totals.exchange / totals.seconds) }
   end
   if run.baseline and results.validation then
     rows[#rows + 1] = { "validation Spearman", ("%s before training, %s after"):format(score(run.baseline.spearman),

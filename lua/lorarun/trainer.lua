@@ -5,13 +5,17 @@
 --
 -- Every step is a function of its number: rows, dropout masks, learning rate. So a run that is stopped and resumed ends in the same
 -- bits as one that was not. State that is not such a function is the adapter, AdamW's m and v, and the best score so far.
+--
+-- On several ranks every one of them runs this loop with the same arguments. A step is the same pairs as on one rank of as many
+-- times the batch; the ranks share them, add up their gradients (ranks.lua) and hold the same bits after it. `pairs`, `tokens` and
+-- `loss` are those of all ranks together. Rank 0 prints and writes.
 local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local autograd = require "lorarun.autograd"
 local batches = require "lorarun.batches"
-local checkpoint = require "lorarun.checkpoint"
+local comm = require "lorarun.comm"
 local data = require "lorarun.data"
 local evaluate = require "lorarun.evaluate"
 local export = require "lorarun.export"
@@ -19,13 +23,17 @@ local memory = require "lorarun.memory"
 local ops = require "lorarun.ops"
 local optim = require "lorarun.optim"
 local progress = require "lorarun.progress"
+local ranks = require "lorarun.ranks"
 local report = require "lorarun.report"
 local run_files = require "lorarun.run_files"
+local run_state = require "lorarun.run_state"
 local sampler = require "lorarun.sampler"
 local schedules = require "lorarun.schedule"
 local suggest = require "lorarun.suggest"
+local tensor = require "lorarun.tensor"
 
 local trainer = {}
+local SIGUSR1 = 10 -- write a checkpoint and go on; any other signal: write one and leave
 
 local DEFAULTS = {
   model = false, data = false, output = false, loss = false, schedule = false, -- given by the recipe
@@ -120,23 +128,33 @@ local function recompute_layers(o)
   return math.min(n, o.model.layer_count)
 end
 
--- Forward and backward of one micro-batch: adds to the gradients, returns its part of the loss.
+-- Forward and backward of this rank's share of a micro-batch: adds to the gradients, returns its part of the step's loss.
 local function micro_step(run, packed, info)
   local model, columns = run.model, #run.options.columns
-  return autograd.gradients(function()
+  local gather, own = run.loss.gather and comm.world_size > 1, #info.own
+  local function whole(e) return ranks.gather(e, info.owner, #info.rows, columns, model.dimension) end
+  if own == 0 then -- fewer pairs than ranks: nothing to do but to take part
+    if gather then tensor.scope(whole) end
+    return 0
+  end
+  local rows = gather and info.rows or info.own
+  local loss = autograd.gradients(function()
     local ctx = model:context(packed, { training = true, seed = run.options.seed, step = info.step, recompute = run.recompute })
     local e = model:forward(ctx)
     if not model.normalize then e = ops.normalize(e) end
-    local n, parts = #info.rows, {}
+    if gather then e = whole(e) end
+    local n, parts = #rows, {}
     for c = 1, columns do parts[c] = ops.rows(e, (c - 1) * n, c * n) end
-    local labels = run.loss.needs_labels and run.stream:label_tensor(info, model.device) or nil
+    local labels = run.loss.needs_labels and run.stream:label_tensor(rows, model.device) or nil
     return run.loss.compute(parts, labels, e)
-  end, info.share)
+  end, #rows / info.total)
+  return loss * (own / info.total)
 end
 
-local function evaluate_split(run, name, set, quiet)
+local function evaluate_split(run, step, name, set)
   local o = run.options
-  local bar = not quiet and progress.new { description = "evaluating " .. name, total = 1, transient = true } or nil
+  C.lr_rank_report(step, run.total_steps, "evaluating " .. name)
+  local bar = run.main and progress.new { description = "evaluating " .. name, total = 1, transient = true } or nil
   local result = evaluate.run(run.model, set, { columns = { o.columns[1], o.columns[2] }, score = o.score,
     group = o.group and set:has(o.group) and o.group or nil, prefixes = run.prefixes, threads = o.loader_threads, sweep = 21,
     on_progress = bar and function(done, total) bar:update(done, nil, total) end or nil })
@@ -144,10 +162,11 @@ local function evaluate_split(run, name, set, quiet)
   return result
 end
 
--- Evaluate on validation and note whether it is the best so far.
+-- Evaluate on validation and note whether it is the best so far. Before that: have the ranks come to different adapters?
 local function evaluate_now(run, step)
+  ranks.agree(("after step %d"):format(step), { ["checksum of the adapters"] = ranks.checksum(run.model.lora.parameters.value) })
   if not run.validation then return end
-  local r = evaluate_split(run, "validation", run.validation)
+  local r = evaluate_split(run, step, "validation", run.validation)
   local epoch = step / run.steps_per_epoch
   run.files:evaluation("validation", epoch, step, r)
   run.files:log { kind = "evaluation", split = "validation", step = step, epoch = epoch, spearman = r.spearman,
@@ -161,95 +180,82 @@ local function evaluate_now(run, step)
   end
 end
 
-local function save_checkpoint(run, step)
-  local folder = fs.join(run.options.output, "checkpoints")
-  checkpoint.save(folder, { model = run.model, optimizer = run.optimizer, state = { step = step, best = run.best,
-    baseline = run.baseline, settings = run.fixed } })
-  checkpoint.prune(folder, run.options.keep, run.best and { [run.best.step] = true } or {})
-end
-
--- Put a checkpoint into the run, if one was asked for. Returns the step to go on from.
-local function resume(run)
-  local o = run.options
-  if not o.resume then return 0 end
-  local folder = fs.join(o.output, "checkpoints")
-  local path, state = checkpoint.find(folder, o.resume == true and "latest" or o.resume, function(text)
-    io.stderr:write("lorarun: warning: ", text, "\n")
-  end)
-  if not path then
-    io.stderr:write(("lorarun: there is no checkpoint in %s yet; starting from the beginning\n"):format(folder))
-    return 0
-  end
-  for key, value in pairs(run.fixed) do
-    local before = state.settings and state.settings[key]
-    if before ~= nil and before ~= value then
-      io.stderr:write(("lorarun: warning: %s was %s when %s was written and is %s now: the run will not end in the same bits\n")
-        :format(key, tostring(before), path, tostring(value)))
-    end
-  end
-  checkpoint.load(path, state, run)
-  run.best, run.baseline = state.best, state.baseline
-  print(("resuming from %s, step %d of %d"):format(path, state.step, run.total_steps))
-  return state.step
-end
-
 -- What was done since the last window began: rates follow it, the totals of the run add it up.
-local function new_window() return { time = C.lr_time(), pairs = 0, tokens = 0, wait = 0 } end
+local function new_window() return { time = C.lr_time(), pairs = 0, tokens = 0, wait = 0, exchange = 0 } end
 
 local function close_window(run, window)
-  local t = run.totals
+  local t, seconds = run.totals, C.lr_time() - window.time
   t.pairs, t.tokens = t.pairs + window.pairs, t.tokens + window.tokens
-  t.seconds = t.seconds + C.lr_time() - window.time
+  t.seconds, t.exchange = t.seconds + seconds, t.exchange + window.exchange
+end
+
+-- Tell log and progress line of a step that is done: { step, loss, lr, grad_norm, skipped, tokens, pairs }.
+local function tell_step(run, window, done)
+  local seconds = C.lr_time() - window.time
+  local rate = { pairs = window.pairs / seconds, tokens = window.tokens / seconds, wait = window.wait / seconds,
+    exchange = window.exchange / seconds }
+  run.files:log { kind = "step", step = done.step, epoch = done.step / run.steps_per_epoch, loss = done.loss,
+    learning_rate = done.lr, grad_norm = done.skipped and "overflow" or done.grad_norm, tokens = done.tokens, pairs = done.pairs,
+    seconds = C.lr_time() - run.started, tokens_per_second = rate.tokens, pairs_per_second = rate.pairs, loader_wait = rate.wait,
+    exchange = comm.world_size > 1 and rate.exchange or nil }
+  local fields = { { "loss", ("%.4f"):format(done.loss) }, { "lr", ("%.2e"):format(done.lr) },
+    { "grad", ("%.3f"):format(done.grad_norm) }, { "pairs/s", ("%.1f"):format(rate.pairs) },
+    { "tok/s", ("%.0f"):format(rate.tokens) } }
+  if rate.wait > 0.02 then fields[#fields + 1] = { "waiting for data", ("%.0f%%"):format(100 * rate.wait) } end
+  if rate.exchange > 0.1 then fields[#fields + 1] = { "exchanging", ("%.0f%%"):format(100 * rate.exchange) } end
+  run.bar:update(done.step, fields)
+end
+
+-- Forward and backward of a whole step. Returns this rank's part of its loss, and tokens and pairs of all ranks.
+local function accumulate(run, window)
+  local loss, tokens, pairs_, t = 0, 0, 0, run.totals
+  repeat
+    local packed, info = run.stream:next()
+    window.wait = window.wait + packed.wait
+    loss = loss + micro_step(run, packed, info)
+    tokens, pairs_ = tokens + info.tokens, pairs_ + #info.rows
+    t.padded, t.fullest = t.padded + run.stream:padded_tokens(info), t.fullest + info.most_tokens
+  until info.last
+  return loss, tokens, pairs_
 end
 
 -- The steps from `first` to the last. Returns the number of the last step done, and the signal that stopped the run, if one did.
 local function loop(run, first)
-  local o = run.options
-  local window = new_window()
-  local step_loss, step_tokens, step_pairs, step = 0, 0, 0, first
-  while step < run.total_steps do
-    local packed, info = run.stream:next()
-    window.wait = window.wait + packed.wait
-    step_loss = step_loss + info.share * micro_step(run, packed, info)
-    step_tokens, step_pairs = step_tokens + packed.tokens, step_pairs + #info.rows
-    run.totals.padded = run.totals.padded + run.stream:padded_tokens(packed)
-    if info.last then
-      local lr = o.learning_rate * o.schedule(step, run.total_steps)
-      local grad_norm, skipped = run.optimizer:step(lr)
-      if step_loss ~= step_loss then
-        check.fail("the loss is not a number at step %d; lower --learning-rate, or resume from a checkpoint before it", step + 1)
-      end
-      step = step + 1
-      window.pairs, window.tokens = window.pairs + step_pairs, window.tokens + step_tokens
-      local now = C.lr_time()
-      local seconds = now - window.time
-      local rate = { pairs = window.pairs / seconds, tokens = window.tokens / seconds, wait = window.wait / seconds }
-      run.files:log { kind = "step", step = step, epoch = step / run.steps_per_epoch, loss = step_loss, learning_rate = lr,
-        grad_norm = skipped and "overflow" or grad_norm, tokens = step_tokens, pairs = step_pairs, seconds = now - run.started,
-        tokens_per_second = rate.tokens, pairs_per_second = rate.pairs, loader_wait = rate.wait }
-      local fields = { { "loss", ("%.4f"):format(step_loss) }, { "lr", ("%.2e"):format(lr) },
-        { "grad", ("%.3f"):format(grad_norm) }, { "pairs/s", ("%.1f"):format(rate.pairs) },
-        { "tok/s", ("%.0f"):format(rate.tokens) } }
-      if rate.wait > 0.02 then fields[#fields + 1] = { "waiting for data", ("%.0f%%"):format(100 * rate.wait) } end
-      run.bar:update(step, fields)
-      if o.on_step then o.on_step { step = step, total = run.total_steps, loss = step_loss, grad_norm = grad_norm, lr = lr } end
-      if seconds > 20 then -- rates over the last tens of seconds, so that they follow what happens
-        close_window(run, window)
-        window = new_window()
-      end
-      step_loss, step_tokens, step_pairs = 0, 0, 0
-      local signal = C.lr_signal_pending()
-      if step % o.evaluation_steps == 0 or step == run.total_steps or signal ~= 0 then
-        close_window(run, window)
-        if signal == 0 then evaluate_now(run, step) end
-        save_checkpoint(run, step)
-        run.bar:skip_time()
-        window = new_window()
-        if signal ~= 0 then return step, signal end
-      end
+  local o, window = run.options, new_window()
+  for step = first + 1, run.total_steps do
+    C.lr_rank_report(step, run.total_steps, "training")
+    local part, tokens, pairs_ = accumulate(run, window)
+    local started = C.lr_time()
+    local loss, signal = ranks.reduce(run.model.lora.parameters, part)
+    window.exchange = window.exchange + C.lr_time() - started
+    local lr = o.learning_rate * o.schedule(step - 1, run.total_steps)
+    local grad_norm, skipped = run.optimizer:step(lr)
+    if loss ~= loss then
+      check.fail("the loss is not a number at step %d; lower --learning-rate, or resume from a checkpoint before it", step)
+    end
+    window.pairs, window.tokens = window.pairs + pairs_, window.tokens + tokens
+    tell_step(run, window, { step = step, loss = loss, lr = lr, grad_norm = grad_norm, skipped = skipped, tokens = tokens,
+      pairs = pairs_ })
+    if o.on_step then o.on_step { step = step, total = run.total_steps, loss = loss, grad_norm = grad_norm, lr = lr } end
+    if C.lr_time() - window.time > 20 then -- rates over the last tens of seconds, so that they follow what happens
+      close_window(run, window)
+      window = new_window()
+    end
+    signal = signal or C.lr_signal_pending() -- one rank need not wait for the next sum to hear of it
+    local leave = signal ~= 0 and signal ~= SIGUSR1
+    local evaluation = not leave and (step % o.evaluation_steps == 0 or step == run.total_steps)
+    if evaluation or signal ~= 0 then
+      close_window(run, window)
+      if evaluation then evaluate_now(run, step) end
+      C.lr_rank_report(step, run.total_steps, "writing a checkpoint")
+      run_state.save(run, step)
+      if signal == SIGUSR1 then run.bar:print(("signal %d: a checkpoint was written after step %d"):format(signal, step)) end
+      run.bar:skip_time()
+      window = new_window()
+      if leave then return step, signal end
     end
   end
-  return step
+  return run.total_steps
 end
 
 -- The best adapter, evaluated on everything, and written in every form.
@@ -257,31 +263,58 @@ local function finish(run, seconds)
   local o, model = run.options, run.model
   local last = run.total_steps
   run.best = run.best or { step = last, spearman = -1 }
-  if run.best.step ~= last then
-    require("lorarun.lora").read_into(model, checkpoint.path(fs.join(o.output, "checkpoints"), run.best.step))
-  end
+  if run.best.step ~= last then run_state.load_best(run) end
   local results = {}
   if run.validation then
-    results.validation = run.best_result or evaluate_split(run, "validation", run.validation)
+    results.validation = run.best_result or evaluate_split(run, last, "validation", run.validation)
   end
   if run.test then
-    results.test = evaluate_split(run, "test", run.test)
+    results.test = evaluate_split(run, last, "test", run.test)
     run.files:evaluation("test", last / run.steps_per_epoch, last, results.test)
   end
   local score = results.validation and results.validation.spearman
   local card = score and ("Validation Spearman %.4f at step %d of %d."):format(score, run.best.step, last) or nil
-  export.merged(model, o.output, { card = card })
-  export.adapter(model, fs.join(o.output, "adapter"), { card = card })
   results.best_step, results.baseline = run.best.step, run.baseline
-  run.files:json("evaluation.json", results)
-  print(report.summary(run, results, seconds))
+  C.lr_rank_report(last, last, "writing the model")
+  comm.on_rank_0(function()
+    export.merged(model, o.output, { card = card })
+    export.adapter(model, fs.join(o.output, "adapter"), { card = card })
+    run.files:json("evaluation.json", results)
+    print(report.summary(run, results, seconds))
+  end)
   return results
+end
+
+-- A rank with other arguments, data or adapters would wait for what the others never send, or learn something else.
+local function compare_ranks(run)
+  local o = run.options
+  local values = { evaluation_steps = o.evaluation_steps, sampling = run.sampling_text, loss = o.loss.name,
+    ["checksum of the adapters"] = ranks.checksum(run.model.lora.parameters.value) }
+  for name, value in pairs(run.fixed) do
+    if name ~= "threads" then values[name] = value end
+  end
+  for name, set in pairs { train = run.train, validation = run.validation, test = run.test } do
+    values[("checksum of the %s data"):format(name)] = fs.crc32c(set.path)
+  end
+  ranks.agree("before the first step", values)
+end
+
+-- The files of the run before its first step.
+local function begin_files(run, first)
+  local o = run.options
+  run.files:begin(first)
+  run.files:recipe(o.recipe)
+  local settings = {}
+  for key, value in pairs(o.settings or {}) do settings[key] = value end -- a plain copy: lr.args gives a guarded table
+  run.files:json("training_config.json", { settings = settings, fixed = run.fixed, lorarun = require "lorarun.version",
+    jit = jit.version, lora = o.model.lora.config, loss = o.loss.name or "function", peak_memory = memory.stats().peak_bytes })
 end
 
 --- train(options): see DEFAULTS above and docs/reference.md. Returns the final evaluation { validation, test, best_step }.
 function trainer.train(given)
   local o = complete(given)
-  local run = { options = o, model = o.model, loss = o.loss, totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0 } }
+  local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0,
+    totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 } }
   run.train, run.validation, run.test = open_data(o)
   run.data_text = type(o.data) == "string" and o.data or o.data.train
   run.prefixes = {}
@@ -292,28 +325,31 @@ function trainer.train(given)
   local sample, draws, text, classes = choose_rows(o, run.train, labels)
   run.sampling_text, run.classes = text, classes
   run.recompute = recompute_layers(o)
-  run.steps_per_epoch = math.ceil(draws / (o.batch * o.accumulate))
+  local world = comm.world_size
+  local global_batch = o.batch * o.accumulate * world
+  run.steps_per_epoch = math.ceil(draws / global_batch)
   run.total_steps = math.ceil(run.steps_per_epoch * o.epochs)
   if o.max_steps > 0 then run.total_steps = math.min(run.total_steps, o.max_steps) end
   -- What must stay the same for a resumed run to end in the same bits.
-  run.fixed = { batch = o.batch, accumulate = o.accumulate, seed = o.seed, learning_rate = o.learning_rate,
-    total_steps = run.total_steps, train_rows = run.train.rows, model = o.model.name, precision = o.model.precision,
-    max_length = o.model.max_length, threads = C.lr_threads(), dropout = o.model.lora.config.lora_dropout }
+  run.fixed = { batch = o.batch, accumulate = o.accumulate, world_size = world, global_batch = global_batch, seed = o.seed,
+    learning_rate = o.learning_rate, total_steps = run.total_steps, train_rows = run.train.rows, model = o.model.name,
+    precision = o.model.precision, max_length = o.model.max_length, threads = C.lr_threads(),
+    dropout = o.model.lora.config.lora_dropout }
+  if o.loss.gather ~= nil then run.fixed.compared = o.loss.gather and o.batch * world or o.batch end
+  if world > 1 then compare_ranks(run) end
   run.optimizer = optim.adamw(o.model.lora.parameters, { weight_decay = o.weight_decay, max_grad_norm = o.clip })
-  run.files = run_files.new(o.output)
-  print(report.banner(run))
+  run.files = ranks.silent
+  comm.on_rank_0(function()
+    run.files = run_files.new(o.output)
+    print(report.banner(run))
+  end)
 
-  local first = resume(run)
-  run.files:begin(first)
-  run.files:recipe(o.recipe)
-  local settings = {}
-  for key, value in pairs(o.settings or {}) do settings[key] = value end -- a plain copy: lr.args gives a guarded table
-  run.files:json("training_config.json", { settings = settings, fixed = run.fixed, lorarun = require "lorarun.version",
-    jit = jit.version, lora = o.model.lora.config, loss = o.loss.name or "function", peak_memory = memory.stats().peak_bytes })
+  local first = run_state.resume(run)
+  comm.on_rank_0(function() begin_files(run, first) end)
   run.stream = batches.new { set = run.train, model = o.model, columns = o.columns, labels = labels, draws = draws,
     sample = sample, batch = o.batch, accumulate = o.accumulate, prefixes = run.prefixes, threads = o.loader_threads,
     first_step = first, last_step = run.total_steps }
-  run.bar = progress.new { total = run.total_steps, initial = first, description = "" }
+  run.bar = run.main and progress.new { total = run.total_steps, initial = first, description = "" } or ranks.silent
   check(C.lr_signal_catch(1))
   run.started = C.lr_time()
   local ok, step, signal = pcall(function()
@@ -328,8 +364,10 @@ function trainer.train(given)
   C.lr_signal_catch(0)
   local result
   if ok and signal then
-    print(("stopped by signal %d after step %d of %d; a checkpoint was written. To go on: the same command with --resume latest")
-      :format(signal, step, run.total_steps))
+    if run.main then
+      print(("stopped by signal %d after step %d of %d; a checkpoint was written. To go on: the same command with --resume latest")
+        :format(signal, step, run.total_steps))
+    end
     os.exit(128 + signal, true)
   elseif ok then
     ok, result = pcall(finish, run, C.lr_time() - run.started)
