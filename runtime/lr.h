@@ -432,9 +432,10 @@ int lr_group_state(const lr_group *g, int index, lr_rank_state *out);
 void lr_group_free(lr_group *g); /* kills what still runs */
 
 /* ---- what a rank tells its launcher (dist/rank.c) ---------------------------------------------------------------------- */
-/* In a process that no launcher started, these do nothing. */
 int lr_rank_launched(void); /* 1: lr_group_spawn started this process */
-int lr_rank_show(void);     /* what it prints is heard from now on; flush before */
+int lr_rank_mute(void);     /* standard output goes nowhere from now on: for ranks that others started */
+/* In a process that no launcher started, these do nothing. */
+int lr_rank_show(void); /* what it prints is heard from now on; flush before */
 void lr_rank_report(int64_t step, int64_t total, const char *phase);
 void lr_rank_waits(const char *collective);            /* it waits for the others in this; NULL: no longer */
 void lr_rank_failed(const char *why, int consequence); /* the first call counts */

@@ -1,15 +1,25 @@
 -- init.lua: what `require "lorarun"` gives: the names a recipe uses. Modules load when first named, so that a REPL starts at once.
+-- What needs to know which rank this is has the job launched first (launch.lua), where the recipe has not done that.
 local lr = {}
 
 local MODULES = { fs = true, json = true, data = true, sampler = true, schedule = true, loss = true, metrics = true, optim = true,
   evaluate = true, checkpoint = true, export = true, hub = true, ops = true, tensor = true, autograd = true, progress = true,
-  version = true, bugdata = true, memory = true, comm = true }
+  version = true, bugdata = true, memory = true }
+
+local function job() return require("lorarun.launch").job() end
 
 local FUNCTIONS = {
   args = function(...) return require("lorarun.args").parse(...) end,
-  load_model = function(...) return require("lorarun.model").load(...) end,
+  load_model = function(name, options)
+    local with = { precision = job().precision }
+    for key, value in pairs(options or {}) do with[key] = value end
+    return require("lorarun.model").load(name, with)
+  end,
   load_tokenizer = function(...) return require("lorarun.tokenizer").load_tokenizer(...) end,
-  train = function(...) return require("lorarun.trainer").train(...) end,
+  train = function(...)
+    job()
+    return require("lorarun.trainer").train(...)
+  end,
   launch = function(...) return require("lorarun.launch").launch(...) end,
   scope = function(...) return require("lorarun.tensor").scope(...) end,
   gradients = function(...) return require("lorarun.autograd").gradients(...) end,
@@ -41,13 +51,19 @@ local FUNCTIONS = {
 
 return setmetatable(lr, { __index = function(t, name)
   local value = FUNCTIONS[name]
-  if not value and MODULES[name] then value = require("lorarun." .. name) end
+  if name == "comm" then
+    job()
+    value = require "lorarun.comm"
+  elseif not value and MODULES[name] then
+    value = require("lorarun." .. name)
+  end
   if value == nil then
     require("lorarun.check").fail("lorarun has no '%s'%s", tostring(name),
       require("lorarun.suggest").did_you_mean(tostring(name), (function()
         local names = {}
         for n in pairs(FUNCTIONS) do names[#names + 1] = n end
         for n in pairs(MODULES) do names[#names + 1] = n end
+        names[#names + 1] = "comm"
         return names
       end)()))
   end

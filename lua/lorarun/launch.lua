@@ -6,21 +6,29 @@
 -- returns. What the recipe prints before is seen once, from the launcher: a rank's standard output is shown from here on.
 local C = require "lorarun.c"
 local check = require "lorarun.check"
-local suggest = require "lorarun.suggest"
 
 local launch = {}
 
-local DEFAULTS = { processes = 1, precision = "fp32", max_restarts = 0, log_dir = false, timeout = 600 }
-
 local LAUNCHER_FIRST = 30 -- seconds by which the launcher's patience is shorter than a rank's: it knows best whom to blame
 
-local current        -- the job of this process, once it is known
-local input          -- the code that was read from standard input
+local current -- the job of this process, once it is known
+local input   -- the code that was read from standard input
 
---- Before anything is printed. A rank's output goes through a pipe, which C would fill before it passes anything on; at the end of
---- that pipe somebody may be watching.
+-- Where somebody else started this process as a rank (torchrun, Slurm, mpirun), as environment.detect tells it. A program that a
+-- rank of ours has started finds the same variables, and is none.
+local function started_by_others()
+  if C.lr_rank_launched() ~= 0 or os.getenv "LORARUN_LAUNCHER" then return nil end
+  return require("lorarun.environment").detect()
+end
+
+--- Before any code of the user's runs: only rank 0 prints.
 function launch.prepare()
-  if C.lr_rank_launched() ~= 0 then io.stdout:setvbuf "line" end
+  if C.lr_rank_launched() ~= 0 then
+    io.stdout:setvbuf "line" -- a pipe, which C would fill before it passes anything on; at its end somebody may be watching
+  else
+    local found = started_by_others()
+    if found and found.rank > 0 then check(C.lr_rank_mute()) end
+  end
 end
 
 --- Code that came on standard input: ranks get it on theirs.
@@ -34,25 +42,53 @@ function launch.gave_up(message)
   if current and current.world_size > 1 then require("lorarun.comm").leave() end
 end
 
-local function complete(given)
-  local settings = {}
-  for key, value in pairs(DEFAULTS) do settings[key] = value end
-  for key, value in pairs(given or {}) do
-    if DEFAULTS[key] == nil then
-      local names = {}
-      for name in pairs(DEFAULTS) do names[#names + 1] = name end
-      check.fail("lr.launch has no option '%s'%s", tostring(key), suggest.did_you_mean(tostring(key), names))
-    end
-    settings[key] = value
-  end
-  for key, least in pairs { processes = 1, max_restarts = 0, timeout = 1 } do
-    local value = settings[key]
-    if type(value) ~= "number" or value % 1 ~= 0 or value < least then
-      check.fail("lr.launch: %s is %s, expected a whole number of at least %d", key, tostring(value), least)
-    end
-  end
-  return settings
+-- ---- in a rank --------------------------------------------------------------------------------------------------------
+
+local function variable(name)
+  local value = tonumber(os.getenv(name))
+  if not value then check.fail("the launcher of this rank gave it no %s", name) end
+  return value
 end
+
+-- What this process is, for recipes.
+local function new_job(s, place)
+  local cuda = not s.use_cpu and C.lr_device_available(C.LR_CUDA) ~= 0
+  return { rank = place.rank, world_size = place.world_size, local_rank = place.local_rank,
+    local_world_size = place.local_world_size, machine_rank = place.machine_rank, generation = place.generation or 0,
+    precision = s.precision, device = cuda and "cuda" or "cpu" }
+end
+
+local function join(job, at)
+  if job.world_size == 1 then return end
+  C.lr_rank_waits "the start of the job"
+  require("lorarun.comm").join { rank = job.rank, world_size = job.world_size, local_rank = job.local_rank,
+    local_world_size = job.local_world_size, generation = job.generation, host = at.host, port = at.port, secret = at.secret,
+    timeout = at.timeout, serve = at.serve }
+  C.lr_rank_waits(nil)
+end
+
+local function join_launched(s)
+  local job = new_job(s, { rank = variable "RANK", world_size = variable "WORLD_SIZE", local_rank = variable "LOCAL_RANK",
+    local_world_size = variable "LOCAL_WORLD_SIZE", machine_rank = variable "GROUP_RANK",
+    generation = variable "LORARUN_GENERATION" })
+  io.stdout:flush()
+  check(C.lr_rank_show())
+  join(job, { host = os.getenv "MASTER_ADDR", port = variable "MASTER_PORT", secret = os.getenv "LORARUN_SECRET",
+    timeout = s.timeout + LAUNCHER_FIRST })
+  return job
+end
+
+-- Started by others: rank 0 serves the store itself.
+local function join_others(s, found)
+  if s.origin.num_processes == "command line" and s.num_processes ~= found.world_size then
+    check.fail("num_processes is %d (command line), but %s started %d ranks", s.num_processes, found.by, found.world_size)
+  end
+  local job = new_job(s, found)
+  join(job, { host = found.main_process_ip, port = found.main_process_port, secret = s.secret, timeout = s.timeout, serve = true })
+  return job
+end
+
+-- ---- in the launcher --------------------------------------------------------------------------------------------------
 
 -- The words this program was started with.
 local function own_words()
@@ -71,55 +107,57 @@ local function new_secret()
   return (bytes:gsub(".", function(byte) return ("%02x"):format(byte:byte()) end))
 end
 
-local function variable(name)
-  local value = tonumber(os.getenv(name))
-  if not value then check.fail("the launcher of this rank gave it no %s", name) end
-  return value
-end
-
-local function join(settings)
-  local job = { rank = variable "RANK", world_size = variable "WORLD_SIZE", local_rank = variable "LOCAL_RANK",
-    local_world_size = variable "LOCAL_WORLD_SIZE", machine_rank = variable "GROUP_RANK",
-    generation = variable "LORARUN_GENERATION", precision = settings.precision }
-  io.stdout:flush()
-  check(C.lr_rank_show())
-  if job.world_size > 1 then
-    C.lr_rank_waits "the start of the job"
-    require("lorarun.comm").join { rank = job.rank, world_size = job.world_size, local_rank = job.local_rank,
-      local_world_size = job.local_world_size, host = os.getenv "MASTER_ADDR", port = variable "MASTER_PORT",
-      secret = os.getenv "LORARUN_SECRET", generation = job.generation, timeout = settings.timeout + LAUNCHER_FIRST }
-    C.lr_rank_waits(nil)
-  end
-  return job
-end
-
-local function supervise(settings)
-  io.stdout:flush()
-  local processes = settings.processes
+-- What ranks find in their environment besides torchrun's variables.
+local function environment_of_ranks(s)
   local environment = {}
-  if not os.getenv "OMP_NUM_THREADS" then
-    environment.OMP_NUM_THREADS = math.max(1, math.floor(C.lr_cores() / processes))
+  if s.num_cpu_threads_per_process > 0 then
+    environment.OMP_NUM_THREADS = s.num_cpu_threads_per_process
+  elseif not os.getenv "OMP_NUM_THREADS" then
+    environment.OMP_NUM_THREADS = math.max(1, math.floor(C.lr_cores() / s.ranks_here))
   end
-  local job = { words = own_words(), input = input, environment = environment, world_size = processes, first_rank = 0,
-    ranks = processes, machine_rank = 0, machines = 1, host = "127.0.0.1", port = 0, secret = new_secret(),
-    timeout = settings.timeout, max_restarts = settings.max_restarts, log_dir = settings.log_dir or nil }
-  os.exit(require("lorarun.supervisor").run(job), true)
+  if s.gpu_ids and s.gpu_ids ~= "all" and not s.use_cpu then environment.CUDA_VISIBLE_DEVICES = s.gpu_ids:gsub("%s", "") end
+  return environment
 end
 
---- launch(options) -> the job: rank, world_size, local_rank, local_world_size, machine_rank, generation (restarts so far) and
---- precision.
+local function supervise(s, given)
+  io.stdout:flush()
+  local function say(text) io.stderr:write(text, "\n") end -- standard output is the recipe's
+  say(("starting %d rank%s; checked first:"):format(s.num_processes, s.num_processes == 1 and "" or "s"))
+  require("lorarun.preflight").check(s, given, say)
+  local several = s.num_machines > 1
+  os.exit(require("lorarun.supervisor").run {
+    words = own_words(), input = input, environment = environment_of_ranks(s), world_size = s.num_processes,
+    first_rank = s.first_rank, ranks = s.ranks_here, machine_rank = s.machine_rank, machines = s.num_machines,
+    host = several and s.main_process_ip or "127.0.0.1", port = s.main_process_port or 0, secret = s.secret or new_secret(),
+    timeout = s.timeout, rendezvous_timeout = s.rendezvous_timeout, max_restarts = s.max_restarts, log_dir = s.log_dir,
+  }, true)
+end
+
+-- ---- for recipes ------------------------------------------------------------------------------------------------------
+
+--- launch(options) -> the job: rank, world_size, local_rank, local_world_size, machine_rank, generation (restarts so far),
+--- precision, device. options: settings of settings.lua, and model, data, output, which the launcher checks before it starts ranks.
 function launch.launch(given)
   if current then check.fail("the job is under way: lr.launch comes once, and before the model, training or lr.comm") end
-  local settings = complete(given)
+  given = given or {}
+  local s = require("lorarun.settings").resolve(given)
+  local found = started_by_others()
   if C.lr_rank_launched() ~= 0 then
-    current = join(settings)
-  elseif settings.processes > 1 or settings.max_restarts > 0 or settings.log_dir then
-    supervise(settings)
+    current = join_launched(s)
+  elseif found then
+    current = join_others(s, found)
+  elseif s.num_processes > 1 or s.max_restarts > 0 or s.log_dir then
+    supervise(s, given)
   else
-    current = { rank = 0, world_size = 1, local_rank = 0, local_world_size = 1, machine_rank = 0, generation = 0,
-      precision = settings.precision }
+    if s.num_cpu_threads_per_process > 0 then check(C.lr_threads_set(s.num_cpu_threads_per_process)) end
+    current = new_job(s, { rank = 0, world_size = 1, local_rank = 0, local_world_size = 1, machine_rank = 0 })
   end
   return current
+end
+
+--- The job of this process. A recipe that has not called lr.launch by the time it needs the job has it done with no options.
+function launch.job()
+  return current or launch.launch {}
 end
 
 return launch

@@ -112,7 +112,6 @@ local function load_recipe(path)
 end
 
 local function main(argv)
-  launch.prepare()
   local plan, mistake = read_options(argv)
   if not plan then
     complain(mistake)
@@ -146,6 +145,7 @@ local function main(argv)
     return ok
   end
 
+  if not run(launch.prepare) then return EXIT_FAILED end
   set_arg(argv, plan.script)
   local words = { unpack(argv, (plan.script or #argv) + 1) }
   local script = plan.script and argv[plan.script]

@@ -64,16 +64,22 @@ local function run_once(job, output, generation, port)
   return result
 end
 
-local function serve_store(job)
+-- On one machine nobody needs to know the port, so a busy one is no reason to fail.
+local function serve_store(job, output)
   local out = ffi.new "lr_store_server *[1]"
-  check.call(C.lr_store_serve, out, job.host, job.port, job.secret, job.world_size)
+  local status = C.lr_store_serve(out, job.host, job.port, job.secret, job.world_size)
+  if status == C.LR_EIO and job.port ~= 0 then
+    output:say(ffi.string(C.lr_last_error()) .. "; taking any free port")
+    status = C.lr_store_serve(out, job.host, 0, job.secret, job.world_size)
+  end
+  check(status)
   return out[0]
 end
 
 function supervisor.run(job)
   job.host_name = host_name()
   local output = rank_output.new(job)
-  local server = serve_store(job)
+  local server = serve_store(job, output)
   local outcome
   local ok, err = pcall(function()
     for generation = 0, job.max_restarts do

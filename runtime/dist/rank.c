@@ -51,6 +51,16 @@ int lr_rank_launched(void)
     return page_of_this_rank() != NULL;
 }
 
+int lr_rank_mute(void)
+{
+    const int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    if (nowhere < 0)
+        return lr_fail_errno("cannot open /dev/null");
+    const int status = dup2(nowhere, STDOUT_FILENO) >= 0 ? LR_OK : lr_fail_errno("cannot mute the rank");
+    (void)close(nowhere);
+    return status;
+}
+
 int lr_rank_show(void)
 {
     static bool shown;

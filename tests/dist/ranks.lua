@@ -6,7 +6,8 @@
 --
 -- ranks.start gives the job while it runs: job:kill(rank, "STOP"), job:output(rank), job:wait(seconds).
 -- The code of every rank starts with `lr`, `comm`, `rank` and `n` at hand and, unless join = false, joined. The store is served by
--- this process, as a launcher does, so there is a port of its own for every job.
+-- this process, as a launcher does, so there is a port of its own for every job. torchrun's variables are not set: by them the
+-- program would join by itself.
 local ffi = require "ffi"
 local C = require "lorarun.c"
 local check_status = require "lorarun.check"
@@ -16,7 +17,7 @@ local ranks = {}
 local program = assert(os.getenv "LORARUN_PROGRAM", "LORARUN_PROGRAM names the program under test")
 
 local PRELUDE = [[local lr = require "lorarun" local comm = lr.comm io.stdout:setvbuf "line" ]]
-  .. [[local rank, n = tonumber(os.getenv "RANK"), tonumber(os.getenv "WORLD_SIZE") ]]
+  .. [[local rank, n = tonumber(os.getenv "TEST_RANK"), tonumber(os.getenv "TEST_RANKS") ]]
 local JOIN = [[comm.join { rank = rank, world_size = n, local_rank = rank, local_world_size = n, ]]
   .. [[host = os.getenv "MASTER_ADDR", port = tonumber(os.getenv "MASTER_PORT"), timeout = tonumber(os.getenv "TIMEOUT") } ]]
 
@@ -49,8 +50,8 @@ function ranks.start(options)
     port = C.lr_store_server_port(job.server)
   end
   for rank = 0, n - 1 do
-    local env = { RANK = rank, WORLD_SIZE = n, LOCAL_RANK = rank, LOCAL_WORLD_SIZE = n, MASTER_ADDR = "127.0.0.1",
-      MASTER_PORT = port, TIMEOUT = options.timeout or 60, OMP_NUM_THREADS = 1 }
+    local env = { TEST_RANK = rank, TEST_RANKS = n, MASTER_ADDR = "127.0.0.1", MASTER_PORT = port,
+      TIMEOUT = options.timeout or 60, OMP_NUM_THREADS = 1 }
     for name, value in pairs(type(options.env) == "function" and options.env(rank) or options.env or {}) do env[name] = value end
     local assignments = {}
     for name, value in pairs(env) do assignments[#assignments + 1] = name .. "=" .. quote(value) end

@@ -1,15 +1,10 @@
 -- test_faults.lua: what becomes of a job whose ranks work together when one of them does not: killed, failed, gone or stopped. Each
 -- time the job ends soon, the right rank is blamed, and a restart goes through.
 local fs = require "lorarun.fs"
-local C = require "lorarun.c"
-local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
 
 -- Four ranks add numbers 60 times; in the first generation rank 2 meets its fate on the way.
 local RECIPE = [[
-local lr = require "lorarun"
-local C, ffi = require "lorarun.c", require "ffi"
-ffi.cdef "int kill(int pid, int signal); int getpid(void); int usleep(unsigned);"
-local function signal_self(number) ffi.C.kill(ffi.C.getpid(), number) end
 local job = lr.launch { processes = 4, timeout = TIMEOUT, max_restarts = RESTARTS }
 io.stderr:write("pid ", ffi.C.getpid(), "\n")
 local sum = 0
@@ -24,12 +19,8 @@ local SUM = 60 * 6 + 4 * 60 * 61 / 2 -- ranks 0 to 3 add up to 6
 
 local function run(fate, restarts, timeout)
   local result
-  shell.with_folder(function(folder)
-    fs.write(folder .. "/recipe.lua", (RECIPE:gsub("%u%u%u+", { FATE = fate, RESTARTS = restarts, TIMEOUT = timeout or 600 })))
-    local began = C.lr_time()
-    result = shell.run(("cd %s && $L ./recipe.lua"):format(shell.quote(folder)))
-    result.seconds = C.lr_time() - began
-  end)
+  local values = { FATE = fate, RESTARTS = restarts, TIMEOUT = timeout or 600 }
+  launched.run(RECIPE:gsub("%u%u%u+", values), function(r) result = r end)
   for pid in result.err:gmatch "pid (%d+)" do
     check.that(not fs.exists("/proc/" .. pid), "process " .. pid .. " still runs")
   end
@@ -65,13 +56,10 @@ for _, f in ipairs(FATES) do
 end
 
 test("a rank that does not come to the start of the job is named", function()
-  shell.with_folder(function(folder)
-    fs.write(folder .. "/recipe.lua", [[
-      local lr = require "lorarun"
-      if os.getenv "RANK" == "1" then os.execute "sleep 60" end
-      lr.launch { processes = 3, timeout = 2 }
-    ]])
-    local r = shell.run(("cd %s && $L ./recipe.lua"):format(shell.quote(folder)))
+  launched.run([[
+    if os.getenv "RANK" == "1" then hang() end
+    lr.launch { processes = 3, timeout = 2 }
+  ]], function(r)
     check.equal(r.status, 1, r.err)
     check.that(r.err:find("lorarun: rank 1 on [^\n]* did not come to ", 1), r.err)
   end)
@@ -79,15 +67,12 @@ end)
 
 test("an error of rank 0 that all ranks raise is rank 0's", function()
   for _ = 1, 5 do
-    shell.with_folder(function(folder)
-      fs.write(folder .. "/recipe.lua", [[
-        local lr = require "lorarun"
-        lr.launch { processes = 3 }
-        lr.comm.on_rank_0(function() error "the disk is full" end)
-      ]])
-      local r = shell.run(("cd %s && $L ./recipe.lua"):format(shell.quote(folder)))
+    launched.run([[
+      lr.launch { processes = 3 }
+      lr.comm.on_rank_0(function() error "the disk is full" end)
+    ]], function(r)
       check.equal(r.status, 1, r.err)
-      check.that(r.err:find "lorarun: rank 0 on [^\n]* failed: ./recipe.lua:3: the disk is full\n", r.err)
+      check.that(r.err:find "lorarun: rank 0 on [^\n]* failed: ./recipe.lua:%d+: the disk is full\n", r.err)
     end)
   end
 end)

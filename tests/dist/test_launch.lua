@@ -3,44 +3,9 @@
 local ffi = require "ffi"
 local fs = require "lorarun.fs"
 local C = require "lorarun.c"
-local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
-ffi.cdef "int kill(int pid, int signal);"
+local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
 
--- What all recipes below begin with: `job` and what a rank may do to itself and to its launcher.
-local PREAMBLE = [[
-local lr = require "lorarun"
-local C, ffi = require "lorarun.c", require "ffi"
-ffi.cdef "int kill(int pid, int signal); int getpid(void); int getppid(void); int usleep(unsigned);"
-local function sleep(seconds) -- in short naps, since signals end one
-  local stop = C.lr_time() + seconds
-  while C.lr_time() < stop do ffi.C.usleep(5000) end
-end
-local function hang() sleep(120) end
-local function wait_for(condition)
-  local stop = C.lr_time() + 120
-  while not condition() do
-    if C.lr_time() > stop then error "waited in vain" end
-    ffi.C.usleep(5000)
-  end
-end
-local function signal_self(number) ffi.C.kill(ffi.C.getpid(), number) end
-local function signal_launcher(number) ffi.C.kill(ffi.C.getppid(), number) end
-local folder = arg[0]:match "^(.*)/"
-local function mark(name) local f = assert(io.open(folder .. "/" .. name, "w")) f:write(ffi.C.getpid()) f:close() end
-local function marked(name) local f = io.open(folder .. "/" .. name) if f then f:close() end return f ~= nil end
-]]
-
--- Run a recipe in a folder of its own, then look(result, folder). No rank waits for more than two minutes.
-local function launch(code, look, command)
-  shell.with_folder(function(folder)
-    fs.write(folder .. "/recipe.lua", PREAMBLE .. code)
-    local before = C.lr_time()
-    local r = shell.run(("cd %s && %s"):format(shell.quote(folder), command or "$L ./recipe.lua"))
-    r.seconds = C.lr_time() - before
-    r.all = r.out .. r.err
-    look(r, folder)
-  end)
-end
+local launch = launched.run
 
 local function expect(r, status, out)
   check.equal(r.status, status, "status, with\n" .. r.all)
@@ -50,18 +15,6 @@ end
 local function expect_text(r, ...)
   for _, part in ipairs { ... } do
     if not r.err:find(part, 1, true) then error(("no '%s' in:\n%s"):format(part, r.err), 2) end
-  end
-end
-
-local function alive(pid) return ffi.C.kill(pid, 0) == 0 end
-
--- Every process whose number a rank left in a file is gone, soon.
-local function expect_gone(folder, ranks)
-  for rank = 0, ranks - 1 do
-    local pid = tonumber(fs.read(folder .. "/pid" .. rank))
-    local patience = C.lr_time() + 30
-    while alive(pid) and C.lr_time() < patience do os.execute "sleep 0.02" end
-    check.that(not alive(pid), "rank " .. rank .. " still runs")
   end
 end
 
@@ -98,6 +51,76 @@ test("cores are divided among the ranks, unless the user did", function()
     check.equal(reset, threads)
   end, "env -u OMP_NUM_THREADS $L ./recipe.lua")
   launch(code, function(r) check.equal(r.out:match "^%d+", "3") end, "OMP_NUM_THREADS=3 $L ./recipe.lua")
+end)
+
+test("flags in front of the recipe decide, and the checks are told", function()
+  launch([[
+    local job = lr.launch { processes = 5, precision = "bf16" }
+    print(job.rank, job.world_size, job.precision, job.device)
+  ]], function(r)
+    expect(r, 0)
+    check.equal(r.out, "0\t2\tbf16\tcpu\n")
+    check.that(r.checks:find "^starting 2 ranks; checked first:\n  devices  2 ranks here, ", r.checks)
+  end, "$L --num-processes 2 ./recipe.lua")
+  launch("lr.launch { data = 'nowhere' } print 'started'", function(r)
+    expect(r, 1)
+    expect_text(r, "there is no data folder 'nowhere'")
+    check.that(not r.out:find "started", r.out)
+  end, "$L --num-processes 2 ./recipe.lua")
+end)
+
+test("a recipe that never launches is launched when it needs the job", function()
+  for _, code in ipairs { "print(lr.comm.rank, lr.comm.world_size)", "pcall(lr.load_model, 'no-such') print(lr.comm.rank, 2)" } do
+    launch("print 'once' " .. code .. " io.stderr:write(lr.comm.rank, '\\n')", function(r)
+      expect(r, 0)
+      check.equal(r.out, "once\n0\t2\n")
+      expect_text(r, "[rank 1] 1\n")
+    end, "$L --num-processes 2 ./recipe.lua")
+  end
+  launch("print(lr.comm.rank, lr.comm.world_size)", function(r) expect(r, 0, "0\t1\n") end)
+end)
+
+test("a busy port of one machine is another's: a free one is taken", function()
+  local server = ffi.new "lr_store_server *[1]"
+  check.equal(C.lr_store_serve(server, "127.0.0.1", 0, nil, 1), 0)
+  local port = C.lr_store_server_port(server[0])
+  launch("lr.launch { processes = 2 } print(tonumber(os.getenv 'MASTER_PORT'))", function(r)
+    expect(r, 0)
+    check.that(tonumber(r.out:match "(%d+)\n$") ~= port)
+    expect_text(r, tostring(port), "taking any free port")
+  end, ("$L --main-process-port %d ./recipe.lua"):format(port))
+  C.lr_store_server_stop(server[0])
+end)
+
+test("ranks that others started join, serve the store themselves, and only rank 0 prints", function()
+  local port = 21000 + C.lr_time() * 1000 % 9000
+  launch([[
+    print "before"
+    local job = lr.launch { processes = 9 }
+    local sum = lr.comm.all_reduce(job.rank + 1)
+    print("sum", sum, job.world_size, job.generation)
+    io.stderr:write(("rank %d of %d\n"):format(job.rank, job.world_size))
+  ]], function(r)
+    expect(r, 0, "before\nsum\t6\t3\t0\n")
+    expect_text(r, "rank 0 of 3\n", "rank 1 of 3\n", "rank 2 of 3\n")
+  end, ("export WORLD_SIZE=3 MASTER_ADDR=127.0.0.1 MASTER_PORT=%d; RANK=1 $L recipe.lua & RANK=2 $L recipe.lua & "
+    .. "RANK=0 $L recipe.lua; s=$?; wait; (exit $s)"):format(port))
+  launch("lr.launch {}", function(r)
+    expect(r, 1)
+    expect_text(r, "num_processes is 2 (command line), but torchrun started 3 ranks")
+  end, "RANK=0 WORLD_SIZE=3 $L --num-processes 2 recipe.lua")
+end)
+
+test("a program that a rank starts is a program of its own", function()
+  launch([[
+    local job = lr.launch { processes = 2 }
+    if job.rank == 1 then
+      os.execute(os.getenv "LORARUN_PROGRAM" .. " -e 'io.stderr:write(lr.comm.world_size, lr.launch and \" alone\\n\" or \"\")'")
+    end
+  ]], function(r)
+    expect(r, 0)
+    expect_text(r, "[rank 1] 1 alone\n")
+  end)
 end)
 
 test("what is printed before comes once, then rank 0 is heard, and errors of the others with their number", function()
@@ -164,7 +187,7 @@ test("a rank that raises an error ends the job and is named, with its last lines
       "  the last that rank 2 wrote:\n  | on standard output\n  | lorarun: ./recipe.lua:")
     check.that(not r.err:find "rank [013] on", r.err)
     check.that(r.seconds < 30)
-    expect_gone(folder, 4)
+    launched.expect_gone(folder, 4)
   end)
 end)
 
@@ -180,7 +203,7 @@ test("a rank that is killed ends the job", function()
   ]], function(r, folder)
     expect(r, 137)
     expect_text(r, "rank 1 on ", "was killed by SIGKILL (the kernel does that where memory runs out: see dmesg)")
-    expect_gone(folder, 3)
+    launched.expect_gone(folder, 3)
   end)
 end)
 
@@ -266,7 +289,7 @@ test("a rank that stalls ends the job after the timeout", function()
     expect(r, 1)
     expect_text(r, "lorarun: rank 2 on ", "did not come to all_reduce, where ranks 0 and 1 wait for it, for 2 s (step 41 of 100, "
       .. "training, is stopped (SIGSTOP))")
-    expect_gone(folder, 3)
+    launched.expect_gone(folder, 3)
   end)
 end)
 
@@ -280,7 +303,7 @@ test("what a rank has started goes with it", function()
     hang()
   ]], function(r, folder)
     expect(r, 1)
-    expect_gone(folder, 1)
+    launched.expect_gone(folder, 1)
   end)
 end)
 
@@ -335,7 +358,7 @@ test("a second signal kills at once", function()
   ]], function(r, folder)
     expect(r, 143)
     expect_text(r, "SIGTERM: the ranks are killed")
-    expect_gone(folder, 2)
+    launched.expect_gone(folder, 2)
     check.that(r.seconds < 30)
   end)
 end)
@@ -382,7 +405,7 @@ test("ranks die with a launcher that is killed", function()
     hang()
   ]], function(r, folder)
     expect(r, 137)
-    expect_gone(folder, 3)
+    launched.expect_gone(folder, 3)
   end)
 end)
 
