@@ -53,10 +53,11 @@ end
 
 local small = not lr.given(args, "model") and not lr.has_gpu()
 if small then small_preset() end
-local job = lr.launch { processes = args.processes, precision = args.precision } -- from here on, every rank runs this
+if args.output == "" then args.output = "models/finetuned-" .. lr.fs.basename(args.model) end
+local job = lr.launch { processes = args.processes, precision = args.precision, args = args,
+  model = args.model, data = args.data, output = args.output } -- these are checked; from here on, every rank runs this
 lr.threads(args.threads)
 if args.data == "" then args.data = lr.bugdata.from_this_machine { seed = args.seed } end
-if args.output == "" then args.output = "models/finetuned-" .. lr.fs.basename(args.model) end
 
 local model = lr.load_model(args.model, { max_length = args.max_length, precision = job.precision })
 local targets = args.targets
