@@ -379,14 +379,6 @@ int lr_comm_broadcast_bytes(lr_comm *c, const void *data, int64_t size, int root
 void lr_comm_abort(lr_comm *c, const char *why);
 void lr_comm_free(lr_comm *c);
 
-/* What this process waits for, for whoever watches it from another thread: never blocks. */
-typedef struct lr_comm_state {
-    int64_t sequence; /* collectives begun so far */
-    const char *name; /* "all_reduce": the one in progress, or NULL */
-    double since;     /* lr_time() when it began, or the last one ended */
-} lr_comm_state;
-void lr_comm_progress(lr_comm_state *out);
-
 /* ---- the launcher's group of processes (dist/group.c) ------------------------------------------------------------------ */
 /* The ranks of a job on this machine: started by running this very program again, heard, signalled, and in the end gone, with
  * all that they started. They die with the launcher, even where it is killed. One group at a time, used by the thread that

@@ -1,4 +1,4 @@
-/* comm.c: the collectives as lr.h has them: argument checks, what the ranks agree on, errors, progress.
+/* comm.c: the collectives as lr.h has them: argument checks, what the ranks agree on, errors.
  *
  * A collective is two steps. In the agreement every rank sends every other one what it wants of it (lr_comm_call), and small
  * operands with it; a barrier is nothing else. Then all of them either return an error that names who wanted what, or carry it
@@ -15,40 +15,10 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ---- progress ------------------------------------------------------------------------------------------------------------- */
-/* One writer at a time (the thread that uses a communicator). `version` is odd while it writes; a reader takes what it read only if
- * the version was even and has not changed meanwhile. */
-static atomic_uint version;
-static atomic_int_least64_t progress_sequence;
-static const char *_Atomic progress_name;
-static _Atomic double progress_since;
-
-static void set_progress(const char *name)
-{
-    atomic_fetch_add(&version, 1);
-    if (name != NULL)
-        atomic_fetch_add(&progress_sequence, 1);
-    atomic_store(&progress_name, name);
-    atomic_store(&progress_since, lr_time());
-    atomic_fetch_add(&version, 1);
-    lr_rank_waits(name);
-}
-
-void lr_comm_progress(lr_comm_state *out)
-{
-    unsigned before;
-    do {
-        before = atomic_load(&version);
-        out->sequence = atomic_load(&progress_sequence);
-        out->name = atomic_load(&progress_name);
-        out->since = atomic_load(&progress_since);
-    } while (before % 2 != 0 || before != atomic_load(&version));
-}
-
 /* Every collective ends here. */
 static int finish(int status)
 {
-    set_progress(NULL);
+    lr_rank_waits(NULL);
     return status;
 }
 
@@ -150,7 +120,7 @@ static int judge(lr_comm *c)
 static int agree(lr_comm *c, lr_comm_call *call, const void *payload, double *began)
 {
     *began = lr_time();
-    set_progress(lr_comm_kind_name(call->kind));
+    lr_rank_waits(lr_comm_kind_name(call->kind));
     if (c->broken)
         return lr_fail(LR_EPEER, "this rank left the others before: %s", c->why);
     if (atomic_load(&c->aborted))

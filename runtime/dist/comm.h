@@ -1,6 +1,6 @@
 /* comm.h: the parts of the collectives: what is agreed on, the connections, the two data planes.
  *
- *   comm.c       the public functions: argument checks, the agreement, errors, progress
+ *   comm.c       the public functions: argument checks, the agreement, errors
  *   comm_link.c  a communicator's life: connecting, transfers with timeout and interrupts, breaking
  *   comm_host.c  the algorithms on host memory, over the mesh of comm_mesh.h
  *   comm_nccl.c  the same on CUDA */

@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include "dist/comm.h"
 #include <dlfcn.h>
+#include <limits.h>
 #include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,11 +54,30 @@ const char *lr_comm_ranks_text(const uint8_t *chosen, int world_size, char buf[1
 }
 
 /* ---- the module --------------------------------------------------------------------------------------------------------- */
-/* Found through the program's own search path, beside it in a build folder and in lib/ where it is installed. It stays open: its
- * threads may be about to return when a communicator is freed. */
+/* Where the module is: beside the program (a build folder), or in lib/ where it is installed; else the loader may find it. Naming
+ * these folders in the program itself (an RPATH) would make every library of every start be looked for there first. */
+static const char *module_path(char *buf, size_t cap)
+{
+    static const char *const FOLDERS[] = {".", LR_MODULE_PATH};
+    char program[PATH_MAX];
+    const ssize_t size = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (size <= 0)
+        return LR_MESH_MODULE;
+    program[size] = '\0';
+    *strrchr(program, '/') = '\0'; /* the system gives an absolute path */
+    for (size_t i = 0; i < LR_COUNT_OF(FOLDERS); i++) {
+        const int n = snprintf(buf, cap, "%s/%s/" LR_MESH_MODULE, program, FOLDERS[i]);
+        if (n > 0 && (size_t)n < cap && access(buf, R_OK) == 0)
+            return buf;
+    }
+    return LR_MESH_MODULE;
+}
+
+/* It stays open: its threads may be about to return when a communicator is freed. */
 static int load_module(const lr_mesh_calls **out)
 {
-    void *module = dlopen(LR_MESH_MODULE, RTLD_NOW | RTLD_LOCAL);
+    char path[PATH_MAX + 64];
+    void *module = dlopen(module_path(path, sizeof path), RTLD_NOW | RTLD_LOCAL);
     if (module == NULL) {
         const char *why = dlerror();
         return lr_fail(LR_EUNSUPPORTED,

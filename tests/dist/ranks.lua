@@ -1,4 +1,4 @@
--- ranks.lua: several ranks of a job as processes of the built program, for tests:
+-- ranks.lua: several ranks of a job as processes of the running program, for tests and benchmarks:
 --   local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 --
 --   local results = ranks.run { 4, [[ print(comm.all_reduce(rank)) ]] }
@@ -14,7 +14,7 @@ local check_status = require "lorarun.check"
 local fs = require "lorarun.fs"
 
 local ranks = {}
-local program = assert(os.getenv "LORARUN_PROGRAM", "LORARUN_PROGRAM names the program under test")
+local program = fs.real "/proc/self/exe"
 
 local PRELUDE = [[local lr = require "lorarun" local comm = lr.comm io.stdout:setvbuf "line" ]]
   .. [[local rank, n = tonumber(os.getenv "TEST_RANK"), tonumber(os.getenv "TEST_RANKS") ]]

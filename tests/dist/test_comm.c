@@ -1,0 +1,244 @@
+/* test_comm.c: the collectives at the C level, where ranks can be threads of one process: nothing is left behind, also where memory
+ * runs out in any place; aborting from another thread; tensors on CUDA where there is no NCCL. What they compute is
+ * checked in test_comm.lua, between processes. */
+#include "core/tensor.h"
+#include "dist/comm.h"
+#include "lr_test.h"
+#include <sched.h>
+#include <stdatomic.h>
+#include <unistd.h>
+
+enum { RANKS = 2, LARGE = 50000 };
+
+typedef struct rank_thread {
+    pthread_t thread;
+    int rank, port;
+    double timeout;
+    int (*work)(lr_comm *c, int rank, lr_tensor *t);
+    lr_tensor *tensor;     /* made by the main thread: the allocator of tensors serves one thread */
+    lr_comm *_Atomic comm; /* once joined, until freed */
+    int joined, status;    /* of joining; of the work */
+    char error[512];
+} rank_thread;
+
+static int join_and_work(rank_thread *r)
+{
+    const lr_store_member who = {.rank = r->rank, .world_size = RANKS};
+    const lr_comm_options options = {
+        .group = "0", .host = "127.0.0.1", .timeout = r->timeout, .rank = r->rank, .world_size = RANKS};
+    lr_store *store = NULL;
+    lr_comm *c = NULL;
+    int status = lr_store_connect(&store, "127.0.0.1", r->port, &who, r->timeout);
+    if (status == LR_OK)
+        status = lr_comm_new(&c, store, &options);
+    lr_store_close(store);
+    r->joined = status;
+    if (status != LR_OK)
+        return status;
+    atomic_store(&r->comm, c);
+    status = r->work(c, r->rank, r->tensor);
+    (void)snprintf(r->error, sizeof r->error, "%s", lr_last_error());
+    lr_comm_free(c);
+    return status;
+}
+
+static void *run_rank(void *context)
+{
+    rank_thread *r = context;
+    r->status = join_and_work(r);
+    return NULL;
+}
+
+/* Start the ranks, each with a tensor of LARGE floats that hold its number + 1; join_ranks waits for them. */
+static lr_store_server *start_ranks(rank_thread ranks[RANKS], int (*work)(lr_comm *, int, lr_tensor *), double timeout)
+{
+    const int64_t shape = LARGE;
+    lr_store_server *server = NULL;
+    memset(ranks, 0, RANKS * sizeof *ranks);
+    int status = lr_store_serve(&server, "127.0.0.1", 0, NULL, RANKS);
+    for (int i = 0; i < RANKS && status == LR_OK; i++) {
+        status = lr_tensor_new(&ranks[i].tensor, LR_F32, 1, &shape, LR_CPU, "operand");
+        if (status == LR_OK)
+            status = lr_tensor_fill(ranks[i].tensor, i + 1);
+    }
+    if (status != LR_OK) {
+        for (int i = 0; i < RANKS; i++)
+            lr_tensor_destroy(ranks[i].tensor);
+        lr_store_server_stop(server);
+        return NULL;
+    }
+    for (int i = 0; i < RANKS; i++) {
+        ranks[i].rank = i;
+        ranks[i].port = lr_store_server_port(server);
+        ranks[i].timeout = timeout;
+        ranks[i].work = work;
+        if (pthread_create(&ranks[i].thread, NULL, run_rank, &ranks[i]) != 0)
+            abort();
+    }
+    return server;
+}
+
+static void join_ranks(rank_thread ranks[RANKS], lr_store_server *server)
+{
+    for (int i = 0; i < RANKS; i++)
+        (void)pthread_join(ranks[i].thread, NULL);
+    for (int i = 0; i < RANKS; i++)
+        lr_tensor_destroy(ranks[i].tensor);
+    lr_store_server_stop(server);
+}
+
+/* ---- nothing left behind --------------------------------------------------------------------------------------------------- */
+static int work_large(lr_comm *c, int rank, lr_tensor *t)
+{
+    int64_t sizes[RANKS], size;
+    char *bytes = NULL;
+    const float *values = t->data;
+    int status = lr_comm_all_reduce(c, t, LR_SUM);
+    if (status == LR_OK && (values[0] != 3 || values[LARGE - 1] != 3))
+        status = lr_fail(LR_EINTERNAL, "the sum is %g", values[0]);
+    if (status == LR_OK)
+        status = lr_comm_all_gather_bytes(c, values, (rank + 1) * 10000, &bytes, sizes);
+    if (status == LR_OK) {
+        status = sizes[0] == 10000 && sizes[1] == 20000 ? LR_OK : lr_fail(LR_EINTERNAL, "wrong sizes");
+        lr_free(bytes);
+    }
+    if (status == LR_OK)
+        status = lr_comm_broadcast_bytes(c, values, 5000, 1, &bytes, &size);
+    if (status == LR_OK) {
+        status = size == 5000 ? LR_OK : lr_fail(LR_EINTERNAL, "wrong size");
+        lr_free(bytes);
+    }
+    return status;
+}
+
+TEST(ranks_leave_nothing_behind)
+{
+    rank_thread ranks[RANKS];
+    lr_store_server *server = start_ranks(ranks, work_large, 60);
+    CHECK(server != NULL);
+    join_ranks(ranks, server);
+    for (int i = 0; i < RANKS; i++) {
+        if (ranks[i].status != LR_OK)
+            printf("    rank %d: %s\n", i, ranks[i].error);
+        CHECK_INT(ranks[i].status, LR_OK);
+    }
+}
+
+/* Each allocation fails once: the ranks end, in order or with an error, and nothing is left (which the framework checks). */
+TEST(every_allocation_may_fail)
+{
+    rank_thread ranks[RANKS];
+    const int64_t before = lr_memory_attempts();
+    lr_store_server *server = start_ranks(ranks, work_large, 60);
+    CHECK(server != NULL);
+    join_ranks(ranks, server);
+    const int64_t attempts = lr_memory_attempts() - before;
+    int failed = 0;
+    for (int64_t k = 0; k < attempts; k++) {
+        lr_memory_fail(k, 1);
+        server = start_ranks(ranks, work_large, 0.5); /* who waits for one that could not join gives up soon */
+        if (server != NULL)
+            join_ranks(ranks, server);
+        lr_memory_fail(-1, 0);
+        failed += server == NULL || ranks[0].status != LR_OK || ranks[1].status != LR_OK;
+    }
+    CHECK(failed > attempts / 2);
+}
+
+/* ---- aborting ------------------------------------------------------------------------------------------------------------- */
+static atomic_bool released; /* rank 1 may go on */
+
+/* What rank 0 had said before it was aborted may still satisfy the next collective of rank 1, but no further one. */
+static int work_waiting(lr_comm *c, int rank, lr_tensor *t)
+{
+    (void)t;
+    while (rank == 1 && !atomic_load(&released))
+        (void)sched_yield();
+    const int status = lr_comm_barrier(c);
+    return status == LR_OK ? lr_comm_barrier(c) : status;
+}
+
+TEST(abort_ends_a_wait)
+{
+    rank_thread ranks[RANKS];
+    atomic_store(&released, false);
+    lr_store_server *server = start_ranks(ranks, work_waiting, 60);
+    CHECK(server != NULL);
+    const double deadline = lr_time() + 60;
+    while (atomic_load(&ranks[0].comm) == NULL && lr_time() < deadline)
+        (void)sched_yield();
+    lr_comm *waiting = atomic_load(&ranks[0].comm);
+    (void)usleep(100000); /* it is in the barrier now, or will be */
+    if (waiting != NULL)
+        lr_comm_abort(waiting, "rank 7 failed: disk full");
+    atomic_store(&released, true);
+    join_ranks(ranks, server);
+    CHECK(waiting != NULL);
+    CHECK_INT(ranks[0].status, LR_EPEER);
+    CHECK_STR(ranks[0].error, "rank 7 failed: disk full");
+    CHECK_INT(ranks[1].status, LR_EPEER);
+    CHECK_HAS(ranks[1].error, "lost rank 0");
+}
+
+static int work_after_abort(lr_comm *c, int rank, lr_tensor *t)
+{
+    (void)t;
+    if (rank == 0)
+        lr_comm_abort(c, "over");
+    return lr_comm_barrier(c);
+}
+
+TEST(after_an_abort_nothing_works)
+{
+    rank_thread ranks[RANKS];
+    lr_store_server *server = start_ranks(ranks, work_after_abort, 60);
+    CHECK(server != NULL);
+    join_ranks(ranks, server);
+    CHECK_INT(ranks[0].status, LR_EPEER);
+    CHECK_STR(ranks[0].error, "over");
+    CHECK_INT(ranks[1].status, LR_EPEER);
+}
+
+/* ---- CUDA without a GPU ---------------------------------------------------------------------------------------------------- */
+/* A tensor that says it is on CUDA: where there is no NCCL nobody looks at its bytes. */
+static int work_cuda(lr_comm *c, int rank, lr_tensor *t)
+{
+    char error[256];
+    t->device = rank == 0 ? LR_CUDA : LR_CPU;
+    const int refused = lr_comm_all_reduce(c, t, LR_SUM);
+    (void)snprintf(error, sizeof error, "%s", lr_last_error());
+    t->device = LR_CPU;
+    const int status = lr_comm_barrier(c);
+    return status != LR_OK ? status : lr_fail(refused, "%s", error);
+}
+
+TEST(cuda_without_nccl_is_an_error_on_all_ranks)
+{
+    if (lr_nccl_available() == LR_OK) {
+        printf("    skipped: this machine has NCCL and a driver\n");
+        return;
+    }
+    rank_thread ranks[RANKS];
+    lr_store_server *server = start_ranks(ranks, work_cuda, 60);
+    CHECK(server != NULL);
+    join_ranks(ranks, server);
+    CHECK_INT(ranks[0].status, LR_EUNSUPPORTED);
+    CHECK_INT(ranks[1].status, LR_EPEER);
+    CHECK_HAS(ranks[1].error, "rank 0 failed in all_reduce");
+}
+
+/* ---- options --------------------------------------------------------------------------------------------------------------- */
+TEST(bad_options_are_refused)
+{
+    lr_comm *c = NULL;
+    const lr_comm_options none = {.timeout = 1}, outside = {.timeout = 1, .rank = 2, .world_size = 2},
+                          timeless = {.world_size = 1}, storeless = {.timeout = 1, .world_size = 2, .group = "0"};
+    CHECK_INT(lr_comm_new(&c, NULL, &none), LR_EINVAL);
+    CHECK_INT(lr_comm_new(&c, NULL, &outside), LR_EINVAL);
+    CHECK_STR(lr_last_error(), "there is no rank 2 among 2");
+    CHECK_INT(lr_comm_new(&c, NULL, &timeless), LR_EINVAL);
+    CHECK_INT(lr_comm_new(&c, NULL, &storeless), LR_EINVAL);
+    CHECK(c == NULL);
+}
+
+TEST_MAIN()
