@@ -54,8 +54,12 @@ milliseconds to_milliseconds(double seconds)
     return milliseconds(static_cast<int64_t>((seconds < longest ? seconds : longest) * 1e3));
 }
 
+// Gloo's texts begin with a place in its sources: "[enforce fail at device.cc:80] ".
 int explain(char *why, int status, const char *what)
 {
+    const char *text = *what == '[' ? std::strstr(what, "] ") : nullptr;
+    if (text != nullptr)
+        what = text + 2;
     std::snprintf(why, LR_MESH_WHY, "%s", what);
     return status;
 }

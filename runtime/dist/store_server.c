@@ -76,7 +76,9 @@ void lr_client_drop(lr_store_server *s, lr_client *c)
 {
     if (c->fd < 0)
         return;
-    close(c->fd); /* which takes it out of epoll as well */
+    /* Closing alone would not take it out of epoll while a process that was forked, and has not called exec yet, holds it too. */
+    (void)epoll_ctl(s->epoll, EPOLL_CTL_DEL, c->fd, NULL);
+    close(c->fd);
     c->fd = -1;
     lr_client_forget(s, c);
     lr_clients_move(&s->dropped, c);

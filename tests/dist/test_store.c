@@ -2,6 +2,8 @@
  * interrupts, memory that runs out. tests/dist/test_store_abuse.c has what strangers may try. */
 #define _GNU_SOURCE
 #include "dist_store.h"
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* ---- values ------------------------------------------------------------------------------------------------------ */
@@ -480,6 +482,45 @@ static int whole_story(void)
     lr_store_close(a);
     lr_store_server_stop(server);
     return status;
+}
+
+static double processor_seconds(const struct rusage *r)
+{
+    return (double)(r->ru_utime.tv_sec + r->ru_stime.tv_sec) +
+           1e-6 * (double)(r->ru_utime.tv_usec + r->ru_stime.tv_usec);
+}
+
+/* A launcher forks all the time, and between fork and exec the child holds every descriptor too: the server must not hear of clients
+ * that it has dropped. It would touch freed memory, and find no rest. */
+TEST(a_client_that_a_forked_child_holds_is_gone)
+{
+    int hold[2];
+    char greeting[LR_STORE_GREETING], byte;
+    lr_store_server *server = serve(NULL, 1);
+    const int client = raw_connect(lr_store_server_port(server));
+    CHECK_INT(raw_read(client, greeting, sizeof greeting), sizeof greeting);
+    CHECK_INT(pipe2(hold, O_CLOEXEC), 0);
+    const pid_t child = fork();
+    if (child == 0) { /* until the parent closes its end */
+        close(hold[1]);
+        (void)!read(hold[0], &byte, 1);
+        _exit(0);
+    }
+    close(hold[0]);
+    const int shut = shutdown(client, SHUT_RDWR); /* the child holds this side too, so closing would not end it */
+    close(client);
+    sleep_ms(100);
+    struct rusage before, after;
+    getrusage(RUSAGE_SELF, &before);
+    sleep_ms(300);
+    getrusage(RUSAGE_SELF, &after);
+    close(hold[1]);
+    const pid_t ended = waitpid(child, NULL, 0);
+    lr_store_server_stop(server);
+    CHECK(child > 0);
+    CHECK_INT(ended, child);
+    CHECK_INT(shut, 0);
+    CHECK(processor_seconds(&after) - processor_seconds(&before) < 0.15);
 }
 
 TEST(memory_that_runs_out_is_an_error_and_no_more)
