@@ -33,8 +33,7 @@ check_build() {
   module libedit || want libedit-dev
   module libsodium || want libsodium-dev
   compiles '#include <dnnl.h>' || want libdnnl-dev
-  # Without a C++ compiler yet, or where it is missing, nothing can be compiled: then the header itself tells.
-  compiles_cxx '#include <gloo/transport/tcp/device.h>' || [ -e /usr/include/gloo/transport/tcp/device.h ] || want libgloo-dev
+  compiles_cxx '#include <gloo/transport/tcp/device.h>' || want libgloo-dev
   # Ninja is quicker than make, but no reason to ask for root by itself.
   [ ${#missing[@]} -eq 0 ] || has ninja || want ninja-build
 }
