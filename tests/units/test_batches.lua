@@ -1,0 +1,146 @@
+-- The stream of micro-batches: the same draws however many ranks share them, each pair with one rank, its keys where one rank has
+-- them. Ranks are played one after the other: batches.lua asks comm for nothing but this rank's number and their count.
+local ffi = require "ffi"
+local comm = require "lorarun.comm"
+local batches = require "lorarun.batches"
+local data = require "lorarun.data"
+local fs = require "lorarun.fs"
+local json = require "lorarun.json"
+local run_state = require "lorarun.run_state"
+local load_tokenizer = require("lorarun.tokenizer").load_tokenizer
+local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+
+local COLUMNS = { "a", "b" }
+
+-- fn(set, model) with a data set of `rows` pairs of many lengths.
+local function with_set(rows, fn)
+  shell.with_folder(function(folder)
+    local lines = {}
+    for i = 1, rows do lines[i] = json.encode { a = ("x "):rep(i % 11) .. "y", b = ("z "):rep(i * i % 37) .. "y" } end
+    local path = fs.join(folder, "rows.jsonl")
+    fs.write(path, table.concat(lines, "\n") .. "\n")
+    local set = data.open(path, { columns = { { name = "a", kind = "text" }, { name = "b", kind = "text" } } })
+    local tokenizer = load_tokenizer(fs.join(os.getenv "LORARUN_TESTS", "golden", "bert"))
+    fn(set, { tokenizer = tokenizer, max_length = 24 })
+    set:close()
+    tokenizer:free()
+  end)
+end
+
+-- What a rank of `world` gets in steps first..last-1: per micro-batch { step, rows, own, tokens, sequences = { key, ids } ... }.
+local function stream(set, model, world, rank, options)
+  comm.world_size, comm.rank = world, rank
+  local labels = ffi.new("double[?]", set.rows)
+  for i = 0, set.rows - 1 do labels[i] = i end
+  local s = batches.new { set = set, model = model, columns = COLUMNS, draws = set.rows, labels = labels,
+    sample = function(draw) return draw * 7 % set.rows end, batch = options.batch, accumulate = options.accumulate or 1,
+    first_step = options.first or 0, last_step = options.last }
+  local list = {}
+  for i = 1, options.micro_batches do
+    local packed, info = s:next()
+    local sequences, longest = {}, {}
+    for k = 0, packed.sequences - 1 do
+      local ids = {}
+      for t = packed.cu_seqlens[k], packed.cu_seqlens[k + 1] - 1 do ids[#ids + 1] = packed.ids[t] end
+      sequences[k + 1] = { key = tonumber(packed.keys[packed.cu_seqlens[k]]) / 65536, ids = table.concat(ids, " ") }
+    end
+    for k = 0, 2 * #info.rows - 1 do
+      local c = k < #info.rows and 1 or 2
+      longest[c] = math.max(longest[c] or 0, info.lengths[k])
+    end
+    check.equal(s:padded_tokens(info), #info.rows * (longest[1] + longest[2]), "padded tokens")
+    if #info.own > 0 then
+      check.array(s:label_tensor(info.own):to_table(), info.own, 0, "labels") -- the label of a row is its number
+    end
+    list[i] = { step = info.step, rows = info.rows, own = info.own, last = info.last, total = info.total, tokens = info.tokens,
+      most = info.most_tokens, packed_tokens = packed.tokens, sequences = sequences }
+  end
+  s:close()
+  comm.world_size, comm.rank = 1, 0
+  return list
+end
+
+test("every rank has its share of one rank's batches: rows, order, ids and keys", function()
+  with_set(50, function(set, model)
+    for _, case in ipairs { { world = 2, batch = 8 }, { world = 3, batch = 4, accumulate = 2 }, { world = 4, batch = 1 } } do
+      local world, accumulate = case.world, case.accumulate or 1
+      local steps = math.ceil(50 / (case.batch * world * accumulate)) + 1 -- an epoch, whose last step is smaller, and one more
+      local micro = math.ceil(50 / (case.batch * world)) + accumulate
+      local alone = stream(set, model, 1, 0, { batch = case.batch * world, accumulate = accumulate, last = steps,
+        micro_batches = micro })
+      local parts = {}
+      for rank = 0, world - 1 do
+        parts[rank] = stream(set, model, world, rank, { batch = case.batch, accumulate = accumulate, last = steps,
+          micro_batches = micro })
+      end
+      for m, one in ipairs(alone) do
+        check.equal(#one.own, #one.rows, "one rank has all")
+        check.equal(one.tokens, one.packed_tokens)
+        local by_key, rows, tokens, most = {}, 0, 0, 0
+        for _, sequence in ipairs(one.sequences) do by_key[sequence.key] = sequence.ids end
+        local left = #one.sequences
+        for rank = 0, world - 1 do
+          local part = parts[rank][m]
+          check.array(part.rows, one.rows, 0, "rows of all ranks")
+          check.equal(part.step, one.step)
+          check.equal(part.last, one.last)
+          check.equal(part.total, one.total)
+          check.equal(part.tokens, one.tokens, "tokens of all ranks")
+          local before = -1
+          for k, sequence in ipairs(part.sequences) do
+            check.equal(sequence.ids, by_key[sequence.key], "a sequence by its key")
+            by_key[sequence.key] = nil
+            left = left - 1
+            if k == #part.own + 1 then before = -1 end -- the second column begins
+            check.that(sequence.key > before, "the order is kept in each column")
+            before = sequence.key
+          end
+          rows, tokens, most = rows + #part.own, tokens + part.packed_tokens, math.max(most, part.packed_tokens)
+        end
+        check.equal(left, 0, "sequences that nobody has")
+        check.equal(rows, #one.rows)
+        check.equal(tokens, one.tokens)
+        check.equal(parts[0][m].most, most, "tokens of the fullest rank")
+      end
+    end
+  end)
+end)
+
+test("a stream that begins later gives what an undisturbed one gives", function()
+  with_set(50, function(set, model)
+    local whole = stream(set, model, 2, 1, { batch = 3, accumulate = 2, last = 12, micro_batches = 22 })
+    local later = stream(set, model, 2, 1, { batch = 3, accumulate = 2, first = 5, last = 12, micro_batches = 12 })
+    local at = 0
+    while whole[at + 1].step < 5 do at = at + 1 end
+    for m, part in ipairs(later) do
+      check.equal(part.step, whole[at + m].step)
+      check.array(part.own, whole[at + m].own, 0, "rows")
+      for k, sequence in ipairs(part.sequences) do
+        check.equal(sequence.key, whole[at + m].sequences[k].key)
+        check.equal(sequence.ids, whole[at + m].sequences[k].ids)
+      end
+    end
+  end)
+end)
+
+test("what is said of a run that goes on with other settings", function()
+  local before = { world_size = 4, batch = 8, accumulate = 1, global_batch = 32, total_steps = 100, compared = 32, seed = 1 }
+  local function said(changed)
+    local now = {}
+    for name, value in pairs(before) do now[name] = value end
+    for name, value in pairs(changed) do now[name] = value end
+    return table.concat(run_state.changes(before, now), "\n")
+  end
+  check.equal(said {}, "")
+  check.equal(said { world_size = 2, batch = 16 }, "4 ranks of 8 pairs began the run, 2 ranks of 16 pairs go on: a step takes the "
+    .. "same 32 pairs, in the same order; results agree up to rounding")
+  check.equal(said { world_size = 1, accumulate = 4, compared = 8 }, "4 ranks of 8 pairs began the run, 1 rank of 8 pairs 4 times "
+    .. "go on: a step takes the same 32 pairs, in the same order; results agree up to rounding\n"
+    .. "warning: the loss compares 8 pairs with each other instead of 32")
+  check.equal(said { world_size = 2, global_batch = 16, total_steps = 200 }, "warning: 4 ranks of 8 pairs began the run, 2 ranks "
+    .. "of 8 pairs go on: a step takes 16 pairs instead of 32, so the rows that follow are not those that would have followed. "
+    .. "The order is kept where ranks x batch x accumulate stays 32")
+  check.equal(said { total_steps = 50 }, "warning: the run has 50 steps instead of 100")
+  check.equal(said { seed = 2 }, "warning: seed was 1 when the checkpoint was written and is 2 now: the run will not end in the "
+    .. "same bits")
+end)
