@@ -377,6 +377,7 @@ int lr_comm_all_gather_bytes(lr_comm *c, const void *data, int64_t size, char **
 int lr_comm_broadcast_bytes(lr_comm *c, const void *data, int64_t size, int root, char **out, int64_t *out_size);
 /* End the collective that waits now, and make all later ones fail: LR_EPEER with this text. From any thread. */
 void lr_comm_abort(lr_comm *c, const char *why);
+int lr_comm_connected(const lr_comm *c); /* 0: a failure has made this rank leave the others */
 void lr_comm_free(lr_comm *c);
 
 /* ---- the launcher's group of processes (dist/group.c) ------------------------------------------------------------------ */
@@ -413,7 +414,9 @@ typedef struct lr_rank_state { /* what a rank told: see lr_rank_report, lr_rank_
 int lr_group_new(lr_group **out, int processes);
 /* Start process `index`, which must not run: argv (argv[0] included, NULL at the end) and, over the launcher's own environment,
  * "NAME=value" settings (NULL at the end). Its standard input is input[size], or empty; its standard output goes nowhere until
- * it calls lr_rank_show; from then on that and its standard error are events. SIGUSR1 is ignored until it is caught. */
+ * it calls lr_rank_show; from then on that and its standard error are events. SIGUSR1 is ignored until it is caught. A size
+ * below 0: it has the launcher's own standard input, output and error, and the terminal's Ctrl-C, for a prompt; its output is
+ * no event. */
 int lr_group_spawn(lr_group *g, int index, const char *const *argv, const char *const *settings, const char *input,
                    int64_t size);
 int lr_group_wait(lr_group *g, double timeout, lr_event *out);

@@ -111,6 +111,9 @@ function comm.rejoin()
   job.handle = new_handle(job.store, job.options, ("%d.%d"):format(job.options.generation, job.rejoined))
 end
 
+--- connected(): false after a failure that has made this rank leave the others.
+function comm.connected() return job == nil or job.handle ~= nil and C.lr_comm_connected(job.handle) ~= 0 end
+
 --- The connection to the job's store (an lr_store), or nil where nothing was joined.
 function comm.store() return job and job.store end
 

@@ -1,6 +1,7 @@
 -- group.lua: the processes of a job on this machine: lr_group of runtime/lr.h with Lua's types.
 --   local g = group.new(4)
---   g:spawn(0, { "lorarun", "recipe.lua" }, { RANK = 0 }, nil)   words, settings for its environment, its standard input
+--   g:spawn(0, { "lorarun", "recipe.lua" }, { RANK = 0 }, nil)   words, settings for its environment, its standard input: a text,
+--                                                                nil for an empty one, or group.TERMINAL for the launcher's own
 --   g:wait(0.5)  -> { kind = "output", process, stream = 1 | 2, text }, { kind = "exit", process, status | signal },
 --                   { kind = "signal", number }, or nil where nothing happened in time
 --   g:signal(i, number)    g:state(i) -> { step, total, phase, collective, waiting, ... }    g:pid(i)    g:free()
@@ -11,6 +12,8 @@ local ffi = require "ffi"
 
 local Group = {}
 Group.__index = Group
+
+local TERMINAL = {} -- in place of a text: this process has the launcher's input and output
 
 local function new(processes)
   local out = ffi.new "lr_group *[1]"
@@ -29,7 +32,9 @@ function Group:spawn(process, words, settings, input)
   local list = {}
   for name, value in pairs(settings) do list[#list + 1] = ("%s=%s"):format(name, tostring(value)) end
   table.sort(list)
-  check.call(C.lr_group_spawn, self.handle, process, c_strings(words), c_strings(list), input, input and #input or 0)
+  local terminal = input == TERMINAL
+  check.call(C.lr_group_spawn, self.handle, process, c_strings(words), c_strings(list), not terminal and input or nil,
+    terminal and -1 or input and #input or 0)
 end
 
 function Group:wait(timeout)
@@ -68,4 +73,4 @@ function Group:free()
   self.handle = nil
 end
 
-return { new = new }
+return { new = new, TERMINAL = TERMINAL }

@@ -13,6 +13,7 @@ local LAUNCHER_FIRST = 30 -- seconds by which the launcher's patience is shorter
 
 local current -- the job of this process, once it is known
 local input   -- the code that was read from standard input
+local prompt  -- whether the job is to have a prompt
 
 -- Where somebody else started this process as a rank (torchrun, Slurm, mpirun), as environment.detect tells it. A program that a
 -- rank of ours has started finds the same variables, and is none.
@@ -30,6 +31,12 @@ function launch.prepare()
     if found and found.rank > 0 then check(C.lr_rank_mute()) end
   end
 end
+
+--- The program will open a prompt: rank 0 needs the terminal, and every rank runs what is typed there.
+function launch.with_prompt() prompt = true end
+
+--- Is this a rank of a job that has a prompt?
+function launch.at_prompt() return C.lr_rank_launched() ~= 0 and os.getenv "LORARUN_PROMPT" == "1" end
 
 --- Code that came on standard input: ranks get it on theirs.
 function launch.standard_input(text) input = text end
@@ -115,6 +122,7 @@ local function environment_of_ranks(s)
   elseif not os.getenv "OMP_NUM_THREADS" then
     environment.OMP_NUM_THREADS = math.max(1, math.floor(C.lr_cores() / s.ranks_here))
   end
+  if prompt then environment.LORARUN_PROMPT = "1" end
   if s.gpu_ids and s.gpu_ids ~= "all" and not s.use_cpu then environment.CUDA_VISIBLE_DEVICES = s.gpu_ids:gsub("%s", "") end
   return environment
 end
@@ -126,7 +134,7 @@ local function supervise(s, given)
   require("lorarun.preflight").check(s, given, say)
   local several = s.num_machines > 1
   os.exit(require("lorarun.supervisor").run {
-    words = own_words(), input = input, environment = environment_of_ranks(s), world_size = s.num_processes,
+    words = own_words(), input = input, prompt = prompt, environment = environment_of_ranks(s), world_size = s.num_processes,
     first_rank = s.first_rank, ranks = s.ranks_here, machine_rank = s.machine_rank, machines = s.num_machines,
     host = several and s.main_process_ip or "127.0.0.1", port = s.main_process_port or 0, secret = s.secret or new_secret(),
     timeout = s.timeout, rendezvous_timeout = s.rendezvous_timeout, max_restarts = s.max_restarts, log_dir = s.log_dir,

@@ -149,11 +149,12 @@ local function main(argv)
   set_arg(argv, plan.script)
   local words = { unpack(argv, (plan.script or #argv) + 1) }
   local script = plan.script and argv[plan.script]
-  local terminal = C.lr_terminal_width(0) > 0
+  local terminal = C.lr_terminal_width(0) > 0 or launch.at_prompt()
   if not script and #plan.code == 0 then
     if terminal then plan.interactive = true elseif not plan.interactive then script = "-" end
   end
   if script == "-" or #plan.code > 0 or plan.interactive then offer_lr() end
+  if plan.interactive then launch.with_prompt() end
 
   local ok = true
   for _, code in ipairs(plan.code) do
@@ -169,6 +170,7 @@ local function main(argv)
     ok = run(chunk, load_error, unpack(words))
   end
   if plan.interactive then
+    if not run(launch.job) or not ok and launch.at_prompt() then return EXIT_FAILED end
     strict.enable(false)
     require("lorarun.repl").run()
   end

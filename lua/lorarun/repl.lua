@@ -5,6 +5,7 @@
 -- values; `=expression` does too. Ctrl-C drops what is typed or stops what is running. What is typed runs interpreted,
 -- never compiled, so that a loop can be stopped; functions of modules and recipes it calls are compiled as ever.
 -- On a terminal, lines are edited with libedit and kept in a history file; without one, lines are read as they come.
+-- Where there are several ranks, rank 0 has the prompt and every rank runs what is typed there (prompt_ranks.lua).
 local ffi = require "ffi"
 local C = require "lorarun.c"
 local complete = require "lorarun.complete"
@@ -117,7 +118,7 @@ local function compile(text)
   return nil, statement_error, incomplete(statement_error) or incomplete(expression_error)
 end
 
--- read -> chunk; nil, message; nil, nil where there is nothing to run; nil, nil, true at the end of input
+-- read -> chunk, its text; nil, message; nil, nil where there is nothing to run; nil, nil, true at the end of input
 local function read_chunk(read)
   local text
   while true do
@@ -134,7 +135,8 @@ local function read_chunk(read)
     text = text and text .. "\n" .. line or line
     if not text:find "%S" then return nil end
     local chunk, message, more = compile(text)
-    if chunk or not more then return chunk, message end
+    if chunk then return chunk, text end
+    if not more then return nil, message end
   end
 end
 
@@ -155,39 +157,72 @@ local function complain(text)
   io.stderr:write(text, "\n")
 end
 
--- Run fn so that Ctrl-C stops it, and say what went wrong. -> how many values it returned, those values
+-- Run fn so that Ctrl-C stops it. -> true, how many values it returned, those values; or nil, what went wrong
 local function evaluate(fn)
   local function finish(ok, ...)
-    if ok then return select("#", ...), ... end
+    if ok then return true, select("#", ...), ... end
     local report = ...
     if host.interrupted() then report.message = "interrupted" .. (report.place and " at " .. report.place or "") end
     -- a single call is the typed line itself
-    complain(#report.calls > 1 and failure.text(report) or report.message)
-    return 0
+    return nil, #report.calls > 1 and failure.text(report) or report.message
   end
   return finish(failure.call_by(host.evaluate, fn))
 end
 
+-- -> nil, or what went wrong
 local function run_and_print(chunk)
   jit.off(chunk, true)
   local results = { evaluate(chunk) }
-  if results[1] > 0 then evaluate(function() print_values(unpack(results, 2, results[1] + 1)) end) end
+  if results[1] and results[2] > 0 then
+    results = { evaluate(function() print_values(unpack(results, 3, results[2] + 2)) end) }
+  end
+  return not results[1] and results[2] or nil
+end
+
+-- Run a chunk here and, where there are other ranks, there. What went wrong is told.
+local function run_everywhere(chunk, text, ranks)
+  if ranks then ranks.tell(text) end
+  local message = run_and_print(chunk)
+  if message then complain(message) end
+  for rank, theirs in pairs(ranks and ranks.settle(message) or {}) do
+    if theirs ~= message then complain(("[rank %d] %s"):format(rank, theirs)) end
+  end
+  if ranks then host.interrupted() end -- a Ctrl-C that another rank needed is no reason to drop the next line
+end
+
+-- A rank that has no prompt: runs what rank 0 tells it until that ends. What a line yields is rank 0's to print.
+local function follow(ranks)
+  for text in ranks.hear do
+    local chunk = compile(text)
+    jit.off(chunk, true)
+    local ok, message = evaluate(chunk)
+    ranks.settle(not ok and message or nil)
+  end
 end
 
 function repl.run()
+  local comm = package.loaded["lorarun.comm"]
+  local ranks = comm and comm.world_size > 1 and require "lorarun.prompt_ranks" or nil
   host.interrupts(true)
+  if ranks and comm.rank > 0 then
+    follow(ranks)
+    host.interrupts(false)
+    return
+  end
   local read
   if host.edit_open(offer) then read = edited_lines() else read = plain_lines() end
   if C.lr_terminal_width(0) > 0 then
     io.write(("lorarun %s, %s. lr is lorarun; TAB completes, Ctrl-C stops, Ctrl-D leaves.\n"):format(
       ffi.string(C.lr_version()), jit.version))
+    if ranks then io.write(("%d ranks run every line; rank 0 prints.\n"):format(comm.world_size)) end
   end
   while true do
-    local chunk, message, ended = read_chunk(read)
+    local chunk, text, ended = read_chunk(read)
     if ended then break end
-    if chunk then run_and_print(chunk) elseif message then complain(message) end
+    if chunk then run_everywhere(chunk, text, ranks) elseif text then complain(text) end
     io.flush()
   end
+  if ranks then ranks.tell(nil) end
   if C.lr_terminal_width(0) > 0 then io.write "\n" end
   host.edit_close()
   host.interrupts(false)

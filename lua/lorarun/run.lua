@@ -29,7 +29,7 @@ function Run:start(port)
       GROUP_RANK = job.machine_rank, MASTER_ADDR = job.host, MASTER_PORT = port, LORARUN_GENERATION = self.generation,
       LORARUN_SECRET = job.secret }
     for name, value in pairs(job.environment) do settings[name] = value end
-    self.group:spawn(i, job.words, settings, job.input)
+    self.group:spawn(i, job.words, settings, job.prompt and job.first_rank + i == 0 and group.TERMINAL or job.input)
     self.ranks[i] = { number = job.first_rank + i, pid = self.group:pid(i) }
     self.running = self.running + 1
   end
@@ -48,7 +48,15 @@ function Run:step(seconds)
   if not event then return end
   if event.kind == "output" then self.output:take(event.process, event.stream, event.text)
   elseif event.kind == "exit" then self:on_exit(event)
+  elseif event.number == signals.INT and self.job.prompt then self:interrupt()
   else self.signals[#self.signals + 1] = event.number end
+end
+
+-- At a prompt, Ctrl-C stops what is being evaluated and ends nothing. Rank 0 has it from the terminal.
+function Run:interrupt()
+  for i = 0, self.job.ranks - 1 do
+    if self.ranks[i].number ~= 0 and not self.ranks[i].ended then self.group:signal(i, signals.INT) end
+  end
 end
 
 function Run:take_signals()

@@ -5,7 +5,8 @@
 --           environment = { NAME = value },                   more for that
 --           world_size =, first_rank =, ranks =,              which of the job's ranks are this machine's
 --           machine_rank =, machines =, host =, port =,       of machine 0, where the job's store is served
---           secret =, timeout =, max_restarts =, log_dir = or nil }
+--           secret =, timeout =, max_restarts =, log_dir = or nil,
+--           prompt = whether rank 0 has the terminal, for a prompt }
 -- After a failure all ranks are ended; where restarts are left, they start anew with LORARUN_GENERATION one higher.
 local C = require "lorarun.c"
 local check = require "lorarun.check"

@@ -511,6 +511,11 @@ int lr_comm_new(lr_comm **out, lr_store *store, const lr_comm_options *options)
     return LR_OK;
 }
 
+int lr_comm_connected(const lr_comm *c)
+{
+    return !c->broken;
+}
+
 void lr_comm_free(lr_comm *c)
 {
     if (c == NULL)

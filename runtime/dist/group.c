@@ -4,6 +4,9 @@
  * means, and SIGKILL to the group reaches whatever the rank has started. The launcher is also the subreaper of its
  * descendants, so that it can wait until orphans are gone, and the kernel kills a rank whose launcher dies (spawn.c).
  *
+ * One rank may have the launcher's terminal instead of pipes (the prompt's): it stays in the launcher's process group, for
+ * only the foreground group may read from a terminal; Ctrl-C reaches both.
+ *
  * Signals and ended children are noted by handlers in a pipe, which one poll() watches together with what ranks write.
  * signalfd would need the signals blocked in every thread, and threads exist by the time a recipe calls lr.launch.
  *
@@ -19,6 +22,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -29,6 +33,7 @@ typedef struct process {
     pid_t pid;     /* 0: does not run */
     pid_t orphans; /* the process group of the one before: some of it may not be reaped yet; 0: none */
     int pipes[2];  /* where its standard output and error are read; -1: closed */
+    bool terminal; /* it has the launcher's input and output, and no group of its own */
     bool ended;    /* it is a zombie: what it wrote is being told, then its end */
     int64_t told;  /* bytes since it ended */
 } process;
@@ -38,7 +43,9 @@ struct lr_group {
     process *processes;
     lr_rank_page **pages;
     struct pollfd *polled; /* the signal pipe, then two per process */
-    int turn;              /* the pipe that is looked at first next time: none can drown the others */
+    struct termios modes;  /* of the terminal, before a rank had it */
+    bool has_modes;
+    int turn; /* the pipe that is looked at first next time: none can drown the others */
     char output[OUTPUT_BYTES];
 };
 
@@ -157,14 +164,25 @@ int lr_group_spawn(lr_group *g, int index, const char *const *argv, const char *
         return lr_fail(LR_EINVAL, "process %d of %d: there is none, or it runs", index, g->size);
     process *p = &g->processes[index];
     lr_rank_page *page = g->pages[index];
+    const bool terminal = size < 0;
     memset(page, 0, sizeof *page);
     tell_width(g);
-    lr_spawn s = {argv, settings, input, size, index, g->pages_fd, page, {-1, -1}};
+    atomic_store(&page->terminal, terminal);
+    if (terminal)
+        g->has_modes = tcgetattr(STDIN_FILENO, &g->modes) == 0;
+    lr_spawn s = {argv, settings, input, size, terminal, index, g->pages_fd, page, {-1, -1}};
     pid_t pid;
     const int status = lr_spawn_rank(&s, &pid);
     if (status == LR_OK)
-        *p = (process){.pid = pid, .pipes = {s.pipes[0], s.pipes[1]}};
+        *p = (process){.pid = pid, .pipes = {s.pipes[0], s.pipes[1]}, .terminal = terminal};
     return status;
+}
+
+/* A rank that was killed at its prompt has left the terminal as line editing wants it. */
+static void restore_terminal(lr_group *g, const process *p)
+{
+    if (p->terminal && g->has_modes)
+        (void)tcsetattr(STDIN_FILENO, TCSADRAIN, &g->modes);
 }
 
 int lr_group_process(const lr_group *g, int index)
@@ -186,9 +204,10 @@ int lr_group_signal(lr_group *g, int index, int number)
         return lr_fail(LR_EINVAL, "process %d of a group of %d", index, g->size);
     const bool all_it_started = number == SIGKILL || number == SIGSTOP || number == SIGCONT;
     for (int i = 0; i < g->size; i++) {
-        const pid_t pid = g->processes[i].pid;
-        if (pid != 0 && (index == -1 || index == i) && kill(all_it_started ? -pid : pid, number) != 0 && errno != ESRCH)
-            return lr_fail_errno("cannot send signal %d to process %ld", number, (long)pid);
+        const process *p = &g->processes[i];
+        const pid_t pid = all_it_started && !p->terminal ? -p->pid : p->pid;
+        if (pid != 0 && (index == -1 || index == i) && kill(pid, number) != 0 && errno != ESRCH)
+            return lr_fail_errno("cannot send signal %d to process %ld", number, (long)p->pid);
     }
     return LR_OK;
 }
@@ -205,7 +224,8 @@ static void look_for_ends(lr_group *g)
             continue;
         p->ended = true;
         p->told = 0;
-        (void)kill(-p->pid, SIGKILL);
+        if (!p->terminal)
+            (void)kill(-p->pid, SIGKILL);
     }
 }
 
@@ -285,7 +305,8 @@ static void last_words(lr_group *g, int index, lr_event *out)
     *out = (lr_event){.kind = LR_EVENT_EXIT,
                       .process = index,
                       .status = info.si_code == CLD_EXITED ? info.si_status : -info.si_status};
-    *p = (process){.orphans = p->pid, .pipes = {-1, -1}};
+    restore_terminal(g, p);
+    *p = (process){.orphans = p->terminal ? 0 : p->pid, .pipes = {-1, -1}};
     reap_orphans(p);
 }
 
@@ -345,9 +366,10 @@ void lr_group_free(lr_group *g)
             process *p = &g->processes[i];
             if (p->ended) {
                 (void)waitpid(p->pid, NULL, 0);
+                restore_terminal(g, p);
                 lr_fd_close(&p->pipes[0]);
                 lr_fd_close(&p->pipes[1]);
-                *p = (process){.orphans = p->pid, .pipes = {-1, -1}};
+                *p = (process){.orphans = p->terminal ? 0 : p->pid, .pipes = {-1, -1}};
             }
             reap_orphans(p);
             left = left || p->pid != 0 || p->orphans != 0;

@@ -76,7 +76,7 @@ int lr_rank_show(void)
 int lr_rank_terminal_width(int fd)
 {
     lr_rank_page *page = page_of_this_rank();
-    if (page == NULL)
+    if (page == NULL || atomic_load(&page->terminal))
         return -1;
     return fd == STDOUT_FILENO || fd == STDERR_FILENO ? atomic_load(&page->width[fd == STDERR_FILENO]) : 0;
 }

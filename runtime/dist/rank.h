@@ -15,6 +15,7 @@ enum { LR_RANK_PAGE_FD = 3, LR_RANK_OUTPUT_FD = 4, LR_RANK_PAGE_SIZE = 65536 }; 
  * what is there. */
 typedef struct lr_rank_page {
     atomic_int process;  /* the rank's process id: a child of the rank's with the same environment is no rank */
+    atomic_int terminal; /* 1: its standard input, output and error are the launcher's own */
     atomic_int width[2]; /* columns of the terminal that standard output and error end up on; 0: none */
     atomic_uint version;
     lr_rank_state state; /* waiting and failed hold when that began, by lr_time(); 0: it did not */
@@ -23,7 +24,8 @@ typedef struct lr_rank_page {
 _Static_assert(sizeof(lr_rank_page) <= LR_RANK_PAGE_SIZE, "a rank's state fits its page");
 
 void lr_rank_read(lr_rank_page *page, lr_rank_state *out); /* with durations in place of times */
-/* Columns of what a launched rank's descriptor ends up on; -1 where this process is no launched rank. */
+/* Columns of what a launched rank's descriptor ends up on; -1 where this process is no launched rank, or has the launcher's
+ * own: it may look for itself. */
 int lr_rank_terminal_width(int fd);
 
 #endif

@@ -114,7 +114,7 @@ typedef struct child {
 /* In the child: become the rank. Returns only where something failed, with errno. */
 static void become_rank(const child *c)
 {
-    if (setpgid(0, 0) != 0 || prctl(PR_SET_PDEATHSIG, SIGKILL) != 0)
+    if ((!c->s->terminal && setpgid(0, 0) != 0) || prctl(PR_SET_PDEATHSIG, SIGKILL) != 0)
         return;
     if (getppid() != c->launcher) /* it died before the line above */
         _exit(EXIT_FAILURE);
@@ -170,36 +170,52 @@ static pid_t fork_and_exec(child *c)
     return pid;
 }
 
+/* What the rank reads and writes; what the launcher keeps of it in reads. False with errno. */
+static bool open_streams(const lr_spawn *s, child *c, int reads[2])
+{
+    if (s->terminal) {
+        c->input = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, FIRST_FD);
+        c->output = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, FIRST_FD);
+        c->error = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, FIRST_FD);
+        return c->output >= 0 && c->error >= 0; /* a launcher without standard input has a rank without */
+    }
+    if (s->input_size > 0 && (c->input = input_file(s->input, s->input_size)) < 0)
+        return false;
+    int output[2], error[2];
+    if (!lr_fd_pipe(output, 0))
+        return false;
+    reads[0] = output[0];
+    c->output = output[1];
+    if (!lr_fd_pipe(error, 0))
+        return false;
+    reads[1] = error[0];
+    c->error = error[1];
+    return fcntl(reads[0], F_SETFL, O_NONBLOCK) == 0 && fcntl(reads[1], F_SETFL, O_NONBLOCK) == 0;
+}
+
 int lr_spawn_rank(lr_spawn *s, pid_t *pid)
 {
     char *own_setting = lr_format(LR_RANK_VARIABLE "=%d", s->index);
-    child c = {.s = s, .input = -1};
+    child c = {.s = s, .input = -1, .output = -1, .error = -1};
     if (own_setting == NULL || (c.environment = environment_with(s->settings, own_setting)) == NULL) {
         lr_free(own_setting);
         return LR_ENOMEM;
     }
-    int output[2] = {-1, -1}, error[2] = {-1, -1};
-    pid_t started = -1;
-    if ((s->input_size == 0 || (c.input = input_file(s->input, s->input_size)) >= 0) && lr_fd_pipe(output, 0) &&
-        lr_fd_pipe(error, 0) && fcntl(output[0], F_SETFL, O_NONBLOCK) == 0 &&
-        fcntl(error[0], F_SETFL, O_NONBLOCK) == 0) {
-        c.output = output[1];
-        c.error = error[1];
-        started = fork_and_exec(&c);
-    }
+    int reads[2] = {-1, -1};
+    const pid_t started = open_streams(s, &c, reads) ? fork_and_exec(&c) : -1;
     const int status = started > 0 ? LR_OK : lr_fail_errno("cannot start rank process %d", s->index);
     lr_fd_close(&c.input);
-    lr_fd_close(&output[1]);
-    lr_fd_close(&error[1]);
+    lr_fd_close(&c.output);
+    lr_fd_close(&c.error);
     if (status != LR_OK) {
-        lr_fd_close(&output[0]);
-        lr_fd_close(&error[0]);
+        lr_fd_close(&reads[0]);
+        lr_fd_close(&reads[1]);
     }
     lr_free(c.environment);
     lr_free(own_setting);
     if (status == LR_OK) {
-        s->pipes[0] = output[0];
-        s->pipes[1] = error[0];
+        s->pipes[0] = reads[0];
+        s->pipes[1] = reads[1];
         *pid = started;
     }
     return status;

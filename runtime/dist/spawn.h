@@ -9,9 +9,10 @@ typedef struct lr_spawn {
     const char *const *argv, *const *settings; /* as lr_group_spawn has them */
     const char *input;
     int64_t input_size;
+    bool terminal; /* it has the launcher's own input and output, and is in its process group: Ctrl-C reaches it */
     int index, pages_fd; /* which page of that file is the rank's */
     lr_rank_page *page;
-    int pipes[2]; /* out: where its standard output and error are read */
+    int pipes[2]; /* out: where its standard output and error are read; -1 where it has the launcher's */
 } lr_spawn;
 
 /* Start it and wait until the program runs; on success *pid and s->pipes are the caller's. */

@@ -458,4 +458,79 @@ TEST(a_recipe_that_fails_still_opens_the_prompt_with_i)
     stop();
 }
 
+/* ---- one prompt for several ranks ---------------------------------------------------------------------------------- */
+static void open_prompt_of_ranks(void)
+{
+    make_home();
+    start("xterm", "--num-processes=3", NULL, NULL);
+    EXPECT("3 ranks run every line; rank 0 prints.\r\n");
+    EXPECT("> ");
+}
+
+TEST(every_rank_runs_each_line_and_rank_0_prints)
+{
+    open_prompt_of_ranks();
+    type("x = lr.comm.rank + 1\n");
+    EXPECT("> ");
+    type("lr.comm.all_reduce(x) * 100\n");
+    EXPECT("\r\n600\r\n");
+    type("print('rank ' .. lr.comm.rank)\n");
+    EXPECT("\r\nrank 0\r\n");
+    EXPECT("> ");
+    type("for i = 1, 2 do\n");
+    EXPECT(">> ");
+    type("x = lr.comm.all_reduce(x) end\n");
+    EXPECT("> ");
+    type("lr.comm.all_reduce(x, 'min')\n");
+    EXPECT("\r\n18\r\n");
+    CHECK_INT(exit_status(1), 0);
+    stop();
+}
+
+TEST(an_error_on_one_rank_leaves_all_in_step)
+{
+    open_prompt_of_ranks();
+    type("if lr.comm.rank == 2 then error('on' .. 'ly here') end\n");
+    EXPECT("[rank 2] stdin:1: only here\r\n");
+    type("if lr.comm.rank == 1 then error('ear' .. 'ly') end lr.comm.barrier()\n");
+    EXPECT("the ranks do not agree on collective");
+    EXPECT("[rank 1] stdin:1: early\r\n");
+    type("lr.comm.all_reduce(1) * 1000\n");
+    EXPECT("\r\n3000\r\n");
+    type("error('every' .. 'where')\n"); /* told once */
+    EXPECT("\r\neverywhere\r\n> ");
+    stop();
+}
+
+TEST(ctrl_c_stops_all_ranks)
+{
+    open_prompt_of_ranks();
+    type("lr.comm.barrier() print('run' .. 'ning') io.flush() while true do end\n");
+    EXPECT("\r\nrunning\r\n");
+    press_until(CTRL_C, "interrupted at stdin:1");
+    press_until(CTRL_C, "> ");
+    type("lr.comm.all_reduce(1) * 1001\n");
+    EXPECT("\r\n3003\r\n");
+    /* a collective that one rank never reaches: the connections end with it, and are made anew */
+    type("lr.comm.barrier() if lr.comm.rank == 0 then print('wait' .. 'ing') io.flush() end "
+         "if lr.comm.rank == 1 then while true do end end lr.comm.barrier()\n");
+    EXPECT("\r\nwaiting\r\n");
+    press_until(CTRL_C, "> ");
+    type("lr.comm.all_reduce(1) * 1002\n");
+    EXPECT("\r\n3006\r\n");
+    CHECK_INT(exit_status(1), 0);
+    stop();
+}
+
+TEST(a_rank_that_dies_at_the_prompt_ends_the_job)
+{
+    open_prompt_of_ranks();
+    type("require('ffi').cdef 'int getpid(void); int kill(int, int);'\n");
+    EXPECT("> ");
+    type("if lr.comm.rank == 1 then require('ffi').C.kill(require('ffi').C.getpid(), 9) end\n");
+    EXPECT("was killed by SIGKILL");
+    CHECK_INT(exit_status(0), 137);
+    stop();
+}
+
 TEST_MAIN()
