@@ -58,15 +58,23 @@ static void play(const char *part)
         say(2, word);
         _exit(0);
     } else if (strcmp(part, "runaway") ==
-               0) { /* a child outside the process group that keeps the rank's pipe and writes */
+               0) {  /* a child outside the process group that keeps the rank's pipe and writes */
+        int left[2]; /* closed once the child has left the group: before that it would be killed with it */
+        char none;
+        if (pipe(left) != 0)
+            _exit(1);
         const pid_t child = fork();
         if (child == 0) {
             (void)setsid();
+            (void)close(left[0]);
+            (void)close(left[1]);
             (void)signal(SIGPIPE, SIG_DFL);
             (void)alarm(PATIENCE);
             for (;;)
                 say(2, "chatter ");
         }
+        (void)close(left[1]);
+        (void)!read(left[0], &none, 1);
         _exit(5);
     } else if (strcmp(part, "stubborn") == 0) {
         (void)signal(SIGTERM, SIG_IGN);
