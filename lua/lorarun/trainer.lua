@@ -294,7 +294,12 @@ local function compare_ranks(run)
     if name ~= "threads" then values[name] = value end
   end
   for name, set in pairs { train = run.train, validation = run.validation, test = run.test } do
-    values[("checksum of the %s data"):format(name)] = fs.crc32c(set.path)
+    values[("checksum of the %s data"):format(name)], values[("rows of the %s data"):format(name)] = fs.crc32c(set.path), set.rows
+  end
+  local folder = run.model.weights_folder -- the weights are too many to read again; what else a model is made of, is not
+  for _, name in ipairs { "config.json", "tokenizer.json" } do
+    local path = fs.join(folder, name)
+    if fs.is_file(path) then values[("checksum of the model's %s"):format(name)] = fs.crc32c(path) end
   end
   ranks.agree("before the first step", values)
 end
