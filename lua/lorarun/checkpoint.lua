@@ -59,13 +59,19 @@ function checkpoint.save(folder, run)
   return path
 end
 
---- Remove all but the newest `keep` checkpoints and those in `protect` (a set of steps), and partial ones that a crash left.
+--- prune(folder, keep, protect): remove all but the newest `keep` checkpoints and those in `protect` (a set of steps), and partial
+--- ones that a crash left.
 function checkpoint.prune(folder, keep, protect)
   local steps = checkpoint.steps(folder)
   for i = 1, #steps - keep do
     if not protect[steps[i]] then fs.remove(checkpoint.path(folder, steps[i])) end
   end
-  for _, name in ipairs(fs.list(folder)) do
+  checkpoint.sweep(folder)
+end
+
+--- sweep(folder): remove partial checkpoints, where nobody writes any more: those of ranks that were killed.
+function checkpoint.sweep(folder)
+  for _, name in ipairs(fs.is_directory(folder) and fs.list(folder) or {}) do
     if name:find("^%.partial%-step%-") then fs.remove(fs.join(folder, name)) end
   end
 end

@@ -133,12 +133,14 @@ local function supervise(s, given)
   say(("starting %d rank%s; checked first:"):format(s.num_processes, s.num_processes == 1 and "" or "s"))
   require("lorarun.preflight").check(s, given, say)
   local several = s.num_machines > 1
-  os.exit(require("lorarun.supervisor").run {
+  local status = require("lorarun.supervisor").run {
     words = own_words(), input = input, prompt = prompt, environment = environment_of_ranks(s), world_size = s.num_processes,
     first_rank = s.first_rank, ranks = s.ranks_here, machine_rank = s.machine_rank, machines = s.num_machines,
     host = several and s.main_process_ip or "127.0.0.1", port = s.main_process_port or 0, secret = s.secret or new_secret(),
     timeout = s.timeout, rendezvous_timeout = s.rendezvous_timeout, max_restarts = s.max_restarts, log_dir = s.log_dir,
-  }, true)
+  }
+  if given.output then require("lorarun.checkpoint").sweep(given.output .. "/checkpoints") end -- what killed ranks left behind
+  os.exit(status, true)
 end
 
 -- ---- for recipes ------------------------------------------------------------------------------------------------------

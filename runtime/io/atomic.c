@@ -4,7 +4,11 @@
  * the file, rename, fsync the directory. Without the first fsync a power cut can leave an empty file under the final
  * name; without the second the rename itself can be lost.
  *
- * Invariant: a.temporary is not NULL exactly while a temporary file exists and a.fd is open. */
+ * Where the file system can (O_TMPFILE), the temporary file has no name until it is whole: a process that is killed in the
+ * middle leaves nothing behind. Elsewhere it leaves PATH.tmp-PID-N.
+ *
+ * Invariant: a.temporary is not NULL exactly while a.fd is open. a.named: a file of that name exists. */
+#define _GNU_SOURCE /* O_TMPFILE */
 #include "io/file.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -34,42 +38,73 @@ static int sync_directory(const char *directory, const char *path)
     return status;
 }
 
-int lr_atomic_open(lr_atomic *a, const char *path)
+enum { SUFFIX_ROOM = 48 }; /* for ".tmp-", two numbers and the NUL */
+
+/* Call make(a) with one temporary name after the other, until it succeeds. A name that exists is left over from a process
+ * with the same number that was killed. */
+static int with_free_name(lr_atomic *a, int (*make)(lr_atomic *a))
 {
     static atomic_uint counter; /* threads of one process; the process id keeps ranks apart */
+    do {
+        snprintf(a->temporary, strlen(a->path) + SUFFIX_ROOM, "%s.tmp-%ld-%u", a->path, (long)getpid(),
+                 atomic_fetch_add(&counter, 1));
+        if (make(a) == 0) {
+            a->named = true;
+            return LR_OK;
+        }
+    } while (errno == EEXIST);
+    return lr_fail_errno("cannot write %s: creating %s", a->path, a->temporary);
+}
+
+static int create_named(lr_atomic *a)
+{
+    a->fd = open(a->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    return a->fd < 0 ? -1 : 0;
+}
+
+static int give_name(lr_atomic *a)
+{
+    char self[32];
+    snprintf(self, sizeof self, "/proc/self/fd/%d", a->fd);
+    return linkat(AT_FDCWD, self, AT_FDCWD, a->temporary, AT_SYMLINK_FOLLOW);
+}
+
+static void discard(lr_atomic *a)
+{
+    if (a->fd >= 0)
+        close(a->fd);
+    if (a->named)
+        unlink(a->temporary);
+    lr_free(a->temporary);
+    lr_free(a->directory);
+    lr_free(a->path);
+    *a = (lr_atomic){.fd = -1};
+}
+
+int lr_atomic_open(lr_atomic *out, const char *path)
+{
     struct stat st;
     const bool replaces = stat(path, &st) == 0;
     if (replaces && !S_ISREG(st.st_mode))
         return lr_fail(LR_EINVAL, "cannot write %s: it is %s", path,
                        S_ISDIR(st.st_mode) ? "a directory" : "no regular file");
-    char *copy = lr_strdup(path), *directory = directory_of(path), *temporary = NULL;
-    int fd = -1, status = LR_ENOMEM;
-    if (copy == NULL || directory == NULL)
-        goto fail;
-    do { /* a name that exists is left over from a process with the same number that was killed: take the next */
-        lr_free(temporary);
-        temporary = lr_format("%s.tmp-%ld-%u", path, (long)getpid(), atomic_fetch_add(&counter, 1));
-        if (temporary == NULL)
-            goto fail;
-        fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    } while (fd < 0 && errno == EEXIST);
-    if (fd < 0) {
-        status = lr_fail_errno("cannot write %s: creating %s", path, temporary);
-        goto fail;
+    lr_atomic a = {.fd = -1,
+                   .path = lr_strdup(path),
+                   .directory = directory_of(path),
+                   .temporary = lr_alloc(strlen(path) + SUFFIX_ROOM)};
+    int status = a.path != NULL && a.directory != NULL && a.temporary != NULL ? LR_OK : LR_ENOMEM;
+    if (status == LR_OK)
+        a.fd = open(a.directory, O_WRONLY | O_TMPFILE | O_CLOEXEC, 0666);
+    if (status == LR_OK && a.fd < 0)
+        status = with_free_name(&a, create_named);
+    if (status == LR_OK && replaces && fchmod(a.fd, st.st_mode & 0777) != 0) /* a file kept private stays private */
+        status = lr_fail_errno("cannot give what replaces %s its permissions", path);
+    if (status != LR_OK) {
+        discard(&a);
+        return status;
     }
-    if (replaces && fchmod(fd, st.st_mode & 0777) != 0) { /* a file kept private stays private */
-        status = lr_fail_errno("cannot give %s the permissions of %s", temporary, path);
-        close(fd);
-        unlink(temporary);
-        goto fail;
-    }
-    *a = (lr_atomic){.fd = fd, .path = copy, .directory = directory, .temporary = temporary};
+    *out = a;
     return LR_OK;
-fail:
-    lr_free(temporary);
-    lr_free(directory);
-    lr_free(copy);
-    return status;
 }
 
 int lr_atomic_write(lr_atomic *a, const void *data, size_t size)
@@ -87,37 +122,27 @@ int lr_atomic_write(lr_atomic *a, const void *data, size_t size)
     return LR_OK;
 }
 
-static void discard(lr_atomic *a)
-{
-    close(a->fd);
-    lr_free(a->temporary);
-    lr_free(a->directory);
-    lr_free(a->path);
-    *a = (lr_atomic){.fd = -1};
-}
-
 int lr_atomic_commit(lr_atomic *a)
 {
-    int status;
+    int status = LR_OK;
     if (fsync(a->fd) != 0)
         status = lr_fail_errno("cannot write %s: fsync", a->path);
-    else if (rename(a->temporary, a->path) != 0)
+    if (status == LR_OK && !a->named)
+        status = with_free_name(a, give_name);
+    if (status == LR_OK && rename(a->temporary, a->path) != 0)
         status = lr_fail_errno("cannot rename %s to %s", a->temporary, a->path);
-    else {
+    if (status == LR_OK) {
+        a->named = false;
         status = sync_directory(a->directory, a->path);
-        discard(a);
-        return status;
     }
-    lr_atomic_abandon(a);
+    discard(a);
     return status;
 }
 
 void lr_atomic_abandon(lr_atomic *a)
 {
-    if (a->temporary == NULL)
-        return;
-    unlink(a->temporary);
-    discard(a);
+    if (a->temporary != NULL)
+        discard(a);
 }
 
 int lr_file_rename(const char *from, const char *to)

@@ -4,12 +4,13 @@
 
 #include "core/core.h"
 
-/* A file under construction: bytes go to a temporary name beside `path` and take its place on commit. A reader of
+/* A file under construction: bytes go to a temporary file beside `path` that takes its place on commit. A reader of
  * `path` sees the old file or the new one, whatever happens in between. */
 typedef struct lr_atomic {
     int fd;
     char *path, *directory;
     char *temporary; /* NULL when nothing is under construction */
+    bool named;      /* a file of that name exists */
 } lr_atomic;
 
 int lr_atomic_open(lr_atomic *a, const char *path);

@@ -1,9 +1,12 @@
 /* test_fs.c: files and folders, the atomic writer under a full disk, CRC-32C. */
+#define _GNU_SOURCE /* O_TMPFILE */
 #include "io/file.h"
 #include "units/folder.h"
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 static void write_text(const char *path, const char *text)
 {
@@ -160,6 +163,33 @@ TEST(a_full_disk_leaves_the_old_file)
     CHECK(old);
     CHECK_INT(names_in_folder(), 1);
     CHECK_INT(lr_tree_remove(path), LR_OK);
+}
+
+TEST(a_writer_that_is_killed_leaves_the_old_file_alone)
+{
+    const char *path = in_folder("precious");
+    write_text(path, "old");
+    const pid_t writer = fork();
+    if (writer == 0) {
+        lr_atomic a;
+        if (lr_atomic_open(&a, path) == LR_OK && lr_atomic_write(&a, "half", 4) == LR_OK)
+            (void)kill(getpid(), SIGKILL);
+        _exit(1);
+    }
+    int status;
+    CHECK_INT(waitpid(writer, &status, 0), writer);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    char *data;
+    int64_t size;
+    CHECK_INT(lr_file_read(path, &data, &size), LR_OK);
+    const bool old = size == 3 && memcmp(data, "old", 3) == 0;
+    lr_free(data);
+    CHECK(old);
+    const int nameless = open(lr_test_folder, O_WRONLY | O_TMPFILE | O_CLOEXEC, 0600);
+    CHECK_INT(names_in_folder(), nameless >= 0 ? 1 : 2); /* file systems that cannot keep a half file with its name */
+    (void)close(nameless);
+    CHECK_INT(lr_tree_remove(lr_test_folder), LR_OK);
+    CHECK_INT(lr_dir_make(lr_test_folder), LR_OK);
 }
 
 TEST(permissions_stay)
