@@ -48,10 +48,10 @@ lint: ## formatting, luacheck, shellcheck, house rules
 	@tools/setup.sh lint
 	@tools/lint.sh
 
-sanitize: ## every test under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan
+sanitize: ## every test, and CUDA's kernels on the CPU, under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan
 	@tools/setup.sh build model test
 	@tools/fetch_model.sh
-	@tools/build.sh build-asan -DCMAKE_BUILD_TYPE=Debug -DLORARUN_SANITIZE=address,undefined
+	@tools/build.sh build-asan -DCMAKE_BUILD_TYPE=Debug -DLORARUN_SANITIZE=address,undefined -DLORARUN_CUDA=host
 	@tools/ctest.sh build-asan $(ARGS)
 
 clean: ## remove the build folders

@@ -136,7 +136,7 @@ static void measure_machine(void)
         lr_tensor_destroy(w);
     }
     char device[256];
-    need(lr_device_describe(device, sizeof device));
+    need(lr_device_describe(LR_CPU, device, sizeof device));
     printf("%s\ncopy %.1f GB/s (read + written), GEMM %.0f GFLOP/s f32, %.0f bf16\n%lld tokens in %d sequences of 12 "
            "to %lld\n",
            device, copy_rate * 1e-9, gemm_rate[LR_F32] * 1e-9, gemm_rate[LR_BF16] * 1e-9, (long long)tokens, SEQUENCES,

@@ -103,7 +103,7 @@ local function scaling()
     two[round], exchange[round] = timed(1, 2)
   end
   local ffi_text = ffi.new "char[512]"
-  C.lr_device_describe(ffi_text, 512)
+  C.lr_device_describe(C.LR_CPU, ffi_text, 512)
   print(("%s, %s, batch %d a rank: 1 rank %.0f tokens/s, 2 ranks %.0f: %.1f%% of twice one; two runs apart %.0f: 2 ranks have "
     .. "%.1f%% of that; %.2f%% of the time in the all-reduce, waiting for each other included"):format(ffi.string(ffi_text),
     args.precision, args.batch / 4, median(one), median(two), 50 * median(two) / median(one), median(apart),

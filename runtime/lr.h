@@ -89,17 +89,21 @@ int lr_tensor_write(lr_tensor *t, int64_t offset, int64_t count, const void *src
 int lr_tensor_fill(lr_tensor *t, double value);
 /* Uniform in [lo, hi), f32, a pure function of (seed, purpose, element index): the same on every device and rank. */
 int lr_tensor_uniform(lr_tensor *t, uint64_t seed, uint32_t purpose, double lo, double hi);
-/* Repack a frozen weight w[N,K] (f32 or bf16, plain) into the layout its GEMM likes. direction 1: for y = x w^T (op linear);
- * 2: for dx = dy w (op linear_backward). dtype: of the packed copy and of the activations it will meet. */
+/* Repack a frozen weight w[N,K] (plain) into the layout its GEMM likes. direction 1: for y = x w^T (op linear); 2: for dx = dy w (op
+ * linear_backward). dtype: of the packed copy and of the activations it will meet. On a GPU it shares w's bytes where w has that dtype. */
 int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype);
 const char *lr_dtype_name(int dtype);
 
 /* ---- devices and threads (core/device.c) ----------------------------------------------------------------------------- */
-int lr_device_available(int device);           /* 1 or 0 */
-const char *lr_device_name(int device);        /* "cpu" */
-int lr_device_describe(char *buf, size_t cap); /* the CPU's model, instruction set in use, threads, memory: one line */
-int lr_cores(void);                            /* that this process may use */
-int lr_threads_set(int n);                     /* compute threads; 0: OMP_NUM_THREADS, or else one per core */
+int lr_device_available(int device);       /* 1 or 0; the first question about the GPU starts it */
+const char *lr_device_missing(int device); /* why a device is not available; NULL where it is */
+const char *lr_device_name(int device);    /* "cpu" */
+/* One line: model, memory; of the CPU also the instruction set in use and the threads. */
+int lr_device_describe(int device, char *buf, size_t cap);
+int lr_device_memory(int device, int64_t *free_bytes, int64_t *total_bytes); /* of the whole device, all processes */
+int lr_device_wait(int device); /* until all work given to it is done; reports what went wrong in it */
+int lr_cores(void);             /* that this process may use */
+int lr_threads_set(int n);      /* compute threads; 0: OMP_NUM_THREADS, or else one per core */
 int lr_threads(void);
 double lr_time(void); /* seconds, monotonic */
 /* With interrupts on, an op that finds the flag raised clears it and returns LR_EINTERRUPTED. The flag is async-signal-safe. */

@@ -80,19 +80,28 @@ static jmp_buf lr_test_abort;
             LR_TEST_FAIL("%s is %.9g, expected %s = %.9g within %.3g", #a, a_, #b, b_, t_);                            \
     } while (0)
 
+static int64_t lr_test_tensors(void)
+{
+    lr_memory cpu, cuda;
+    lr_memory_stats(LR_CPU, &cpu);
+    lr_memory_stats(LR_CUDA, &cuda);
+    return cpu.live_storages + cuda.live_storages;
+}
+
 /* Run one test: 1 where it passed. On its own because setjmp leaves the locals of its function in doubt. */
 static int lr_test_run(const lr_test *t)
 {
+    const int64_t tensors_before = lr_test_tensors();
     lr_memory before, after;
     lr_memory_stats(LR_CPU, &before);
     if (setjmp(lr_test_abort) != 0)
         return 0;
     t->run();
     lr_memory_stats(LR_CPU, &after);
-    if (after.live_storages == before.live_storages && after.host_objects == before.host_objects)
+    const int64_t tensors = lr_test_tensors() - tensors_before, objects = after.host_objects - before.host_objects;
+    if (tensors == 0 && objects == 0)
         return 1;
-    printf("    leaked %lld tensors, %lld small allocations\n", (long long)(after.live_storages - before.live_storages),
-           (long long)(after.host_objects - before.host_objects));
+    printf("    leaked %lld tensors, %lld small allocations\n", (long long)tensors, (long long)objects);
     return 0;
 }
 

@@ -1,9 +1,10 @@
 -- opgen.lua: kernels/ops.def -> everything that must agree with it. Run by CMake:
 --   luajit tools/opgen.lua kernels/ops.def OUTDIR
 -- writes  lr_ops.h           prototypes of lr_op_NAME, part of lr.h and of LuaJIT's cdef
---         lr_ops_backend.h   struct lr_backend, one pointer per op, and the prototypes of the CPU kernels
+--         lr_ops_backend.h   struct lr_backend, one pointer per op
 --         lr_ops_dispatch.c  lr_op_NAME: check the arguments against the row, then call the device's kernel
---         lr_ops_cpu.inc     initialisers of the CPU table
+--         lr_ops_cpu.inc, lr_ops_cpu_kernels.h     the table of the CPU's kernels and their prototypes: LR_CPU(NAME)
+--         lr_ops_cuda.inc, lr_ops_cuda_kernels.h   the same for CUDA: lr_cuda_NAME
 --         ops_spec.lua       the same rows as a Lua table, for gradients, tests and error messages
 -- A malformed row stops the build with its line number.
 
@@ -97,14 +98,19 @@ for _, op in ipairs(ops) do b[#b + 1] = ("    int (*%s)(%s);\n"):format(op.name,
 b[#b + 1] = "} lr_backend;\n\n"
 write("lr_ops_backend.h", table.concat(b))
 
-local c = { HEAD, "static const lr_backend LR_CPU_TABLE = {\n" }
-for _, op in ipairs(ops) do c[#c + 1] = ("    .%s = LR_CPU(%s),\n"):format(op.name, op.name) end
-c[#c + 1] = "};\n"
-write("lr_ops_cpu.inc", table.concat(c))
-
-local p = { HEAD }
-for _, op in ipairs(ops) do p[#p + 1] = ("int LR_CPU(%s)(%s);\n"):format(op.name, params(op, true)) end
-write("lr_ops_cpu_kernels.h", table.concat(p))
+-- A backend's table and the prototypes of its kernels, which have the parameters of the table's entries.
+local function write_backend(backend, symbol)
+  local entries, prototypes = { HEAD, ("static const lr_backend LR_%s_TABLE = {\n"):format(backend:upper()) }, { HEAD }
+  for _, op in ipairs(ops) do
+    entries[#entries + 1] = ("    .%s = %s,\n"):format(op.name, symbol:format(op.name))
+    prototypes[#prototypes + 1] = ("int %s(%s);\n"):format(symbol:format(op.name), params(op, true))
+  end
+  entries[#entries + 1] = "};\n"
+  write(("lr_ops_%s.inc"):format(backend), table.concat(entries))
+  write(("lr_ops_%s_kernels.h"):format(backend), table.concat(prototypes))
+end
+write_backend("cpu", "LR_CPU(%s)")
+write_backend("cuda", "lr_cuda_%s")
 
 local d = { HEAD, '#include "core/op.h"\n\n' }
 for _, op in ipairs(ops) do
@@ -128,10 +134,12 @@ int lr_op_%s(%s)
     const lr_backend *backend;
     lr_exec *exec;
     int status = lr_op_check("%s", args_%s, %d, tensors, &backend, &exec);
-    return status != LR_OK || backend == NULL ? status : backend->%s(exec, %s);
+    if (status != LR_OK || backend == NULL)
+        return status;
+    return backend->%s != NULL ? backend->%s(exec, %s) : lr_op_missing("%s", tensors[0]);
 }
 
-]]):format(op.name, params(op), table.concat(handles, ", "), op.name, op.name, #op.args, op.name, names(op))
+]]):format(op.name, params(op), table.concat(handles, ", "), op.name, op.name, #op.args, op.name, op.name, names(op), op.name)
 end
 write("lr_ops_dispatch.c", table.concat(d))
 

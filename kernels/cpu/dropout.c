@@ -1,11 +1,12 @@
 /* dropout.c: counter-based dropout. The mask is a function of (seed, purpose, step, the token's key, the column), so it
  * is never stored: backward draws it again. Eight columns share one Philox block, 16 bits each. */
+#include "check.h"
 #include "cpu/vec.h"
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
-enum { GROUP = 8, BLOCK = 16 * GROUP };
+enum { GROUP = LR_DROPOUT_GROUP, BLOCK = 16 * GROUP };
 
 /* LANES 32-bit words, each in 64 bits for the sake of its products; what stands in the upper halves does not matter.
  * WIDENING_PRODUCT takes two such and gives the 64-bit products of the lower halves: every x86 has an instruction for that which
@@ -61,16 +62,12 @@ int LR_CPU(dropout)(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_te
 {
     LR_NEED_CPU_DTYPE("dropout", x);
     const int64_t tokens = x->shape[0], width = x->shape[1];
-    if (!(p >= 0.0 && p <= 1.0))
-        return lr_fail(LR_EINVAL, "dropout: p is %g, expected 0 to 1", p);
-    if (purpose < 0 || purpose > 0xffff || step < 0 || step > UINT32_MAX)
-        return lr_fail(LR_EINVAL, "dropout: purpose %lld and step %lld must fit 16 and 32 bits", (long long)purpose,
-                       (long long)step);
-    if ((width - 1) / GROUP > 0xffff)
-        return lr_fail(LR_EUNSUPPORTED, "dropout: rows of %lld are wider than the mask's counter allows (%d)",
-                       (long long)width, 0x10000 * GROUP);
-    const uint32_t threshold = (uint32_t)lround(p * 65536.0);
-    const float scale = threshold < 65536 ? 65536.0f / (float)(65536 - threshold) : 0.0f, beta_f = (float)beta;
+    lr_dropout_numbers chosen = {0};
+    const int status = lr_check_dropout(&chosen, width, p, purpose, step);
+    if (status != LR_OK)
+        return status;
+    const uint32_t threshold = chosen.threshold;
+    const float scale = chosen.scale, beta_f = (float)beta;
     const int64_t *key = keys->data;
     const int64_t blocks = (width + BLOCK - 1) / BLOCK;
 #pragma omp parallel for num_threads(lr_threads_for(exec, 4 * x->elements)) schedule(static)

@@ -1,4 +1,5 @@
 /* optim.c: the gradient's norm and AdamW, over one flat vector of all parameters. */
+#include "check.h"
 #include "cpu/vec.h"
 
 enum { NORM_CHUNK = 16384 };
@@ -35,23 +36,22 @@ int LR_CPU(adamw)(lr_exec *exec, lr_tensor *p, lr_tensor *m, lr_tensor *v, const
                   double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step)
 {
     const float gradient_factor = *(const float *)factor->data;
-    if (step < 1)
-        return lr_fail(LR_EINVAL, "adamw: step is %lld, steps count from 1", (long long)step);
+    lr_adamw_numbers k = {0};
+    const int status = lr_check_adamw(&k, lr, beta1, beta2, eps, weight_decay, step);
+    if (status != LR_OK)
+        return status;
     if (gradient_factor == 0.0f) /* the gradient overflowed: this step does not happen */
         return LR_OK;
-    const float b1 = (float)beta1, rest1 = (float)(1.0 - beta1), b2 = (float)beta2, rest2 = (float)(1.0 - beta2);
-    const float keep = (float)(1.0 - lr * weight_decay), rate = (float)(lr / (1.0 - pow(beta1, (double)step)));
-    const float correction = (float)(1.0 / sqrt(1.0 - pow(beta2, (double)step))), small = (float)eps;
     float *weight = p->data, *first = m->data, *second = v->data;
     const float *gradient = g->data;
     const int64_t n = p->shape[0];
-#pragma omp parallel for simd num_threads(lr_threads_for(exec, 4 * n)) schedule(static)
+#pragma omp parallel for simd num_threads(lr_threads_for(exec, 4 * n)) schedule(static) firstprivate(k)
     for (int64_t i = 0; i < n; i++) {
         const float x = gradient[i] * gradient_factor;
-        const float m1 = b1 * first[i] + rest1 * x, v1 = b2 * second[i] + rest2 * x * x;
+        const float m1 = k.b1 * first[i] + k.rest1 * x, v1 = k.b2 * second[i] + k.rest2 * x * x;
         first[i] = m1;
         second[i] = v1;
-        weight[i] = keep * weight[i] - rate * m1 / (sqrtf(v1) * correction + small);
+        weight[i] = k.keep * weight[i] - k.rate * m1 / (sqrtf(v1) * k.correction + k.small);
     }
     return LR_OK;
 }

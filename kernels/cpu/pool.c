@@ -1,28 +1,25 @@
 /* pool.c: one vector a sequence, and what loss functions do with such vectors. Everything here is f32 but pool's input:
  * the work is small and its precision is the loss's. */
+#include "check.h"
 #include "cpu/vec.h"
-
-enum { POOL_CLS = 0, POOL_MEAN = 1, POOL_LAST = 2, POOL_MEAN_SQRT = 3, POOL_WEIGHTED = 4 };
 
 static int check_pool(const char *op, const lr_tensor *cu, int64_t tokens, int64_t mode)
 {
-    if (mode < POOL_CLS || mode > POOL_WEIGHTED)
-        return lr_fail(LR_EINVAL, "%s: there is no mode %lld; 0 cls, 1 mean, 2 last, 3 mean_sqrt_len, 4 weighted mean",
-                       op, (long long)mode);
-    return lr_check_cu(op, cu, tokens, INT32_MAX);
+    const int status = lr_check_pool_mode(op, mode);
+    return status == LR_OK ? lr_check_cu(op, cu, tokens, INT32_MAX) : status;
 }
 
 /* The weight of a sequence's token i of n. */
 static inline float pool_weight(int64_t mode, int64_t i, int64_t n)
 {
     switch (mode) {
-    case POOL_CLS:
+    case LR_POOL_CLS:
         return i == 0 ? 1.0f : 0.0f;
-    case POOL_MEAN:
+    case LR_POOL_MEAN:
         return 1.0f / (float)n;
-    case POOL_LAST:
+    case LR_POOL_LAST:
         return i == n - 1 ? 1.0f : 0.0f;
-    case POOL_MEAN_SQRT:
+    case LR_POOL_MEAN_SQRT:
         return 1.0f / sqrtf((float)n);
     default: /* weights 1..n over their sum */
         return (float)(2.0 * (double)(i + 1) / ((double)n * (double)(n + 1)));
@@ -41,7 +38,7 @@ int LR_CPU(pool)(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_tenso
 #pragma omp parallel for num_threads(lr_threads_for(exec, x->elements)) schedule(dynamic)
     for (int64_t b = 0; b < y->shape[0]; b++) {
         const int64_t n = start[b + 1] - start[b];
-        const int64_t first = mode == POOL_LAST ? n - 1 : 0, last = mode == POOL_CLS ? 0 : n - 1;
+        const int64_t first = mode == LR_POOL_LAST ? n - 1 : 0, last = mode == LR_POOL_CLS ? 0 : n - 1;
         for (int64_t column = 0; column < width; column += LR_RUN) {
             const int64_t run = lr_min64(LR_RUN, width - column);
             float buffer[LR_RUN], *sum = out + b * width + column;

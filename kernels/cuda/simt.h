@@ -149,7 +149,7 @@ static __device__ __forceinline__ float fast_exp2(float x)
 static const unsigned ALL_LANES = 0xffffffffu;
 enum { WARP = 32, MAX_WARPS = 32 };
 
-static __device__ __forceinline__ float warp_sum(float x)
+template <class T> static __device__ __forceinline__ T warp_sum(T x)
 {
     for (int distance = WARP / 2; distance > 0; distance /= 2)
         x += __shfl_xor_sync(ALL_LANES, x, distance);
@@ -163,15 +163,16 @@ static __device__ __forceinline__ float warp_max(float x)
     return x;
 }
 
-/* Sum over a one-dimensional block of whole warps. part: MAX_WARPS floats that nothing else uses; may be used again at once. */
-static __device__ __forceinline__ float block_sum(float x, smem<float> part)
+/* Sum of floats or doubles over a one-dimensional block of whole warps. part: MAX_WARPS elements that nothing else uses; it may be
+ * used again at once. */
+template <class T> static __device__ __forceinline__ T block_sum(T x, smem<T> part)
 {
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     x = warp_sum(x);
     if (lane == 0)
         part[warp] = x;
     __syncthreads();
-    float sum = 0.0f;
+    T sum = 0;
     if (lane < warps)
         sum = part[lane];
     sum = warp_sum(sum);

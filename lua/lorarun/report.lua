@@ -26,7 +26,7 @@ end
 --- One line about the device of this process.
 function report.device()
   local text = ffi.new "char[512]"
-  check(C.lr_device_describe(text, 512))
+  check(C.lr_device_describe(C.LR_CPU, text, 512))
   return ffi.string(text)
 end
 

@@ -1,6 +1,6 @@
-/* device.c: which devices there are, threads, the clock, the interrupt flag. */
+/* device.c: which devices there are, compute threads, the clock, the interrupt flag. */
 #define _GNU_SOURCE
-#include "core/op.h"
+#include "core/device.h"
 #include <errno.h>
 #include <omp.h>
 #include <sched.h>
@@ -9,18 +9,89 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/sysinfo.h>
 #include <time.h>
+
+/* ---- devices --------------------------------------------------------------------------------------------------------- */
+/* A device is opened when first asked about, so that a program that does not use the GPU does not wait for its driver. */
+static struct {
+    enum { UNKNOWN, PRESENT, MISSING } state;
+    char why[256]; /* it is missing */
+} cuda;
+
+static void find_cuda(void)
+{
+    cuda.state = MISSING;
+#ifdef LR_HAVE_CUDA
+    if (lr_cuda_driver()->open() == LR_OK)
+        cuda.state = PRESENT;
+    else
+        snprintf(cuda.why, sizeof cuda.why, "%s", lr_last_error());
+#else
+    snprintf(cuda.why, sizeof cuda.why, "this lorarun was built without CUDA");
+#endif
+}
+
+const char *lr_device_missing(int device)
+{
+    if (device == LR_CPU || device == LR_META)
+        return NULL;
+    if (device != LR_CUDA)
+        return "there is no such device";
+    if (cuda.state == UNKNOWN)
+        find_cuda();
+    return cuda.state == PRESENT ? NULL : cuda.why;
+}
 
 int lr_device_available(int device)
 {
-    return device == LR_CPU || device == LR_META;
+    return lr_device_missing(device) == NULL;
 }
 
 const char *lr_device_name(int device)
 {
     static const char *const names[LR_DEVICE_COUNT] = {"cpu", "cuda", "meta"};
     return device >= 0 && device < LR_DEVICE_COUNT ? names[device] : "unknown";
+}
+
+const lr_driver *lr_driver_of(int device)
+{
+    if (device == LR_CPU)
+        return lr_cpu_driver();
+#ifdef LR_HAVE_CUDA
+    if (device == LR_CUDA && lr_device_available(LR_CUDA))
+        return lr_cuda_driver();
+#endif
+    return NULL;
+}
+
+/* The driver, or NULL and lr_fail. */
+static const lr_driver *need_driver(int device, const char *what)
+{
+    const lr_driver *driver = lr_driver_of(device);
+    if (driver == NULL)
+        lr_fail(LR_EDEVICE, "%s: device %s: %s", what, lr_device_name(device),
+                device == LR_META ? "it has no hardware" : lr_device_missing(device));
+    return driver;
+}
+
+int lr_device_describe(int device, char *buf, size_t cap)
+{
+    const lr_driver *driver = need_driver(device, "describe");
+    return driver != NULL ? driver->describe(buf, cap) : LR_EDEVICE;
+}
+
+int lr_device_memory(int device, int64_t *free_bytes, int64_t *total_bytes)
+{
+    const lr_driver *driver = need_driver(device, "memory");
+    return driver != NULL ? driver->memory_info(free_bytes, total_bytes) : LR_EDEVICE;
+}
+
+int lr_device_wait(int device)
+{
+    if (device == LR_META)
+        return LR_OK;
+    const lr_driver *driver = need_driver(device, "wait");
+    return driver != NULL ? driver->stream_wait(driver->compute_stream()) : LR_EDEVICE;
 }
 
 /* ---- threads --------------------------------------------------------------------------------------------------------- */
@@ -59,22 +130,6 @@ int lr_threads(void)
     if (threads == 0)
         lr_threads_set(0);
     return threads;
-}
-
-int lr_device_describe(char *buf, size_t cap)
-{
-    char model[160] = "CPU", line[256];
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    while (f != NULL && fgets(line, sizeof line, f) != NULL)
-        if (sscanf(line, "model name : %159[^\n]", model) == 1)
-            break;
-    if (f != NULL)
-        fclose(f);
-    struct sysinfo s;
-    const double gib = sysinfo(&s) == 0 ? (double)s.totalram * s.mem_unit / (1 << 30) : 0.0;
-    const int n = lr_threads();
-    snprintf(buf, cap, "%s (%s, %d %s, %.1f GiB)", model, lr_cpu_isa(), n, n == 1 ? "thread" : "threads", gib);
-    return LR_OK;
 }
 
 int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context)

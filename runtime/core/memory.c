@@ -11,13 +11,13 @@
  *   - Storages are made and released by the Lua thread alone; lr_alloc is used by any thread.
  *   - An allocation that fails has no effect but the error; before it fails, cached blocks are given back and it is retried. */
 #include "core/memory.h"
+#include "core/device.h"
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
-enum { MIN_BLOCK = 256, CLASSES_PER_DOUBLING = 8, CLASS_COUNT = 56 * CLASSES_PER_DOUBLING, HUGE_PAGE = 2 << 20 };
+enum { MIN_BLOCK = 256, CLASSES_PER_DOUBLING = 8, CLASS_COUNT = 56 * CLASSES_PER_DOUBLING };
 
 /* ---- fault injection and the count of small objects ------------------------------------------------------------------ */
 static atomic_llong attempts;
@@ -36,7 +36,7 @@ int64_t lr_memory_attempts(void)
     return atomic_load(&attempts);
 }
 
-static bool injected(void)
+bool lr_memory_injected(void)
 {
     const long long n = atomic_fetch_add(&attempts, 1);
     const long long from = atomic_load(&fail_from);
@@ -55,19 +55,19 @@ static void *counted(void *p, size_t size)
 
 void *lr_alloc(size_t size)
 {
-    return counted(injected() ? NULL : malloc(size ? size : 1), size);
+    return counted(lr_memory_injected() ? NULL : malloc(size ? size : 1), size);
 }
 
 void *lr_calloc(size_t count, size_t size)
 {
-    return counted(injected() ? NULL : calloc(count ? count : 1, size ? size : 1), count * size);
+    return counted(lr_memory_injected() ? NULL : calloc(count ? count : 1, size ? size : 1), count * size);
 }
 
 void *lr_realloc(void *p, size_t size)
 {
     if (p == NULL)
         return lr_alloc(size);
-    void *q = injected() ? NULL : realloc(p, size ? size : 1);
+    void *q = lr_memory_injected() ? NULL : realloc(p, size ? size : 1);
     if (q == NULL)
         lr_fail(LR_ENOMEM, "out of host memory: %zu bytes were asked for", size);
     return q;
@@ -148,16 +148,45 @@ static int size_class(size_t bytes, size_t *block)
     return (log - 8) * CLASSES_PER_DOUBLING + (int)k;
 }
 
+/* ---- AddressSanitizer: bytes that no tensor asked for are out of bounds ---------------------------------------------- */
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+static void mark(const lr_storage *s, bool live)
+{
+    const lr_driver *driver = lr_driver_of(s->device);
+    if (driver == NULL || !driver->watched)
+        return;
+    ASAN_POISON_MEMORY_REGION(s->data, s->block);
+    if (live)
+        ASAN_UNPOISON_MEMORY_REGION(s->data, s->bytes);
+}
+static void unmark(const lr_storage *s)
+{
+    ASAN_UNPOISON_MEMORY_REGION(s->data, s->block);
+}
+#else
+static void mark(const lr_storage *s, bool live)
+{
+    (void)s;
+    (void)live;
+}
+static void unmark(const lr_storage *s)
+{
+    (void)s;
+}
+#endif
+
 static void *block_map(size_t bytes, int device)
 {
-    if (device != LR_CPU)
-        return NULL;
-    void *p = NULL;
-    if (posix_memalign(&p, bytes >= HUGE_PAGE ? HUGE_PAGE : 64, bytes) != 0)
-        return NULL;
-    if (bytes >= HUGE_PAGE)
-        madvise(p, bytes, MADV_HUGEPAGE); /* fewer TLB misses in GEMM; refusal does no harm */
-    return p;
+    return device == LR_META ? NULL : lr_driver_of(device)->alloc(bytes);
+}
+
+static void block_unmap(lr_storage *s)
+{
+    if (s->data == NULL)
+        return;
+    unmark(s);
+    lr_driver_of(s->device)->release(s->data);
 }
 
 int lr_memory_release_cached(int device)
@@ -170,7 +199,7 @@ int lr_memory_release_cached(int device)
             lr_storage *s = m->free[c];
             m->free[c] = s->next;
             m->stats.reserved_bytes -= (int64_t)s->block;
-            free(s->data);
+            block_unmap(s);
             lr_free(s);
         }
     return LR_OK;
@@ -192,14 +221,14 @@ static void live_insert(device_memory *m, lr_storage *s)
 int lr_storage_new(lr_storage **out, size_t bytes, int device, const char *name)
 {
     if (device < 0 || device >= LR_DEVICE_COUNT || !lr_device_available(device))
-        return lr_fail(LR_EDEVICE, "device %s is not available", lr_device_name(device));
+        return lr_fail(LR_EDEVICE, "device %s is not available: %s", lr_device_name(device), lr_device_missing(device));
     device_memory *m = &devices[device];
     size_t block;
     if (bytes > (size_t)1 << 52)
         return lr_fail(LR_ENOMEM, "a tensor of %zu bytes is beyond any memory", bytes);
     const int class = size_class(bytes, &block);
     lr_storage *s = m->free[class];
-    if (injected())
+    if (lr_memory_injected())
         return lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for %s", lr_device_name(device), bytes, name);
     if (s != NULL) {
         m->free[class] = s->next;
@@ -224,6 +253,7 @@ int lr_storage_new(lr_storage **out, size_t bytes, int device, const char *name)
     s->bytes = bytes;
     s->references = 1;
     snprintf(s->name, sizeof s->name, "%s", name != NULL && *name ? name : "tensor");
+    mark(s, true);
     live_insert(m, s);
     *out = s;
     return LR_OK;
@@ -240,6 +270,7 @@ void lr_storage_release(lr_storage *s)
         m->live = s->next;
     if (s->next != NULL)
         s->next->previous = s->previous;
+    mark(s, false);
     m->stats.live_storages--;
     m->stats.live_bytes -= (int64_t)s->block;
     size_t block;
@@ -315,21 +346,32 @@ int lr_memory_holders(int device, int lines, char *buf, size_t cap)
 }
 
 /* ---- scratch --------------------------------------------------------------------------------------------------------- */
-static void *scratch;
-static size_t scratch_size;
+static struct {
+    void *data;
+    size_t size;
+} scratch[LR_DEVICE_COUNT];
 
-void *lr_scratch(size_t bytes)
+void *lr_scratch_on(int device, size_t bytes)
 {
-    if (bytes <= scratch_size)
-        return scratch;
+    if (bytes <= scratch[device].size)
+        return scratch[device].data;
+    const lr_driver *driver = lr_driver_of(device);
     const size_t grown = (bytes + bytes / 8 + 4095) & ~(size_t)4095;
+    if (scratch[device].data != NULL)
+        driver->release(scratch[device].data);
+    scratch[device].data = NULL;
+    scratch[device].size = 0;
     void *p = NULL;
-    if (injected() || posix_memalign(&p, 4096, grown) != 0) {
-        lr_fail(LR_ENOMEM, "out of host memory: %zu bytes of working memory for an op", grown);
+    if (!lr_memory_injected() && (p = driver->alloc(grown)) == NULL) {
+        lr_memory_release_cached(device);
+        p = driver->alloc(grown);
+    }
+    if (p == NULL) {
+        lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes of working memory for an op",
+                device == LR_CPU ? "host" : lr_device_name(device), grown);
         return NULL;
     }
-    free(scratch);
-    scratch = p;
-    scratch_size = grown;
+    scratch[device].data = p;
+    scratch[device].size = grown;
     return p;
 }

@@ -18,8 +18,15 @@ typedef struct lr_storage {
 int lr_storage_new(lr_storage **out, size_t bytes, int device, const char *name);
 void lr_storage_release(lr_storage *s); /* drop one reference; the last one returns the block to the cache */
 
-/* Working memory of one op on one thread of control: grows, is kept, never shrinks below the largest need seen. The bytes are
- * valid until the next call. NULL: lr_fail was called. */
-void *lr_scratch(size_t bytes);
+/* Working memory of one op on a device: grows, is kept, never shrinks below the largest need seen. The bytes are valid until the next
+ * call, which on a GPU means: for what is put on the compute stream before it. NULL: lr_fail was called. */
+void *lr_scratch_on(int device, size_t bytes);
+static inline void *lr_scratch(size_t bytes)
+{
+    return lr_scratch_on(LR_CPU, bytes);
+}
+
+/* Counts an allocation that does not go through lr_alloc; true where a test wants it to fail. */
+bool lr_memory_injected(void);
 
 #endif

@@ -1,10 +1,11 @@
 /* op.c: checks an op's arguments against its row in ops.def. One checker for all ops and devices: a wrong shape is reported in
  * the same words whether the op would have run on the CPU, on a GPU or not at all. */
 #include "core/op.h"
+#include "core/device.h"
 #include <stdio.h>
 #include <string.h>
 
-static lr_exec exec_now = {1};
+static lr_exec exec_now;
 
 static bool dtype_fits(lr_op_class class, const lr_tensor *t, int letter_dtype[4])
 {
@@ -121,8 +122,17 @@ int lr_op_check(const char *op, const lr_op_arg *args, int n, const lr_tensor *c
     }
     if (first == NULL)
         return lr_fail(LR_EINVAL, "%s: no tensor was given", op);
-    exec_now.threads = lr_threads();
+    const lr_driver *driver = lr_driver_of(first->device);
     *exec = &exec_now;
-    *backend = first->device == LR_CPU ? lr_cpu_backend() : NULL;
+    *backend = NULL;
+    if (driver != NULL) {
+        driver->prepare(&exec_now);
+        *backend = driver->kernels();
+    }
     return LR_OK;
+}
+
+int lr_op_missing(const char *op, const lr_tensor *t)
+{
+    return lr_fail(LR_EUNSUPPORTED, "%s: there is no kernel for device %s", op, lr_device_name(t->device));
 }

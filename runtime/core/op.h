@@ -6,7 +6,9 @@
 
 /* What a kernel gets besides its tensors and numbers. */
 typedef struct lr_exec {
-    int threads; /* how many threads it may use */
+    int threads;              /* on the CPU: how many threads it may use */
+    struct lr_stream *stream; /* on a GPU: where its work goes, */
+    struct lr_fault *fault;   /* and where it says that a value is out of range (kernels/cuda/fault.h) */
 } lr_exec;
 
 #include "lr_ops_backend.h"
@@ -42,6 +44,9 @@ typedef struct lr_op_arg {
  * nothing they may not. *backend is NULL on the meta device, where checking is all there is to do. */
 int lr_op_check(const char *op, const lr_op_arg *args, int n, const lr_tensor *const *tensors,
                 const lr_backend **backend, lr_exec **exec);
+
+/* LR_EUNSUPPORTED: the device of t has no kernel for the op. */
+int lr_op_missing(const char *op, const lr_tensor *t);
 
 /* The table of CPU kernels for the instruction set of this machine, chosen once. */
 const lr_backend *lr_cpu_backend(void);

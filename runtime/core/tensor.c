@@ -5,6 +5,7 @@
  *   - data points into storage->data; a view of a view points to the storage, never to the other view.
  *   - Nothing here knows gradients: those belong to the tape, in Lua. */
 #include "core/tensor.h"
+#include "core/device.h"
 #include "core/op.h"
 #include <stdio.h>
 #include <string.h>
@@ -127,19 +128,30 @@ static void free_nothing(void *state)
     (void)state;
 }
 
-/* A packed weight without bytes: what planning a step on the meta device needs. */
-static int pack_meta(lr_tensor **out, const lr_tensor *w, int direction, int dtype)
+/* A packed weight whose layout is the plain one: on the meta device it has no bytes, on a GPU, whose GEMM takes either operand
+ * transposed, it shares those of w. Both directions then cost no memory but w's own. */
+static int pack_plain(lr_tensor **out, const lr_tensor *w, int direction, int dtype)
 {
     lr_packing *packing = lr_alloc(sizeof *packing);
     if (packing == NULL)
         return LR_ENOMEM;
     *packing = (lr_packing){direction, NULL, free_nothing};
-    const int status = lr_tensor_new(out, dtype, 2, w->shape, LR_META, w->name);
+    lr_tensor *t = NULL;
+    int status;
+    if (w->device != LR_META && w->dtype == dtype && lr_tensor_contiguous(w)) {
+        status = lr_tensor_view(&t, w, 0, 2, w->shape, 0);
+    } else {
+        status = lr_tensor_new(&t, dtype, 2, w->shape, w->device, w->name);
+        if (status == LR_OK)
+            status = lr_op_cast(t, w);
+    }
     if (status != LR_OK) {
+        lr_tensor_destroy(t);
         lr_free(packing);
         return status;
     }
-    (*out)->packing = packing;
+    t->packing = packing;
+    *out = t;
     return LR_OK;
 }
 
@@ -149,10 +161,14 @@ int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype
         return lr_fail(LR_EFREED, "pack: '%s' was freed and is used again", w->name);
     if (w->ndim != 2 || w->packing != NULL || w->dtype > LR_F16)
         return lr_fail(LR_ESHAPE, "pack: '%s' is not a plain floating-point matrix", w->name);
-    if ((direction != 1 && direction != 2) || (dtype != LR_F32 && dtype != LR_BF16))
-        return lr_fail(LR_EINVAL, "pack: '%s': direction %d, dtype %s; expected 1 or 2, f32 or bf16", w->name,
+    if ((direction != 1 && direction != 2) || dtype < LR_F32 || dtype > LR_F16)
+        return lr_fail(LR_EINVAL, "pack: '%s': direction %d, dtype %s; expected 1 or 2, f32, bf16 or f16", w->name,
                        direction, lr_dtype_name(dtype));
-    return w->device == LR_META ? pack_meta(out, w, direction, dtype) : lr_cpu_pack(out, w, direction, dtype);
+    if (w->device != LR_CPU)
+        return pack_plain(out, w, direction, dtype);
+    if (dtype == LR_F16)
+        return lr_fail(LR_EUNSUPPORTED, "pack: '%s': fp16 compute needs a GPU, on the CPU use bf16 or fp32", w->name);
+    return lr_cpu_pack(out, w, direction, dtype);
 }
 
 void lr_tensor_free(lr_tensor *t)
@@ -207,27 +223,43 @@ static int check_range(const lr_tensor *t, int64_t offset, int64_t count, const 
     return LR_OK;
 }
 
-/* Visit the elements [offset, offset + count) as contiguous runs within rows. */
-static void copy_runs(const lr_tensor *t, int64_t offset, int64_t count, char *host, bool to_host)
+/* Copy the elements [offset, offset + count) from or to packed host memory: whole rows at once where it can be. */
+static int copy_elements(const lr_tensor *t, int64_t offset, int64_t count, char *host, lr_direction direction)
 {
+    const lr_driver *driver = lr_driver_of(t->device);
     const size_t size = lr_dtype_size(t->dtype);
     const int64_t width = lr_tensor_contiguous(t) ? t->elements : t->shape[1];
     while (count > 0) {
-        const int64_t row = offset / width, column = offset % width, n = lr_min64(count, width - column);
+        const int64_t row = offset / width, column = offset % width;
+        const int64_t rows = column == 0 && count >= width ? count / width : 1;
+        const int64_t n = lr_min64(count, width - column);
         char *p = (char *)t->data + (size_t)(row * t->ld + column) * size;
-        memcpy(to_host ? host : p, to_host ? p : host, (size_t)n * size);
-        host += (size_t)n * size;
-        offset += n;
-        count -= n;
+        lr_copy c = {.width = (size_t)n * size, .rows = (size_t)rows, .direction = direction};
+        if (direction == LR_TO_HOST) {
+            c.to = host;
+            c.from = p;
+        } else {
+            c.to = p;
+            c.from = host;
+        }
+        c.to_pitch = direction == LR_TO_HOST ? c.width : (size_t)t->ld * size;
+        c.from_pitch = direction == LR_TO_HOST ? (size_t)t->ld * size : c.width;
+        const int status = direction == LR_TO_DEVICE && !driver->addressable
+                               ? lr_stage_to_device(driver, driver->compute_stream(), &c)
+                               : driver->copy(driver->compute_stream(), &c);
+        if (status != LR_OK)
+            return status;
+        host += (size_t)(rows * n) * size;
+        offset += rows * n;
+        count -= rows * n;
     }
+    return direction == LR_TO_HOST ? driver->stream_wait(driver->compute_stream()) : LR_OK;
 }
 
 int lr_tensor_read(const lr_tensor *t, int64_t offset, int64_t count, void *dst)
 {
     const int status = check_range(t, offset, count, "read");
-    if (status == LR_OK)
-        copy_runs(t, offset, count, dst, true);
-    return status;
+    return status == LR_OK ? copy_elements(t, offset, count, dst, LR_TO_HOST) : status;
 }
 
 int lr_tensor_write(lr_tensor *t, int64_t offset, int64_t count, const void *src)
@@ -235,9 +267,7 @@ int lr_tensor_write(lr_tensor *t, int64_t offset, int64_t count, const void *src
     if (t->device == LR_META && t->storage != NULL)
         return LR_OK;
     const int status = check_range(t, offset, count, "write");
-    if (status == LR_OK)
-        copy_runs(t, offset, count, (char *)(uintptr_t)src, false);
-    return status;
+    return status == LR_OK ? copy_elements(t, offset, count, (char *)(uintptr_t)src, LR_TO_DEVICE) : status;
 }
 
 int lr_tensor_fill(lr_tensor *t, double value)
@@ -269,35 +299,37 @@ int lr_tensor_fill(lr_tensor *t, double value)
     default:
         x.i64 = (int64_t)value;
     }
+    const lr_driver *driver = lr_driver_of(t->device);
     const size_t size = lr_dtype_size(t->dtype);
-    const int64_t rows = lr_tensor_contiguous(t) ? 1 : t->shape[0], width = t->elements / rows;
-    for (int64_t r = 0; r < rows; r++) {
-        char *p = (char *)t->data + (size_t)(r * t->ld) * size;
-        if (value == 0.0) {
-            memset(p, 0, (size_t)width * size);
-            continue;
-        }
-        for (int64_t i = 0; i < width; i++)
-            memcpy(p + (size_t)i * size, &x, size);
-    }
-    return LR_OK;
+    const int64_t rows = lr_tensor_contiguous(t) ? 1 : t->shape[0];
+    const lr_copy to = {.to = t->data,
+                        .to_pitch = (size_t)t->ld * size,
+                        .width = (size_t)(t->elements / rows) * size,
+                        .rows = (size_t)rows};
+    return driver->fill(driver->compute_stream(), &to, &x, size);
 }
 
 int lr_tensor_uniform(lr_tensor *t, uint64_t seed, uint32_t purpose, double lo, double hi)
 {
     if (t->device == LR_META && t->storage != NULL)
         return LR_OK;
-    const int status = check_range(t, 0, t->elements, "uniform");
+    int status = check_range(t, 0, t->elements, "uniform");
     if (status != LR_OK)
         return status;
     if (t->dtype != LR_F32 || !lr_tensor_contiguous(t))
         return lr_fail(LR_EDTYPE, "uniform: '%s' must be contiguous f32", t->name);
-    float *x = t->data;
-    for (int64_t i = 0; i < t->elements; i += 4) {
-        uint32_t r[4];
-        lr_random(seed, purpose, 0, (uint64_t)i / 4, r);
-        for (int64_t j = 0; j < 4 && i + j < t->elements; j++) /* 24 bits: exact in a float, so hi is never reached */
-            x[i + j] = (float)(lo + (hi - lo) * ((double)(r[j] >> 8) * 0x1p-24));
+    float x[4096];
+    for (int64_t at = 0; at < t->elements; at += (int64_t)LR_COUNT_OF(x)) {
+        const int64_t n = lr_min64(t->elements - at, LR_COUNT_OF(x));
+        for (int64_t i = 0; i < n; i += 4) {
+            uint32_t r[4];
+            lr_random(seed, purpose, 0, (uint64_t)(at + i) / 4, r);
+            for (int64_t j = 0; j < 4; j++) /* 24 bits: exact in a float, so hi is never reached */
+                x[i + j] = (float)(lo + (hi - lo) * ((double)(r[j] >> 8) * 0x1p-24));
+        }
+        status = lr_tensor_write(t, at, n, x);
+        if (status != LR_OK)
+            return status;
     }
     return LR_OK;
 }

@@ -394,7 +394,8 @@ typedef struct transfer {
     bool direct;   /* read straight into the tensor */
     char *buffers; /* per thread: one chunk as stored, one as the tensor wants it */
     size_t buffer_size;
-    atomic_int failed; /* errno + 1 of a read that failed, 0: none */
+    atomic_int failed;  /* errno + 1 of a read that failed, 0: none */
+    atomic_int refused; /* the status of a copy to the tensor's device that failed, LR_OK: none */
 } transfer;
 
 static void move_chunk(transfer *x, int64_t from, int64_t n, int thread)
@@ -413,7 +414,9 @@ static void move_chunk(transfer *x, int64_t from, int64_t n, int thread)
     char *converted = stored == t->dtype ? source : source + (size_t)LR_SAFETENSORS_CHUNK * source_size;
     if (converted != source)
         lr_convert(converted, t->dtype, source, stored, n); /* cannot fail: the pair was checked */
-    lr_tensor_write(t, from, n, converted);                 /* nor this */
+    const int status = lr_tensor_write(t, from, n, converted);
+    if (status != LR_OK)
+        atomic_store(&x->refused, status);
 }
 
 static int check_load(const lr_safetensors *f, const entry *e, const lr_tensor *t)
@@ -423,9 +426,9 @@ static int check_load(const lr_safetensors *f, const entry *e, const lr_tensor *
     if (t->storage == NULL)
         return lr_fail(LR_EFREED, "%s: tensor '%s' is to be loaded into '%s', which was freed", f->path, e->name,
                        t->name);
-    if (t->packing != NULL || (t->device != LR_CPU && t->device != LR_META))
-        return lr_fail(LR_EUNSUPPORTED, "%s: tensor '%s' cannot be loaded into '%s', which is %s", f->path, e->name,
-                       t->name, t->packing != NULL ? "a packed weight" : lr_device_name(t->device));
+    if (t->packing != NULL)
+        return lr_fail(LR_EUNSUPPORTED, "%s: tensor '%s' cannot be loaded into '%s', which is a packed weight", f->path,
+                       e->name, t->name);
     if (e->elements != t->elements)
         return lr_fail(LR_ESHAPE, "%s: tensor '%s' has %lld elements, but '%s' %s has %lld", f->path, e->name,
                        (long long)e->elements, t->name, lr_shape_text(t, shape), (long long)t->elements);
@@ -446,17 +449,20 @@ int lr_safetensors_load(const lr_safetensors *f, int64_t index, lr_tensor *t)
     const int64_t chunks = (t->elements + LR_SAFETENSORS_CHUNK - 1) / LR_SAFETENSORS_CHUNK;
     const int threads = (int)lr_min64(chunks, lr_threads());
     transfer x = {.file = f, .entry = e, .tensor = t};
-    x.direct = e->dtype->dtype == t->dtype && lr_tensor_contiguous(t);
+    x.direct = e->dtype->dtype == t->dtype && lr_tensor_contiguous(t) && t->device == LR_CPU;
     x.buffer_size = LR_SAFETENSORS_CHUNK * (lr_dtype_size(e->dtype->dtype) + lr_dtype_size(t->dtype));
     if (!x.direct && (x.buffers = lr_alloc((size_t)threads * x.buffer_size)) == NULL)
         return LR_ENOMEM;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t i = 0; i < chunks; i++) {
         const int64_t from = i * LR_SAFETENSORS_CHUNK;
-        if (atomic_load(&x.failed) == 0)
+        if (atomic_load(&x.failed) == 0 && atomic_load(&x.refused) == LR_OK)
             move_chunk(&x, from, lr_min64(LR_SAFETENSORS_CHUNK, t->elements - from), omp_get_thread_num());
     }
     lr_free(x.buffers);
+    if (x.refused != LR_OK) /* the words were another thread's */
+        return lr_fail(x.refused, "%s: tensor '%s' could not be copied to device %s: %s", f->path, e->name,
+                       lr_device_name(t->device), lr_status_text(x.refused));
     if (x.failed == 1)
         return lr_fail(LR_EIO, "%s: tensor '%s': the file became shorter while it was read", f->path, e->name);
     if (x.failed != 0) {

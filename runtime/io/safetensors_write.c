@@ -241,7 +241,7 @@ static int write_header(lr_safetensors_writer *w)
 static int write_values(lr_safetensors_writer *w, const lr_tensor *t, int dtype)
 {
     const size_t source_size = lr_dtype_size(t->dtype), size = lr_dtype_size(dtype);
-    if (t->dtype == dtype && lr_tensor_contiguous(t))
+    if (t->dtype == dtype && lr_tensor_contiguous(t) && t->device == LR_CPU)
         return put(w, t->data, (size_t)t->elements * size);
     char *source = lr_alloc((size_t)lr_min64(t->elements, LR_SAFETENSORS_CHUNK) * (source_size + size));
     if (source == NULL)
@@ -275,10 +275,9 @@ static int check_turn(const lr_safetensors_writer *w, const char *name, const lr
                        d != NULL ? d->name : "all", d != NULL ? "' comes next" : " are written");
     if (t->storage == NULL)
         return lr_fail(LR_EFREED, "%s: tensor '%s': its values '%s' were freed", w->path, name, t->name);
-    if (t->packing != NULL || t->device != LR_CPU)
-        return lr_fail(LR_EUNSUPPORTED, "%s: tensor '%s': '%s' %s%s", w->path, name, t->name,
-                       t->packing != NULL ? "is a packed weight" : "is on device ",
-                       t->packing != NULL ? "" : lr_device_name(t->device));
+    if (t->packing != NULL || t->device == LR_META)
+        return lr_fail(LR_EUNSUPPORTED, "%s: tensor '%s': '%s' %s", w->path, name, t->name,
+                       t->packing != NULL ? "is a packed weight" : "is on the meta device and has no values");
     if (d->elements != t->elements)
         return lr_fail(LR_ESHAPE, "%s: tensor '%s' was declared with %lld elements, but '%s' %s has %lld", w->path,
                        name, (long long)d->elements, t->name, lr_shape_text(t, shape), (long long)t->elements);

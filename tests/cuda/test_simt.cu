@@ -4,6 +4,9 @@
 extern "C" {
 #include "lr_test.h"
 }
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static const uint64_t SEEDS[] = {0, 1, 2, 3, 77};
 #define FOR_SEEDS                                                                                                      \
@@ -428,6 +431,29 @@ TEST(launches_that_a_gpu_would_refuse)
     CHECK_INT(simt_launch("nothing", nothing, dim3(1, 65536), dim3(32), 0, nullptr), LR_EINTERNAL);
     CHECK_INT(simt_launch("nothing", nothing, dim3(1), dim3(32), 164 * 1024, nullptr), LR_EINTERNAL);
     CHECK_INT(simt_launch("nothing", nothing, dim3(1), dim3(32), 0, nullptr), LR_OK);
+}
+
+/* ---- device memory ------------------------------------------------------------------------------------------------------ */
+/* Host code that follows a device pointer ends the process, as it would with a GPU. */
+TEST(the_host_cannot_touch_device_memory)
+{
+    lr_tensor *t = nullptr;
+    const int64_t n = 4;
+    CHECK_INT(lr_tensor_new(&t, LR_F32, 1, &n, LR_CUDA, "x"), LR_OK);
+    CHECK_INT(lr_tensor_fill(t, 1.0), LR_OK);
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        const struct rlimit none = {0, 0};
+        setrlimit(RLIMIT_CORE, &none);
+        close(STDERR_FILENO); /* a sanitizer would say much */
+        volatile const float *data = static_cast<const float *>(t->data);
+        _exit(data[0] > 100.0f);
+    }
+    int how = 0;
+    CHECK(child > 0 && waitpid(child, &how, 0) == child);
+    CHECK(!WIFEXITED(how) || WEXITSTATUS(how) != 0);
+    lr_tensor_destroy(t);
 }
 
 TEST_MAIN()

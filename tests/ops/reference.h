@@ -21,6 +21,23 @@ typedef struct mat {
 enum { GAP = 5, MAX_MADE = 64 };
 static const double MARKER = 12288.0; /* exact in every dtype */
 
+/* Where the ops run and what the 16-bit cases hold: LORARUN_TEST_DEVICE=cuda, LORARUN_TEST_HALF=f16. */
+static int device = LR_CPU, HALF = LR_BF16;
+
+/* For a case about the CPU alone. */
+#define CPU_ONLY                                                                                                       \
+    if (device != LR_CPU)                                                                                              \
+    return
+
+__attribute__((constructor)) static void choose_device(void)
+{
+    const char *name = getenv("LORARUN_TEST_DEVICE"), *dtype = getenv("LORARUN_TEST_HALF");
+    if (name != NULL && strcmp(name, "cuda") == 0)
+        device = LR_CUDA;
+    if (dtype != NULL && strcmp(dtype, "f16") == 0)
+        HALF = LR_F16;
+}
+
 /* Everything made by the running case, for release() at its end. */
 static mat *made[MAX_MADE];
 static int made_count;
@@ -73,40 +90,64 @@ static double rounded(double x, int dtype)
                               : (double)lr_f16_to_f32(lr_f32_to_f16((float)x));
 }
 
-static double element(const lr_tensor *t, int64_t i)
+/* Element i of `raw`, which holds numbers of a dtype. */
+static double decoded(const void *raw, int dtype, int64_t i)
 {
-    switch (t->dtype) {
+    switch (dtype) {
     case LR_F32:
-        return ((const float *)t->data)[i];
+        return ((const float *)raw)[i];
     case LR_BF16:
-        return lr_bf16_to_f32(((const uint16_t *)t->data)[i]);
+        return lr_bf16_to_f32(((const uint16_t *)raw)[i]);
     case LR_F16:
-        return lr_f16_to_f32(((const uint16_t *)t->data)[i]);
+        return lr_f16_to_f32(((const uint16_t *)raw)[i]);
     case LR_I32:
-        return ((const int32_t *)t->data)[i];
+        return ((const int32_t *)raw)[i];
     default:
-        return (double)((const int64_t *)t->data)[i];
+        return (double)((const int64_t *)raw)[i];
     }
 }
 
-static void set_element(lr_tensor *t, int64_t i, double x)
+static void encode(void *raw, int dtype, int64_t i, double x)
 {
-    switch (t->dtype) {
+    switch (dtype) {
     case LR_F32:
-        ((float *)t->data)[i] = (float)x;
+        ((float *)raw)[i] = (float)x;
         break;
     case LR_BF16:
-        ((uint16_t *)t->data)[i] = lr_f32_to_bf16((float)x);
+        ((uint16_t *)raw)[i] = lr_f32_to_bf16((float)x);
         break;
     case LR_F16:
-        ((uint16_t *)t->data)[i] = lr_f32_to_f16((float)x);
+        ((uint16_t *)raw)[i] = lr_f32_to_f16((float)x);
         break;
     case LR_I32:
-        ((int32_t *)t->data)[i] = (int32_t)x;
+        ((int32_t *)raw)[i] = (int32_t)x;
         break;
     default:
-        ((int64_t *)t->data)[i] = (int64_t)x;
+        ((int64_t *)raw)[i] = (int64_t)x;
     }
+}
+
+/* One element, in row order. */
+static double element(const lr_tensor *t, int64_t i)
+{
+    int64_t raw[1];
+    CHECK_INT(lr_tensor_read(t, i, 1, raw), LR_OK);
+    return decoded(raw, t->dtype, 0);
+}
+
+/* All elements in row order, to be freed. */
+static double *elements_of(const lr_tensor *t)
+{
+    double *x = calloc((size_t)t->elements, sizeof *x);
+    void *raw = calloc((size_t)t->elements, lr_dtype_size(t->dtype));
+    const int status = x != NULL && raw != NULL ? lr_tensor_read(t, 0, t->elements, raw) : LR_ENOMEM;
+    for (int64_t i = 0; status == LR_OK && i < t->elements; i++)
+        x[i] = decoded(raw, t->dtype, i);
+    free(raw);
+    if (status != LR_OK)
+        free(x);
+    CHECK_INT(status, LR_OK);
+    return x;
 }
 
 /* ---- mats
@@ -124,29 +165,30 @@ static mat *mat_new(int64_t rows, int64_t cols, int dtype, bool strided)
     m->v = doubles(m->rows * cols);
     const int64_t shape[2] = {rows, cols}, wide[2] = {rows, cols + 2 * GAP};
     if (strided && rows > 0) {
-        CHECK_INT(lr_tensor_new(&m->whole, dtype, 2, wide, LR_CPU, "whole"), LR_OK);
+        CHECK_INT(lr_tensor_new(&m->whole, dtype, 2, wide, device, "whole"), LR_OK);
         CHECK_INT(lr_tensor_fill(m->whole, MARKER), LR_OK);
         CHECK_INT(lr_tensor_view(&m->t, m->whole, GAP, 2, shape, cols + 2 * GAP), LR_OK);
     } else {
-        CHECK_INT(lr_tensor_new(&m->t, dtype, rows > 0 ? 2 : 1, rows > 0 ? shape : shape + 1, LR_CPU, "mat"), LR_OK);
+        CHECK_INT(lr_tensor_new(&m->t, dtype, rows > 0 ? 2 : 1, rows > 0 ? shape : shape + 1, device, "mat"), LR_OK);
     }
     if (dtype <= LR_F16)
         CHECK_INT(lr_tensor_fill(m->t, NAN), LR_OK);
     return m;
 }
 
-static int64_t mat_at(const mat *m, int64_t i)
-{
-    return i / m->cols * m->t->ld + i % m->cols;
-}
-
 /* Give the tensor the values in m->v, and m->v the values after rounding. */
 static mat *mat_put(mat *m)
 {
-    for (int64_t i = 0; i < m->rows * m->cols; i++) {
-        set_element(m->t, mat_at(m, i), m->v[i]);
-        m->v[i] = element(m->t, mat_at(m, i));
+    const int64_t n = m->rows * m->cols;
+    void *raw = calloc((size_t)n, lr_dtype_size(m->t->dtype));
+    CHECK(raw != NULL);
+    for (int64_t i = 0; i < n; i++) {
+        encode(raw, m->t->dtype, i, m->v[i]);
+        m->v[i] = decoded(raw, m->t->dtype, i);
     }
+    const int status = lr_tensor_write(m->t, 0, n, raw);
+    free(raw);
+    CHECK_INT(status, LR_OK);
     return m;
 }
 
@@ -199,20 +241,30 @@ static void compare_within(const mat *m, const double *expected, double relative
     const double unit = m->t->dtype == LR_BF16 ? 0x1p-8 : m->t->dtype == LR_F16 ? 0x1p-11 : 0.0;
     for (int64_t i = 0; i < m->rows * m->cols; i++)
         largest = fmax(largest, fabs(expected[i]));
+    double *values = elements_of(m->t);
     for (int64_t i = 0; i < m->rows * m->cols; i++) {
-        const double got = element(m->t, mat_at(m, i)), tolerance = relative * largest +
-                                                                    (relative + unit) * fabs(expected[i]) +
-                                                                    (terms != NULL ? unit * terms[i] : 0.0);
-        if (!(fabs(got - expected[i]) <= tolerance))
+        const double got = values[i], tolerance = relative * largest + (relative + unit) * fabs(expected[i]) +
+                                                  (terms != NULL ? unit * terms[i] : 0.0);
+        if (!(fabs(got - expected[i]) <= tolerance)) {
+            free(values);
             LR_TEST_FAIL("line %d: %s[%lld, %lld] of [%lld, %lld] %s is %.9g, expected %.9g within %.3g", line, what,
                          (long long)(i / m->cols), (long long)(i % m->cols), (long long)m->rows, (long long)m->cols,
                          lr_dtype_name(m->t->dtype), got, expected[i], tolerance);
+        }
     }
-    for (int64_t i = 0; m->whole != NULL && i < m->whole->elements; i++) {
+    free(values);
+    if (m->whole == NULL)
+        return;
+    values = elements_of(m->whole);
+    int64_t written = -1;
+    for (int64_t i = 0; i < m->whole->elements; i++) {
         const int64_t column = i % m->whole->shape[1];
-        if ((column < GAP || column >= GAP + m->cols) && element(m->whole, i) != MARKER)
-            LR_TEST_FAIL("line %d: %s: column %lld beside the view was written", line, what, (long long)(column - GAP));
+        if ((column < GAP || column >= GAP + m->cols) && values[i] != MARKER)
+            written = column;
     }
+    free(values);
+    if (written >= 0)
+        LR_TEST_FAIL("line %d: %s: column %lld beside the view was written", line, what, (long long)(written - GAP));
 }
 #define COMPARE(m, expected, relative) compare_within(m, expected, relative, 0.0, NULL, #m, __LINE__)
 /* The same where the result is a difference of terms of order one, which may cancel. */
@@ -222,6 +274,12 @@ static void compare_within(const mat *m, const double *expected, double relative
 static const double CLOSE = 2e-6; /* 32 units of f32's 24 bits: sums of some hundred terms */
 
 #define OK(call) CHECK_INT(call, LR_OK)
+/* A number in a tensor is out of range. The CPU looks before it works, a GPU says so when it is waited for. */
+#define REJECTED(call)                                                                                                 \
+    do {                                                                                                               \
+        const int status_ = call;                                                                                      \
+        CHECK_INT(device == LR_CPU || status_ != LR_OK ? status_ : lr_device_wait(device), LR_EINVAL);                 \
+    } while (0)
 
 /* ---- derivatives
  * ----------------------------------------------------------------------------------------------------- */
@@ -251,17 +309,23 @@ static double inner(const double *a, const double *b, int64_t n)
 /* ---- configurations
  * -------------------------------------------------------------------------------------------------- */
 typedef struct config {
-    int dtype;
+    bool half;
     int64_t rows, cols;
     bool strided;
 } config;
 
-/* Odd sizes, one wider than a kernel's run of elements, each in both dtypes, with and without gaps between rows. */
+/* Odd sizes, some wider than what a kernel takes at a time, with and without gaps between rows; each also in 16 bits. */
 static const config CONFIGS[] = {
-    {LR_F32, 1, 1, false},   {LR_F32, 3, 17, true},    {LR_F32, 17, 33, false},   {LR_F32, 33, 3, true},
-    {LR_F32, 2, 4101, true}, {LR_F32, 130, 64, false}, {LR_BF16, 1, 1, false},    {LR_BF16, 3, 17, true},
-    {LR_BF16, 17, 33, true}, {LR_BF16, 33, 3, false},  {LR_BF16, 2, 4101, false}, {LR_BF16, 130, 64, true},
+    {false, 1, 1, false},   {false, 3, 17, true},    {false, 17, 33, false}, {false, 33, 3, true},
+    {false, 2, 4101, true}, {false, 130, 64, false}, {false, 12, 512, true}, {true, 1, 1, false},
+    {true, 3, 17, true},    {true, 17, 33, true},    {true, 33, 3, false},   {true, 2, 4101, false},
+    {true, 130, 64, true},  {true, 65, 12, false},   {true, 1, 8200, false},
 };
 #define FOR_CONFIGS(c) for (const config *c = CONFIGS; c < CONFIGS + LR_COUNT_OF(CONFIGS); c++, release())
+
+static int dtype_of(const config *c)
+{
+    return c->half ? HALF : LR_F32;
+}
 
 #endif

@@ -145,12 +145,12 @@ static void check_attention_cases(void)
     for (int64_t i = 0; i < (int64_t)LR_COUNT_OF(dims); i++)
         for (int variant = 0; variant < 8; variant++) {
             const bool causal = (variant & 1) != 0, strided = (variant & 4) != 0;
-            const int dtype = variant & 2 ? LR_BF16 : LR_F32;
+            const int dtype = variant & 2 ? HALF : LR_F32;
             check_attention(&(attention_case){SHORT, 5, 4, 2, dims[i], causal}, dtype, strided);
             check_attention(&(attention_case){ONE, 1, 3, 1, dims[i], causal}, dtype, strided);
         }
     for (int variant = 0; variant < 4; variant++) {
-        const int dtype = variant & 2 ? LR_BF16 : LR_F32;
+        const int dtype = variant & 2 ? HALF : LR_F32;
         check_attention(&(attention_case){LONG, 6, 2, 2, 32, variant & 1}, dtype, true);
         check_attention(&(attention_case){LONG, 6, 6, 2, 64, variant & 1}, dtype, false);
     }
@@ -158,6 +158,7 @@ static void check_attention_cases(void)
 
 TEST(attention)
 {
+    CPU_ONLY;
     check_attention_cases();
 }
 
@@ -171,6 +172,7 @@ static double attention_objective(const void *context)
 
 TEST(attention_backward)
 {
+    CPU_ONLY;
     static const int lengths[] = {5, 1, 3};
     for (int causal = 0; causal < 2; causal++, release()) {
         const attention_case c = {lengths, 3, 4, 2, 8, causal};
@@ -198,6 +200,7 @@ TEST(attention_backward)
 /* Scores far beyond what exp can take, and rows whose maximum comes in a later block of keys. */
 TEST(attention_large_scores)
 {
+    CPU_ONLY;
     static const int lengths[] = {400};
     const attention_case c = {lengths, 1, 1, 1, 32, false};
     attention_values a = attention_values_of(&c);
@@ -214,6 +217,7 @@ TEST(attention_large_scores)
 
 TEST(attention_rejects)
 {
+    CPU_ONLY;
     static const int lengths[] = {3, 2};
     mat *q = mat_random(5, 16, LR_F32, false), *o = mat_new(5, 16, LR_F32, false), *lse = mat_new(5, 2, LR_F32, false);
     const double backwards[] = {0, 4, 3, 5}, shortened[] = {0, 3, 4};

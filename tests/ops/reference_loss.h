@@ -14,7 +14,7 @@ TEST(pool)
 {
     FOR_CONFIGS(c)
     for (int mode = 0; mode < 5; mode++) {
-        const mat *x = mat_random(POOLED_TOKENS, c->cols, c->dtype, false), *cu = mat_cu(POOLED, 5);
+        const mat *x = mat_random(POOLED_TOKENS, c->cols, dtype_of(c), false), *cu = mat_cu(POOLED, 5);
         mat *y = mat_new(5, c->cols, LR_F32, false);
         double *expected = doubles(5 * c->cols);
         for (int64_t b = 0, token = 0; b < 5; b++)
@@ -32,7 +32,7 @@ TEST(pool_backward)
     FOR_CONFIGS(c)
     for (int mode = 0; mode < 5; mode++) {
         const mat *dy = mat_random(5, c->cols, LR_F32, false), *cu = mat_cu(POOLED, 5);
-        mat *dx = mat_new(POOLED_TOKENS, c->cols, c->dtype, false);
+        mat *dx = mat_new(POOLED_TOKENS, c->cols, dtype_of(c), false);
         double *expected = doubles(POOLED_TOKENS * c->cols);
         for (int64_t b = 0, token = 0; b < 5; b++) /* pool is linear in x: its weights are its derivative */
             for (int64_t i = 0; i < POOLED[b]; i++, token++)
@@ -49,9 +49,9 @@ TEST(pool_rejects)
     mat *x = mat_random(POOLED_TOKENS, 4, LR_F32, false), *y = mat_new(5, 4, LR_F32, false);
     const double gap[] = {0, 1, 4, 4, 38, 55};
     CHECK_INT(lr_op_pool(y->t, x->t, mat_cu(POOLED, 5)->t, 5), LR_EINVAL);
-    CHECK_INT(lr_op_pool(y->t, x->t, mat_of(gap, 6, LR_I32)->t, 1), LR_EINVAL);
-    CHECK_HAS(lr_last_error(), "sequence 2 has 0 tokens");
-    CHECK_INT(lr_op_pool_backward(x->t, y->t, mat_of(gap, 6, LR_I32)->t, 1), LR_EINVAL);
+    REJECTED(lr_op_pool(y->t, x->t, mat_of(gap, 6, LR_I32)->t, 1));
+    CHECK_HAS(lr_last_error(), device == LR_CPU ? "sequence 2 has 0 tokens" : "cu[3] is 4, expected 5 to 55");
+    REJECTED(lr_op_pool_backward(x->t, y->t, mat_of(gap, 6, LR_I32)->t, 1));
     release();
 }
 
@@ -239,9 +239,9 @@ TEST(cross_entropy_rejects)
     const double labels[] = {0, 3};
     const mat *scores = mat_random(2, 3, LR_F32, false);
     mat *loss = mat_new(0, 1, LR_F32, false), *lse = mat_new(0, 2, LR_F32, false), *d = mat_new(2, 3, LR_F32, false);
-    CHECK_INT(lr_op_cross_entropy(loss->t, lse->t, scores->t, mat_of(labels, 2, LR_I32)->t), LR_EINVAL);
+    REJECTED(lr_op_cross_entropy(loss->t, lse->t, scores->t, mat_of(labels, 2, LR_I32)->t));
     CHECK_HAS(lr_last_error(), "[1] is 3");
-    CHECK_INT(lr_op_cross_entropy_backward(d->t, loss->t, scores->t, lse->t, mat_of(labels, 2, LR_I32)->t), LR_EINVAL);
+    REJECTED(lr_op_cross_entropy_backward(d->t, loss->t, scores->t, lse->t, mat_of(labels, 2, LR_I32)->t));
     release();
 }
 

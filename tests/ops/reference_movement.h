@@ -5,9 +5,9 @@ TEST(embedding)
     FOR_CONFIGS(c)
     for (int accumulate = 0; accumulate < 2; accumulate++) {
         const double beta = accumulate ? 0.5 : 0.0;
-        const mat *table = mat_random(11, c->cols, c->dtype, false), *ids = mat_ids(c->rows, LR_I32, 11);
-        mat *y =
-            accumulate ? mat_random(c->rows, c->cols, c->dtype, false) : mat_new(c->rows, c->cols, c->dtype, false);
+        const mat *table = mat_random(11, c->cols, dtype_of(c), false), *ids = mat_ids(c->rows, LR_I32, 11);
+        mat *y = accumulate ? mat_random(c->rows, c->cols, dtype_of(c), false)
+                            : mat_new(c->rows, c->cols, dtype_of(c), false);
         double *expected = doubles(c->rows * c->cols);
         for (int64_t i = 0; i < c->rows * c->cols; i++)
             expected[i] =
@@ -21,13 +21,13 @@ TEST(embedding_names_the_bad_id)
 {
     mat *y = mat_new(3, 4, LR_F32, false), *table = mat_random(5, 4, LR_F32, false);
     const double bad[] = {0, 5, 1}, negative[] = {0, 1, -2};
-    CHECK_INT(lr_op_embedding(y->t, table->t, mat_of(bad, 3, LR_I32)->t, 0.0), LR_EINVAL);
+    REJECTED(lr_op_embedding(y->t, table->t, mat_of(bad, 3, LR_I32)->t, 0.0));
     CHECK_HAS(lr_last_error(), "[1] is 5");
     CHECK_HAS(lr_last_error(), "0 to 4");
-    CHECK_INT(lr_op_embedding(y->t, table->t, mat_of(negative, 3, LR_I32)->t, 0.0), LR_EINVAL);
+    REJECTED(lr_op_embedding(y->t, table->t, mat_of(negative, 3, LR_I32)->t, 0.0));
     CHECK_HAS(lr_last_error(), "[2] is -2");
-    CHECK_INT(lr_op_gather_rows(y->t, table->t, mat_of(bad, 3, LR_I32)->t), LR_EINVAL);
-    CHECK_INT(lr_op_scatter_rows(table->t, y->t, mat_of(bad, 3, LR_I32)->t), LR_EINVAL);
+    REJECTED(lr_op_gather_rows(y->t, table->t, mat_of(bad, 3, LR_I32)->t));
+    REJECTED(lr_op_scatter_rows(table->t, y->t, mat_of(bad, 3, LR_I32)->t));
     release();
 }
 
@@ -44,14 +44,23 @@ TEST(cast)
             mat *x =
                 mat_new(dtypes[from] == LR_F32 ? 5 : 256, dtypes[from] == LR_F32 ? 5 : 256, dtypes[from], from == to);
             mat *y = mat_new(x->rows, x->cols, dtypes[to], to == 1);
-            for (int64_t i = 0; i < x->rows * x->cols; i++)
+            const int64_t n = x->rows * x->cols;
+            static float floats[25];
+            static uint16_t bits[1 << 16];
+            for (int64_t i = 0; i < n; i++)
                 if (dtypes[from] == LR_F32)
-                    ((float *)x->t->data)[mat_at(x, i)] = (float)edges[i];
+                    floats[i] = (float)edges[i];
                 else
-                    ((uint16_t *)x->t->data)[mat_at(x, i)] = (uint16_t)i;
+                    bits[i] = (uint16_t)i;
+            OK(lr_tensor_write(x->t, 0, n, dtypes[from] == LR_F32 ? (void *)floats : bits));
             OK(lr_op_cast(y->t, x->t));
-            for (int64_t i = 0; i < x->rows * x->cols; i++) {
-                const double in = element(x->t, mat_at(x, i)), out = element(y->t, mat_at(y, i));
+            double *inputs = elements_of(x->t), *outputs = elements_of(y->t);
+            memcpy(x->v, inputs, (size_t)n * sizeof *inputs);
+            memcpy(y->v, outputs, (size_t)n * sizeof *outputs);
+            free(inputs);
+            free(outputs);
+            for (int64_t i = 0; i < n; i++) {
+                const double in = x->v[i], out = y->v[i];
                 const double expected = rounded(in, dtypes[to]);
                 if (isnan(expected) ? !isnan(out) : out != expected || signbit(out) != signbit(expected))
                     LR_TEST_FAIL("%s to %s: %.17g became %.17g, expected %.17g", lr_dtype_name(dtypes[from]),
@@ -64,8 +73,9 @@ TEST(add)
 {
     FOR_CONFIGS(c)
     for (int alias = 0; alias < 3; alias++) {
-        mat *a = mat_random(c->rows, c->cols, c->dtype, c->strided), *b = mat_random(c->rows, c->cols, c->dtype, false);
-        mat *y = alias == 0 ? mat_new(c->rows, c->cols, c->dtype, c->strided) : alias == 1 ? a : b;
+        mat *a = mat_random(c->rows, c->cols, dtype_of(c), c->strided),
+            *b = mat_random(c->rows, c->cols, dtype_of(c), false);
+        mat *y = alias == 0 ? mat_new(c->rows, c->cols, dtype_of(c), c->strided) : alias == 1 ? a : b;
         double *expected = doubles(c->rows * c->cols);
         for (int64_t i = 0; i < c->rows * c->cols; i++)
             expected[i] = 0.75 * a->v[i] - 2.0 * b->v[i];
@@ -78,8 +88,9 @@ TEST(mul)
 {
     FOR_CONFIGS(c)
     for (int alias = 0; alias < 3; alias++) {
-        mat *a = mat_random(c->rows, c->cols, c->dtype, false), *b = mat_random(c->rows, c->cols, c->dtype, false);
-        mat *y = alias == 0 ? mat_new(c->rows, c->cols, c->dtype, false) : alias == 1 ? a : b;
+        mat *a = mat_random(c->rows, c->cols, dtype_of(c), false),
+            *b = mat_random(c->rows, c->cols, dtype_of(c), false);
+        mat *y = alias == 0 ? mat_new(c->rows, c->cols, dtype_of(c), false) : alias == 1 ? a : b;
         double *expected = doubles(c->rows * c->cols);
         for (int64_t i = 0; i < c->rows * c->cols; i++)
             expected[i] = a->v[i] * b->v[i];
@@ -92,8 +103,8 @@ TEST(gather_rows)
 {
     FOR_CONFIGS(c)
     {
-        const mat *x = mat_random(9, c->cols, c->dtype, c->strided), *rows = mat_ids(c->rows, LR_I32, 9);
-        mat *y = mat_new(c->rows, c->cols, c->dtype, false);
+        const mat *x = mat_random(9, c->cols, dtype_of(c), c->strided), *rows = mat_ids(c->rows, LR_I32, 9);
+        mat *y = mat_new(c->rows, c->cols, dtype_of(c), false);
         double *expected = doubles(c->rows * c->cols);
         for (int64_t i = 0; i < c->rows * c->cols; i++)
             expected[i] = x->v[(int64_t)rows->v[i / c->cols] * c->cols + i % c->cols];
@@ -106,8 +117,8 @@ TEST(scatter_rows)
 {
     FOR_CONFIGS(c)
     {
-        mat *x = mat_new(2 * c->rows + 1, c->cols, c->dtype, false), *rows = mat_new(0, c->rows, LR_I32, false);
-        const mat *y = mat_random(c->rows, c->cols, c->dtype, false);
+        mat *x = mat_new(2 * c->rows + 1, c->cols, dtype_of(c), false), *rows = mat_new(0, c->rows, LR_I32, false);
+        const mat *y = mat_random(c->rows, c->cols, dtype_of(c), false);
         double *expected = doubles(x->rows * c->cols);
         for (int64_t i = 0; i < c->rows; i++)
             rows->v[i] = (double)(2 * (c->rows - i) - 1);
@@ -121,9 +132,10 @@ TEST(scatter_rows)
 
 /* ---- activations
  * ----------------------------------------------------------------------------------------------------- */
+/* tanh is taken as a logistic function, which has digits left where 1 + tanh has none. */
 static double gelu_of(double x, bool approximate)
 {
-    return approximate ? 0.5 * x * (1.0 + tanh(sqrt(2.0 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)))
+    return approximate ? x / (1.0 + exp(-2.0 * sqrt(2.0 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)))
                        : 0.5 * x * erfc(-x / sqrt(2.0));
 }
 
@@ -143,8 +155,8 @@ TEST(gelu)
 {
     FOR_CONFIGS(c)
     for (int approximate = 0; approximate < 2; approximate++) {
-        const mat *x = mat_wide(c->rows, c->cols, c->dtype);
-        mat *y = mat_new(c->rows, c->cols, c->dtype, false);
+        const mat *x = mat_wide(c->rows, c->cols, dtype_of(c));
+        mat *y = mat_new(c->rows, c->cols, dtype_of(c), false);
         double *expected = doubles(c->rows * c->cols);
         for (int64_t i = 0; i < c->rows * c->cols; i++)
             expected[i] = gelu_of(x->v[i], approximate != 0);
@@ -175,9 +187,9 @@ TEST(gelu_backward)
     FOR_CONFIGS(c)
     for (int approximate = 0; approximate < 2; approximate++)
         for (int alias = 0; alias < 2; alias++) {
-            const mat *x = mat_wide(c->rows, c->cols, c->dtype);
-            mat *dy = mat_random(c->rows, c->cols, c->dtype, false);
-            mat *dx = alias ? dy : mat_new(c->rows, c->cols, c->dtype, false);
+            const mat *x = mat_wide(c->rows, c->cols, dtype_of(c));
+            mat *dy = mat_random(c->rows, c->cols, dtype_of(c), false);
+            mat *dx = alias ? dy : mat_new(c->rows, c->cols, dtype_of(c), false);
             double *expected = doubles(c->rows * c->cols);
             for (int64_t i = 0; i < c->rows * c->cols; i++)
                 expected[i] = dy->v[i] * gelu_slope(x->v[i], approximate != 0);
@@ -195,8 +207,8 @@ TEST(swiglu)
 {
     FOR_CONFIGS(c)
     {
-        const mat *gu = mat_wide(c->rows, 2 * c->cols, c->dtype);
-        mat *y = mat_new(c->rows, c->cols, c->dtype, false);
+        const mat *gu = mat_wide(c->rows, 2 * c->cols, dtype_of(c));
+        mat *y = mat_new(c->rows, c->cols, dtype_of(c), false);
         double *expected = doubles(c->rows * c->cols);
         for (int64_t i = 0; i < c->rows * c->cols; i++) {
             const double *row = gu->v + i / c->cols * 2 * c->cols + i % c->cols;
@@ -211,9 +223,9 @@ TEST(swiglu_backward)
 {
     FOR_CONFIGS(c)
     for (int alias = 0; alias < 2; alias++) {
-        mat *gu = mat_wide(c->rows, 2 * c->cols, c->dtype);
-        const mat *dy = mat_random(c->rows, c->cols, c->dtype, false);
-        mat *dgu = alias ? gu : mat_new(c->rows, 2 * c->cols, c->dtype, false);
+        mat *gu = mat_wide(c->rows, 2 * c->cols, dtype_of(c));
+        const mat *dy = mat_random(c->rows, c->cols, dtype_of(c), false);
+        mat *dgu = alias ? gu : mat_new(c->rows, 2 * c->cols, dtype_of(c), false);
         double *expected = doubles(2 * c->rows * c->cols);
         for (int64_t i = 0; i < c->rows * c->cols; i++) {
             const int64_t at = i / c->cols * 2 * c->cols + i % c->cols;
@@ -245,10 +257,10 @@ TEST(dropout)
         const double p = rates[variant % 4], beta = variant >= 4 ? 0.5 : 0.0;
         const bool in_place = variant == 1 || variant == 5;
         const uint64_t seed = 0x123456789abcdef0u + (uint64_t)variant;
-        mat *x = mat_random(c->rows, c->cols, c->dtype, false), *keys = mat_new(0, c->rows, LR_I64, false);
+        mat *x = mat_random(c->rows, c->cols, dtype_of(c), false), *keys = mat_new(0, c->rows, LR_I64, false);
         mat *y = in_place       ? x
-                 : variant >= 4 ? mat_random(c->rows, c->cols, c->dtype, false)
-                                : mat_new(c->rows, c->cols, c->dtype, false);
+                 : variant >= 4 ? mat_random(c->rows, c->cols, dtype_of(c), false)
+                                : mat_new(c->rows, c->cols, dtype_of(c), false);
         double *expected = doubles(c->rows * c->cols);
         for (int64_t i = 0; i < c->rows; i++)
             keys->v[i] = (double)(i * 0x100000007 + 3);
@@ -270,7 +282,7 @@ TEST(dropout_rejects)
     CHECK_INT(lr_op_dropout(x->t, x->t, keys->t, 1.5, 1, 1, 1, 0.0), LR_EINVAL);
     CHECK_INT(lr_op_dropout(x->t, x->t, keys->t, NAN, 1, 1, 1, 0.0), LR_EINVAL);
     CHECK_INT(lr_op_dropout(x->t, x->t, keys->t, 0.5, 1, 65536, 1, 0.0), LR_EINVAL);
-    const mat *wide = mat_random(2, 8 * 65536 + 1, LR_BF16, false);
+    const mat *wide = mat_random(2, 8 * 65536 + 1, HALF, false);
     CHECK_INT(lr_op_dropout(wide->t, wide->t, keys->t, 0.5, 1, 1, 1, 0.0), LR_EUNSUPPORTED);
     release();
 }
@@ -283,7 +295,7 @@ TEST(rope)
     for (int64_t i = 0; i < (int64_t)LR_COUNT_OF(shapes); i++)
         for (int variant = 0; variant < 8; variant++, release()) {
             const int64_t tokens = shapes[i][0], dim = shapes[i][2], width = shapes[i][1] * dim, half = dim / 2;
-            const int dtype = variant & 1 ? LR_BF16 : LR_F32;
+            const int dtype = variant & 1 ? HALF : LR_F32;
             const double sign = variant & 2 ? -1.0 : 1.0;
             const mat *table = mat_random(40, dim, LR_F32, false), *positions = mat_ids(tokens, LR_I32, 40);
             mat *x = mat_random(tokens, width, dtype, true), *y = variant & 4 ? x : mat_new(tokens, width, dtype, true);
@@ -305,7 +317,7 @@ TEST(rope_rejects)
     const double far[] = {0, 4};
     CHECK_INT(lr_op_rope(x->t, x->t, table->t, mat_ids(2, LR_I32, 4)->t, 1.0), LR_ESHAPE);
     const mat *fitting = mat_random(2, 16, LR_F32, false);
-    CHECK_INT(lr_op_rope(fitting->t, fitting->t, table->t, mat_of(far, 2, LR_I32)->t, 1.0), LR_EINVAL);
+    REJECTED(lr_op_rope(fitting->t, fitting->t, table->t, mat_of(far, 2, LR_I32)->t, 1.0));
     CHECK_HAS(lr_last_error(), "[1] is 4");
     release();
 }

@@ -8,6 +8,7 @@
  * state is static: a block has at most 1024 threads. One thread of the operating system launches, as in all of lorarun. */
 #include "cuda/host/scheduler.h"
 #include "core/philox.h"
+#include "cuda/host/device_host.h"
 #include "cuda/host/fiber.h"
 #include <stdarg.h>
 #include <stdio.h>
@@ -387,12 +388,14 @@ int run_grid(const launch_spec &spec, void (*body)(void *), void *context)
         while (common_divisor(step, blocks) != 1)
             step++;
     }
+    lr_device_memory_open();
     for (uint64_t k = 0; k < blocks && !block.faulted; k++) {
         const uint64_t b = (start + k * step) % blocks;
         blockIdx = {static_cast<unsigned>(b % row), static_cast<unsigned>(b / row % spec.grid.y),
                     static_cast<unsigned>(b / row / spec.grid.y)};
         run_block(spec.shared_bytes);
     }
+    lr_device_memory_close();
     return block.faulted ? lr_fail(LR_EINTERNAL, "%s", block.message) : LR_OK;
 }
 

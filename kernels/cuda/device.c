@@ -1,0 +1,243 @@
+/* device.c: an NVIDIA GPU by the CUDA runtime, which is linked statically and loads the driver (libcuda) when first called: the program
+ * starts, and runs on the CPU, on machines without either.
+ *
+ * A stream here is a cudaStream_t, an event a cudaEvent_t. What goes wrong in a kernel is reported by the next call that waits, and stays:
+ * after an illegal access a CUDA context is of no more use. */
+#include "cuda/cuda.h"
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { OLDEST = 80 }; /* compute capability 8.0, Ampere: bf16 tensor cores */
+
+static cudaStream_t compute;
+static lr_fault *fault; /* in pinned memory, which kernels write to directly */
+
+static int failed(cudaError_t error, const char *what)
+{
+    if (error == cudaSuccess)
+        return LR_OK;
+    cudaGetLastError(); /* so that it is not found again by a later call */
+    if (error == cudaErrorMemoryAllocation)
+        return lr_fail(LR_ENOMEM, "out of memory in CUDA: %s", what);
+    return lr_fail(LR_EINTERNAL, "CUDA: %s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+/* ---- finding it -------------------------------------------------------------------------------------------------------- */
+static int find_device(void)
+{
+    int count = 0, driver = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess) {
+        cudaGetLastError();
+        if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+            return lr_fail(LR_EDEVICE, "there is no NVIDIA driver");
+        return lr_fail(LR_EDEVICE, "%s (driver for CUDA %d.%d, built with %d.%d)", cudaGetErrorString(error),
+                       driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    }
+    if (count == 0)
+        return lr_fail(LR_EDEVICE, "there is no NVIDIA GPU");
+    struct cudaDeviceProp properties;
+    const int status = failed(cudaGetDeviceProperties(&properties, 0), "asking for the GPU's properties");
+    if (status == LR_OK && properties.major * 10 + properties.minor < OLDEST)
+        return lr_fail(LR_EDEVICE,
+                       "the GPU, %s, has compute capability %d.%d; 8.0 (Ampere) is the oldest that is supported",
+                       properties.name, properties.major, properties.minor);
+    return status;
+}
+
+static int open_device(void)
+{
+    int status = find_device();
+    if (status == LR_OK)
+        status = failed(cudaSetDevice(0), "starting the GPU");
+    if (status == LR_OK)
+        status = failed(cudaStreamCreateWithFlags(&compute, cudaStreamNonBlocking), "making a stream");
+    if (status == LR_OK)
+        status = failed(cudaHostAlloc((void **)&fault, sizeof *fault, cudaHostAllocPortable), "pinning memory");
+    if (status == LR_OK)
+        memset(fault, 0, sizeof *fault);
+    return status;
+}
+
+static int describe(char *buf, size_t cap)
+{
+    struct cudaDeviceProp p;
+    int driver = 0;
+    int status = failed(cudaGetDeviceProperties(&p, 0), "asking for the GPU's properties");
+    if (status == LR_OK)
+        status = failed(cudaDriverGetVersion(&driver), "asking for the driver's version");
+    if (status == LR_OK)
+        snprintf(buf, cap, "%s (sm_%d%d, %d multiprocessors, %.1f GiB, driver for CUDA %d.%d)", p.name, p.major,
+                 p.minor, p.multiProcessorCount, (double)p.totalGlobalMem / (1 << 30), driver / 1000,
+                 driver % 1000 / 10);
+    return status;
+}
+
+static int memory_info(int64_t *free_bytes, int64_t *total_bytes)
+{
+    size_t free_now, total;
+    const int status = failed(cudaMemGetInfo(&free_now, &total), "asking for the GPU's memory");
+    if (status == LR_OK) {
+        *free_bytes = (int64_t)free_now;
+        *total_bytes = (int64_t)total;
+    }
+    return status;
+}
+
+static void prepare(lr_exec *exec)
+{
+    exec->stream = (lr_stream *)compute;
+    exec->fault = fault;
+}
+
+/* ---- memory ------------------------------------------------------------------------------------------------------------ */
+static void *alloc(size_t bytes)
+{
+    void *p = NULL;
+    if (cudaMalloc(&p, bytes) == cudaSuccess)
+        return p;
+    cudaGetLastError();
+    return NULL;
+}
+
+static void release(void *p)
+{
+    cudaFree(p); /* waits for the GPU */
+}
+
+static void *alloc_pinned(size_t bytes)
+{
+    void *p = NULL;
+    if (cudaHostAlloc(&p, bytes, cudaHostAllocPortable) == cudaSuccess)
+        return p;
+    cudaGetLastError();
+    return NULL;
+}
+
+static void release_pinned(void *p)
+{
+    cudaFreeHost(p);
+}
+
+static int copy(lr_stream *stream, const lr_copy *c)
+{
+    static const enum cudaMemcpyKind kinds[] = {[LR_TO_DEVICE] = cudaMemcpyHostToDevice,
+                                                [LR_TO_HOST] = cudaMemcpyDeviceToHost,
+                                                [LR_WITHIN_DEVICE] = cudaMemcpyDeviceToDevice};
+    const bool dense = c->rows == 1 || (c->to_pitch == c->width && c->from_pitch == c->width);
+    const cudaStream_t s = (cudaStream_t)stream;
+    return failed(dense ? cudaMemcpyAsync(c->to, c->from, c->width * c->rows, kinds[c->direction], s)
+                        : cudaMemcpy2DAsync(c->to, c->to_pitch, c->from, c->from_pitch, c->width, c->rows,
+                                            kinds[c->direction], s),
+                  "copying");
+}
+
+static int fill(lr_stream *stream, const lr_copy *c, const void *element, size_t size)
+{
+    static const char zero[8];
+    const int64_t n = (int64_t)size;
+    if (memcmp(element, zero, size) != 0)
+        return lr_cuda_fill(stream, c->to, (int64_t)c->to_pitch / n, (int64_t)c->width / n, (int64_t)c->rows, element,
+                            (int)size);
+    if (c->rows == 1)
+        return failed(cudaMemsetAsync(c->to, 0, c->width, (cudaStream_t)stream), "filling");
+    return failed(cudaMemset2DAsync(c->to, c->to_pitch, 0, c->width, c->rows, (cudaStream_t)stream), "filling");
+}
+
+/* ---- order ------------------------------------------------------------------------------------------------------------- */
+static lr_stream *compute_stream(void)
+{
+    return (lr_stream *)compute;
+}
+
+static int stream_new(lr_stream **out)
+{
+    cudaStream_t s = NULL;
+    const int status = failed(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "making a stream");
+    if (status == LR_OK)
+        *out = (lr_stream *)s;
+    return status;
+}
+
+static void stream_free(lr_stream *stream)
+{
+    if (stream != NULL)
+        cudaStreamDestroy((cudaStream_t)stream);
+}
+
+static int stream_wait(lr_stream *stream)
+{
+    const int status = failed(cudaStreamSynchronize((cudaStream_t)stream), "waiting for the GPU");
+    return status == LR_OK ? lr_cuda_take_fault(fault) : status;
+}
+
+static int stream_wait_event(lr_stream *stream, lr_device_event *event)
+{
+    return failed(cudaStreamWaitEvent((cudaStream_t)stream, (cudaEvent_t)event, 0), "ordering two streams");
+}
+
+static int event_new(lr_device_event **out)
+{
+    cudaEvent_t e = NULL;
+    const int status = failed(cudaEventCreate(&e), "making an event");
+    if (status == LR_OK)
+        *out = (lr_device_event *)e;
+    return status;
+}
+
+static void event_free(lr_device_event *event)
+{
+    if (event != NULL)
+        cudaEventDestroy((cudaEvent_t)event);
+}
+
+static int event_record(lr_device_event *event, lr_stream *stream)
+{
+    return failed(cudaEventRecord((cudaEvent_t)event, (cudaStream_t)stream), "recording an event");
+}
+
+static int event_wait(lr_device_event *event)
+{
+    return failed(cudaEventSynchronize((cudaEvent_t)event), "waiting for the GPU");
+}
+
+static int event_seconds(lr_device_event *from, lr_device_event *to, double *seconds)
+{
+    float milliseconds = 0.0f;
+    const int status =
+        failed(cudaEventElapsedTime(&milliseconds, (cudaEvent_t)from, (cudaEvent_t)to), "taking the time");
+    if (status == LR_OK)
+        *seconds = 1e-3 * (double)milliseconds;
+    return status;
+}
+
+const lr_driver *lr_cuda_driver(void)
+{
+    static const lr_driver driver = {
+        .addressable = false,
+        .watched = false,
+        .open = open_device,
+        .describe = describe,
+        .memory_info = memory_info,
+        .kernels = lr_cuda_backend,
+        .prepare = prepare,
+        .alloc = alloc,
+        .release = release,
+        .alloc_pinned = alloc_pinned,
+        .release_pinned = release_pinned,
+        .copy = copy,
+        .fill = fill,
+        .compute_stream = compute_stream,
+        .stream_new = stream_new,
+        .stream_free = stream_free,
+        .stream_wait = stream_wait,
+        .stream_wait_event = stream_wait_event,
+        .event_new = event_new,
+        .event_free = event_free,
+        .event_record = event_record,
+        .event_wait = event_wait,
+        .event_seconds = event_seconds,
+    };
+    return &driver;
+}

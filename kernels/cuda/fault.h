@@ -1,0 +1,37 @@
+/* fault.h: how a kernel says that a number it was given is out of range.
+ *
+ * The CPU's kernels look at token ids, labels and cu_seqlens before they use them. On a GPU that would make the host wait for the device
+ * before every op. So a kernel there looks at each number where it uses it: what is out of range is left out, and a record of it goes to
+ * a place in pinned host memory, which the driver reads whenever it has waited for the stream (lr_tensor_read, lr_device_wait). The error
+ * therefore comes up to a step later than on the CPU, with the same words. */
+#ifndef LR_CUDA_FAULT_H
+#define LR_CUDA_FAULT_H
+
+#include <stdint.h>
+
+/* op, the array at fault */
+#define LR_CUDA_FAULTS(FAULT)                                                                                          \
+    FAULT(EMBEDDING, "embedding", "ids")                                                                               \
+    FAULT(GATHER_ROWS, "gather_rows", "rows")                                                                          \
+    FAULT(SCATTER_ROWS, "scatter_rows", "rows")                                                                        \
+    FAULT(ROPE, "rope", "positions")                                                                                   \
+    FAULT(CROSS_ENTROPY, "cross_entropy", "labels")                                                                    \
+    FAULT(CROSS_ENTROPY_BACKWARD, "cross_entropy_backward", "labels")                                                  \
+    FAULT(POOL, "pool", "cu")                                                                                          \
+    FAULT(POOL_BACKWARD, "pool_backward", "cu")                                                                        \
+    FAULT(ATTENTION, "attention", "cu")                                                                                \
+    FAULT(ATTENTION_BACKWARD, "attention_backward", "cu")
+
+typedef enum lr_fault_place {
+    LR_FAULT_NONE,
+#define FAULT(name, op, array) LR_FAULT_##name,
+    LR_CUDA_FAULTS(FAULT)
+#undef FAULT
+} lr_fault_place;
+
+/* array[index] is value, expected low to high. Written whole, by whichever thread comes last. */
+typedef struct lr_fault {
+    int32_t place, index, value, low, high;
+} lr_fault;
+
+#endif

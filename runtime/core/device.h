@@ -1,0 +1,72 @@
+/* device.h: devices behind one table, so that the allocator, tensors and files know none of them by name.
+ *
+ * A driver's work is ordered by streams: what is put on a stream happens later, in the order it was put there. On the CPU "later" is
+ * at once and all streams are alike. Kernels run on lr_exec.stream, the compute stream, and so do the copies of lr_tensor_read and
+ * lr_tensor_write: a block that was freed may be handed out again while kernels still use it, because its next user stands behind
+ * them. Work on any other stream must be ordered against that one by events. */
+#ifndef LR_DEVICE_H
+#define LR_DEVICE_H
+
+#include "core/core.h"
+
+typedef struct lr_stream lr_stream;             /* the driver's own */
+typedef struct lr_device_event lr_device_event; /* a place in a stream's order, once recorded */
+struct lr_backend;
+struct lr_exec;
+
+typedef enum lr_direction { LR_TO_DEVICE, LR_TO_HOST, LR_WITHIN_DEVICE } lr_direction;
+
+/* `rows` pieces of `width` bytes; a piece of each side begins `pitch` bytes after the one before. */
+typedef struct lr_copy {
+    void *to;
+    const void *from;
+    size_t to_pitch, from_pitch, width, rows;
+    lr_direction direction;
+} lr_copy;
+
+/* Functions that return int: LR_OK, or a status with lr_fail called. */
+typedef struct lr_driver {
+    bool addressable; /* the processor may read and write its memory at any time */
+    bool watched;     /* its memory is the processor's, so that AddressSanitizer may keep account of it */
+
+    /* Called once, before anything else. A failure says why there is no such device; then nothing else is called. */
+    int (*open)(void);
+    int (*describe)(char *buf, size_t cap);                        /* one line: model, memory */
+    int (*memory_info)(int64_t *free_bytes, int64_t *total_bytes); /* of the device as a whole */
+    const struct lr_backend *(*kernels)(void);
+    void (*prepare)(struct lr_exec *exec); /* fill in what its kernels get */
+
+    void *(*alloc)(size_t bytes); /* 64-byte aligned; NULL: there is no more */
+    void (*release)(void *p);
+    void *(*alloc_pinned)(
+        size_t bytes); /* host memory that copies run at full speed from and to; NULL: there is no more */
+    void (*release_pinned)(void *p);
+
+    /* Host memory of a copy must stay as it is until the stream has got there. */
+    int (*copy)(lr_stream *stream, const lr_copy *copy);
+    /* Every piece of `copy->to` becomes repetitions of an element of 1, 2, 4 or 8 bytes; from and direction are not used. */
+    int (*fill)(lr_stream *stream, const lr_copy *copy, const void *element, size_t size);
+
+    lr_stream *(*compute_stream)(void);
+    int (*stream_new)(lr_stream **out);
+    void (*stream_free)(lr_stream *stream);
+    int (*stream_wait)(lr_stream *stream); /* until all is done; reports what went wrong in it */
+    int (*stream_wait_event)(lr_stream *stream, lr_device_event *event); /* the stream waits, not the caller */
+    int (*event_new)(lr_device_event **out);
+    void (*event_free)(lr_device_event *event);
+    int (*event_record)(lr_device_event *event, lr_stream *stream);
+    int (*event_wait)(lr_device_event *event); /* the caller waits; one that was never recorded is past */
+    int (*event_seconds)(lr_device_event *from, lr_device_event *to, double *seconds); /* both past */
+} lr_driver;
+
+/* The driver of a device that is available, else NULL. The meta device has none. */
+const lr_driver *lr_driver_of(int device);
+
+/* A copy from pageable host memory into device memory, through pinned buffers: the caller may change `from` on return, the
+ * device gets the bytes in the stream's order. Any number of threads may call it. See staging.c. */
+int lr_stage_to_device(const lr_driver *driver, lr_stream *stream, const lr_copy *copy);
+
+const lr_driver *lr_cpu_driver(void);  /* device_cpu.c */
+const lr_driver *lr_cuda_driver(void); /* kernels/cuda, in builds that have it */
+
+#endif

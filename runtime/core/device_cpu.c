@@ -1,0 +1,190 @@
+/* device_cpu.c: the CPU as a device. Work is done when the call that asks for it returns, so streams and events are empty. */
+#include "core/device.h"
+#include "core/op.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sysinfo.h>
+
+enum { HUGE_PAGE = 2 << 20 };
+
+static int open_cpu(void)
+{
+    return LR_OK;
+}
+
+static int describe(char *buf, size_t cap)
+{
+    char model[160] = "CPU", line[256];
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    while (f != NULL && fgets(line, sizeof line, f) != NULL)
+        if (sscanf(line, "model name : %159[^\n]", model) == 1)
+            break;
+    if (f != NULL)
+        fclose(f);
+    struct sysinfo s;
+    const double gib = sysinfo(&s) == 0 ? (double)s.totalram * s.mem_unit / (1 << 30) : 0.0;
+    const int n = lr_threads();
+    snprintf(buf, cap, "%s (%s, %d %s, %.1f GiB)", model, lr_cpu_isa(), n, n == 1 ? "thread" : "threads", gib);
+    return LR_OK;
+}
+
+static int memory_info(int64_t *free_bytes, int64_t *total_bytes)
+{
+    struct sysinfo s;
+    if (sysinfo(&s) != 0)
+        return lr_fail_errno("asking for the size of the memory");
+    *free_bytes = (int64_t)s.freeram * s.mem_unit;
+    *total_bytes = (int64_t)s.totalram * s.mem_unit;
+    return LR_OK;
+}
+
+static void prepare(lr_exec *exec)
+{
+    exec->threads = lr_threads();
+}
+
+static void *alloc(size_t bytes)
+{
+    void *p = NULL;
+    if (posix_memalign(&p, bytes >= HUGE_PAGE ? HUGE_PAGE : 64, bytes) != 0)
+        return NULL;
+    if (bytes >= HUGE_PAGE)
+        madvise(p, bytes, MADV_HUGEPAGE); /* fewer TLB misses in GEMM; refusal does no harm */
+    return p;
+}
+
+static int copy(lr_stream *stream, const lr_copy *c)
+{
+    (void)stream;
+    for (size_t i = 0; i < c->rows; i++)
+        memcpy((char *)c->to + i * c->to_pitch, (const char *)c->from + i * c->from_pitch, c->width);
+    return LR_OK;
+}
+
+static int fill(lr_stream *stream, const lr_copy *c, const void *element, size_t size)
+{
+    static const char zero[8];
+    (void)stream;
+    for (size_t i = 0; i < c->rows; i++) {
+        char *row = (char *)c->to + i * c->to_pitch;
+        if (memcmp(element, zero, size) == 0) {
+            memset(row, 0, c->width);
+            continue;
+        }
+        for (size_t at = 0; at < c->width; at += size)
+            memcpy(row + at, element, size);
+    }
+    return LR_OK;
+}
+
+static lr_stream *compute_stream(void)
+{
+    return NULL;
+}
+
+static int stream_new(lr_stream **out)
+{
+    *out = NULL;
+    return LR_OK;
+}
+
+static void stream_free(lr_stream *stream)
+{
+    (void)stream;
+}
+
+static int stream_wait(lr_stream *stream)
+{
+    (void)stream;
+    return LR_OK;
+}
+
+static int stream_wait_event(lr_stream *stream, lr_device_event *event)
+{
+    (void)stream;
+    (void)event;
+    return LR_OK;
+}
+
+/* What an event still has to tell is its time. They come from a fixed stock: nobody needs many, and some live as long as the process,
+ * where they would look like a leak. */
+struct lr_device_event {
+    double time;
+    bool taken;
+};
+static lr_device_event events[64];
+static pthread_mutex_t events_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static int event_new(lr_device_event **out)
+{
+    pthread_mutex_lock(&events_lock);
+    size_t i = 0;
+    while (i < LR_COUNT_OF(events) && events[i].taken)
+        i++;
+    if (i < LR_COUNT_OF(events))
+        events[i] = (lr_device_event){.taken = true};
+    pthread_mutex_unlock(&events_lock);
+    if (i == LR_COUNT_OF(events))
+        return lr_fail(LR_ENOMEM, "more than %zu events at a time", LR_COUNT_OF(events));
+    *out = &events[i];
+    return LR_OK;
+}
+
+static void event_free(lr_device_event *event)
+{
+    pthread_mutex_lock(&events_lock);
+    if (event != NULL)
+        event->taken = false;
+    pthread_mutex_unlock(&events_lock);
+}
+
+static int event_record(lr_device_event *event, lr_stream *stream)
+{
+    (void)stream;
+    event->time = lr_time();
+    return LR_OK;
+}
+
+static int event_wait(lr_device_event *event)
+{
+    (void)event;
+    return LR_OK;
+}
+
+static int event_seconds(lr_device_event *from, lr_device_event *to, double *seconds)
+{
+    *seconds = to->time - from->time;
+    return LR_OK;
+}
+
+const lr_driver *lr_cpu_driver(void)
+{
+    static const lr_driver driver = {
+        .addressable = true,
+        .watched = true,
+        .open = open_cpu,
+        .describe = describe,
+        .memory_info = memory_info,
+        .kernels = lr_cpu_backend,
+        .prepare = prepare,
+        .alloc = alloc,
+        .release = free,
+        .alloc_pinned = alloc,
+        .release_pinned = free,
+        .copy = copy,
+        .fill = fill,
+        .compute_stream = compute_stream,
+        .stream_new = stream_new,
+        .stream_free = stream_free,
+        .stream_wait = stream_wait,
+        .stream_wait_event = stream_wait_event,
+        .event_new = event_new,
+        .event_free = event_free,
+        .event_record = event_record,
+        .event_wait = event_wait,
+        .event_seconds = event_seconds,
+    };
+    return &driver;
+}

@@ -1,0 +1,111 @@
+/* staging.c: bytes from ordinary host memory to a device, through a ring of pinned buffers.
+ *
+ * A device's copy engine runs at full speed, and behind the caller's back, only from pinned memory. The caller's bytes are copied into a
+ * free buffer, the buffer is sent, and an event says when it is free again; meanwhile the caller fills the next one. So a batch is handed
+ * over without waiting for the GPU, and a file's reading, converting and sending overlap.
+ *
+ * Invariants
+ *   - A slot is taken by one thread at a time; `busy` is guarded by the lock, the rest by being busy.
+ *   - Slots live as long as the process: there is one ring, for there is one device that is not addressable. */
+#include "core/device.h"
+#include "core/memory.h"
+#include <pthread.h>
+#include <string.h>
+
+enum { SLOTS = 4, SLOT_BYTES = 4 << 20 };
+
+typedef struct slot {
+    char *data;
+    lr_device_event *sent;
+    bool busy;
+} slot;
+
+static slot slots[SLOTS];
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t freed = PTHREAD_COND_INITIALIZER;
+static int next_slot; /* the one that was sent longest ago */
+
+static int slot_new(const lr_driver *driver, slot *s)
+{
+    if (s->data == NULL) {
+        if (lr_memory_injected() || (s->data = driver->alloc_pinned(SLOT_BYTES)) == NULL)
+            return lr_fail(LR_ENOMEM, "out of host memory: %d bytes that a device can copy from", SLOT_BYTES);
+    }
+    return s->sent != NULL ? LR_OK : driver->event_new(&s->sent);
+}
+
+static void give_back(slot *s)
+{
+    pthread_mutex_lock(&lock);
+    s->busy = false;
+    pthread_cond_signal(&freed);
+    pthread_mutex_unlock(&lock);
+}
+
+/* A slot whose last bytes are gone. */
+static int take(const lr_driver *driver, slot **out)
+{
+    slot *s = NULL;
+    pthread_mutex_lock(&lock);
+    while (s == NULL) {
+        for (int i = 0; i < SLOTS && s == NULL; i++)
+            if (!slots[(next_slot + i) % SLOTS].busy)
+                s = &slots[(next_slot + i) % SLOTS];
+        if (s == NULL)
+            pthread_cond_wait(&freed, &lock);
+    }
+    s->busy = true;
+    next_slot = (int)(s - slots + 1) % SLOTS;
+    pthread_mutex_unlock(&lock);
+    int status = slot_new(driver, s);
+    if (status == LR_OK)
+        status = driver->event_wait(s->sent);
+    if (status != LR_OK) {
+        give_back(s);
+        return status;
+    }
+    *out = s;
+    return LR_OK;
+}
+
+/* One slot's worth: rows of width bytes that fit it together. */
+static int send(const lr_driver *driver, lr_stream *stream, const lr_copy *c)
+{
+    slot *s = NULL;
+    int status = take(driver, &s);
+    if (status != LR_OK)
+        return status;
+    for (size_t i = 0; i < c->rows; i++)
+        memcpy(s->data + i * c->width, (const char *)c->from + i * c->from_pitch, c->width);
+    lr_copy dense = *c;
+    dense.from = s->data;
+    dense.from_pitch = c->width;
+    status = driver->copy(stream, &dense);
+    if (status == LR_OK)
+        status = driver->event_record(s->sent, stream);
+    give_back(s);
+    return status;
+}
+
+int lr_stage_to_device(const lr_driver *driver, lr_stream *stream, const lr_copy *copy)
+{
+    lr_copy c = *copy;
+    if (c.rows == 1 || (c.to_pitch == c.width && c.from_pitch == c.width)) {
+        c.width *= c.rows;
+        c.rows = 1;
+    }
+    const size_t width = c.width < SLOT_BYTES ? c.width : SLOT_BYTES;
+    const size_t rows = width > 0 ? SLOT_BYTES / width : 1;
+    for (size_t row = 0; row < c.rows; row += rows)
+        for (size_t at = 0; at < c.width; at += width) {
+            lr_copy part = c;
+            part.to = (char *)c.to + row * c.to_pitch + at;
+            part.from = (const char *)c.from + row * c.from_pitch + at;
+            part.width = c.width - at < width ? c.width - at : width;
+            part.rows = c.rows - row < rows ? c.rows - row : rows;
+            const int status = send(driver, stream, &part);
+            if (status != LR_OK)
+                return status;
+        }
+    return LR_OK;
+}
