@@ -45,13 +45,16 @@ typedef struct lr_memory {
     int64_t live_storages;  /* how many buffers that is */
     int64_t peak_bytes;     /* highest live_bytes since lr_memory_reset_peak */
     int64_t reserved_bytes; /* live plus cached for reuse */
+    int64_t scratch_bytes;  /* besides those: working memory of ops */
     int64_t host_objects;   /* small allocations alive (files, tokenizers, handles), of all devices */
 } lr_memory;
 int lr_memory_stats(int device, lr_memory *out);
 int lr_memory_reset_peak(int device);
 int lr_memory_release_cached(int device); /* give cached buffers back to the system */
+/* Let the tensors of a device take at most so many reserved bytes; more is LR_ENOMEM. 0, as at first: no limit. */
+int lr_memory_limit(int device, int64_t bytes);
 /* What holds the memory: one "name\tbuffers\tbytes\n" line per name, largest first, at most `lines`, into buf (NUL-terminated).
- */
+ * Layers are added up: a number between dots is *. */
 int lr_memory_holders(int device, int lines, char *buf, size_t cap);
 /* Fault injection for tests: let `after` allocations succeed, then fail `times` of them. after < 0 turns it off. */
 void lr_memory_fail(int64_t after, int64_t times);
@@ -92,6 +95,8 @@ int lr_tensor_uniform(lr_tensor *t, uint64_t seed, uint32_t purpose, double lo, 
 /* Repack a frozen weight w[N,K] (plain) into the layout its GEMM likes. direction 1: for y = x w^T (op linear); 2: for dx = dy w (op
  * linear_backward). dtype: of the packed copy and of the activations it will meet. On a GPU it shares w's bytes where w has that dtype. */
 int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype);
+/* The meta device has no bytes; sizes that depend on the device are those of LR_CPU (at first) or LR_CUDA: packed weights. */
+int lr_meta_like(int device);
 const char *lr_dtype_name(int dtype);
 
 /* ---- devices and threads (core/device.c) ----------------------------------------------------------------------------- */

@@ -62,7 +62,7 @@ function nn.source(options)
       layer.n = layer.n + part.out
       biased = biased or part.bias
     end
-    local w = tensor.new({ layer.n, width }, source.dtype, label, source.device)
+    local w = tensor.new({ layer.n, width }, source.dtype, label .. ".weight", source.device)
     layer.bias = biased and tensor.zeros({ layer.n }, "f32", label .. ".bias", source.device) or nil
     for i, part in ipairs(parts) do
       local from, to = layer.parts[i].from, layer.parts[i].to
@@ -77,9 +77,9 @@ function nn.source(options)
     end
     local packed = ffi.new "lr_tensor *[1]"
     check.call(C.lr_tensor_pack, packed, w.handle, 1, w.dtype == "bf16" and C.LR_BF16 or C.LR_F32)
-    layer.forward = tensor.adopt(packed[0], label)
+    layer.forward = tensor.adopt(packed[0])
     check.call(C.lr_tensor_pack, packed, w.handle, 2, w.dtype == "bf16" and C.LR_BF16 or C.LR_F32)
-    layer.backward = tensor.adopt(packed[0], label .. " (backward)")
+    layer.backward = tensor.adopt(packed[0])
     w:free()
     source.linears[#source.linears + 1] = layer
     return layer

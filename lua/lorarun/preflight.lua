@@ -7,6 +7,7 @@ local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
+local memory = require "lorarun.memory"
 local report = require "lorarun.report"
 
 local preflight = {}
@@ -17,15 +18,6 @@ local RUN_FOLDER_COPIES = 2 -- the model's weights are written once; while a fil
 local SMALL = 64 * 2 ^ 20  -- adapters, optimizer state, logs and checkpoints of a run
 
 local function gib(bytes) return ("%.1f GiB"):format(bytes / GIB) end
-
--- Bytes of memory that may still be had, or nil where the system does not say.
-local function available_memory()
-  local f = io.open("/proc/meminfo", "r")
-  local text = f and f:read "*a"
-  if f then f:close() end
-  local kib = text and text:match "MemAvailable:%s+(%d+) kB"
-  return kib and tonumber(kib) * 1024
-end
 
 -- The folder of the model, and the bytes of its weights.
 local function weights_of(model)
@@ -58,7 +50,7 @@ end
 local function look_at_model(s, model, say)
   local folder, bytes = weights_of(model)
   local needed = bytes * PACKED_COPIES * s.ranks_here
-  local free = available_memory()
+  local free = memory.available()
   if free and needed > free then
     check.fail("%d ranks of %s need at least %s of memory for weights, and %s are free; start fewer ranks on this machine, or give "
       .. "--mixed-precision bf16 to halve what fp32 needs", s.ranks_here, folder, gib(needed), gib(free))

@@ -11,6 +11,7 @@
 local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
+local memory = require "lorarun.memory"
 
 local tensor = {}
 local Tensor = {}
@@ -20,7 +21,7 @@ tensor.Tensor = Tensor
 local DTYPE = { f32 = C.LR_F32, bf16 = C.LR_BF16, f16 = C.LR_F16, i32 = C.LR_I32, i64 = C.LR_I64 }
 local DTYPE_NAME = { [0] = "f32", "bf16", "f16", "i32", "i64" }
 local CTYPE = { f32 = "float[?]", bf16 = "uint16_t[?]", f16 = "uint16_t[?]", i32 = "int32_t[?]", i64 = "int64_t[?]" }
-local DEVICE = { cpu = C.LR_CPU, cuda = C.LR_CUDA, meta = C.LR_META }
+local DEVICE = memory.DEVICES
 local out = ffi.new "lr_tensor *[1]"
 local dims = ffi.new("int64_t[?]", C.LR_MAX_DIMS)
 local destroy = C.lr_tensor_destroy

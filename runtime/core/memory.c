@@ -6,6 +6,9 @@
  *
  * The meta device runs the same code without bytes, so a step on it gives the peak that a step with bytes will have.
  *
+ * Cached blocks of many classes add up to more than the peak. Under a limit they are given back, largest first, before the
+ * device would have to give more; what is live is then all that counts.
+ *
  * Invariants
  *   - live_bytes counts blocks, not requests: what the table shows is what is taken.
  *   - Storages are made and released by the Lua thread alone; lr_alloc is used by any thread.
@@ -132,6 +135,7 @@ typedef struct device_memory {
     lr_storage *live;              /* doubly linked */
     lr_storage *free[CLASS_COUNT]; /* singly linked through next, newest first: its pages are warm */
     lr_memory stats;
+    int64_t limit; /* of reserved_bytes; 0: none */
 } device_memory;
 
 static device_memory devices[LR_DEVICE_COUNT];
@@ -189,20 +193,47 @@ static void block_unmap(lr_storage *s)
     lr_driver_of(s->device)->release(s->data);
 }
 
-int lr_memory_release_cached(int device)
+/* Give cached blocks back, largest first, until no more than `bytes` are reserved. */
+static void shrink(device_memory *m, int64_t bytes)
 {
-    if (device < 0 || device >= LR_DEVICE_COUNT)
-        return lr_fail(LR_EINVAL, "there is no device number %d", device);
-    device_memory *m = &devices[device];
-    for (int c = 0; c < CLASS_COUNT; c++)
-        while (m->free[c] != NULL) {
+    for (int c = CLASS_COUNT - 1; c >= 0; c--)
+        while (m->free[c] != NULL && m->stats.reserved_bytes > bytes) {
             lr_storage *s = m->free[c];
             m->free[c] = s->next;
             m->stats.reserved_bytes -= (int64_t)s->block;
             block_unmap(s);
             lr_free(s);
         }
+}
+
+int lr_memory_release_cached(int device)
+{
+    if (device < 0 || device >= LR_DEVICE_COUNT)
+        return lr_fail(LR_EINVAL, "there is no device number %d", device);
+    shrink(&devices[device], 0);
     return LR_OK;
+}
+
+int lr_memory_limit(int device, int64_t bytes)
+{
+    if (device < 0 || device >= LR_DEVICE_COUNT || bytes < 0)
+        return lr_fail(LR_EINVAL, "a limit of %lld bytes for device number %d", (long long)bytes, device);
+    devices[device].limit = bytes;
+    if (bytes > 0)
+        shrink(&devices[device], bytes);
+    return LR_OK;
+}
+
+/* Make room for another block below the limit. */
+static int keep_limit(device_memory *m, int64_t block, int device, const char *name)
+{
+    if (m->limit == 0)
+        return LR_OK;
+    shrink(m, m->limit - block);
+    if (m->stats.reserved_bytes <= m->limit - block)
+        return LR_OK;
+    return lr_fail(LR_ENOMEM, "out of %s memory: %lld bytes for %s, %lld held already, and the limit is %lld",
+                   lr_device_name(device), (long long)block, name, (long long)m->stats.live_bytes, (long long)m->limit);
 }
 
 static void live_insert(device_memory *m, lr_storage *s)
@@ -233,6 +264,9 @@ int lr_storage_new(lr_storage **out, size_t bytes, int device, const char *name)
     if (s != NULL) {
         m->free[class] = s->next;
     } else {
+        const int status = keep_limit(m, (int64_t)block, device, name);
+        if (status != LR_OK)
+            return status;
         s = lr_calloc(1, sizeof *s);
         if (s == NULL)
             return LR_ENOMEM;
@@ -305,9 +339,26 @@ int lr_memory_reset_peak(int device)
 }
 
 typedef struct holder {
-    const char *name;
+    char name[sizeof((lr_storage *)0)->name];
     int64_t count, bytes;
 } holder;
+
+/* What a buffer is, whichever layer it belongs to: "layers.12.mlp.down" is "layers.*.mlp.down". */
+static void kind_of(char *kind, const char *name)
+{
+    bool start = true; /* of a part between dots */
+    while (*name != 0) {
+        const size_t digits = start ? strspn(name, "0123456789") : 0;
+        if (digits > 0 && (name[digits] == '.' || name[digits] == 0)) {
+            *kind++ = '*';
+            name += digits;
+        } else {
+            start = *name == '.';
+            *kind++ = *name++;
+        }
+    }
+    *kind = 0;
+}
 
 static int larger_first(const void *a, const void *b)
 {
@@ -324,11 +375,13 @@ int lr_memory_holders(int device, int lines, char *buf, size_t cap)
     if (device < 0 || device >= LR_DEVICE_COUNT || cap == 0)
         return lr_fail(LR_EINVAL, "there is no device number %d, or no room for the answer", device);
     for (const lr_storage *s = devices[device].live; s != NULL; s = s->next) {
+        holder new = {"", 0, 0};
         int i = 0;
-        while (i < n && strcmp(rows[i].name, s->name) != 0)
+        kind_of(new.name, s->name);
+        while (i < n && strcmp(rows[i].name, new.name) != 0)
             i++;
         if (i == n && n < ROWS - 1)
-            rows[n++] = (holder){s->name, 0, 0};
+            rows[n++] = new;
         else if (i == n && n == ROWS - 1)
             rows[n++] = (holder){"others", 0, 0};
         else if (i == n)
@@ -361,6 +414,7 @@ void *lr_scratch_on(int device, size_t bytes)
         driver->release(scratch[device].data);
     scratch[device].data = NULL;
     scratch[device].size = 0;
+    devices[device].stats.scratch_bytes = 0;
     void *p = NULL;
     if (!lr_memory_injected() && (p = driver->alloc(grown)) == NULL) {
         lr_memory_release_cached(device);
@@ -373,5 +427,6 @@ void *lr_scratch_on(int device, size_t bytes)
     }
     scratch[device].data = p;
     scratch[device].size = grown;
+    devices[device].stats.scratch_bytes = (int64_t)grown;
     return p;
 }

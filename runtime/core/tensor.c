@@ -128,8 +128,18 @@ static void free_nothing(void *state)
     (void)state;
 }
 
-/* A packed weight whose layout is the plain one: on the meta device it has no bytes, on a GPU, whose GEMM takes either operand
- * transposed, it shares those of w. Both directions then cost no memory but w's own. */
+static int meta_is_like = LR_CPU;
+
+int lr_meta_like(int device)
+{
+    if (device != LR_CPU && device != LR_CUDA)
+        return lr_fail(LR_EINVAL, "the meta device cannot be like device number %d", device);
+    meta_is_like = device;
+    return LR_OK;
+}
+
+/* A packed weight whose layout is the plain one: on a GPU, whose GEMM takes either operand transposed, it shares the bytes of w.
+ * Both directions then cost no memory but w's own. */
 static int pack_plain(lr_tensor **out, const lr_tensor *w, int direction, int dtype)
 {
     lr_packing *packing = lr_alloc(sizeof *packing);
@@ -138,7 +148,7 @@ static int pack_plain(lr_tensor **out, const lr_tensor *w, int direction, int dt
     *packing = (lr_packing){direction, NULL, free_nothing};
     lr_tensor *t = NULL;
     int status;
-    if (w->device != LR_META && w->dtype == dtype && lr_tensor_contiguous(w)) {
+    if (w->dtype == dtype && lr_tensor_contiguous(w)) {
         status = lr_tensor_view(&t, w, 0, 2, w->shape, 0);
     } else {
         status = lr_tensor_new(&t, dtype, 2, w->shape, w->device, w->name);
@@ -164,7 +174,7 @@ int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype
     if ((direction != 1 && direction != 2) || dtype < LR_F32 || dtype > LR_F16)
         return lr_fail(LR_EINVAL, "pack: '%s': direction %d, dtype %s; expected 1 or 2, f32, bf16 or f16", w->name,
                        direction, lr_dtype_name(dtype));
-    if (w->device != LR_CPU)
+    if ((w->device == LR_META ? meta_is_like : w->device) == LR_CUDA)
         return pack_plain(out, w, direction, dtype);
     if (dtype == LR_F16)
         return lr_fail(LR_EUNSUPPORTED, "pack: '%s': fp16 compute needs a GPU, on the CPU use bf16 or fp32", w->name);

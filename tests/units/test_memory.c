@@ -1,0 +1,113 @@
+/* test_memory.c: the allocator's limit, its table of holders, and the sizes of the meta device. */
+#include "lr_test.h"
+
+static lr_tensor *new_tensor(int64_t elements, int device, const char *name)
+{
+    lr_tensor *t = NULL;
+    CHECK_INT(lr_tensor_new(&t, LR_F32, 1, &elements, device, name), LR_OK);
+    return t;
+}
+
+static lr_memory stats_of(int device)
+{
+    lr_memory m;
+    CHECK_INT(lr_memory_stats(device, &m), LR_OK);
+    return m;
+}
+
+/* Cached blocks go back before the limit is met; what is live meets it. */
+TEST(limit)
+{
+    for (int device = LR_CPU; device <= LR_META; device += LR_META) {
+        CHECK_INT(lr_memory_release_cached(device), LR_OK);
+        const int64_t before = stats_of(device).reserved_bytes;
+        lr_tensor *a = new_tensor(1 << 18, device, "a"), *b = new_tensor(1 << 19, device, "b");
+        lr_tensor_free(b);
+        CHECK_INT(stats_of(device).reserved_bytes - before, 3 << 20);
+        CHECK_INT(lr_memory_limit(device, before + (4 << 20)), LR_OK);
+
+        lr_tensor *c = new_tensor(1 << 18, device, "c");
+        CHECK_INT(stats_of(device).reserved_bytes - before, 4 << 20);
+        lr_tensor *d = new_tensor(3 << 16, device, "d"); /* b's block gives way */
+        CHECK_INT(stats_of(device).reserved_bytes - before, 11 << 18);
+
+        lr_tensor *e = NULL;
+        const int64_t elements = 1 << 19;
+        CHECK_INT(lr_tensor_new(&e, LR_F32, 1, &elements, device, "e"), LR_ENOMEM);
+        CHECK(e == NULL);
+        CHECK_HAS(lr_last_error(), "for e, ");
+        CHECK_HAS(lr_last_error(), "and the limit is ");
+        CHECK_INT(stats_of(device).live_bytes, stats_of(device).reserved_bytes);
+        lr_tensor_free(a);
+        lr_tensor_free(c);
+        e = new_tensor(elements, device, "e");
+        CHECK_INT(lr_memory_limit(device, 0), LR_OK);
+        lr_tensor_destroy(a);
+        lr_tensor_destroy(b);
+        lr_tensor_destroy(c);
+        lr_tensor_destroy(d);
+        lr_tensor_destroy(e);
+    }
+    CHECK_INT(lr_memory_limit(LR_CPU, -1), LR_EINVAL);
+    CHECK_INT(lr_memory_limit(LR_DEVICE_COUNT, 1), LR_EINVAL);
+}
+
+/* A limit below what is live takes nothing away, and lets nothing be added. */
+TEST(limit_below_what_is_live)
+{
+    lr_tensor *a = new_tensor(1 << 18, LR_META, "a"), *b = NULL;
+    const int64_t elements = 1 << 10;
+    CHECK_INT(lr_memory_limit(LR_META, 1 << 10), LR_OK);
+    CHECK_INT(lr_tensor_new(&b, LR_F32, 1, &elements, LR_META, "b"), LR_ENOMEM);
+    CHECK_INT(lr_memory_limit(LR_META, 0), LR_OK);
+    lr_tensor_destroy(a);
+}
+
+TEST(holders_add_up_layers)
+{
+    lr_tensor *list[] = {new_tensor(64, LR_META, "layers.0.mlp.down"),
+                         new_tensor(64, LR_META, "layers.1.mlp.down"),
+                         new_tensor(128, LR_META, "layers.12.mlp.down"),
+                         new_tensor(320, LR_META, "3.x2.4"),
+                         new_tensor(384, LR_META, "x2"),
+                         new_tensor(448, LR_META, "2x.y")};
+    char text[256];
+    CHECK_INT(lr_memory_holders(LR_META, 10, text, sizeof text), LR_OK);
+    CHECK_STR(text, "2x.y\t1\t1792\nx2\t1\t1536\n*.x2.*\t1\t1280\nlayers.*.mlp.down\t3\t1024\n");
+    for (size_t i = 0; i < LR_COUNT_OF(list); i++)
+        lr_tensor_destroy(list[i]);
+}
+
+/* A weight packed for both directions: on the CPU two copies in oneDNN's layout, on a GPU the plain one. */
+TEST(meta_has_the_sizes_of_a_device)
+{
+    const int64_t shape[] = {50, 70};
+    for (int direction = 1; direction <= 2; direction++)
+        for (int dtype = LR_F32; dtype <= LR_BF16; dtype++) {
+            lr_tensor *w = NULL, *meta = NULL, *packed = NULL, *planned = NULL;
+            CHECK_INT(lr_tensor_new(&w, dtype, 2, shape, LR_CPU, "w"), LR_OK);
+            CHECK_INT(lr_tensor_new(&meta, dtype, 2, shape, LR_META, "w"), LR_OK);
+            CHECK_INT(lr_tensor_fill(w, 0.0), LR_OK);
+            const int64_t cpu = stats_of(LR_CPU).live_bytes, before = stats_of(LR_META).live_bytes;
+            CHECK_INT(lr_tensor_pack(&packed, w, direction, dtype), LR_OK);
+            CHECK_INT(lr_tensor_pack(&planned, meta, direction, dtype), LR_OK);
+            CHECK_INT(stats_of(LR_META).live_bytes - before, stats_of(LR_CPU).live_bytes - cpu);
+            lr_tensor_destroy(planned);
+
+            CHECK_INT(lr_meta_like(LR_CUDA), LR_OK);
+            CHECK_INT(lr_tensor_pack(&planned, meta, direction, dtype), LR_OK);
+            CHECK_INT(lr_meta_like(LR_CPU), LR_OK);
+            CHECK_INT(stats_of(LR_META).live_bytes, before);
+            lr_tensor_info info;
+            CHECK_INT(lr_tensor_describe(planned, &info), LR_OK);
+            CHECK_INT(info.packed, direction);
+            lr_tensor_destroy(meta); /* the packed weight keeps the bytes */
+            CHECK_INT(stats_of(LR_META).live_bytes, before);
+            lr_tensor_destroy(planned);
+            lr_tensor_destroy(packed);
+            lr_tensor_destroy(w);
+        }
+    CHECK_INT(lr_meta_like(LR_META), LR_EINVAL);
+}
+
+TEST_MAIN()
