@@ -14,7 +14,7 @@ local args = lr.args {
   { "max-length", 128, "tokens a text", type = "integer", min = 1 },
   { "batch", 64, "pairs a rank for evenness; a quarter of it for scaling", type = "integer", min = 4 },
   { "steps", 20, "timed, in each round", type = "integer", min = 1 },
-  { "rounds", 3, "of timing; the median counts", type = "integer", min = 1 },
+  { "rounds", 3, "of timing; the median counts; 0: evenness alone", type = "integer", min = 0 },
   { "precision", "fp32", "of the timed steps", choices = { "fp32", "bf16" } },
 }
 local WARMUP = 3
@@ -68,9 +68,9 @@ local function timed(runs, processes)
   local command = {}
   for i = 1, runs do
     command[i] = ("%s %s --model %s --data %s --output %s --processes %d --threads 1 --batch %d --max-length %d --max-steps %d "
-      .. "--precision %s --targets query,key,value --evaluation-steps 100000 --max-evaluation-rows 2 >/dev/null & p%d=$!;"):format(
-      quote(fs.real "/proc/self/exe"), quote(recipe), quote(model), quote(data), quote(fs.join(folder, tostring(i))), processes,
-      args.batch / 4, args.max_length, args.steps + WARMUP, args.precision, i)
+      .. "--precision %s --targets query,key,value --evaluation-steps 100000 --max-evaluation-rows 2 >/dev/null 2>&1 & p%d=$!;")
+      :format(quote(fs.real "/proc/self/exe"), quote(recipe), quote(model), quote(data), quote(fs.join(folder, tostring(i))),
+      processes, args.batch / 4, args.max_length, args.steps + WARMUP, args.precision, i)
   end
   for i = 1, runs do command[#command + 1] = ("wait $p%d || exit 1;"):format(i) end
   if os.execute(table.concat(command, " ")) ~= 0 then error "a run failed" end
@@ -111,4 +111,4 @@ local function scaling()
 end
 
 for _, world in ipairs { 2, 4, 8 } do evenness(world) end
-scaling()
+if args.rounds > 0 then scaling() end
