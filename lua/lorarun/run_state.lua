@@ -60,7 +60,10 @@ function run_state.changes(before, now)
     say("warning: the run has %d steps instead of %d", now.total_steps, before.total_steps)
   end
   local names = {}
-  for name in pairs(now) do names[#names + 1] = name end
+  for name in pairs(now) do
+    -- other ranks have other numbers of threads, and the bits are others for the ranks' sake already
+    if not (name == "threads" and before.world_size ~= now.world_size) then names[#names + 1] = name end
+  end
   table.sort(names)
   for _, name in ipairs(names) do
     if not SHARED_OUT[name] and before[name] ~= nil and before[name] ~= now[name] then

@@ -33,7 +33,6 @@ local suggest = require "lorarun.suggest"
 local tensor = require "lorarun.tensor"
 
 local trainer = {}
-local SIGUSR1 = 10 -- write a checkpoint and go on; any other signal: write one and leave
 
 local DEFAULTS = {
   model = false, data = false, output = false, loss = false, schedule = false, -- given by the recipe
@@ -225,9 +224,8 @@ local function loop(run, first)
   for step = first + 1, run.total_steps do
     C.lr_rank_report(step, run.total_steps, "training")
     local part, tokens, pairs_ = accumulate(run, window)
-    local started = C.lr_time()
-    local loss, signal = ranks.reduce(run.model.lora.parameters, part)
-    window.exchange = window.exchange + C.lr_time() - started
+    local loss, seconds, signal = ranks.reduce(run.model.lora.parameters, part)
+    window.exchange = window.exchange + seconds
     local lr = o.learning_rate * o.schedule(step - 1, run.total_steps)
     local grad_norm, skipped = run.optimizer:step(lr)
     if loss ~= loss then
@@ -242,14 +240,14 @@ local function loop(run, first)
       window = new_window()
     end
     signal = signal or C.lr_signal_pending() -- one rank need not wait for the next sum to hear of it
-    local leave = signal ~= 0 and signal ~= SIGUSR1
+    local leave = signal ~= 0 and signal ~= ranks.SIGUSR1 -- which asks for a checkpoint, and to go on
     local evaluation = not leave and (step % o.evaluation_steps == 0 or step == run.total_steps)
     if evaluation or signal ~= 0 then
       close_window(run, window)
       if evaluation then evaluate_now(run, step) end
       C.lr_rank_report(step, run.total_steps, "writing a checkpoint")
       run_state.save(run, step)
-      if signal == SIGUSR1 then run.bar:print(("signal %d: a checkpoint was written after step %d"):format(signal, step)) end
+      if signal == ranks.SIGUSR1 then run.bar:print(("signal %d: a checkpoint was written after step %d"):format(signal, step)) end
       run.bar:skip_time()
       window = new_window()
       if leave then return step, signal end

@@ -124,7 +124,8 @@ test("a stream that begins later gives what an undisturbed one gives", function(
 end)
 
 test("what is said of a run that goes on with other settings", function()
-  local before = { world_size = 4, batch = 8, accumulate = 1, global_batch = 32, total_steps = 100, compared = 32, seed = 1 }
+  local before = { world_size = 4, batch = 8, accumulate = 1, global_batch = 32, total_steps = 100, compared = 32, seed = 1,
+    threads = 2 }
   local function said(changed)
     local now = {}
     for name, value in pairs(before) do now[name] = value end
@@ -132,8 +133,10 @@ test("what is said of a run that goes on with other settings", function()
     return table.concat(run_state.changes(before, now), "\n")
   end
   check.equal(said {}, "")
-  check.equal(said { world_size = 2, batch = 16 }, "4 ranks of 8 pairs began the run, 2 ranks of 16 pairs go on: a step takes the "
-    .. "same 32 pairs, in the same order; results agree up to rounding")
+  check.equal(said { world_size = 2, batch = 16, threads = 4 }, "4 ranks of 8 pairs began the run, 2 ranks of 16 pairs go on: a "
+    .. "step takes the same 32 pairs, in the same order; results agree up to rounding")
+  check.equal(said { threads = 4 }, "warning: threads was 2 when the checkpoint was written and is 4 now: the run will not end in "
+    .. "the same bits")
   check.equal(said { world_size = 1, accumulate = 4, compared = 8 }, "4 ranks of 8 pairs began the run, 1 rank of 8 pairs 4 times "
     .. "go on: a step takes the same 32 pairs, in the same order; results agree up to rounding\n"
     .. "warning: the loss compares 8 pairs with each other instead of 32")
