@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # run.sh BUILD-FOLDER: what lorarun writes loads in sentence-transformers and PEFT and computes the same there, and the other way
-# round. Three base models: the small pretrained one and two random ones, a Qwen2 and a BERT, that test what it lacks (last-token
-# pooling, prompts). Prints a line for each check and, last, "N passed, N failed".
+# round; so do configuration files and Accelerate. Three base models: the small pretrained one and two random ones, a Qwen2 and a
+# BERT, that test what it lacks (last-token pooling, prompts). Prints a line for each check and, last, "N passed, N failed".
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 lorarun=$(cd "$1" && pwd)/lorarun
@@ -49,6 +49,7 @@ read_back() {
 
 check "data" "$lorarun" recipes/bugdata.lua --mutate lua --max-files 12 --output "$work/data" || exit 1
 check "token ids" "$python" tests/interop/check_tokenizer.py "$lorarun" "$minilm" "$golden/qwen2" "$golden/bert" || true
+check "Accelerate's configuration" "$python" tests/interop/check_accelerate.py "$lorarun" "$work" || true
 written minilm "$minilm" query,key,value 256 || true
 written qwen2 "$golden/qwen2" q_proj,k_proj,v_proj 64 || true
 written bert "$golden/bert" all-linear 64 || true
