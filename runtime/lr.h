@@ -341,6 +341,8 @@ typedef struct lr_store lr_store;
 /* Tries again until somebody serves or timeout (seconds) is over: LR_ETIMEOUT. LR_EREFUSED, with the server's reason, LR_EPEER
  * where the job has failed already. Raised interrupts end this call and a get that waits: LR_EINTERRUPTED. */
 int lr_store_connect(lr_store **out, const char *host, int port, const lr_store_member *who, double timeout);
+/* How long an answer may take that waits for nobody (30 s unless set): LR_ETIMEOUT. */
+void lr_store_set_patience(lr_store *s, double seconds);
 int lr_store_set(lr_store *s, const char *key, const void *value, int64_t size);
 /* Wait until the key is there (timeout 0: do not wait; LR_ETIMEOUT names the key). *value is NUL-terminated, for lr_free. */
 int lr_store_get(lr_store *s, const char *key, double timeout, char **value, int64_t *size);

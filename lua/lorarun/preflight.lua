@@ -103,22 +103,12 @@ local function look_at_output(output, weight_bytes, say)
   say("output", ("%s, %s free"):format(output, gib(free)))
 end
 
--- Machine 0 serves the job's store there. Tried and given back; whoever takes it in between is told by the launcher itself.
-local function look_at_port(s, say)
-  if s.num_machines == 1 or s.machine_rank ~= 0 then return end
-  local server = ffi.new "lr_store_server *[1]"
-  check(C.lr_store_serve(server, s.main_process_ip, s.main_process_port, s.secret, s.num_processes))
-  C.lr_store_server_stop(server[0])
-  say("port", ("%s:%d is free"):format(s.main_process_ip, s.main_process_port))
-end
-
 function preflight.check(s, what, say)
   local function line(name, text) say(("  %-8s %s"):format(name, text)) end
   look_at_devices(s, line)
   local weight_bytes = what.model and look_at_model(s, what.model, line) or 0
   if what.data and what.data ~= "" then look_at_data(what.data, line) end
   if what.output and what.output ~= "" and s.machine_rank == 0 then look_at_output(what.output, weight_bytes, line) end
-  look_at_port(s, line)
 end
 
 return preflight

@@ -19,7 +19,7 @@
 _Static_assert(sizeof LR_VERSION - 1 <= LR_STORE_VERSION, "a hello has room for this version");
 
 static const double SLICE = 0.1;                        /* seconds between looks at the interrupt flag */
-static const double ANSWER = 30;                        /* seconds for an answer that does not wait for anybody */
+static const double PATIENCE = 30;                      /* seconds for an answer that does not wait for anybody */
 static const double MOST_WAIT = 1e9;                    /* seconds; what is longer is for ever */
 static const double FIRST_PAUSE = 0.02, LAST_PAUSE = 1; /* seconds between attempts to connect */
 enum { NOWHERE = 4096 };                                /* bytes that are thrown away at a time */
@@ -29,6 +29,7 @@ struct lr_store {
     int fd;            /* -1: lost */
     char *address;     /* "host:port" */
     uint32_t sequence; /* of the latest request */
+    double patience;   /* seconds */
     /* the reply that is coming in */
     uint8_t head[LR_STORE_REPLY];
     size_t head_used, body_used;
@@ -157,7 +158,7 @@ static int send_request(lr_store *s, lr_store_request *r, const char *key, const
     lr_store_request_pack(head, r);
     const struct iovec parts[] = {
         {head, sizeof head}, {(void *)(uintptr_t)key, r->key_size}, {(void *)(uintptr_t)value, r->value_size}};
-    const double deadline = lr_time() + ANSWER;
+    const double deadline = lr_time() + s->patience;
     for (size_t sent = 0;;) {
         if (lr_store_send(s->fd, parts, 3, &sent) != 0)
             return lost(s);
@@ -166,7 +167,7 @@ static int send_request(lr_store *s, lr_store_request *r, const char *key, const
         bool done; /* what comes in now is late; reading it lets the server go on to this request */
         if (wait_for(s->fd, POLLIN | POLLOUT, deadline, false) != LR_OK) {
             lost(s); /* half a request was sent: the connection is of no more use */
-            return silent(s, ANSWER);
+            return silent(s, s->patience);
         }
         const int status = read_reply(s, &done);
         if (status != LR_OK)
@@ -182,19 +183,24 @@ static int call(lr_store *s, lr_store_request r, const char *key, const void *va
         return lost(s);
     forget_value(s);
     int status = send_request(s, &r, key, value);
-    const double deadline = lr_time() + wait + ANSWER;
+    const double deadline = lr_time() + wait + s->patience;
     for (bool done = false; status == LR_OK && !done;) {
         status = wait_for(s->fd, POLLIN, deadline, wait > 0);
         if (status == LR_OK)
             status = read_reply(s, &done);
         else if (status == LR_ETIMEOUT)
-            return silent(s, wait + ANSWER);
+            return silent(s, wait + s->patience);
     }
     if (status != LR_OK)
         return status == LR_EINTERRUPTED ? lr_fail(status, "interrupted while waiting for key '%s'", key) : status;
     if (s->reply.status != LR_OK)
         return lr_fail(s->reply.status, "%s", *s->text ? s->text : lr_status_text(s->reply.status));
     return s->starved ? LR_ENOMEM : LR_OK; /* of which lr_alloc has told */
+}
+
+void lr_store_set_patience(lr_store *s, double seconds)
+{
+    s->patience = seconds;
 }
 
 static int check_key(const char *key, uint32_t *size)
@@ -459,6 +465,7 @@ int lr_store_connect(lr_store **out, const char *host, int port, const lr_store_
     if (s == NULL)
         return LR_ENOMEM;
     s->fd = -1;
+    s->patience = PATIENCE;
     s->address = lr_format(strchr(host, ':') != NULL ? "[%s]:%d" : "%s:%d", host, port);
     status = s->address != NULL ? connect_until(s, host, port, who, timeout) : LR_ENOMEM;
     if (status == LR_OK)

@@ -63,7 +63,7 @@ function launched.run(code, look, command)
   shell.with_folder(function(folder)
     fs.write(folder .. "/recipe.lua", launched.PREAMBLE .. code)
     local began = C.lr_time()
-    local r = shell.run(("cd %s && %s"):format(shell.quote(folder), command or "$L ./recipe.lua"))
+    local r = shell.run(("cd %s; %s"):format(shell.quote(folder), command or "$L ./recipe.lua"))
     r.seconds = C.lr_time() - began
     r.checks, r.err = take_checks(r.err)
     r.all = r.out .. r.err

@@ -1,0 +1,194 @@
+-- machines.lua: the launchers of a job on several machines, in touch through a small store of their own, which machine 0 serves at
+-- the address and port that all were told. It decides who may take part: who knows the secret, has a machine number that nobody
+-- else has, and agrees on the version and on how many machines and ranks there are; any other disagreement is an error everywhere.
+--   local link = machines.join(job, say)       returns when all machines are there
+-- Machine 0 leads (judge.lua), the others follow:
+--   link:gather(generation, views, arrived, decider)   adds the others' views and signals; a machine not heard of fails the job
+--   link:publish(generation, orders)                   what the others are to do; with the port of the ranks' store
+--   link:ended(generation)                             have all ranks of the others ended?
+--   link:exchange(generation, run, started) -> orders or nil     tell machine 0, and hear what it wants; an error: it is lost
+--   link:leave()
+-- Nothing here waits for a machine that is gone for longer than SILENCE seconds.
+local C = require "lorarun.c"
+local check = require "lorarun.check"
+local ffi = require "ffi"
+local json = require "lorarun.json"
+
+local machines = {}
+local Link = {}
+Link.__index = Link
+
+local SILENCE = 15        -- seconds after which a machine counts as lost
+local PATIENCE = 30       -- seconds between two words about machines that are missing at the start
+local LAST_GREETING = 5   -- seconds that machine 0 waits for the others to have read the end
+
+-- ---- the store --------------------------------------------------------------------------------------------------------
+
+function Link:set(key, value)
+  local text = json.encode(value)
+  check.call(C.lr_store_set, self.store, key, text, #text)
+end
+
+-- The value, or nil where nobody set it within `timeout` seconds.
+function Link:get(key, timeout)
+  local value, size = ffi.new "char *[1]", ffi.new "int64_t[1]"
+  local status = C.lr_store_get(self.store, key, timeout, value, size)
+  if status == C.LR_ETIMEOUT then return nil end
+  check(status)
+  local text = ffi.string(value[0], size[0])
+  C.lr_free(value[0])
+  return json.decode(text, key)
+end
+
+-- Fail the launchers of all machines.
+function Link:refuse(fmt, ...)
+  local why = fmt:format(...)
+  C.lr_store_fail(self.store, why)
+  check.fail("%s", why)
+end
+
+local function connect(job)
+  local out, who = ffi.new "lr_store *[1]", ffi.new "lr_store_member"
+  who.secret, who.rank, who.world_size, who.generation = job.secret, job.machine_rank, job.machines, 0
+  check.call(C.lr_store_connect, out, job.host, job.port, who, job.rendezvous_timeout)
+  C.lr_store_set_patience(out[0], SILENCE)
+  return out[0]
+end
+
+-- ---- the start --------------------------------------------------------------------------------------------------------
+
+-- Machine 0: until all others have said hello and agree.
+function Link:receive(say)
+  local job, deadline = self.job, C.lr_time() + self.job.rendezvous_timeout
+  for machine = 1, job.machines - 1 do
+    local hello
+    while not hello do
+      local left = deadline - C.lr_time()
+      if left <= 0 then
+        self:refuse("machine %d of %d did not come to %s:%d within %d s", machine, job.machines, job.host, job.port,
+          job.rendezvous_timeout)
+      end
+      hello = self:get("hello/" .. machine, math.min(left, PATIENCE))
+      if not hello then say(("waiting for machine %d of %d at %s:%d"):format(machine, job.machines, job.host, job.port)) end
+    end
+    if hello.processes ~= job.world_size or hello.ranks ~= job.ranks then
+      self:refuse("machine %d (%s) wants %d ranks, %d of them its own; machine 0 (%s) wants %d and %d", machine, hello.host,
+        hello.processes, hello.ranks, job.host_name, job.world_size, job.ranks)
+    end
+    self.hosts[machine] = hello.host
+  end
+  for machine = 1, job.machines - 1 do self.heard[machine] = { at = C.lr_time() } end
+  self:set("welcome", { host = job.host_name })
+end
+
+function Link:introduce()
+  local job = self.job
+  self:set("hello/" .. job.machine_rank, { processes = job.world_size, ranks = job.ranks, host = job.host_name })
+  local welcome = self:get("welcome", job.rendezvous_timeout)
+  if not welcome then
+    check.fail("not all of the %d machines came to %s:%d within %d s", job.machines, job.host, job.port, job.rendezvous_timeout)
+  end
+  self.hosts[0] = welcome.host
+end
+
+function machines.join(job, say)
+  local link = setmetatable({ job = job, hosts = {}, heard = {}, beat = 0, signals = {} }, Link)
+  local ok, err = pcall(function()
+    if job.machine_rank == 0 then
+      local server = ffi.new "lr_store_server *[1]"
+      check.call(C.lr_store_serve, server, job.host, job.port, job.secret, job.machines)
+      link.server = server[0]
+    end
+    link.store = connect(job)
+    if job.machine_rank == 0 then link:receive(say) else link:introduce() end
+  end)
+  if ok then return link end
+  link:close()
+  error(err, 0)
+end
+
+-- ---- machine 0 --------------------------------------------------------------------------------------------------------
+
+-- Look at each machine's latest report; it counts as heard where it has changed.
+function Link:listen()
+  local now = C.lr_time()
+  for machine, heard in pairs(self.heard) do
+    local report = self:get("report/" .. machine, 0)
+    if report and report.beat ~= heard.beat then
+      heard.beat, heard.at, heard.report = report.beat, now, report
+    end
+  end
+end
+
+function Link:gather(generation, views, arrived, decider)
+  self:listen()
+  local now = C.lr_time()
+  for machine, heard in pairs(self.heard) do
+    local report = heard.report
+    if report and report.generation == generation then
+      for _, view in ipairs(report.views) do views[#views + 1] = view end
+      if heard.generation ~= generation then heard.generation, heard.signals = generation, 0 end
+      for i = heard.signals + 1, #report.signals do arrived[#arrived + 1] = report.signals[i] end
+      heard.signals = #report.signals
+    end
+    if now - heard.at > SILENCE and not heard.lost then
+      heard.lost = true
+      decider:fail { status = 1, final = true,
+        what = ("machine %d (%s) is lost: nothing was heard of it for %d s"):format(machine, self.hosts[machine], SILENCE) }
+    end
+  end
+end
+
+function Link:publish(generation, orders) self:set("orders/" .. generation, orders) end
+
+function Link:ended(generation)
+  for _, heard in pairs(self.heard) do
+    local r = heard.report
+    if not heard.lost and not (r and r.generation == generation and r.started and r.running == 0) then return false end
+  end
+  return true
+end
+
+-- ---- the others -------------------------------------------------------------------------------------------------------
+
+-- What rank processes wrote may be any bytes.
+local function as_text(s)
+  return pcall(json.encode, s) and s or s:gsub("[\128-\255]", "?")
+end
+
+function Link:exchange(generation, run, started)
+  if self.generation ~= generation then self.generation, self.signals = generation, {} end
+  for _, number in ipairs(run:take_signals()) do self.signals[#self.signals + 1] = number end
+  local views = started and run:views() or {}
+  for _, view in ipairs(views) do
+    view.failure = as_text(view.failure)
+    for i, line in ipairs(view.lines or {}) do view.lines[i] = as_text(line) end
+  end
+  self.beat = self.beat + 1
+  self:set("report/" .. self.job.machine_rank, { generation = generation, beat = self.beat, started = started,
+    running = run.running, signals = json.array(self.signals), views = json.array(views) })
+  return self:get("orders/" .. generation, 0)
+end
+
+-- ---- the end ----------------------------------------------------------------------------------------------------------
+
+--- Machine 0 waits a moment until the others have read how the job ended.
+function Link:leave()
+  local ok = pcall(function()
+    if self.job.machine_rank ~= 0 then return self:set("left/" .. self.job.machine_rank, true) end
+    local deadline = C.lr_time() + LAST_GREETING
+    for machine, heard in pairs(self.heard) do
+      if not heard.lost then self:get("left/" .. machine, math.max(0, deadline - C.lr_time())) end
+    end
+  end)
+  self:close()
+  return ok
+end
+
+function Link:close()
+  C.lr_store_close(self.store)
+  C.lr_store_server_stop(self.server)
+  self.store, self.server = nil, nil
+end
+
+return machines

@@ -1,0 +1,177 @@
+-- test_machines.lua: a job on two machines, played by two launchers on this one, over its loopback with a secret. What needs two
+-- networks is in test_namespaces.sh.
+local ffi = require "ffi"
+local C = require "lorarun.c"
+local fs = require "lorarun.fs"
+local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
+
+local function free_port()
+  local server = ffi.new "lr_store_server *[1]"
+  check.equal(C.lr_store_serve(server, "127.0.0.1", 0, nil, 1), 0)
+  local port = C.lr_store_server_port(server[0])
+  C.lr_store_server_stop(server[0])
+  return port
+end
+
+-- Run a recipe on two machines with two ranks each, then look(machine 0's result, machine 1's, folder).
+-- flags, environment: of both machines; flags1, environment1: in their place on machine 1.
+local function run(options, code, look)
+  local flags = options.flags or "--num-processes 4 --num-machines 2"
+  local environment = options.environment or "LORARUN_SECRET=open-sesame"
+  local address = ("--main-process-ip 127.0.0.1 --main-process-port %d"):format(free_port())
+  local command = ("(%s $L %s %s --machine-rank %d ./recipe.lua >out1 2>err1; echo $? >status1) & "
+    .. "%s $L %s %s --machine-rank 0 ./recipe.lua; s=$?; wait; (exit $s)"):format(options.environment1 or environment,
+    options.flags1 or flags, address, options.machine_rank1 or 1, environment, flags, address)
+  launched.run(code, function(r, folder)
+    local other = { status = tonumber(fs.read(folder .. "/status1")), out = fs.read(folder .. "/out1"),
+      err = fs.read(folder .. "/err1") }
+    local ok, err = pcall(look, r, other, folder)
+    if not ok then
+      error(("%s\n---- machine 0, status %s\n%s---- machine 1, status %s\n%s"):format(err, r.status, r.all, other.status,
+        other.out .. other.err), 0)
+    end
+  end, command)
+end
+
+local function has(text, ...)
+  for _, part in ipairs { ... } do
+    if not text:find(part, 1, true) then error(("no '%s' in:\n%s"):format(part, text), 2) end
+  end
+end
+
+test("four ranks on two machines", function()
+  run({}, [[
+    local job = lr.launch {}
+    local sum = lr.comm.all_reduce(job.rank)
+    io.stderr:write(("rank %d local %d of %d machine %d sum %d\n"):format(job.rank, job.local_rank, job.local_world_size,
+      job.machine_rank, sum))
+    print("heard", job.rank)
+  ]], function(r, other)
+    check.equal(r.status, 0)
+    check.equal(other.status, 0)
+    check.equal(r.out, "heard\t0\n")
+    check.equal(other.out, "")
+    has(r.err, "rank 0 local 0 of 2 machine 0 sum 6\n", "[rank 1] rank 1 local 1 of 2 machine 0 sum 6\n")
+    has(other.err, "[rank 2] rank 2 local 0 of 2 machine 1 sum 6\n", "[rank 3] rank 3 local 1 of 2 machine 1 sum 6\n")
+  end)
+end)
+
+local WORK = [[
+  local job = lr.launch {}
+  mark("pid" .. job.rank)
+  local sum = 0
+  for i = 1, 40 do
+    if i == 20 and job.generation == 0 then
+      local fate = FATE
+    end
+    sum = sum + lr.comm.all_reduce(job.rank)
+  end
+  print(sum)
+]]
+
+test("a rank that fails on either machine ends the job on both, which both name it", function()
+  for rank = 0, 3, 3 do
+    run({}, WORK:gsub("FATE", ("job.rank == %d and signal_self(9)"):format(rank)), function(r, other, folder)
+      check.equal(r.status, 137)
+      check.equal(other.status, 137)
+      has(r.err, ("lorarun: rank %d on "):format(rank), "was killed by SIGKILL")
+      has(other.err, ("lorarun: rank %d on "):format(rank), "was killed by SIGKILL")
+      launched.expect_gone(folder, 4)
+    end)
+  end
+end)
+
+test("an error on the other machine comes with the last that its rank wrote", function()
+  run({}, WORK:gsub("FATE", "job.rank == 2 and error 'over there'"), function(r, other)
+    check.equal(r.status, 1)
+    check.equal(other.status, 1)
+    has(r.err, "lorarun: rank 2 on ", "over there\n  the last that rank 2 wrote:\n  | lorarun: ")
+    has(other.err, "[rank 2] lorarun: ")
+  end)
+end)
+
+test("a restart starts the ranks of all machines", function()
+  for rank = 0, 3, 3 do
+    run({ flags = "--num-processes 4 --num-machines 2 --max-restarts 2" },
+      WORK:gsub("FATE", ("job.rank == %d and os.exit(5)"):format(rank)), function(r, other)
+        check.equal(r.status, 0)
+        check.equal(other.status, 0)
+        check.equal(r.out, "240\n")
+        has(r.err, "ended with exit status 5", "lorarun: restart 1 of 2\n")
+        has(other.err, "lorarun: restart 1 of 2\n")
+      end)
+  end
+end)
+
+test("a rank that stalls on the other machine is named", function()
+  run({ flags = "--num-processes 4 --num-machines 2 --timeout 3" }, WORK:gsub("FATE", "job.rank == 3 and signal_self(19)"),
+    function(r, other, folder)
+      check.equal(r.status, 1)
+      check.equal(other.status, 1)
+      has(r.err, "lorarun: rank 3 on ", "where ranks 0, 1 and 2 wait for it, for 3 s (is stopped (SIGSTOP))")
+      launched.expect_gone(folder, 4)
+    end)
+end)
+
+test("a signal to one launcher stops the ranks of both", function()
+  for rank = 0, 3, 3 do
+    run({}, ([[
+      local job = lr.launch {}
+      C.lr_signal_catch(1)
+      mark("pid" .. job.rank)
+      wait_for(function() return marked "pid0" and marked "pid1" and marked "pid2" and marked "pid3" end)
+      if job.rank == %d then signal_launcher(15) end
+      local signal = 0
+      wait_for(function()
+        signal = C.lr_signal_pending()
+        return signal ~= 0
+      end)
+      mark("left" .. job.rank)
+      os.exit(128 + signal)
+    ]]):format(rank), function(r, other, folder)
+      check.equal(r.status, 143)
+      check.equal(other.status, 143)
+      for i = 0, 3 do check.that(fs.exists(folder .. "/left" .. i), "rank " .. i) end
+      has(r.err, "SIGTERM: the ranks finish their step and leave")
+    end)
+  end
+end)
+
+test("a machine whose launcher is killed is lost, and the job ends", function()
+  run({}, WORK:gsub("FATE", "job.rank == 3 and signal_launcher(9)"), function(r, other, folder)
+    check.equal(other.status, 137)
+    check.equal(r.status, 1)
+    has(r.err, "lorarun: machine 1 (", ") is lost")
+    check.that(r.seconds < 60)
+    launched.expect_gone(folder, 4)
+  end)
+end)
+
+test("without machine 0 the others stop within seconds", function()
+  run({}, WORK:gsub("FATE", "job.rank == 0 and signal_launcher(9)"), function(r, other, folder)
+    check.equal(r.status, 137)
+    check.equal(other.status, 1)
+    has(other.err, "lorarun: machine 0 (", ") is lost")
+    check.that(r.seconds < 30)
+    launched.expect_gone(folder, 4)
+  end)
+end)
+
+test("what machines must agree on", function()
+  local function refused(options, ...)
+    options.flags = options.flags or "--num-processes 4 --num-machines 2"
+    local parts = { ... }
+    run(options, "lr.launch { rendezvous_timeout = 4 } mark('pid' .. os.getenv 'RANK')", function(r, other, folder)
+      check.equal(r.status, 1)
+      check.equal(other.status, 1)
+      has(r.err, parts[1])
+      has(other.err, parts[2])
+      check.that(not fs.exists(folder .. "/pid0") and not fs.exists(folder .. "/pid2"), "nothing was started")
+    end)
+  end
+  local ranks = "wants 2 ranks, 1 of them its own; machine 0 ("
+  refused({ flags1 = "--num-processes 2 --num-machines 2" }, ranks, ranks)
+  refused({ environment1 = "LORARUN_SECRET=guessed" }, "machine 1 of 2 did not come to 127.0.0.1:", "the secret differs")
+  refused({ machine_rank1 = 0 }, "machine 1 of 2 did not come", "is in use")
+  refused({ flags1 = "--num-processes 6 --num-machines 3" }, "", "")
+end)
