@@ -24,9 +24,16 @@ local LAST_GREETING = 5   -- seconds that machine 0 waits for the others to have
 
 -- ---- the store --------------------------------------------------------------------------------------------------------
 
+-- The store speaks of ranks; the members of this one are machines.
+local function checked(status)
+  if status >= 0 then return end
+  local text = ffi.string(C.lr_last_error()):gsub("%f[%a]rank(s?)%f[%A]", "machine%1")
+  check.fail("%s", (text:gsub("a machine of its own", "a --machine-rank of its own")))
+end
+
 function Link:set(key, value)
   local text = json.encode(value)
-  check.call(C.lr_store_set, self.store, key, text, #text)
+  checked(C.lr_store_set(self.store, key, text, #text))
 end
 
 -- The value, or nil where nobody set it within `timeout` seconds.
@@ -34,59 +41,64 @@ function Link:get(key, timeout)
   local value, size = ffi.new "char *[1]", ffi.new "int64_t[1]"
   local status = C.lr_store_get(self.store, key, timeout, value, size)
   if status == C.LR_ETIMEOUT then return nil end
-  check(status)
+  checked(status)
   local text = ffi.string(value[0], size[0])
   C.lr_free(value[0])
   return json.decode(text, key)
 end
 
--- Fail the launchers of all machines.
-function Link:refuse(fmt, ...)
-  local why = fmt:format(...)
-  C.lr_store_fail(self.store, why)
-  check.fail("%s", why)
-end
-
 local function connect(job)
   local out, who = ffi.new "lr_store *[1]", ffi.new "lr_store_member"
   who.secret, who.rank, who.world_size, who.generation = job.secret, job.machine_rank, job.machines, 0
-  check.call(C.lr_store_connect, out, job.host, job.port, who, job.rendezvous_timeout)
+  checked(C.lr_store_connect(out, job.host, job.port, who, job.rendezvous_timeout))
   C.lr_store_set_patience(out[0], SILENCE)
   return out[0]
 end
 
 -- ---- the start --------------------------------------------------------------------------------------------------------
 
--- Machine 0: until all others have said hello and agree.
+-- Machine 0: until all others have said hello -> nothing where all agree, or what is wrong.
 function Link:receive(say)
   local job, deadline = self.job, C.lr_time() + self.job.rendezvous_timeout
+  local wrong
   for machine = 1, job.machines - 1 do
     local hello
     while not hello do
       local left = deadline - C.lr_time()
       if left <= 0 then
-        self:refuse("machine %d of %d did not come to %s:%d within %d s", machine, job.machines, job.host, job.port,
+        return ("machine %d of %d did not come to %s:%d within %d s"):format(machine, job.machines, job.host, job.port,
           job.rendezvous_timeout)
       end
       hello = self:get("hello/" .. machine, math.min(left, PATIENCE))
       if not hello then say(("waiting for machine %d of %d at %s:%d"):format(machine, job.machines, job.host, job.port)) end
     end
-    if hello.processes ~= job.world_size or hello.ranks ~= job.ranks then
-      self:refuse("machine %d (%s) wants %d ranks, %d of them its own; machine 0 (%s) wants %d and %d", machine, hello.host,
-        hello.processes, hello.ranks, job.host_name, job.world_size, job.ranks)
+    self.hosts[machine], self.heard[machine] = hello.host, { at = C.lr_time() }
+    if hello.num_processes ~= job.world_size then
+      wrong = ("num_processes is %d on machine %d (%s) and %d on machine 0 (%s); start every machine with the same settings"):format(
+        hello.num_processes, machine, hello.host, job.world_size, job.host_name)
     end
-    self.hosts[machine] = hello.host
   end
-  for machine = 1, job.machines - 1 do self.heard[machine] = { at = C.lr_time() } end
-  self:set("welcome", { host = job.host_name })
+  return wrong
+end
+
+function Link:welcome(say)
+  local wrong = self:receive(say)
+  for _, heard in pairs(self.heard) do heard.at = C.lr_time() end
+  self:set("welcome", { host = self.job.host_name, wrong = wrong })
+  if wrong then
+    self:leave()
+    check.fail("%s", wrong)
+  end
 end
 
 function Link:introduce()
   local job = self.job
-  self:set("hello/" .. job.machine_rank, { processes = job.world_size, ranks = job.ranks, host = job.host_name })
-  local welcome = self:get("welcome", job.rendezvous_timeout)
-  if not welcome then
-    check.fail("not all of the %d machines came to %s:%d within %d s", job.machines, job.host, job.port, job.rendezvous_timeout)
+  self:set("hello/" .. job.machine_rank, { num_processes = job.world_size, host = job.host_name })
+  local welcome = self:get("welcome", job.rendezvous_timeout + SILENCE) -- machine 0 gives up first, and says on whom it waited
+  if not welcome then check.fail("machine 0 at %s:%d does not go on", job.host, job.port) end
+  if welcome.wrong then
+    self:leave()
+    check.fail("%s", welcome.wrong)
   end
   self.hosts[0] = welcome.host
 end
@@ -96,11 +108,11 @@ function machines.join(job, say)
   local ok, err = pcall(function()
     if job.machine_rank == 0 then
       local server = ffi.new "lr_store_server *[1]"
-      check.call(C.lr_store_serve, server, job.host, job.port, job.secret, job.machines)
+      checked(C.lr_store_serve(server, job.host, job.port, job.secret, job.machines))
       link.server = server[0]
     end
     link.store = connect(job)
-    if job.machine_rank == 0 then link:receive(say) else link:introduce() end
+    if job.machine_rank == 0 then link:welcome(say) else link:introduce() end
   end)
   if ok then return link end
   link:close()

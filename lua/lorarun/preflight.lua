@@ -3,7 +3,6 @@
 --     settings  of settings.resolve
 --     what      { model =, data =, output = }, as lr.load_model and lr.train take them; each may be missing
 --     say(line) is called once for each thing that is well. The first that cannot work is an error.
-local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"

@@ -102,7 +102,7 @@ local function follow(job, output, link, generation)
         looked = now
         local ok, orders = pcall(link.exchange, link, generation, run, started)
         if not ok then
-          lost = ("machine 0 (%s) is lost: %s"):format(link.hosts[0], orders)
+          lost = ("machine 0 (%s) is lost: %s"):format(link.hosts[0], (orders:gsub("^[^:]+:%d+: ", "")))
         elseif orders and not started then
           started = true
           run:start(orders.port)

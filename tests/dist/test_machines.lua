@@ -13,24 +13,29 @@ local function free_port()
   return port
 end
 
--- Run a recipe on two machines with two ranks each, then look(machine 0's result, machine 1's, folder).
--- flags, environment: of both machines; flags1, environment1: in their place on machine 1.
+-- Run a recipe on machines with two ranks each, then look(machine 0's result, machine 1's, folder, machine 2's ...).
+-- flags, environment: of all machines; flags1, environment1: in their place on machine 1. numbers: { 0, 1 } unless told.
 local function run(options, code, look)
   local flags = options.flags or "--num-processes 4 --num-machines 2"
   local environment = options.environment or "LORARUN_SECRET=open-sesame"
   local address = ("--main-process-ip 127.0.0.1 --main-process-port %d"):format(free_port())
-  local command = ("(%s $L %s %s --machine-rank %d ./recipe.lua >out1 2>err1; echo $? >status1) & "
-    .. "%s $L %s %s --machine-rank 0 ./recipe.lua; s=$?; wait; (exit $s)"):format(options.environment1 or environment,
-    options.flags1 or flags, address, options.machine_rank1 or 1, environment, flags, address)
+  local numbers = options.numbers or { 0, 1 }
+  local command = {}
+  for i = 2, #numbers do
+    command[#command + 1] = ("(%s $L %s %s --machine-rank %d ./recipe.lua >out%d 2>err%d; echo $? >status%d) &"):format(
+      i == 2 and options.environment1 or environment, i == 2 and options.flags1 or flags, address, numbers[i], i, i, i)
+  end
+  command[#command + 1] = ("%s $L %s %s --machine-rank 0 ./recipe.lua; s=$?; wait; (exit $s)"):format(environment, flags, address)
   launched.run(code, function(r, folder)
-    local other = { status = tonumber(fs.read(folder .. "/status1")), out = fs.read(folder .. "/out1"),
-      err = fs.read(folder .. "/err1") }
-    local ok, err = pcall(look, r, other, folder)
-    if not ok then
-      error(("%s\n---- machine 0, status %s\n%s---- machine 1, status %s\n%s"):format(err, r.status, r.all, other.status,
-        other.out .. other.err), 0)
+    local others, all = {}, ("\n---- machine 0, status %s\n%s"):format(r.status, r.all)
+    for i = 2, #numbers do
+      local function read(what) return fs.read(("%s/%s%d"):format(folder, what, i)) end
+      others[#others + 1] = { status = tonumber(read "status"), out = read "out", err = read "err" }
+      all = all .. ("---- machine %d, status %s\n%s"):format(numbers[i], read "status", read "out" .. read "err")
     end
-  end, command)
+    local ok, err = pcall(look, r, others[1], folder, others[2])
+    if not ok then error(err .. all, 0) end
+  end, table.concat(command, " "))
 end
 
 local function has(text, ...)
@@ -158,20 +163,47 @@ test("without machine 0 the others stop within seconds", function()
 end)
 
 test("what machines must agree on", function()
-  local function refused(options, ...)
-    options.flags = options.flags or "--num-processes 4 --num-machines 2"
-    local parts = { ... }
-    run(options, "lr.launch { rendezvous_timeout = 4 } mark('pid' .. os.getenv 'RANK')", function(r, other, folder)
-      check.equal(r.status, 1)
-      check.equal(other.status, 1)
-      has(r.err, parts[1])
-      has(other.err, parts[2])
-      check.that(not fs.exists(folder .. "/pid0") and not fs.exists(folder .. "/pid2"), "nothing was started")
+  local nothing_started = "lr.launch { rendezvous_timeout = 4 } mark('pid' .. os.getenv 'RANK')"
+  local function refused(options, main, other)
+    run(options, nothing_started, function(r, second, folder, third)
+      for machine, result in pairs { [0] = r, second, third } do
+        check.equal(result.status, 1, "status of machine " .. machine)
+        has(result.err, machine == 0 and main or other)
+      end
+      for rank = 0, 3 do check.that(not fs.exists(folder .. "/pid" .. rank), "a rank was started") end
     end)
   end
-  local ranks = "wants 2 ranks, 1 of them its own; machine 0 ("
-  refused({ flags1 = "--num-processes 2 --num-machines 2" }, ranks, ranks)
+  local processes = "num_processes is 2 on machine 1 ("
+  refused({ flags1 = "--num-processes 2 --num-machines 2" }, processes, processes)
   refused({ environment1 = "LORARUN_SECRET=guessed" }, "machine 1 of 2 did not come to 127.0.0.1:", "the secret differs")
-  refused({ machine_rank1 = 0 }, "machine 1 of 2 did not come", "is in use")
-  refused({ flags1 = "--num-processes 6 --num-machines 3" }, "", "")
+  refused({ flags1 = "--num-processes 6 --num-machines 3" }, "expects 3 machines, this job has 2",
+    "expects 3 machines, this job has 2")
+  local twice = "two processes are machine 1, one at 127.0.0.1 and one at 127.0.0.1; give each a --machine-rank of its own"
+  refused({ flags = "--num-processes 3 --num-machines 3", numbers = { 0, 1, 1 } }, twice, twice)
+end)
+
+test("several machines without a secret, or at an address of nobody's, do not start", function()
+  run({ environment = "" }, "lr.launch {}", function(r, other)
+    for _, result in ipairs { r, other } do
+      check.equal(result.status, 1)
+      has(result.err, "machines must share a secret")
+    end
+  end)
+  launched.run("lr.launch {}", function(r)
+    check.equal(r.status, 1)
+    has(r.err, "192.0.2.1")
+  end, "LORARUN_SECRET=s $L --num-processes 2 --num-machines 2 --main-process-ip 192.0.2.1 --machine-rank 0 ./recipe.lua")
+end)
+
+test("a machine that is stopped is lost after a while", function()
+  run({}, WORK:gsub("FATE", [[job.rank == 3 and (function()
+    local launcher = ffi.C.getppid()
+    os.execute("(sleep 25; kill -CONT " .. launcher .. ") >/dev/null 2>&1 &")
+    signal_launcher(19)
+  end)()]]), function(r, other)
+    check.equal(r.status, 1)
+    has(r.err, "lorarun: machine 1 (", ") is lost: nothing was heard of it for 15 s")
+    check.equal(other.status, 1)
+    has(other.err, "lorarun: machine 0 (", ") is lost")
+  end)
 end)

@@ -67,18 +67,3 @@ test("model, data and output that cannot work", function()
   check.raises("file", looked, {}, { output = fs.join(dir, "file") })
   fs.remove(dir)
 end)
-
-test("machine 0 can serve on its address", function()
-  settings.forget()
-  local argv = { "--num-processes", "2", "--num-machines", "2", "--main-process-ip", "192.0.2.1" } -- nobody's address (RFC 5737)
-  for i = 1, #argv, 2 do settings.take_flag(argv, i) end
-  local ok, err = pcall(settings.resolve, {})
-  check.that(not ok and err:find "secret", err)
-  local secret = os.tmpname()
-  fs.write(secret, "a long and random text")
-  settings.take_flag({ "--secret-file", secret }, 1)
-  local s = settings.resolve {}
-  os.remove(secret)
-  settings.forget()
-  check.raises("192.0.2.1", preflight.check, s, {}, function() end)
-end)
