@@ -50,7 +50,7 @@ template <class T> struct norm_operands {
 };
 
 template <class T, bool ALIGNED, bool KEPT>
-__global__ void __launch_bounds__(MAX_THREADS_A_ROW) norm_forward(norm_operands<T> o)
+__global__ void __launch_bounds__(MAX_THREADS_A_ROW, 1) norm_forward(norm_operands<T> o)
 {
     SIMT_SHARED(float, part, MAX_WARPS);
     const int64_t row = blockIdx.x, at = row * o.width;
@@ -114,7 +114,7 @@ template <class T> struct norm_backward_operands {
 
 /* With n = (s - mean) rstd and g = dy w:  dx = rstd (g - mean(g) - n mean(g n)) + ds;  RMSNorm lacks the term mean(g). */
 template <class T, bool ALIGNED, bool KEPT>
-__global__ void __launch_bounds__(MAX_THREADS_A_ROW) norm_backward(norm_backward_operands<T> o)
+__global__ void __launch_bounds__(MAX_THREADS_A_ROW, 1) norm_backward(norm_backward_operands<T> o)
 {
     SIMT_SHARED(float, part, MAX_WARPS);
     const int64_t row = blockIdx.x, at = row * o.width;

@@ -76,9 +76,10 @@ function nn.source(options)
       end
     end
     local packed = ffi.new "lr_tensor *[1]"
-    check.call(C.lr_tensor_pack, packed, w.handle, 1, w.dtype == "bf16" and C.LR_BF16 or C.LR_F32)
+    local dtype = C["LR_" .. w.dtype:upper()]
+    check.call(C.lr_tensor_pack, packed, w.handle, 1, dtype)
     layer.forward = tensor.adopt(packed[0])
-    check.call(C.lr_tensor_pack, packed, w.handle, 2, w.dtype == "bf16" and C.LR_BF16 or C.LR_F32)
+    check.call(C.lr_tensor_pack, packed, w.handle, 2, dtype)
     layer.backward = tensor.adopt(packed[0])
     w:free()
     source.linears[#source.linears + 1] = layer

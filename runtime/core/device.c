@@ -77,7 +77,17 @@ static const lr_driver *need_driver(int device, const char *what)
 int lr_device_describe(int device, char *buf, size_t cap)
 {
     const lr_driver *driver = need_driver(device, "describe");
-    return driver != NULL ? driver->describe(buf, cap) : LR_EDEVICE;
+    if (driver == NULL)
+        return LR_EDEVICE;
+    const int status = driver->describe(buf, cap);
+#ifdef LR_HAVE_CUDA
+    /* Somebody looked for a GPU and works on the processor now: why? */
+    if (status == LR_OK && device == LR_CPU && cuda.state == MISSING) {
+        const size_t used = strlen(buf);
+        snprintf(buf + used, cap - used, "; no GPU: %s", cuda.why);
+    }
+#endif
+    return status;
 }
 
 int lr_device_memory(int device, int64_t *free_bytes, int64_t *total_bytes)

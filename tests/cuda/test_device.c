@@ -46,6 +46,11 @@ TEST(a_device_or_the_reason_why_there_is_none)
     CHECK_INT(lr_device_memory(LR_CUDA, &free_bytes, &total), LR_EDEVICE);
     CHECK_HAS(lr_last_error(), lr_device_missing(LR_CUDA));
     CHECK_INT(lr_device_wait(LR_CUDA), LR_EDEVICE);
+#ifdef LR_HAVE_CUDA /* a program built for GPUs says why it works without */
+    CHECK_INT(lr_device_describe(LR_CPU, text, sizeof text), LR_OK);
+    CHECK_HAS(text, "; no GPU: ");
+    CHECK_HAS(text, lr_device_missing(LR_CUDA));
+#endif
 }
 
 TEST(the_processor_and_meta_are_devices_too)

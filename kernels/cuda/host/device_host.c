@@ -32,6 +32,7 @@ static range ranges[MAX_RANGES];
 static int range_count;
 static size_t top; /* what lies above was never given out */
 static int openings;
+static pthread_mutex_t openings_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int reserve(void)
 {
@@ -52,16 +53,21 @@ static void protect(int how)
         mprotect(arena, used, how); /* where this fails, the access that follows ends the process and so says it */
 }
 
+/* Copies may run side by side. */
 void lr_device_memory_open(void)
 {
+    pthread_mutex_lock(&openings_lock);
     if (openings++ == 0)
         protect(PROT_READ | PROT_WRITE);
+    pthread_mutex_unlock(&openings_lock);
 }
 
 void lr_device_memory_close(void)
 {
+    pthread_mutex_lock(&openings_lock);
     if (--openings == 0)
         protect(PROT_NONE);
+    pthread_mutex_unlock(&openings_lock);
 }
 
 static void insert_range(int at, range r)
