@@ -35,7 +35,7 @@ local args = lr.args {
   { "max-train-rows", 850000, "use only so many training rows; 0: all", type = "integer", min = 0 },
   { "max-evaluation-rows", 780000, "use only so many rows of validation and of test; 0: all", type = "integer", min = 0 },
   { "on-bad-row", "error", "what a malformed row does", choices = { "error", "skip" } },
-  { "recompute", "none", "layers whose activations are computed again in backward: none, all or a number" },
+  { "recompute", "auto", "layers computed again in backward, not kept: none, all, a number, or as few as fit the memory" },
   { "threads", 0, "compute threads; 0: all cores", type = "integer", min = 0 },
   { "seed", 1, "of everything random", type = "integer", min = 0 },
   { "resume", "", "go on from a checkpoint: latest, or its path" },

@@ -26,17 +26,18 @@ local function new(o)
   return self
 end
 
--- The draws of a step: first draw and how many.
-function Batches:range(step)
-  local epoch = math.floor(step / self.steps_per_epoch)
-  local start = (step - epoch * self.steps_per_epoch) * self.step_size
-  return epoch * self.draws + start, math.min(self.step_size, self.draws - start)
+--- range(step, draws, step_size): the draws of a step, with so many in an epoch and in a step: the first, and how many.
+local function range(step, draws, step_size)
+  local steps_per_epoch = math.ceil(draws / step_size)
+  local epoch = math.floor(step / steps_per_epoch)
+  local start = (step - epoch * steps_per_epoch) * step_size
+  return epoch * draws + start, math.min(step_size, draws - start)
 end
 
 -- Submit micro-batches while the loader has room.
 function Batches:fill()
   while self.next_step < self.last_step and self.loader:room() > 0 do
-    local first, total = self:range(self.next_step)
+    local first, total = range(self.next_step, self.draws, self.step_size)
     local from = self.micro * self.batch
     local n = math.min(self.batch, total - from)
     local picked, rows, columns, keys = {}, {}, {}, {}
@@ -97,4 +98,4 @@ end
 
 function Batches:close() self.loader:close() end
 
-return { new = new }
+return { new = new, range = range }

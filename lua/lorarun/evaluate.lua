@@ -17,7 +17,8 @@ local autograd = require "lorarun.autograd"
 
 local evaluate = {}
 
-local BATCH_BYTES = 24576 -- bytes of text a forward pass: about 8,000 tokens of code
+evaluate.BATCH_BYTES = 24576 -- of text, a forward pass: about 8,000 tokens of code
+local BATCH_BYTES = evaluate.BATCH_BYTES
 local BATCH_TEXTS = 1024
 
 -- Number the distinct texts of the given columns. Returns index[c][row] (C arrays, from 0) and { count, row, column }: where each
@@ -51,6 +52,12 @@ local function distinct(set, columns, prefixes)
     index[c] = mine
   end
   return index, { count = count, row = place_row, column = place_column }
+end
+
+--- distinct_texts(set, columns, prefixes): how many there are.
+function evaluate.distinct_texts(set, columns, prefixes)
+  local _, texts = distinct(set, columns, prefixes)
+  return texts.count
 end
 
 -- The distinct texts longest first, so that a batch holds texts of one length and the first batch is the largest memory will see,

@@ -146,6 +146,16 @@ function lora.add(model, spec)
   return adapter
 end
 
+--- like(model, other): adapters of the same modules, ranks and settings as those of another model of the same architecture.
+function lora.like(model, other)
+  local modules = {}
+  for _, m in ipairs(other.lora.modules) do modules[m.name] = m end
+  return attach(model, other.lora.config, function(name)
+    local m = modules[name]
+    if m then return m.rank, m.scale end
+  end)
+end
+
 --- Draw A anew from the seed and set B to zero.
 function Adapter:reset(seed)
   for i, m in ipairs(self.modules) do

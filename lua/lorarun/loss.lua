@@ -3,6 +3,7 @@
 --   columns     one tensor [batch, dim] for each text column, in order: views of embeddings [columns * batch, dim]
 --   labels      f32 [batch], or nil where the loss uses none
 -- and  positives_only = true  where rows with a score below 0.5 are of no use to it. A recipe may pass a plain function instead.
+-- and  stateless = true  where compute does nothing but ops on its arguments: then a step may be tried without values beforehand.
 -- All embeddings are unit length when they come here (the trainer normalises where the model does not).
 --
 -- On several ranks a loss is computed on each rank's own pairs, which is enough where it is a mean over pairs. One that compares
@@ -16,9 +17,10 @@ local loss = {}
 
 --- mean((cos(u, v) - label)^2): sentence-transformers' CosineSimilarityLoss.
 function loss.cosine_similarity()
-  return { name = "cosine_similarity", needs_labels = true, columns = 2, compute = function(columns, labels)
-    return ops.mse(ops.row_dot(columns[1], columns[2]), labels)
-  end }
+  return { name = "cosine_similarity", needs_labels = true, stateless = true, columns = 2,
+    compute = function(columns, labels)
+      return ops.mse(ops.row_dot(columns[1], columns[2]), labels)
+    end }
 end
 
 --- Multiple negatives ranking (Henderson et al., 2017): every anchor must rank its own positive above all other positives and all
@@ -28,7 +30,8 @@ end
 function loss.multiple_negatives_ranking(options)
   local scale = options and options.scale or 20
   local gather = not (options and options.gather == false)
-  return { name = "multiple_negatives_ranking", positives_only = true, columns = 2, more_columns = true, gather = gather,
+  return { name = "multiple_negatives_ranking", positives_only = true, stateless = true, columns = 2, more_columns = true,
+    gather = gather,
     compute = function(columns, _, embeddings)
       local n = columns[1].shape[1]
       local candidates = ops.rows(embeddings, n, embeddings.shape[1])

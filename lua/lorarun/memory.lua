@@ -58,8 +58,13 @@ local function left_by_group()
   return math.max(0, most - used + cached)
 end
 
---- available(): bytes of main memory that this process may still have, or nil where the system does not say.
-function memory.available()
+--- available(device): bytes of a device's memory that this process may still have, or nil where the system does not say.
+function memory.available(device)
+  if device == "cuda" then
+    local free, total = ffi.new "int64_t[1]", ffi.new "int64_t[1]"
+    check(C.lr_device_memory(C.LR_CUDA, free, total))
+    return tonumber(free[0])
+  end
   local kib = (contents "/proc/meminfo" or ""):match "MemAvailable:%s+(%d+) kB"
   local free, left = kib and tonumber(kib) * 1024, left_by_group()
   return free and left and math.min(free, left) or free or left

@@ -73,12 +73,21 @@ local function architecture(config, path)
   return arch
 end
 
+-- The frozen layers. o: { load = function(name, t), dtype, device, max_length }
+local function assemble(arch, sizes, o)
+  local source = nn.source(o)
+  local built = arch.build(sizes, source)
+  arch.prepare(built, o.max_length, o.device)
+  return setmetatable({ arch = arch, sizes = sizes, built = built, linears = source.linears, dtype = o.dtype, device = o.device,
+    max_length = o.max_length }, Model)
+end
+
 --- load(name, options): name: a folder, or a Hugging Face id in the local cache. Options:
 ---   precision   "fp32" (default) or "bf16": what the forward and backward passes compute in
 ---   max_length  tokens a text is cut to; default: the folder's own
 ---   pooling     "mean", "cls", "last", ...: only where the folder does not say
 ---   normalize   override the folder's
----   device      "cpu"
+---   device      "cpu", or "meta": shapes without bytes, for which config.json is enough: what needs a tokenizer then has none
 ---   revision    of a Hugging Face id
 --- An adapter folder (adapter_config.json without config.json) loads its base model with the adapter on it.
 local function load(name, options)
@@ -105,7 +114,8 @@ local function load(name, options)
   if not dtype then
     check.fail("precision '%s' is not supported on the CPU; there are fp32 and bf16", tostring(precision))
   end
-  local pooling = options.pooling or settings.pooling
+  local device = options.device or "cpu"
+  local pooling = options.pooling or settings.pooling or device == "meta" and "mean"
   if not pooling then
     check.fail("%s says nothing about pooling (there is no modules.json); say pooling = \"mean\", \"cls\" or \"last\": a wrong one "
       .. "gives worthless embeddings", folder)
@@ -123,28 +133,32 @@ local function load(name, options)
   if options.normalize ~= nil then normalize = options.normalize end
 
   return tensor.persistent(function()
-    local file = safetensors.open_folder(weights_folder)
-    local ok, model = pcall(function()
-      local load_tensor, prefix = nn.file_loader(file, arch.prefixes, arch.probe)
-      local source = nn.source { load = load_tensor, dtype = dtype, device = options.device or "cpu" }
-      local built = arch.build(c, source)
-      arch.prepare(built, max_length, source.device)
-      return { arch = arch, built = built, linears = source.linears, prefix = prefix }
-    end)
-    file:close()
-    if not ok then error(model, 0) end
-    local tokenizer = require("lorarun.tokenizer").load_tokenizer(options.settings_folder or weights_folder)
-    if tokenizer.vocab_size > c.vocabulary then
-      check.fail("%s: the tokenizer has ids up to %d but the model has %d embeddings", folder, tokenizer.vocab_size - 1,
-        c.vocabulary)
+    local model, prefix
+    if device == "meta" then
+      model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = function() end })
+    else
+      local file = safetensors.open_folder(weights_folder)
+      local ok, err = pcall(function()
+        local load_tensor
+        load_tensor, prefix = nn.file_loader(file, arch.prefixes, arch.probe)
+        model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = load_tensor })
+      end)
+      file:close()
+      if not ok then error(err, 0) end
     end
-    model.name, model.folder, model.weights_folder = name, folder, weights_folder
+    local tokenizer_folder, tokenizer = options.settings_folder or weights_folder, nil
+    if device ~= "meta" or fs.is_file(fs.join(tokenizer_folder, "tokenizer.json")) then
+      tokenizer = require("lorarun.tokenizer").load_tokenizer(tokenizer_folder)
+      if tokenizer.vocab_size > c.vocabulary then
+        check.fail("%s: the tokenizer has ids up to %d but the model has %d embeddings", folder, tokenizer.vocab_size - 1,
+          c.vocabulary)
+      end
+    end
+    model.name, model.folder, model.weights_folder, model.prefix = name, folder, weights_folder, prefix
     model.config, model.tokenizer, model.settings = config, tokenizer, settings
-    model.dimension, model.dtype, model.precision = c.hidden, dtype, precision
-    model.device, model.max_length, model.limit = options.device or "cpu", max_length, limit
+    model.dimension, model.precision, model.limit = c.hidden, precision, limit
     model.pooling, model.normalize, model.layer_count = pooling, normalize, c.layers
-    model.sizes = c
-    return setmetatable(model, Model)
+    return model
   end)
 end
 
@@ -238,6 +252,19 @@ function Model:load_adapter(folder) return require("lorarun.lora").load(self, fo
 --- parameters(): the flat trainable state { value, grad, count }, or nil without adapters.
 function Model:parameters() return self.lora and self.lora.parameters or nil end
 
+--- A model of the same shapes, adapters included, on the meta device: what a step of this one will take can be tried on it.
+function Model:without_bytes()
+  return tensor.persistent(function()
+    local twin = assemble(self.arch, self.sizes, { dtype = self.dtype, device = "meta", max_length = self.max_length,
+      load = function() end })
+    for _, field in ipairs { "name", "config", "dimension", "precision", "pooling", "normalize", "layer_count" } do
+      twin[field] = self[field]
+    end
+    if self.lora then require("lorarun.lora").like(twin, self) end
+    return twin
+  end)
+end
+
 --- Number of frozen weights.
 function Model:frozen_count()
   local n = 0
@@ -268,7 +295,7 @@ function Model:free()
   end
   free(self.built)
   if self.lora then self.lora:free() end
-  self.tokenizer:free()
+  if self.tokenizer then self.tokenizer:free() end
 end
 
 function Model:__tostring()

@@ -60,9 +60,7 @@ function report.banner(run)
     { "batch", ("%d a device, %d effective"):format(o.batch, run.fixed.global_batch) },
     { "optimizer", ("AdamW, learning rate %g, warmup %s, weight decay %g, clip %g"):format(o.learning_rate,
       o.warmup and ("%d steps"):format(o.warmup) or "by the recipe's schedule", o.weight_decay, o.clip) },
-    { "compute", ("%s, gradient checkpointing %s"):format(model.precision, run.recompute == 0 and "off" or
-      run.recompute >= model.layer_count and "on every layer" or ("on %d of %d layers"):format(run.recompute,
-      model.layer_count)) },
+    { "compute", ("%s, gradient checkpointing %s"):format(model.precision, run.recompute.text) },
     { "loss", run.loss.name or "the recipe's own" },
     { "sampling", run.sampling_text },
     { "rows", ("%s train, %s validation, %s test"):format(report.count(run.train.rows),

@@ -24,6 +24,7 @@ local ops = require "lorarun.ops"
 local optim = require "lorarun.optim"
 local progress = require "lorarun.progress"
 local ranks = require "lorarun.ranks"
+local recompute = require "lorarun.recompute"
 local report = require "lorarun.report"
 local run_files = require "lorarun.run_files"
 local run_state = require "lorarun.run_state"
@@ -38,7 +39,7 @@ local DEFAULTS = {
   model = false, data = false, output = false, loss = false, schedule = false, -- given by the recipe
   columns = { "current_line", "context" }, score = "score", group = "context_type", prompts = {},
   batch = 64, accumulate = 1, epochs = 3, max_steps = 0, learning_rate = 3e-4, weight_decay = 0, clip = 1,
-  sampling = "weighted", evaluation_steps = 2000, evaluate_first = false, keep = 3, seed = 1, recompute = "none",
+  sampling = "weighted", evaluation_steps = 2000, evaluate_first = false, keep = 3, seed = 1, recompute = "auto",
   resume = false, on_bad_row = "error", max_train_rows = 0, max_evaluation_rows = 0, loader_threads = 1,
   settings = false, recipe = false, on_step = false, warmup = false,
 }
@@ -121,10 +122,11 @@ local function choose_rows(o, train, labels)
   check.fail("there is no sampling '%s'; there are weighted, shuffled and sequential", tostring(o.sampling))
 end
 
-local function recompute_layers(o)
-  local n = ({ none = 0, all = o.model.layer_count })[o.recompute] or tonumber(o.recompute)
-  if not n or n < 0 then check.fail("recompute is '%s'; expected none, all or a number of layers", tostring(o.recompute)) end
-  return math.min(n, o.model.layer_count)
+-- Steps of an epoch, and of a run on so many ranks.
+local function count_steps(o, draws, world)
+  local epoch = math.ceil(draws / (o.batch * o.accumulate * world))
+  local total = math.ceil(epoch * o.epochs)
+  return epoch, o.max_steps > 0 and math.min(total, o.max_steps) or total
 end
 
 -- Forward and backward of this rank's share of a micro-batch: adds to the gradients, returns its part of the step's loss.
@@ -138,7 +140,8 @@ local function micro_step(run, packed, info)
   end
   local rows = gather and info.rows or info.own
   local loss = autograd.gradients(function()
-    local ctx = model:context(packed, { training = true, seed = run.options.seed, step = info.step, recompute = run.recompute })
+    local ctx = model:context(packed, { training = true, seed = run.options.seed, step = info.step,
+      recompute = run.recompute:layers(packed.tokens) })
     local e = model:forward(ctx)
     if not model.normalize then e = ops.normalize(e) end
     if gather then e = whole(e) end
@@ -327,12 +330,10 @@ function trainer.train(given)
   local labels = run.train:has(o.score) and run.train:numbers(o.score) or nil
   local sample, draws, text, classes = choose_rows(o, run.train, labels)
   run.sampling_text, run.classes = text, classes
-  run.recompute = recompute_layers(o)
+  run.sample, run.draws = sample, draws
   local world = comm.world_size
   local global_batch = o.batch * o.accumulate * world
-  run.steps_per_epoch = math.ceil(draws / global_batch)
-  run.total_steps = math.ceil(run.steps_per_epoch * o.epochs)
-  if o.max_steps > 0 then run.total_steps = math.min(run.total_steps, o.max_steps) end
+  run.steps_per_epoch, run.total_steps = count_steps(o, draws, world)
   -- What must stay the same for a resumed run to end in the same bits.
   run.fixed = { batch = o.batch, accumulate = o.accumulate, world_size = world, global_batch = global_batch, seed = o.seed,
     learning_rate = o.learning_rate, total_steps = run.total_steps, train_rows = run.train.rows, model = o.model.name,
@@ -340,6 +341,7 @@ function trainer.train(given)
     dropout = o.model.lora.config.lora_dropout }
   if o.loss.gather ~= nil then run.fixed.compared = o.loss.gather and o.batch * world or o.batch end
   if world > 1 then compare_ranks(run) end
+  run.recompute = recompute.new(run, micro_step)
   run.optimizer = optim.adamw(o.model.lora.parameters, { weight_decay = o.weight_decay, max_grad_norm = o.clip })
   run.files = ranks.silent
   comm.on_rank_0(function()
@@ -378,6 +380,7 @@ function trainer.train(given)
     result = step
   end
   run.optimizer:free()
+  run.recompute:free()
   for _, set in pairs { run.train, run.validation, run.test } do set:close() end
   if not ok then error(result, 0) end
   return result

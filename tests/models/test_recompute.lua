@@ -1,0 +1,173 @@
+-- The trainer's recompute = "auto" | "none" | "all" | n: what it chooses when memory is short, that the result is the same bits,
+-- and what it refuses. How much memory is free is what these tests tell the program.
+local fs = require "lorarun.fs"
+local json = require "lorarun.json"
+local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+
+local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
+local FOLDERS = { bert = "query,key,value", qwen2 = "q_proj,k_proj,v_proj" }
+local HEAD_DIM = { bert = 12, qwen2 = 8 }
+local PLENTY = 1e12
+
+-- The free memory that leaves room for tensors of so many bytes: a tenth of it stays free, and kernels need a little besides.
+local function free_for(arch, bytes)
+  return (bytes + require("lorarun.c").lr_threads() * 16 * 64 * HEAD_DIM[arch] * 4) / 0.9
+end
+
+-- Rows of very different lengths: every fourth step has long ones, of so many lines. validation: how many rows that split has
+local function make_data(folder, rows, lines_of_long, validation)
+  fs.make(folder)
+  for split, count in pairs { train = rows, validation = validation or 2 } do
+    local lines = {}
+    for i = 1, count do
+      lines[i] = json.encode({ current_line = ("x = %d"):format(i), score = i % 2,
+        context = ("y = f(x, %d)\n"):format(i):rep(math.floor(i / 4) % 4 == 3 and (lines_of_long or 9) or 1) })
+    end
+    fs.write(fs.join(folder, split .. ".jsonl"), table.concat(lines, "\n") .. "\n")
+  end
+  return folder
+end
+
+-- A program that trains four steps of four pairs, and says what its steps took. FREE: what it takes the free memory to be.
+local RECIPE = [[
+local lr, memory, C = require "lorarun", require "lorarun.memory", require "lorarun.c"
+local folder, arch, targets, free, options = unpack(arg)
+if free ~= "" then memory.available = function() return tonumber(free) end end
+local model = lr.load_model(arch, { max_length = 64 })
+model:add_lora { rank = 2, alpha = 4, dropout = 0.1, targets = lr.split(targets, ",") }
+local given = { model = model, data = folder .. "/data", output = folder .. "/out", batch = 4, epochs = 1, sampling = "sequential",
+  learning_rate = 1e-2, evaluation_steps = 100, group = false }
+for key, value in pairs(assert(loadstring("return " .. options))()) do given[key] = value end
+local result = { calls = 0, steps = 0 }
+if given.loss == "own" then
+  given.loss = function(columns, labels)
+    result.calls = result.calls + 1
+    assert(columns[1]:data()[0])
+    return lr.ops.mse(lr.ops.row_dot(columns[1], columns[2]), labels)
+  end
+end
+C.lr_memory_release_cached(C.LR_CPU) -- what loading has left, so that peaks of steps compare
+memory.reset_peak()
+local held = memory.stats().live_bytes
+given.on_step = function(done)
+  result.steps, result.peak = done.step, memory.stats().peak_bytes - held
+  result.reserved = memory.stats().reserved_bytes - held
+end
+local ok, err = pcall(lr.train, given)
+if not ok then result.error = err end
+result.adapters = require("lorarun.ranks").checksum(model.lora.parameters.value)
+model:free()
+collectgarbage() collectgarbage()
+result.left, result.planned_left = memory.stats().live_tensors, memory.stats("meta").live_tensors
+lr.fs.write(folder .. "/result.json", lr.json.encode(result))
+]]
+
+-- Run it. free: bytes, or nil for what there is. Returns its result, with what was printed as `out`.
+local function train(folder, arch, free, options)
+  local recipe = fs.join(folder, "recipe.lua")
+  fs.write(recipe, RECIPE)
+  if fs.exists(fs.join(folder, "out")) then fs.remove(fs.join(folder, "out")) end
+  local words = { recipe, folder, fs.join(golden, arch), FOLDERS[arch], free and ("%d"):format(free) or "", options or "{}" }
+  for i, word in ipairs(words) do words[i] = shell.quote(word) end
+  local r = shell.run("$L " .. table.concat(words, " "))
+  check.equal(r.err, "", "standard error")
+  local result = json.decode_file(fs.join(folder, "result.json"))
+  check.equal(result.left, 0, "tensors left")
+  check.equal(result.planned_left, 0, "tensors left on the meta device")
+  result.out = r.out
+  return result
+end
+
+local function checkpointing(r) return r.out:match "gradient checkpointing ([^\n]*)" end
+
+for arch in pairs(FOLDERS) do
+  test(arch .. ": as much as fits is kept, and the bits are the same", function()
+    shell.with_folder(function(folder)
+      make_data(fs.join(folder, "data"), 16)
+      local none, all = train(folder, arch, nil, '{ recompute = "none" }'), train(folder, arch, nil, '{ recompute = "all" }')
+      check.equal(checkpointing(none), "off")
+      check.equal(checkpointing(all), "on every layer")
+      check.that(all.peak < none.peak, "recomputing saves nothing")
+      local plenty = train(folder, arch, PLENTY)
+      check.equal(checkpointing(plenty), "off (every batch fits the memory)")
+      check.equal(plenty.peak, none.peak)
+      check.equal(plenty.adapters, none.adapters)
+      local one = train(folder, arch, nil, "{ recompute = 1 }")
+      check.that(all.peak < one.peak and one.peak < none.peak, "the peaks are in no order")
+      local room = 1.01 * one.peak
+      local short = train(folder, arch, free_for(arch, room))
+      check.equal(short.error, nil)
+      check.that(checkpointing(short):find "where memory is short, on at most [12] of [23] layers", short.out)
+      check.equal(short.peak, one.peak)
+      check.that(short.reserved <= 0.9 * free_for(arch, room), ("%d bytes are held, cached ones included"):format(short.reserved))
+      check.equal(short.adapters, none.adapters)
+    end)
+  end)
+end
+
+test("a batch that cannot fit is refused before the first step, with numbers and remedies", function()
+  shell.with_folder(function(folder)
+    make_data(fs.join(folder, "data"), 16)
+    local all = train(folder, "bert", nil, '{ recompute = "all" }')
+    local free = free_for("bert", 0.7 * all.peak)
+    local r = train(folder, "bert", free)
+    check.equal(r.steps, 0)
+    for _, part in ipairs { "step 4 has a batch of ", "(4 pairs), which needs ", "even with all 2 layers recomputed, and ",
+      " are free; ", "give --batch ", "or a smaller --max-length", "--precision bf16" } do
+      check.that(r.error:find(part, 1, true), ("'%s' lacks '%s'"):format(r.error, part))
+    end
+    check.that(not fs.exists(fs.join(folder, "out")), "something was written")
+    local smaller = tonumber(r.error:match "%-%-batch (%d+)")
+    check.that(smaller >= 1 and smaller < 4, r.error)
+    check.equal(train(folder, "bert", free, ("{ batch = %d }"):format(smaller)).error, nil)
+    check.equal(train(folder, "bert", free, '{ recompute = "all" }').error, nil) -- as it is told, without looking
+  end)
+end)
+
+test("the texts' own lengths count where longest texts would not fit", function()
+  shell.with_folder(function(folder)
+    make_data(fs.join(folder, "data"), 16, 1)
+    local all = train(folder, "bert", nil, '{ recompute = "all" }')
+    local r = train(folder, "bert", free_for("bert", 1.05 * all.peak))
+    check.equal(r.error, nil)
+    check.equal(r.steps, 4)
+    check.equal(r.adapters, all.adapters)
+  end)
+end)
+
+test("an evaluation that cannot fit is refused before the first step", function()
+  shell.with_folder(function(folder)
+    make_data(fs.join(folder, "data"), 16, 9, 2000)
+    local all = train(folder, "bert", nil, '{ recompute = "all", max_evaluation_rows = 2 }')
+    local free = free_for("bert", 1.2 * all.peak)
+    local r = train(folder, "bert", free)
+    check.equal(r.steps, 0)
+    for _, part in ipairs { "evaluating the 2000 rows of ", "validation.jsonl (4000 different texts) needs ", " are free; ",
+      "give a smaller --max-evaluation-rows" } do
+      check.that(r.error:find(part, 1, true), ("'%s' lacks '%s'"):format(r.error, part))
+    end
+    check.equal(train(folder, "bert", free, "{ max_evaluation_rows = 2 }").error, nil)
+  end)
+end)
+
+test("a loss of the recipe's own is not tried: it may read values", function()
+  shell.with_folder(function(folder)
+    make_data(fs.join(folder, "data"), 16)
+    local r = train(folder, "bert", nil, '{ loss = "own" }')
+    check.equal(r.error, nil)
+    check.equal(r.calls, 4)
+  end)
+end)
+
+test("recompute is auto, none, all or a number", function()
+  shell.with_folder(function(folder)
+    make_data(fs.join(folder, "data"), 16)
+    for _, value in ipairs { '"some"', "-1", "1.5" } do
+      local r = train(folder, "bert", nil, ("{ recompute = %s }"):format(value))
+      check.that(r.error:find(("recompute is '%s'; expected auto, none, all or a number of layers"):format(value:gsub('"', "")), 1,
+        true), r.error)
+    end
+    check.equal(checkpointing(train(folder, "bert", nil, "{ recompute = 1 }")), "on 1 of 2 layers")
+    check.equal(checkpointing(train(folder, "bert", nil, '{ recompute = "99" }')), "on every layer")
+  end)
+end)
