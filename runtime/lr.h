@@ -100,7 +100,10 @@ int lr_meta_like(int device);
 const char *lr_dtype_name(int dtype);
 
 /* ---- devices and threads (core/device.c) ----------------------------------------------------------------------------- */
-int lr_device_available(int device);       /* 1 or 0; the first question about the GPU starts it */
+int lr_device_available(int device); /* 1 or 0; the first question about the GPU starts it */
+int lr_device_count(int device);     /* how many of the kind this process sees; starts none */
+/* Of several GPUs, use this one: before it is used or lr_device_available is asked. LR_EDEVICE where there are fewer. */
+int lr_device_choose(int device, int index);
 const char *lr_device_missing(int device); /* why a device is not available; NULL where it is */
 const char *lr_device_name(int device);    /* "cpu" */
 /* One line: model, memory; of the CPU also the instruction set in use and the threads. */
@@ -388,6 +391,7 @@ int lr_comm_all_gather_bytes(lr_comm *c, const void *data, int64_t size, char **
 int lr_comm_broadcast_bytes(lr_comm *c, const void *data, int64_t size, int root, char **out, int64_t *out_size);
 /* End the collective that waits now, and make all later ones fail: LR_EPEER with this text. From any thread. */
 void lr_comm_abort(lr_comm *c, const char *why);
+int lr_comm_nccl_version(int *out);      /* 22809: 2.28.9; LR_EUNSUPPORTED where there is none */
 int lr_comm_connected(const lr_comm *c); /* 0: a failure has made this rank leave the others */
 void lr_comm_free(lr_comm *c);
 

@@ -24,7 +24,7 @@ static int failed(cudaError_t error, const char *what)
 }
 
 /* ---- finding it -------------------------------------------------------------------------------------------------------- */
-static int find_device(void)
+static int find_device(int index)
 {
     int count = 0, driver = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
@@ -35,10 +35,10 @@ static int find_device(void)
         return lr_fail(LR_EDEVICE, "%s (driver for CUDA %d.%d, built with %d.%d)", cudaGetErrorString(error),
                        driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     }
-    if (count == 0)
-        return lr_fail(LR_EDEVICE, "there is no NVIDIA GPU");
+    if (index >= count)
+        return lr_fail(LR_EDEVICE, "there is no NVIDIA GPU%s", count > 0 ? " of that number" : "");
     struct cudaDeviceProp properties;
-    const int status = failed(cudaGetDeviceProperties(&properties, 0), "asking for the GPU's properties");
+    const int status = failed(cudaGetDeviceProperties(&properties, index), "asking for the GPU's properties");
     if (status == LR_OK && properties.major * 10 + properties.minor < OLDEST)
         return lr_fail(LR_EDEVICE,
                        "the GPU, %s, has compute capability %d.%d; 8.0 (Ampere) is the oldest that is supported",
@@ -46,11 +46,21 @@ static int find_device(void)
     return status;
 }
 
-static int open_device(void)
+static int count_devices(void)
 {
-    int status = find_device();
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) {
+        cudaGetLastError();
+        return 0;
+    }
+    return count;
+}
+
+static int open_device(int index)
+{
+    int status = find_device(index);
     if (status == LR_OK)
-        status = failed(cudaSetDevice(0), "starting the GPU");
+        status = failed(cudaSetDevice(index), "starting the GPU");
     if (status == LR_OK)
         status = failed(cudaStreamCreateWithFlags(&compute, cudaStreamNonBlocking), "making a stream");
     if (status == LR_OK)
@@ -63,8 +73,10 @@ static int open_device(void)
 static int describe(char *buf, size_t cap)
 {
     struct cudaDeviceProp p;
-    int driver = 0;
-    int status = failed(cudaGetDeviceProperties(&p, 0), "asking for the GPU's properties");
+    int driver = 0, index = 0;
+    int status = failed(cudaGetDevice(&index), "asking which GPU it is");
+    if (status == LR_OK)
+        status = failed(cudaGetDeviceProperties(&p, index), "asking for the GPU's properties");
     if (status == LR_OK)
         status = failed(cudaDriverGetVersion(&driver), "asking for the driver's version");
     if (status == LR_OK)
@@ -217,6 +229,7 @@ const lr_driver *lr_cuda_driver(void)
     static const lr_driver driver = {
         .addressable = false,
         .watched = false,
+        .count = count_devices,
         .open = open_device,
         .describe = describe,
         .memory_info = memory_info,

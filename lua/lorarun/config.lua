@@ -57,7 +57,7 @@ local function questions()
       return port
     end)
   end
-  local gpus = ask("Train on GPUs (no: on CPUs)?", C.lr_device_available(C.LR_CUDA) ~= 0 and "yes" or "no", yes_or_no)
+  local gpus = ask("Train on GPUs (no: on CPUs)?", C.lr_device_count(C.LR_CUDA) > 0 and "yes" or "no", yes_or_no)
   file.use_cpu = not gpus
   file.num_processes = ask(gpus and "How many ranks on all machines together (one for each GPU)?"
     or "How many ranks on all machines together?", file.num_machines, function(text)

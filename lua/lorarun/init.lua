@@ -34,7 +34,7 @@ local FUNCTIONS = {
   given = function(args, name) return require("lorarun.args").given(args, name) end,
   has_gpu = function()
     local C = require "lorarun.c"
-    return C.lr_device_available(C.LR_CUDA) ~= 0
+    return C.lr_device_count(C.LR_CUDA) > 0 -- a launcher that only asks does not start the GPU
   end,
   --- split("a,b", ",") -> { "a", "b" }; empty parts are left out.
   split = function(text, separator)

@@ -59,7 +59,10 @@ end
 
 -- What this process is, for recipes.
 local function new_job(s, place)
-  local cuda = not s.use_cpu and C.lr_device_available(C.LR_CUDA) ~= 0
+  local gpus = s.use_cpu and 0 or C.lr_device_count(C.LR_CUDA)
+  -- each rank of a machine its own; a scheduler may have given each one to see
+  if gpus > 0 then check(C.lr_device_choose(C.LR_CUDA, gpus == 1 and 0 or place.local_rank)) end
+  local cuda = gpus > 0 and C.lr_device_available(C.LR_CUDA) ~= 0
   return { rank = place.rank, world_size = place.world_size, local_rank = place.local_rank,
     local_world_size = place.local_world_size, machine_rank = place.machine_rank, generation = place.generation or 0,
     precision = s.precision, device = cuda and "cuda" or "cpu" }

@@ -3,6 +3,7 @@
 --     settings  of settings.resolve
 --     what      { model =, data =, output = }, as lr.load_model and lr.train take them; each may be missing
 --     say(line) is called once for each thing that is well. The first that cannot work is an error.
+local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
@@ -31,16 +32,33 @@ local function weights_of(model)
   return folder, bytes
 end
 
-local function look_at_devices(s, say)
-  local ranks = ("%d rank%s here"):format(s.ranks_here, s.ranks_here == 1 and "" or "s")
-  if s.ranks_here < s.num_processes then
-    ranks = ("%s, %d to %d of %d"):format(ranks, s.first_rank, s.first_rank + s.ranks_here - 1, s.num_processes)
+local function ranks_text(s)
+  local text = ("%d rank%s here"):format(s.ranks_here, s.ranks_here == 1 and "" or "s")
+  if s.ranks_here == s.num_processes then return text end
+  return ("%s, %d to %d of %d"):format(text, s.first_rank, s.first_rank + s.ranks_here - 1, s.num_processes)
+end
+
+-- Counting GPUs starts none: the launcher holds no memory there.
+local function look_at_gpus(s, gpus, say)
+  if s.ranks_here > gpus and not (s.gpu_ids and s.gpu_ids ~= "all") then
+    check.fail("%d ranks on this machine need a GPU each, and it has %d; lower num_processes, or give --cpu", s.ranks_here, gpus)
   end
-  if s.needs_gpu and C.lr_device_available(C.LR_CUDA) == 0 then
-    check.fail("%s asks for GPUs, and lorarun finds none it can use; give --cpu to train on the CPU", s.needs_gpu)
+  say("devices", ("%s, %d GPU%s"):format(ranks_text(s), gpus, gpus == 1 and "" or "s"))
+  if s.num_processes > 1 then
+    local version = ffi.new "int[1]"
+    check(C.lr_comm_nccl_version(version))
+    local v = version[0]
+    say("NCCL", ("%d.%d.%d"):format(math.floor(v / 10000), math.floor(v / 100) % 100, v % 100))
+  end
+end
+
+local function look_at_cpu(s, say)
+  if s.needs_gpu then
+    check.fail("%s asks for GPUs, and lorarun finds none it can use (%s); give --cpu to train on the CPU", s.needs_gpu,
+      ffi.string(C.lr_device_missing(C.LR_CUDA)))
   end
   local cores = C.lr_cores()
-  say("devices", ("%s, %s"):format(ranks, report.device()))
+  say("devices", ("%s, %s"):format(ranks_text(s), report.device()))
   if s.ranks_here > cores then
     say("", ("more ranks than the %d cores of this machine: they will take turns"):format(cores))
   end
@@ -104,7 +122,8 @@ end
 
 function preflight.check(s, what, say)
   local function line(name, text) say(("  %-8s %s"):format(name, text)) end
-  look_at_devices(s, line)
+  local gpus = s.use_cpu and 0 or C.lr_device_count(C.LR_CUDA)
+  if gpus > 0 then look_at_gpus(s, gpus, line) else look_at_cpu(s, line) end
   local weight_bytes = what.model and look_at_model(s, what.model, line) or 0
   if what.data and what.data ~= "" then look_at_data(what.data, line) end
   if what.output and what.output ~= "" and s.machine_rank == 0 then look_at_output(what.output, weight_bytes, line) end

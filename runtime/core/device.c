@@ -15,6 +15,7 @@
 /* A device is opened when first asked about, so that a program that does not use the GPU does not wait for its driver. */
 static struct {
     enum { UNKNOWN, PRESENT, MISSING } state;
+    int index;     /* of the GPUs that this process sees */
     char why[256]; /* it is missing */
 } cuda;
 
@@ -22,7 +23,7 @@ static void find_cuda(void)
 {
     cuda.state = MISSING;
 #ifdef LR_HAVE_CUDA
-    if (lr_cuda_driver()->open() == LR_OK)
+    if (lr_cuda_driver()->open(cuda.index) == LR_OK)
         cuda.state = PRESENT;
     else
         snprintf(cuda.why, sizeof cuda.why, "%s", lr_last_error());
@@ -45,6 +46,27 @@ const char *lr_device_missing(int device)
 int lr_device_available(int device)
 {
     return lr_device_missing(device) == NULL;
+}
+
+int lr_device_count(int device)
+{
+#ifdef LR_HAVE_CUDA
+    if (device == LR_CUDA)
+        return lr_cuda_driver()->count();
+#endif
+    return device == LR_CPU || device == LR_META;
+}
+
+int lr_device_choose(int device, int index)
+{
+    const int count = lr_device_count(device);
+    if (index < 0 || index >= count)
+        return lr_fail(LR_EDEVICE, "%s device %d: this process sees %d", lr_device_name(device), index, count);
+    if (device == LR_CUDA && cuda.state != UNKNOWN && cuda.index != index)
+        return lr_fail(LR_EINVAL, "this process uses GPU %d already, it cannot change to %d", cuda.index, index);
+    if (device == LR_CUDA)
+        cuda.index = index;
+    return LR_OK;
 }
 
 const char *lr_device_name(int device)

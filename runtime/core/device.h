@@ -29,8 +29,10 @@ typedef struct lr_driver {
     bool addressable; /* the processor may read and write its memory at any time */
     bool watched;     /* its memory is the processor's, so that AddressSanitizer may keep account of it */
 
-    /* Called once, before anything else. A failure says why there is no such device; then nothing else is called. */
-    int (*open)(void);
+    int (*count)(void); /* how many of the kind this process may use; starts none */
+    /* Called once, before anything else but count: number `index` of them is the one. A failure says why there is no such
+     * device; then nothing else is called. */
+    int (*open)(int index);
     int (*describe)(char *buf, size_t cap);                        /* one line: model, memory */
     int (*memory_info)(int64_t *free_bytes, int64_t *total_bytes); /* of the device as a whole */
     const struct lr_backend *(*kernels)(void);

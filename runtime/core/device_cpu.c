@@ -9,8 +9,14 @@
 
 enum { HUGE_PAGE = 2 << 20 };
 
-static int open_cpu(void)
+static int count_one(void)
 {
+    return 1;
+}
+
+static int open_cpu(int index)
+{
+    (void)index;
     return LR_OK;
 }
 
@@ -164,6 +170,7 @@ const lr_driver *lr_cpu_driver(void)
     static const lr_driver driver = {
         .addressable = true,
         .watched = true,
+        .count = count_one,
         .open = open_cpu,
         .describe = describe,
         .memory_info = memory_info,

@@ -8,7 +8,8 @@
  * The communicator is non-blocking: no call of NCCL waits, and while it works this thread looks for errors of NCCL, the timeout,
  * interrupts and lr_comm_abort; any of them aborts the communicator, which ends NCCL's kernels as well.
  *
- * Work goes to the default stream of the current device, in order with the kernels before it, and is complete on return. */
+ * Work goes to the compute stream, in order with the kernels before it, and is complete on return. */
+#include "core/device.h"
 #include "dist/comm.h"
 
 #ifdef LORARUN_NCCL
@@ -80,6 +81,12 @@ int lr_nccl_available(void)
     return status;
 }
 
+/* A tensor on CUDA was made, so the device is there. */
+static cudaStream_t stream(void)
+{
+    return (cudaStream_t)lr_driver_of(LR_CUDA)->compute_stream();
+}
+
 /* ---- waiting -------------------------------------------------------------------------------------------------------------- */
 /* A failure of NCCL on this rank: usually a peer that is gone, whose rank NCCL does not tell. */
 static int fail_nccl(lr_comm *c, const char *what, ncclResult_t result)
@@ -118,7 +125,7 @@ static int complete(lr_comm *c, const char *what, ncclResult_t result, double be
 {
     int status = settle(c, what, result, began), turns = 0;
     while (status == LR_OK) {
-        const int state = api.stream_query(NULL);
+        const int state = api.stream_query(stream());
         if (state == CU_SUCCESS)
             return LR_OK;
         if (state != CU_NOT_READY)
@@ -191,7 +198,8 @@ int lr_nccl_all_reduce(lr_comm *c, void *data, int64_t elements, int dtype, int 
         return status;
     return complete(
         c, "ncclAllReduce",
-        api.ncclAllReduce(data, data, (size_t)elements, nccl_dtype(dtype), OPS[reduce], c->nccl->comm, NULL), began);
+        api.ncclAllReduce(data, data, (size_t)elements, nccl_dtype(dtype), OPS[reduce], c->nccl->comm, stream()),
+        began);
 }
 
 int lr_nccl_all_gather(lr_comm *c, const void *own, void *out, double began)
@@ -204,15 +212,15 @@ int lr_nccl_all_gather(lr_comm *c, const void *own, void *out, double began)
     for (int i = 0; i < c->world_size; i++)
         equal = equal && c->slots[i].call.mine == mine;
     if (equal)
-        return complete(c, "ncclAllGather", api.ncclAllGather(own, out, (size_t)mine, ncclInt8, c->nccl->comm, NULL),
-                        began);
+        return complete(c, "ncclAllGather",
+                        api.ncclAllGather(own, out, (size_t)mine, ncclInt8, c->nccl->comm, stream()), began);
     /* Different sizes: one broadcast a rank, all at once. */
     ncclResult_t result = api.ncclGroupStart();
     char *at = out;
     for (int i = 0; i < c->world_size && (result == ncclSuccess || result == ncclInProgress); i++) {
         const int64_t size = c->slots[i].call.mine;
         if (size > 0)
-            result = api.ncclBroadcast(i == c->rank ? own : at, at, (size_t)size, ncclInt8, i, c->nccl->comm, NULL);
+            result = api.ncclBroadcast(i == c->rank ? own : at, at, (size_t)size, ncclInt8, i, c->nccl->comm, stream());
         at += size;
     }
     const ncclResult_t ended = api.ncclGroupEnd();
@@ -227,10 +235,27 @@ int lr_nccl_broadcast(lr_comm *c, void *data, int64_t size, int root, double beg
     if (status != LR_OK)
         return status;
     return complete(c, "ncclBroadcast",
-                    api.ncclBroadcast(data, data, (size_t)size, ncclInt8, root, c->nccl->comm, NULL), began);
+                    api.ncclBroadcast(data, data, (size_t)size, ncclInt8, root, c->nccl->comm, stream()), began);
+}
+
+int lr_comm_nccl_version(int *out)
+{
+    void *nccl = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+    if (nccl == NULL)
+        return lr_fail(LR_EUNSUPPORTED, "NCCL (libnccl2) is not found: %s", dlerror());
+    ncclResult_t (*version)(int *) = (ncclResult_t(*)(int *))dlsym(nccl, "ncclGetVersion");
+    if (version == NULL || version(out) != ncclSuccess)
+        return lr_fail(LR_EUNSUPPORTED, "the NCCL that was found does not tell its version");
+    return LR_OK;
 }
 
 #else /* !LORARUN_NCCL */
+
+int lr_comm_nccl_version(int *out)
+{
+    (void)out;
+    return lr_nccl_available();
+}
 
 int lr_nccl_available(void)
 {

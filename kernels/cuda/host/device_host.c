@@ -148,8 +148,14 @@ static int fill(lr_stream *stream, const lr_copy *c, const void *element, size_t
 static lr_fault fault;
 
 /* A program built for these tests is in all else the one for the CPU: who wants this device says so. */
-static int open_device(void)
+static int count_devices(void)
 {
+    return getenv("LORARUN_SIMT") != NULL;
+}
+
+static int open_device(int index)
+{
+    (void)index; /* there is one */
     if (getenv("LORARUN_SIMT") == NULL)
         return lr_fail(LR_EDEVICE,
                        "this lorarun runs CUDA's kernels on the CPU, for tests: LORARUN_SIMT=1 makes that a device");
@@ -188,6 +194,7 @@ const lr_driver *lr_cuda_driver(void)
         driver = *lr_cpu_driver();
         driver.addressable = false;
         driver.watched = true;
+        driver.count = count_devices;
         driver.open = open_device;
         driver.describe = describe;
         driver.memory_info = memory_info;
