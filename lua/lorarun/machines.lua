@@ -74,7 +74,7 @@ function Link:receive(say)
     end
     self.hosts[machine], self.heard[machine] = hello.host, { at = C.lr_time() }
     if hello.num_processes ~= job.world_size then
-      wrong = ("num_processes is %d on machine %d (%s) and %d on machine 0 (%s); start every machine with the same settings"):format(
+      wrong = ("num_processes is %d on machine %d (%s) and %d on machine 0 (%s); start all machines with the same settings"):format(
         hello.num_processes, machine, hello.host, job.world_size, job.host_name)
     end
   end
