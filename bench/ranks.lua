@@ -1,8 +1,8 @@
 -- Training on several ranks: how even their tokens are, how much faster they are than one, and what they spend on each other:
 --   lorarun bench/ranks.lua [--data FOLDER] [--max-length 128] [--batch 64] [--rounds 3] [--steps 20]
 -- Evenness is mean tokens a rank / tokens of the fullest, over 100 steps of the recipe's order of rows: the most of the ranks' time
--- that can be put to use. Scaling is by tokens/s with one thread a rank; beside it the same for two runs that know nothing of each
--- other, because ranks on one machine also share its memory and caches.
+-- that can be put to use. Scaling is by tokens/s of the median step (memory grows in some of the first) with one thread a rank;
+-- beside it the same for two runs that know nothing of each other, because ranks on one machine also share its memory and caches.
 local ffi = require "ffi"
 local C = require "lorarun.c"
 local lr = require "lorarun"
@@ -17,7 +17,7 @@ local args = lr.args {
   { "rounds", 3, "of timing; the median counts; 0: evenness alone", type = "integer", min = 0 },
   { "precision", "fp32", "of the timed steps", choices = { "fp32", "bf16" } },
 }
-local WARMUP = 3
+local WARMUP = 10
 
 local model = args.model ~= "" and args.model or lr.hub.small_model()
 local data = args.data ~= "" and args.data or lr.bugdata.from_this_machine {}
@@ -60,7 +60,12 @@ end
 local recipe = fs.join(fs.dirname(fs.dirname(fs.real(arg[0]))), "recipes", "bugdetect.lua")
 local function quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
--- Tokens/s of the timed steps of runs at once, each on so many ranks, and the share of time in the all-reduce.
+local function median(list)
+  table.sort(list)
+  return list[math.ceil(#list / 2)]
+end
+
+-- Tokens/s of runs at once, each on so many ranks, by its median step, and the share of time in the all-reduce.
 local function timed(runs, processes)
   local folder = os.tmpname()
   os.remove(folder)
@@ -76,23 +81,18 @@ local function timed(runs, processes)
   if os.execute(table.concat(command, " ")) ~= 0 then error "a run failed" end
   local rate, exchange = 0, nil
   for i = 1, runs do
-    local first, last, tokens = nil, nil, 0
+    local before, rates = nil, {}
     for line in fs.read(fs.join(folder, tostring(i), "log.jsonl")):gmatch "[^\n]+" do
       local record = json.decode(line, "log.jsonl")
       if record.kind == "step" then
-        if record.step <= WARMUP then first = record.seconds else last, tokens = record.seconds, tokens + record.tokens end
-        exchange = record.exchange
+        if record.step > WARMUP then rates[#rates + 1] = record.tokens / (record.seconds - before) end
+        before, exchange = record.seconds, record.exchange
       end
     end
-    rate = rate + tokens / (last - first)
+    rate = rate + median(rates)
   end
   fs.remove(folder)
   return rate, exchange
-end
-
-local function median(list)
-  table.sort(list)
-  return list[math.ceil(#list / 2)]
 end
 
 local function scaling()
