@@ -109,6 +109,16 @@ function fs.rename(from, to) check.call(C.lr_file_rename, checked(from), checked
 --- remove(path): a file, or a folder with all in it. Links are removed, not followed.
 function fs.remove(path) check.call(C.lr_tree_remove, checked(path)) end
 
+--- sweep(folder, depth): remove what writers that were killed have left in it and `depth` levels below: files under the temporary
+--- names of atomic.c. Those of processes that run are left alone.
+function fs.sweep(folder, depth)
+  for _, name in ipairs(fs.list(folder)) do
+    local path, pid = folder .. "/" .. name, name:match "%.tmp%-(%d+)%-%d+$"
+    if pid and not fs.exists("/proc/" .. pid) then fs.remove(path) end
+    if depth > 0 and fs.is_directory(path) then fs.sweep(path, depth - 1) end
+  end
+end
+
 -- ---- paths --------------------------------------------------------------------------------------------------
 --- join(a, b, ...): with one "/" in between. Empty parts are skipped; an absolute part starts afresh.
 function fs.join(...)

@@ -142,7 +142,7 @@ local function supervise(s, given)
     host = several and s.main_process_ip or "127.0.0.1", port = s.main_process_port or 0, secret = s.secret or new_secret(),
     timeout = s.timeout, rendezvous_timeout = s.rendezvous_timeout, max_restarts = s.max_restarts, log_dir = s.log_dir,
   }
-  if given.output then require("lorarun.checkpoint").sweep(given.output .. "/checkpoints") end -- what killed ranks left behind
+  if given.output then require("lorarun.run_files").sweep(given.output) end -- what killed ranks left behind
   os.exit(status, true)
 end
 

@@ -3,10 +3,20 @@
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 
+local run_files = {}
 local Files = {}
 Files.__index = Files
 
-local function new(folder)
+local LEVELS = 2 -- of folders in a run's: checkpoints/step-00000123
+
+--- sweep(folder): remove what ranks that were killed were writing in a run's folder.
+function run_files.sweep(folder)
+  if not fs.is_directory(folder) then return end
+  fs.sweep(folder, LEVELS)
+  require("lorarun.checkpoint").sweep(fs.join(folder, "checkpoints"))
+end
+
+function run_files.new(folder)
   fs.make(folder)
   return setmetatable({ folder = folder, log_path = fs.join(folder, "log.jsonl") }, Files)
 end
@@ -24,6 +34,7 @@ end
 --- Begin: a fresh run starts empty files; one resumed at `step` drops what an interrupted run logged after it, so that the files
 --- read as if it had never stopped.
 function Files:begin(step)
+  run_files.sweep(self.folder)
   filter(self.log_path, function(line) return step > 0 and (tonumber(line:match '"step": (%d+)') or math.huge) <= step end)
   for _, name in ipairs(fs.list(self.folder)) do
     if name:find "^similarity_evaluation_.*_results%.csv$" then
@@ -56,4 +67,4 @@ function Files:recipe(path)
   if path and fs.is_file(path) then fs.copy(path, fs.join(self.folder, "recipe.lua")) end
 end
 
-return { new = new }
+return run_files

@@ -22,7 +22,7 @@ local function resolved(name_or_text, recipe, ...)
   recipe.config = path
   local ok, result = pcall(settings.resolve, recipe)
   if own then os.remove(path) end
-  if not ok then error((tostring(result):gsub(path, "FILE", 1)), 0) end
+  if not ok then error(own and (tostring(result):gsub(path:gsub("%p", "%%%0"), "FILE", 1)) or result, 0) end
   return result
 end
 

@@ -2,6 +2,21 @@
 local fs = require "lorarun.fs"
 local folder = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua").with_folder
 
+test("what killed writers left is swept up, what others write is not", function()
+  local dir = os.tmpname()
+  os.remove(dir)
+  fs.make(dir .. "/a/b/c")
+  local own = io.open("/proc/self/stat"):read "*n"
+  local names = { "kept.json", "x.tmp-999999999-1", ("y.tmp-%d-1"):format(own), "a/z.tmp-999999999-2",
+    "a/b/c/deep.tmp-999999999-1" }
+  for _, name in ipairs(names) do fs.write(fs.join(dir, name), "") end
+  fs.sweep(dir, 2)
+  local left = {}
+  for i, name in ipairs(names) do left[i] = fs.exists(fs.join(dir, name)) and 1 or 0 end
+  check.array(left, { 1, 0, 1, 0, 1 })
+  fs.remove(dir)
+end)
+
 test("reading and writing", function()
   folder(function(dir)
     local path = fs.join(dir, "a.bin")
