@@ -103,7 +103,9 @@ int lr_device_describe(int device, char *buf, size_t cap)
         return LR_EDEVICE;
     const int status = driver->describe(buf, cap);
 #ifdef LR_HAVE_CUDA
-    /* Somebody looked for a GPU and works on the processor now: why? */
+    /* A program for GPUs works on the processor: where there is no GPU it says why. Looking for one does not start it. */
+    if (device == LR_CPU && cuda.state == UNKNOWN && lr_cuda_driver()->count() == 0)
+        find_cuda();
     if (status == LR_OK && device == LR_CPU && cuda.state == MISSING) {
         const size_t used = strlen(buf);
         snprintf(buf + used, cap - used, "; no GPU: %s", cuda.why);

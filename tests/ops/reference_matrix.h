@@ -140,8 +140,9 @@ typedef int (*matmul_op)(lr_tensor *c, const lr_tensor *a, const lr_tensor *b, d
 static void check_matmul(matmul_op op, bool a_transposed, bool b_transposed)
 {
     static const double betas[] = {0.0, 1.0, -0.5};
+    const int step = device == LR_CPU ? 1 : 5; /* the CPU multiplies in other ways for other variants, a GPU does not */
     FOR_PRODUCTS(m, n, k)
-    for (int variant = 0; variant < 48; variant++, release()) {
+    for (int variant = 0; variant < 48; variant += step, release()) {
         const int c_dtype = variant & 1 ? HALF : LR_F32, a_dtype = variant & 2 ? HALF : LR_F32;
         const int b_dtype = variant & 4 ? HALF : LR_F32;
         const bool strided = (variant & 8) != 0;

@@ -31,10 +31,11 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
-struct alignas(8) uint2 {
+/* As on the GPU, words may be any two or eight 16-bit numbers. */
+struct alignas(8) [[gnu::may_alias]] uint2 {
     unsigned x, y;
 };
-struct alignas(16) uint4 {
+struct alignas(16) [[gnu::may_alias]] uint4 {
     unsigned x, y, z, w;
 };
 static inline float2 make_float2(float x, float y)
@@ -138,6 +139,10 @@ static inline int __popc(unsigned x)
 template <class T> static inline T __ldg(const T *p)
 {
     return *p;
+}
+template <class T> static inline void __stwb(T *p, T x) /* a store, as any */
+{
+    *p = x;
 }
 template <class T> static constexpr T min(T a, T b)
 {
