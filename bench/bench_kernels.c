@@ -239,22 +239,24 @@ static void bench_products(void)
     lr_tensor_destroy(bias);
 }
 
-/* LoRA's products: h = x a^T, y += h b^T, dh = dy b, dx += dh a, da = dh^T x, db = dy^T h; adapters and their gradients
- * are f32. */
+/* LoRA's products on q, k and v stacked: h = x a^T, y += h b^T, dh = dy b, dx = dh a, da = dh^T x, db = dy^T h. What
+ * they multiply has the dtype of the activations, the gradients of the adapters are f32. */
 static void bench_lora(void)
 {
+    enum { STACKED = 3 * RANK };
     const double flops = 2.0 * (double)(tokens * HIDDEN * RANK);
     lr_tensor *x = matrix(tokens, HIDDEN, dtype), *wide = matrix(tokens, QKV, dtype),
               *y = columns(wide, HIDDEN, HIDDEN);
-    lr_tensor *h = matrix(tokens, RANK, dtype), *a = matrix(RANK, HIDDEN, LR_F32), *b = matrix(HIDDEN, RANK, LR_F32);
-    lr_tensor *da = matrix(RANK, HIDDEN, LR_F32), *db = matrix(HIDDEN, RANK, LR_F32);
-    COMPUTES("matmul_nt x a^T", flops, lr_op_matmul_nt(h, x, a, 1.0, 0.0));
-    COMPUTES("matmul_nt y += h b^T", flops, lr_op_matmul_nt(y, h, b, 0.01, 1.0));
-    COMPUTES("matmul_nn dy b", flops, lr_op_matmul_nn(h, y, b, 1.0, 0.0));
-    COMPUTES("matmul_nn dx += dh a", flops, lr_op_matmul_nn(x, h, a, 0.01, 1.0));
-    COMPUTES("matmul_tn dh^T x", flops, lr_op_matmul_tn(da, h, x, 1.0, 0.0));
-    COMPUTES("matmul_tn dy^T h", flops, lr_op_matmul_tn(db, y, h, 1.0, 0.0));
-    lr_tensor *all[] = {x, y, wide, h, a, b, da, db};
+    lr_tensor *h = matrix(tokens, STACKED, dtype), *part = columns(h, RANK, RANK);
+    lr_tensor *a = matrix(STACKED, HIDDEN, dtype), *b = matrix(HIDDEN, RANK, dtype);
+    lr_tensor *da = matrix(STACKED, HIDDEN, LR_F32), *db = matrix(HIDDEN, RANK, LR_F32);
+    COMPUTES("matmul_nt x a^T", 3.0 * flops, lr_op_matmul_nt(h, x, a, 1.0, 0.0));
+    COMPUTES("matmul_nt y += h b^T", flops, lr_op_matmul_nt(y, part, b, 0.01, 1.0));
+    COMPUTES("matmul_nn dy b", flops, lr_op_matmul_nn(part, y, b, 1.0, 0.0));
+    COMPUTES("matmul_nn dh a", 3.0 * flops, lr_op_matmul_nn(x, h, a, 1.0, 0.0));
+    COMPUTES("matmul_tn dh^T x", 3.0 * flops, lr_op_matmul_tn(da, h, x, 1.0, 1.0));
+    COMPUTES("matmul_tn dy^T h", flops, lr_op_matmul_tn(db, y, part, 1.0, 1.0));
+    lr_tensor *all[] = {x, y, wide, h, part, a, b, da, db};
     for (size_t i = 0; i < LR_COUNT_OF(all); i++)
         lr_tensor_destroy(all[i]);
 }

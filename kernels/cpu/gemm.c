@@ -264,12 +264,3 @@ int lr_gemm_packed(const lr_tensor *w, int64_t rows, const void *x, void *y, con
     lr_desc_release(&src);
     return failed(status, "a product with a packed weight");
 }
-
-/* ---- plain products -------------------------------------------------------------------------------------------- */
-int lr_gemm_f32(int64_t m, int64_t n, int64_t k, float alpha, lr_gemm_operand a, lr_gemm_operand b, float beta,
-                float *c, int64_t ldc)
-{
-    return failed(dnnl_sgemm(a.transposed ? 'T' : 'N', b.transposed ? 'T' : 'N', m, n, k, alpha, a.data, a.ld, b.data,
-                             b.ld, beta, c, ldc),
-                  "an f32 product");
-}

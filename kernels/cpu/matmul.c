@@ -1,138 +1,179 @@
-/* matmul.c: the matrix products as ops: dtypes, strides, beta; the products themselves are in gemm.c.
+/* matmul.c: plain matrix products, c = alpha a b + beta c with either operand transposed, of any mix of f32 and bf16.
  *
- * linear and linear_backward meet frozen packed weights and are nearly all of a step's work. The plain products are
- * LoRA's: one of their three sizes is a rank, so they move more than they compute, and a conversion costs about as much
- * as the product. */
-#include "cpu/gemm.h"
-#include "cpu/vec.h"
+ * They are LoRA's and the losses'. LoRA's have a rank among their three sizes: such a product moves as much as it
+ * computes, so operands are packed a piece at a time, just before they are multiplied, and c is written once.
+ *
+ * An item of work is a block of c: up to ROWS rows and COLUMNS columns, its sums in f32 in scratch. The depth is walked
+ * in steps of DEPTH words, always the same ones, so neither the number of threads nor the cut into items changes a bit.
+ * Two bf16 operands are multiplied as pairs where the instruction set can; everything else is multiplied as f32. */
+#include "cpu/pack.h"
+#include <omp.h>
 
-/* Copy rows between tensors of f32 and bf16, any row stride on either side. */
-static void convert_rows(const lr_exec *exec, lr_tensor *y, const lr_tensor *x)
+/* A panel of DEPTH words is half of the first-level cache. Rows of an operand that is read down its columns, and of the
+ * sums, lie DOWN_ROW and SUMS_ROW apart: odd numbers of cache lines, so that they do not all fall into a few sets. */
+enum { DEPTH = 192, ROWS = 192, COLUMNS = 384, DOWN_ROW = ROWS + 16, SUMS_ROW = COLUMNS + 16 };
+
+typedef struct product {
+    int64_t m, n, k, words; /* words: of the whole depth */
+    bool pairs, in_place;   /* in_place: the rows of a are operands as they lie */
+    bool a_down, b_down;    /* the depth runs down the rows of the operand's tensor, not across them */
+    lr_source a, b;
+    const lr_tensor *c;
+    float alpha, beta;
+    int64_t rows, columns; /* of an item */
+    lr_word *scratch;
+    int64_t per_thread;
+} product;
+
+typedef struct item {
+    int64_t row, rows, column, columns;
+} item;
+
+/* The part of an operand that begins at row or column `at` of c and element `depth` of the depth. */
+static inline lr_source part_of(const lr_source *s, bool down, int64_t at, int64_t depth)
 {
-    const int64_t rows = x->shape[0], width = x->shape[1];
-#pragma omp parallel for num_threads(lr_threads_for(exec, rows *width)) schedule(static)
+    lr_source part = *s;
+    part.data = down ? lr_source_at(s, depth, at) : lr_source_at(s, at, depth);
+    return part;
+}
+
+/* c = alpha sums + beta c for some rows of an item. */
+static void finish_rows(const product *p, int64_t row, int64_t rows, int64_t column, int64_t columns, const float *sums)
+{
+    for (int64_t i = 0; i < rows; i++, sums += SUMS_ROW) {
+        const int64_t at = (row + i) * p->c->ld + column;
+        for (int64_t j = 0; j < columns; j += LR_LANES) {
+            lr_vec v = p->alpha * lr_vec_load(sums + j);
+            if (p->beta != 0.0f)
+                v += p->beta * lr_vec_in(p->c, at + j, columns - j);
+            lr_vec_out(p->c, at + j, columns - j, v);
+        }
+    }
+}
+
+/* Fetch what finish_rows will write, while the sums are being made. */
+static void fetch_rows(const product *p, int64_t row, int64_t rows, int64_t column, int64_t columns)
+{
+    const int64_t bytes = columns * (int64_t)lr_dtype_size(p->c->dtype);
     for (int64_t i = 0; i < rows; i++) {
-        const size_t to = (size_t)(i * y->ld), from = (size_t)(i * x->ld);
-        if (y->dtype == x->dtype)
-            memcpy(lr_at(y, (int64_t)to), lr_at(x, (int64_t)from), (size_t)width * lr_dtype_size(x->dtype));
-        else if (y->dtype == LR_F32)
-            lr_run_from_bf16((float *)y->data + to, (const uint16_t *)x->data + from, width);
+        const char *at = lr_at(p->c, (row + i) * p->c->ld + column);
+        for (int64_t b = 0; b < bytes; b += 64)
+            __builtin_prefetch(at + b, 1);
+    }
+}
+
+/* A left operand of lr_tile_product. */
+typedef struct left {
+    const lr_word *words;
+    int64_t row_stride, column_stride;
+} left;
+
+/* sums (+)= n rows by b's panels; with the last step of the depth, c of those rows. */
+static void multiply_rows(const product *p, const item *at, int64_t i, int64_t n, int64_t word, int64_t words,
+                          const left *a, const lr_word *panels, float *sums)
+{
+    const bool last = word + words == p->words;
+    if (last)
+        fetch_rows(p, at->row + i, n, at->column, at->columns);
+    lr_tile_product(p->pairs, n, at->columns, words, a->words, a->row_stride, a->column_stride, panels,
+                    words * LR_PANEL, sums, SUMS_ROW, word > 0);
+    if (last)
+        finish_rows(p, at->row + i, n, at->column, at->columns, sums);
+}
+
+/* One step of the depth: all of b's panels, then the rows of a against them. Where there is but one step, a tile of rows
+ * meets all panels before the next, so that c is written row by row and its sums need no more room than that; else a
+ * panel, which stays in the first-level cache, meets all rows. Whole tiles of rows are read where they lie, if they can
+ * be; the others are copied, for a tile reads all of its rows. */
+static void product_step(const product *p, const item *at, int64_t word, lr_word *rows, lr_word *panels, float *sums)
+{
+    const int64_t words = lr_min64(DEPTH, p->words - word), from = p->pairs ? 2 * word : word;
+    const int64_t depth = lr_min64(p->pairs ? 2 * words : words, p->k - from);
+    const lr_source a = part_of(&p->a, p->a_down, at->row, from), b = part_of(&p->b, p->b_down, at->column, from);
+    const int64_t whole = p->in_place ? at->rows / LR_TILE_ROWS * LR_TILE_ROWS : 0;
+    const bool once = p->words <= DEPTH;
+    if (p->a_down) {
+        lr_pack_down(rows, LR_PANEL, DOWN_ROW, &a, depth, at->rows);
+    } else {
+        const lr_source rest = part_of(&a, false, whole, 0);
+        lr_pack_rows(rows, DEPTH, &rest, at->rows - whole, words);
+    }
+    if (p->b_down)
+        lr_pack_down(panels, words * LR_PANEL, LR_PANEL, &b, depth, at->columns);
+    else
+        lr_pack_across(panels, &b, at->columns, words);
+    for (int64_t i = 0, n; i < at->rows; i += n) {
+        left operand;
+        if (p->a_down)
+            operand = (left){rows + i, 1, DOWN_ROW};
+        else if (i < whole)
+            operand = (left){(const lr_word *)(a.data + i * a.stride), a.stride / 4, 1};
         else
-            lr_run_to_bf16((uint16_t *)y->data + to, (const float *)x->data + from, width);
+            operand = (left){rows + (i - whole) * DEPTH, DEPTH, 1};
+        n = once ? lr_min64(LR_TILE_ROWS, at->rows - i) : i < whole ? whole : at->rows - i;
+        multiply_rows(p, at, i, n, word, words, &operand, panels, once ? sums : sums + i * SUMS_ROW);
     }
 }
 
-/* A matrix of x's shape in memory of our own. */
-static lr_tensor matrix_like(const lr_tensor *x, int dtype, void *data)
+/* Blocks of c, small enough that every thread has one if c has the panels for it. */
+static void cut(product *p, int threads)
 {
-    lr_tensor t = *x;
-    t.dtype = dtype;
-    t.ld = x->shape[1];
-    t.data = data;
-    return t;
+    p->rows = lr_min64(ROWS, lr_round_up((p->m + threads - 1) / threads, LR_ROW_UNIT));
+    const int64_t down = (p->m + p->rows - 1) / p->rows, across = (threads + down - 1) / down;
+    p->columns = lr_min64(COLUMNS, lr_round_up((p->n + across - 1) / across, LR_PANEL));
 }
 
-/* Bytes for a matrix of x's shape, rounded so that what follows stays aligned. */
-static size_t matrix_bytes(const lr_tensor *x, int dtype)
-{
-    return ((size_t)x->elements * lr_dtype_size(dtype) + 63) & ~(size_t)63;
-}
-
-/* y = x w' + bias + beta y, where w' is either direction of a packed weight. oneDNN's packed products want the dtype
- * they were packed for and rows without gaps (with gaps it takes a reference path, a hundred times slower): where x or
- * y is otherwise, the product is made on copies. That is so for column views, and for bf16 on a machine that lacks its
- * products. */
-static int packed_product(const lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_tensor *w, const float *bias,
-                          float beta)
-{
-    const int dtype = lr_gemm_packed_dtype(w);
-    const bool copy_x = x->dtype != dtype || !lr_tensor_contiguous(x);
-    const bool copy_y = y->dtype != dtype || !lr_tensor_contiguous(y);
-    const size_t x_bytes = copy_x ? matrix_bytes(x, dtype) : 0, y_bytes = copy_y ? matrix_bytes(y, dtype) : 0;
-    lr_tensor src = *x, dst = *y;
-    if (copy_x || copy_y) {
-        char *scratch = lr_scratch(x_bytes + y_bytes);
-        if (scratch == NULL)
-            return LR_ENOMEM;
-        if (copy_x) {
-            src = matrix_like(x, dtype, scratch);
-            convert_rows(exec, &src, x);
-        }
-        if (copy_y) {
-            dst = matrix_like(y, dtype, scratch + x_bytes);
-            if (beta != 0.0f)
-                convert_rows(exec, &dst, y);
-        }
-    }
-    const int status = lr_gemm_packed(w, x->shape[0], src.data, dst.data, bias, beta);
-    if (status == LR_OK && copy_y)
-        convert_rows(exec, y, &dst);
-    return status;
-}
-
-int LR_CPU(linear)(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_tensor *w, const lr_tensor *b)
-{
-    LR_NEED_CPU_DTYPE("linear", x);
-    return packed_product(exec, y, x, w, b != NULL ? b->data : NULL, 0.0f);
-}
-
-int LR_CPU(linear_backward)(lr_exec *exec, lr_tensor *dx, const lr_tensor *dy, const lr_tensor *w, double beta)
-{
-    LR_NEED_CPU_DTYPE("linear_backward", dy);
-    return packed_product(exec, dx, dy, w, NULL, (float)beta);
-}
-
-/* ---- plain products -------------------------------------------------------------------------------------------- */
-/* c = alpha a' b' + beta c in f32: bf16 operands are converted first, a bf16 result goes through f32 and is rounded
- * once. */
-static int product(const lr_exec *exec, const char *op, lr_tensor *c, const lr_tensor *a, bool a_transposed,
-                   const lr_tensor *b, bool b_transposed, double alpha, double beta)
+static int run_product(const lr_exec *exec, const char *op, lr_tensor *c, const lr_tensor *a, bool a_down,
+                       const lr_tensor *b, bool b_down, double alpha, double beta)
 {
     LR_NEED_CPU_DTYPE(op, c);
     LR_NEED_CPU_DTYPE(op, a);
     LR_NEED_CPU_DTYPE(op, b);
-    const int64_t m = c->shape[0], n = c->shape[1], k = a->shape[a_transposed ? 0 : 1];
-    const size_t a_bytes = a->dtype == LR_F32 ? 0 : matrix_bytes(a, LR_F32);
-    const size_t b_bytes = b->dtype == LR_F32 ? 0 : matrix_bytes(b, LR_F32);
-    const size_t c_bytes = c->dtype == LR_F32 ? 0 : matrix_bytes(c, LR_F32);
-    lr_tensor wide_a = *a, wide_b = *b, wide_c = *c;
-    if (a_bytes + b_bytes + c_bytes > 0) {
-        char *scratch = lr_scratch(a_bytes + b_bytes + c_bytes);
-        if (scratch == NULL)
-            return LR_ENOMEM;
-        if (a_bytes > 0) {
-            wide_a = matrix_like(a, LR_F32, scratch);
-            convert_rows(exec, &wide_a, a);
-        }
-        if (b_bytes > 0) {
-            wide_b = matrix_like(b, LR_F32, scratch + a_bytes);
-            convert_rows(exec, &wide_b, b);
-        }
-        if (c_bytes > 0) {
-            wide_c = matrix_like(c, LR_F32, scratch + a_bytes + b_bytes);
-            if (beta != 0.0)
-                convert_rows(exec, &wide_c, c);
-        }
+    const int64_t m = c->shape[0], n = c->shape[1], k = a->shape[a_down ? 0 : 1];
+    /* across rows, a last pair would have half of itself beyond its row */
+    const bool pairs = LR_HAS_PAIRS && a->dtype == LR_BF16 && b->dtype == LR_BF16 && (k % 2 == 0 || (a_down && b_down));
+    product p = {.m = m,
+                 .n = n,
+                 .k = k,
+                 .words = lr_words_of(pairs, k),
+                 .pairs = pairs,
+                 .a_down = a_down,
+                 .b_down = b_down,
+                 .a = lr_source_of(a, 0, pairs),
+                 .b = lr_source_of(b, 0, pairs),
+                 .c = c,
+                 .alpha = (float)alpha,
+                 .beta = (float)beta};
+    p.in_place = !a_down && (a->dtype == LR_F32 || pairs) && (uintptr_t)a->data % 4 == 0 && p.a.stride % 4 == 0;
+    const int threads = lr_threads_for(exec, m * n * k / 32 + m * n);
+    cut(&p, threads);
+    p.per_thread = DEPTH * DOWN_ROW + DEPTH * COLUMNS + ROWS * SUMS_ROW;
+    p.scratch = lr_scratch((size_t)(p.per_thread * threads) * sizeof *p.scratch);
+    if (p.scratch == NULL)
+        return LR_ENOMEM;
+    const int64_t down = (m + p.rows - 1) / p.rows, across = (n + p.columns - 1) / p.columns;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t i = 0; i < down * across; i++) {
+        const int64_t row = i / across * p.rows, column = i % across * p.columns;
+        const item at = {row, lr_min64(p.rows, m - row), column, lr_min64(p.columns, n - column)};
+        lr_word *rows = p.scratch + omp_get_thread_num() * p.per_thread, *panels = rows + DEPTH * DOWN_ROW;
+        for (int64_t word = 0; word < p.words; word += DEPTH)
+            product_step(&p, &at, word, rows, panels, (float *)(panels + DEPTH * COLUMNS));
     }
-    const int status =
-        lr_gemm_f32(m, n, k, (float)alpha, (lr_gemm_operand){wide_a.data, wide_a.ld, a_transposed},
-                    (lr_gemm_operand){wide_b.data, wide_b.ld, b_transposed}, (float)beta, wide_c.data, wide_c.ld);
-    if (status == LR_OK && c_bytes > 0)
-        convert_rows(exec, c, &wide_c);
-    return status;
+    return LR_OK;
 }
 
 int LR_CPU(matmul_nt)(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
 {
-    return product(exec, "matmul_nt", c, a, false, b, true, alpha, beta);
+    return run_product(exec, "matmul_nt", c, a, false, b, false, alpha, beta);
 }
 
 int LR_CPU(matmul_nn)(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
 {
-    return product(exec, "matmul_nn", c, a, false, b, false, alpha, beta);
+    return run_product(exec, "matmul_nn", c, a, false, b, true, alpha, beta);
 }
 
 int LR_CPU(matmul_tn)(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
 {
-    return product(exec, "matmul_tn", c, a, true, b, false, alpha, beta);
+    return run_product(exec, "matmul_tn", c, a, true, b, true, alpha, beta);
 }

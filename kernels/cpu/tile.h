@@ -1,4 +1,4 @@
-/* tile.h: vectors, and small products of packed operands, for attention, from within a parallel region.
+/* tile.h: small products of packed operands, from within a parallel region. pack.h makes the operands.
  *
  * Operands are words of 32 bits along the depth: one f32, or a pair of bf16 where the instruction set multiplies those
  * (LR_HAS_PAIRS), which halves the depth; sums are f32 in both cases. Everything but the multiplication itself is the
@@ -11,18 +11,13 @@
 #ifndef LR_CPU_TILE_H
 #define LR_CPU_TILE_H
 
-#include "cpu/vec.h"
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
+#include "cpu/lanes.h"
 
-/* Vectors of the instruction set, and how many rows of two such vectors its registers hold as sums. */
+/* How many rows of two vectors the registers hold as sums. */
 #if defined(__AVX512F__)
-enum { LR_LANES = 16, LR_TILE_ROWS = 12 };
-#elif defined(__AVX2__)
-enum { LR_LANES = 8, LR_TILE_ROWS = 6 };
+enum { LR_TILE_ROWS = 12 };
 #else
-enum { LR_LANES = 4, LR_TILE_ROWS = 6 };
+enum { LR_TILE_ROWS = 6 };
 #endif
 #ifdef __AVX512BF16__
 enum { LR_HAS_PAIRS = 1 };
@@ -31,119 +26,60 @@ enum { LR_HAS_PAIRS = 0 };
 #endif
 enum { LR_PANEL = 32, LR_ROW_UNIT = 12 }; /* row counts are padded to LR_ROW_UNIT, a multiple of every LR_TILE_ROWS */
 
-typedef float lr_vec __attribute__((vector_size(LR_LANES * 4)));
-typedef int32_t lr_lane_ids __attribute__((vector_size(LR_LANES * 4)));
-
 /* A word of an operand: of a pair the first in the lower half, as two neighbours in memory are. */
 typedef union lr_word {
     float value;
     uint32_t pair;
 } lr_word;
 
-static inline lr_vec lr_vec_load(const void *p)
-{
-    lr_vec v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-static inline void lr_vec_store(float *p, lr_vec v)
-{
-    memcpy(p, &v, sizeof v);
-}
-
-static inline int64_t lr_round_up(int64_t n, int64_t unit)
-{
-    return (n + unit - 1) / unit * unit;
-}
-
-static inline lr_vec lr_vec_max(lr_vec a, lr_vec b)
-{
-#if defined(__AVX512F__)
-    return (lr_vec)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(__AVX2__)
-    return (lr_vec)_mm256_max_ps((__m256)a, (__m256)b);
-#else
-    const lr_lane_ids greater = a > b;
-    return (lr_vec)(((lr_lane_ids)a & greater) | ((lr_lane_ids)b & ~greater));
-#endif
-}
-
-/* The sum and the largest of a vector's lanes, half against half. */
-static inline float lr_vec_sum(lr_vec v)
-{
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)v);
-#else
-    float lane[LR_LANES];
-    memcpy(lane, &v, sizeof v);
-    for (int half = LR_LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            lane[i] += lane[i + half];
-    return lane[0];
-#endif
-}
-
-static inline float lr_vec_highest(lr_vec v)
-{
-#if defined(__AVX512F__)
-    return _mm512_reduce_max_ps((__m512)v);
-#else
-    float lane[LR_LANES], highest;
-    memcpy(lane, &v, sizeof v);
-    highest = lane[0];
-    for (int i = 1; i < LR_LANES; i++)
-        highest = lane[i] > highest ? lane[i] : highest;
-    return highest;
-#endif
-}
-
-/* 2^x for x <= 127: to 2 units in the last place, 0 below -126.5, NaN for NaN. */
-static inline lr_vec lr_vec_exp2(lr_vec x)
-{
-    const lr_vec zero = {0}, magic = zero + (0x1.8p23f + 127.0f); /* leaves the biased exponent in the low bits */
-    const lr_vec z = lr_vec_max(zero - 127.0f, x), shifted = z + magic, r = z - (shifted - magic);
-    lr_vec p = zero + 1.339086336e-3f;
-    p = p * r + 9.676031918e-3f;
-    p = p * r + 5.550357114e-2f;
-    p = p * r + 0.2402210749f;
-    p = p * r + 0.6931471880f;
-    p = p * r + 1.000000075f;
-    return p * (lr_vec)((lr_lane_ids)shifted << 23);
-}
-
-/* ---- pairs out of f32 ------------------------------------------------------------------------------------------ */
+/* ---- pairs -------------------------------------------------------------------------------------------------- */
 #ifdef __AVX512BF16__
-/* to[j / 2] = (x[j], x[j + 1]): n floats, in whole lots of 32. to may be x. */
-static inline void lr_pair_row(lr_word *to, const float *x, int64_t n)
+/* What takes the halves of a vector of bf16 to their places when the first is interleaved with the second. */
+static const uint16_t lr_interleaved[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+
+/* Neighbours as pairs: to[0, LR_LANES) = first, then second, rounded to bf16. */
+static inline void lr_pair_along(lr_word *to, lr_vec first, lr_vec second)
 {
-    for (int64_t j = 0; j < n; j += 32) {
-        const __m512bh words = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + j + 16), _mm512_loadu_ps(x + j));
-        memcpy(to + j / 2, &words, sizeof words);
-    }
+    const __m512bh words = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    memcpy(to, &words, sizeof words);
 }
 
-/* to[j] = (x[j], y[j]): n of each, in whole lots of 16. to may be x. */
-static inline void lr_pair_rows(lr_word *to, const float *x, const float *y, int64_t n)
+/* Counterparts as pairs: to[i] = (first[i], second[i]), rounded to bf16. */
+static inline void lr_pair_down(lr_word *to, lr_vec first, lr_vec second)
 {
-    const __m512i upper = _mm512_set1_epi32((int)0xffff0000u);
-    for (int64_t j = 0; j < n; j += 16) {
-        const __m512i first = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + j)));
-        const __m512i second = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(y + j)));
-        const __m512i words = _mm512_or_si512(first, _mm512_and_si512(_mm512_slli_epi32(second, 16), upper));
-        memcpy(to + j, &words, sizeof words);
-    }
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_loadu_si512(lr_interleaved), halves));
+}
+
+/* to[c] = (even[c], odd[c]): n <= LR_PANEL of each bf16, zero behind them up to a whole vector. odd NULL: zeros. */
+static inline void lr_interleave(lr_word *to, const char *even, const char *odd, int64_t n)
+{
+    const __m512i order = _mm512_loadu_si512(lr_interleaved); /* of 16 and 16: the others are the second vector's */
+    const __m512i first = _mm512_mask_add_epi16(order, 0xaaaaaaaau, order, _mm512_set1_epi16(16));
+    const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+    const __mmask32 there = n < 32 ? (1u << n) - 1 : 0xffffffffu;
+    const __m512i x = _mm512_maskz_loadu_epi16(there, even);
+    const __m512i y = odd != NULL ? _mm512_maskz_loadu_epi16(there, odd) : _mm512_setzero_si512();
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(x, first, y));
+    if (n > 16)
+        _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi16(x, second, y));
 }
 #else
 /* Pairs are for instruction sets that multiply them: nothing else calls these. */
-static inline void lr_pair_row(lr_word *to, const float *x, int64_t n)
+static inline void lr_interleave(lr_word *to, const char *even, const char *odd, int64_t n)
 {
-    (void)to, (void)x, (void)n;
+    (void)to, (void)even, (void)odd, (void)n;
 }
 
-static inline void lr_pair_rows(lr_word *to, const float *x, const float *y, int64_t n)
+static inline void lr_pair_along(lr_word *to, lr_vec first, lr_vec second)
 {
-    (void)to, (void)x, (void)y, (void)n;
+    (void)to, (void)first, (void)second;
+}
+
+static inline void lr_pair_down(lr_word *to, lr_vec first, lr_vec second)
+{
+    (void)to, (void)first, (void)second;
 }
 #endif
 

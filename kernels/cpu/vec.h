@@ -53,9 +53,12 @@ static inline void lr_run_from_bf16(float *restrict y, const uint16_t *restrict 
 static inline void lr_run_to_bf16(uint16_t *restrict y, const float *restrict x, int64_t n)
 {
 #ifdef __AVX512BF16__
-    for (int64_t i = 0; i < n; i += 16) {
-        const __mmask16 there = (__mmask16)(n - i < 16 ? (1u << (n - i)) - 1 : 0xffffu);
-        _mm256_mask_storeu_epi16(y + i, there, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, x + i)));
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) /* stores under a mask take several times as long */
+        _mm256_storeu_si256((__m256i *)(y + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + i)));
+    if (i < n) {
+        const __mmask16 rest = (__mmask16)((1u << (n - i)) - 1);
+        _mm256_mask_storeu_epi16(y + i, rest, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(rest, x + i)));
     }
 #else
 #pragma omp simd

@@ -115,6 +115,15 @@ function ops.matmul_nt(a, b, alpha)
 end
 
 rule("linear linear_backward dropout", "rule: projection")
+-- An adapter's matrix in the dtype of what it is multiplied with, as under autocast: processors multiply bf16 and f16 with their
+-- like, several times as fast as f32. Sums are f32, and so are the matrix that is trained and its gradient.
+local function as_operand(matrix, dtype)
+  if matrix.dtype == dtype then return matrix end
+  local copy = new(matrix.shape, dtype, matrix.name, matrix.device)
+  call(C.lr_op_cast, copy.handle, matrix.handle)
+  return copy
+end
+
 --- projection(x[T,K], layer, lora): y[T,N] = x W^T + b, plus, for each adapter of the layer, s * dropout(x) A^T B^T into its
 --- columns of y.
 ---   layer: { forward = packed W, backward = packed W, bias = f32 [N] or nil, n = N, name }
@@ -140,18 +149,23 @@ function ops.projection(x, layer, lora)
     return into
   end
   local xd = p > 0 and dropped(0, x, like(x, "lora dropout")) or x
-  local h = new({ x.shape[1], rank }, "f32", "lora h", x.device)
-  call(C.lr_op_matmul_nt, h.handle, xd.handle, lora.a.handle, 1, 0)
+  local h = new({ x.shape[1], rank }, x.dtype, "lora h", x.device)
+  local a = as_operand(lora.a, x.dtype)
+  local saved = { x, h, a }
+  call(C.lr_op_matmul_nt, h.handle, xd.handle, a.handle, 1, 0)
   if xd ~= x then xd:free() end -- made again in backward: recomputing a mask is cheaper than keeping [T,K]
-  for _, adapter in ipairs(lora.adapters) do
+  local b = {}
+  for i, adapter in ipairs(lora.adapters) do
+    b[i] = as_operand(adapter.b, x.dtype)
+    saved[#saved + 1] = b[i]
     call(C.lr_op_matmul_nt, y:slice_columns(adapter.from, adapter.to).handle,
-      h:slice_columns(adapter.r_from, adapter.r_to).handle, adapter.b.handle, adapter.scale, 1)
+      h:slice_columns(adapter.r_from, adapter.r_to).handle, b[i].handle, adapter.scale, 1)
   end
-  record({ x, lora.a }, { y }, { x, h }, function(dy)
-    local dh = new(h.shape, "f32", "gradient", x.device)
-    for _, adapter in ipairs(lora.adapters) do
+  record({ x, lora.a }, { y }, saved, function(dy)
+    local dh = new(h.shape, h.dtype, "gradient", x.device)
+    for i, adapter in ipairs(lora.adapters) do
       local dy_part = dy:slice_columns(adapter.from, adapter.to)
-      call(C.lr_op_matmul_nn, dh:slice_columns(adapter.r_from, adapter.r_to).handle, dy_part.handle, adapter.b.handle,
+      call(C.lr_op_matmul_nn, dh:slice_columns(adapter.r_from, adapter.r_to).handle, dy_part.handle, b[i].handle,
         adapter.scale, 0)
       call(C.lr_op_matmul_tn, adapter.b_grad.handle, dy_part.handle,
         h:slice_columns(adapter.r_from, adapter.r_to).handle, adapter.scale, 1)
@@ -166,18 +180,22 @@ function ops.projection(x, layer, lora)
     local dx = new(x.shape, x.dtype, "gradient", x.device)
     if p > 0 then
       local dxd = like(dx, "gradient")
-      call(C.lr_op_matmul_nn, dxd.handle, dh.handle, lora.a.handle, 1, 0)
+      call(C.lr_op_matmul_nn, dxd.handle, dh.handle, a.handle, 1, 0)
       call(C.lr_op_linear_backward, dx.handle, dy.handle, layer.backward.handle, 0)
       dropped(1, dxd, dx) -- dx += mask dxd / (1 - p)
       dxd:free()
     else
       call(C.lr_op_linear_backward, dx.handle, dy.handle, layer.backward.handle, 0)
-      call(C.lr_op_matmul_nn, dx.handle, dh.handle, lora.a.handle, 1, 1)
+      call(C.lr_op_matmul_nn, dx.handle, dh.handle, a.handle, 1, 1)
     end
     dh:free()
     return dx
   end)
   h:release()
+  if a ~= lora.a then a:release() end
+  for i, adapter in ipairs(lora.adapters) do
+    if b[i] ~= adapter.b then b[i]:release() end
+  end
   return y
 end
 
