@@ -435,11 +435,23 @@ int lr_group_new(lr_group **out, int processes);
 int lr_group_spawn(lr_group *g, int index, const char *const *argv, const char *const *settings, const char *input,
                    int64_t size);
 int lr_group_wait(lr_group *g, double timeout, lr_event *out);
+void lr_group_listen(lr_group *g,
+                     int on); /* 0: what running processes write is no event until 1; they wait when pipes are full */
 /* To one process (-1: to all that run); SIGKILL, SIGSTOP and SIGCONT also to what it has started. */
 int lr_group_signal(lr_group *g, int index, int signal);
 int lr_group_process(const lr_group *g, int index); /* its process id; 0 where it does not run */
 int lr_group_state(const lr_group *g, int index, lr_rank_state *out);
 void lr_group_free(lr_group *g); /* kills what still runs */
+
+/* ---- the launcher's output (dist/outlet.c) ----------------------------------------------------------------------------- */
+/* Standard output (1) and error (2), written without waiting for whoever reads them: what does not go now is kept, in order. */
+typedef struct lr_outlet lr_outlet;
+int lr_outlet_new(lr_outlet **out);
+/* LR_EIO: the stream can no longer be written; from now on what is for it is dropped, without an error. */
+int lr_outlet_write(lr_outlet *o, int stream, const char *data, int64_t size);
+/* Write what is kept, for at most timeout seconds; *left: bytes that are kept still, also where a stream is LR_EIO. */
+int lr_outlet_flush(lr_outlet *o, double timeout, int64_t *left);
+void lr_outlet_free(lr_outlet *o); /* what is kept is lost */
 
 /* ---- what a rank tells its launcher (dist/rank.c) ---------------------------------------------------------------------- */
 int lr_rank_launched(void); /* 1: lr_group_spawn started this process */

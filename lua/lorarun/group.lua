@@ -50,6 +50,9 @@ function Group:wait(timeout)
   end
 end
 
+--- Whether what running processes write is told, or stays in their pipes for now.
+function Group:listen(on) C.lr_group_listen(self.handle, on and 1 or 0) end
+
 function Group:signal(process, number) check(C.lr_group_signal(self.handle, process, number)) end
 
 --- The process id, or nil where it does not run.

@@ -4,14 +4,17 @@
 --   output:ended(process)                nothing more comes from it
 --   output:say(text)                     a line of the launcher's own
 --   output:last_lines(process)           the last ten lines it wrote
---   output:close()
+--   output:flush(seconds)                write what the terminal, or who else reads, did not take yet -> bytes still left
+--   output:close(seconds)                the same until all is written, as long as some of it is taken within that time
 -- Rank 0's output goes where the launcher's goes: to a terminal byte by byte, so that its progress bar redraws itself; elsewhere
 -- line by line. Of the others, standard error goes to the launcher's, line by line with "[rank 2] " before each, and standard
 -- output nowhere. A line that comes while rank 0's bar stands on the terminal is put above it. With log_dir, rank_2.log gets all
 -- that rank 2 writes, without the intermediate states of lines that were redrawn.
+-- Nothing here waits for whoever reads (lr_outlet), but for flush and close.
 -- output.broken: why the launcher's own output can no longer be written; nil as long as it can.
 local C = require "lorarun.c"
 local check = require "lorarun.check"
+local ffi = require "ffi"
 local fs = require "lorarun.fs"
 
 local Output = {}
@@ -36,24 +39,32 @@ end
 --- Log files are created here: an error where they cannot be written.
 local function new(options)
   local o = setmetatable({ first_rank = options.first_rank, ranks = {}, standing = { "", "" },
-    streams = { io.stdout, io.stderr }, terminal = { C.lr_terminal_width(1) > 0, C.lr_terminal_width(2) > 0 } }, Output)
+    terminal = { C.lr_terminal_width(1) > 0, C.lr_terminal_width(2) > 0 } }, Output)
   if options.log_dir then fs.make(options.log_dir) end
   for i = 0, options.ranks - 1 do
     local rank = options.first_rank + i
     o.ranks[i] = { number = rank, unfinished = { "", "" }, lines = {}, count = 0,
       log = options.log_dir and open_log(options.log_dir, rank) or nil }
   end
+  local outlet = ffi.new "lr_outlet *[1]"
+  check.call(C.lr_outlet_new, outlet)
+  o.outlet = ffi.gc(outlet[0], C.lr_outlet_free)
   return o
 end
 
+function Output:note(status)
+  if status == C.LR_EIO then self.broken = self.broken or ffi.string(C.lr_last_error()) else check(status) end
+end
+
 function Output:put(stream, text)
-  local file = self.streams[stream]
-  if not file or text == "" then return end
-  local ok, why = file:write(text)
-  if ok then ok, why = file:flush() end
-  if ok then return end
-  self.broken = self.broken or why
-  self.streams[stream] = false
+  if text == "" then return end
+  self:note(C.lr_outlet_write(self.outlet, stream, text, #text))
+end
+
+function Output:flush(seconds)
+  local left = ffi.new "int64_t[1]"
+  self:note(C.lr_outlet_flush(self.outlet, seconds, left))
+  return tonumber(left[0])
 end
 
 -- A whole line on standard error. What stands on the terminal's current line moves below it.
@@ -148,7 +159,13 @@ function Output:log_path(process)
   return log and log.path
 end
 
-function Output:close()
+function Output:close(seconds)
+  local left, before = self:flush(seconds), math.huge
+  while left > 0 and left < before do
+    before = left
+    left = self:flush(seconds)
+  end
+  C.lr_outlet_free(ffi.gc(self.outlet, nil))
   for i = 0, #self.ranks do
     local log = self.ranks[i].log
     if log then log.file:close() end

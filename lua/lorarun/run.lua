@@ -15,7 +15,9 @@ local signals = require "lorarun.signals"
 local Run = {}
 Run.__index = Run
 
-local GRACE = 3 -- seconds from SIGTERM to SIGKILL
+local GRACE = 3          -- seconds from SIGTERM to SIGKILL
+local MOST_KEPT = 2 ^ 20 -- bytes of output that nobody takes, after which ranks wait as well
+local RETRY = 0.02       -- seconds until what was not taken is offered again
 
 local function new(job, output, generation)
   return setmetatable({ job = job, output = output, generation = generation, group = group.new(job.ranks), ranks = {}, running = 0,
@@ -44,7 +46,9 @@ function Run:on_exit(event)
 end
 
 function Run:step(seconds)
-  local event = self.group:wait(seconds)
+  local left = self.output:flush(0)
+  self.group:listen(left < MOST_KEPT)
+  local event = self.group:wait(left > 0 and math.min(seconds, RETRY) or seconds)
   if not event then return end
   if event.kind == "output" then self.output:take(event.process, event.stream, event.text)
   elseif event.kind == "exit" then self:on_exit(event)

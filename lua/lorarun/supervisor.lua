@@ -20,7 +20,8 @@ local signals = require "lorarun.signals"
 
 local supervisor = {}
 
-local TICK = 0.2 -- seconds between looks at all ranks
+local TICK = 0.2     -- seconds between looks at all ranks
+local LAST_READ = 5  -- seconds in which somebody who reads the launcher's output takes some of it
 
 local function host_name()
   local f = io.open("/proc/sys/kernel/hostname", "r")
@@ -46,7 +47,7 @@ end
 -- What happens when nobody hears the job any more: a reader that has seen enough is no failure to speak of.
 local function unheard(why)
   if why:find "Broken pipe" then return { what = why, status = 128 + signals.PIPE, quiet = true, final = true } end
-  return { what = "cannot write to standard output: " .. why, status = 1, final = true }
+  return { what = why, status = 1, final = true }
 end
 
 -- Call fn with the ranks of one generation; afterwards none of them is there, whatever happened.
@@ -160,7 +161,7 @@ function supervisor.run(job)
   end)
   if link then link:leave() end
   C.lr_store_server_stop(server)
-  output:close()
+  output:close(LAST_READ)
   if not ok then error(result, 0) end
   return result
 end

@@ -44,8 +44,8 @@ struct lr_group {
     lr_rank_page **pages;
     struct pollfd *polled; /* the signal pipe, then two per process */
     struct termios modes;  /* of the terminal, before a rank had it */
-    bool has_modes;
-    int turn; /* the pipe that is looked at first next time: none can drown the others */
+    bool has_modes, deaf;  /* deaf: see lr_group_listen */
+    int turn;              /* the pipe that is looked at first next time: none can drown the others */
     char output[OUTPUT_BYTES];
 };
 
@@ -328,6 +328,11 @@ static bool next_of_processes(lr_group *g, bool polled, lr_event *out)
     return false;
 }
 
+void lr_group_listen(lr_group *g, int on)
+{
+    g->deaf = on == 0;
+}
+
 int lr_group_wait(lr_group *g, double timeout, lr_event *out)
 {
     const double until = lr_time() + (timeout > 0 ? timeout : 0);
@@ -340,7 +345,7 @@ int lr_group_wait(lr_group *g, double timeout, lr_event *out)
             break;
         g->polled[0] = (struct pollfd){.fd = signal_pipe[0], .events = POLLIN};
         for (int i = 0; i < 2 * g->size; i++)
-            g->polled[1 + i] = (struct pollfd){.fd = g->processes[i / 2].pipes[i % 2], .events = POLLIN};
+            g->polled[1 + i] = (struct pollfd){.fd = g->deaf ? -1 : g->processes[i / 2].pipes[i % 2], .events = POLLIN};
         const struct timespec limit = {(time_t)left, (long)((left - (double)(time_t)left) * 1e9)};
         const struct timespec none = {0, 0};
         polled = true;

@@ -29,7 +29,7 @@ end
 
 local FATES = {
   { "killed", "signal_self(9)", "lorarun: rank 2 on ", "was killed by SIGKILL", 137 },
-  { "crashed", "signal_self(11)", "lorarun: rank 2 on ", "was killed by SIGSEGV", 139 },
+  { "aborted", "signal_self(6)", "lorarun: rank 2 on ", "was killed by SIGABRT", 134 },
   { "failed", "error 'boom'", "lorarun: rank 2 on ", "boom\n", 1 },
   { "left", "os.exit(0)", "lorarun: rank 2 on ", "ended, with exit status 0, while ", 1 },
   { "ended", "os.exit(7, true)", "lorarun: rank 2 on ", "ended with exit status 7\n", 7 },

@@ -487,6 +487,21 @@ test("a reader that goes away ends the job quietly; a full disk does not", funct
   end, "$L ./recipe.lua >/dev/full")
 end)
 
+test("a reader that does not read holds the ranks, not the launcher", function()
+  launch([[
+    local job = lr.launch { processes = 2 }
+    if job.rank == 1 then
+      sleep(1)
+      signal_launcher(15)
+      hang()
+    end
+    while true do print(("x"):rep(1000)) end
+  ]], function(r)
+    check.equal(r.status, 143)
+    check.that(r.seconds < 60, r.seconds)
+  end, "mkfifo f; sleep 100 <f & $L ./recipe.lua >f; s=$?; kill $!; (exit $s)")
+end)
+
 test("nothing stays: no process with the job's environment, nothing in the machine's shared memory", function()
   local function shared()
     local names = {}
