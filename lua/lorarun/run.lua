@@ -1,6 +1,6 @@
 -- run.lua: the ranks of one machine, from their start to the end of the last: the hands of the launcher. What is to be done with
 -- them is decided by judge.lua, on this machine or another.
---   local run = run.new(job, output, generation)
+--   local run = run.new(job, output, generation [, clock])
 --   run:start(port)               of the store that ranks join
 --   run:step(seconds)             wait for something to happen, and see to it
 --   run:views()                   what is known of each rank: see judge.lua
@@ -16,12 +16,13 @@ local Run = {}
 Run.__index = Run
 
 local GRACE = 3          -- seconds from SIGTERM to SIGKILL
+local UNKILLABLE = 10    -- seconds from SIGKILL until a process is given up
 local MOST_KEPT = 2 ^ 20 -- bytes of output that nobody takes, after which ranks wait as well
 local RETRY = 0.02       -- seconds until what was not taken is offered again
 
-local function new(job, output, generation)
-  return setmetatable({ job = job, output = output, generation = generation, group = group.new(job.ranks), ranks = {}, running = 0,
-    signals = {}, done = { save = 0 } }, Run)
+local function new(job, output, generation, clock)
+  return setmetatable({ job = job, output = output, generation = generation, clock = clock or C.lr_time, ranks = {}, running = 0,
+    group = group.new(job.ranks), signals = {}, done = { save = 0 } }, Run)
 end
 
 function Run:start(port)
@@ -39,7 +40,8 @@ end
 
 function Run:on_exit(event)
   local rank = self.ranks[event.process]
-  rank.ended, rank.status, rank.signal = C.lr_time(), event.status, event.signal
+  if rank.ended then return end -- given up before
+  rank.ended, rank.status, rank.signal = self.clock(), event.status, event.signal
   rank.state = self.group:state(event.process)
   self.running = self.running - 1
   self.output:ended(event.process)
@@ -79,7 +81,7 @@ local function condition(pid)
 end
 
 function Run:views()
-  local views, now = {}, C.lr_time()
+  local views, now = {}, self.clock()
   for i = 0, self.job.ranks - 1 do
     local rank = self.ranks[i]
     local view = rank.state or self.group:state(i)
@@ -103,7 +105,7 @@ end
 
 -- What ends from now on ends because it was told to.
 function Run:tell(process, number)
-  self.told = self.told or C.lr_time()
+  self.told = self.told or self.clock()
   self.group:signal(process, number)
 end
 
@@ -118,16 +120,29 @@ function Run:obey(orders)
     self.group:signal(-1, signals.USR1)
   end
   if orders.ending and not done.ending then
-    done.ending, self.kill_at = true, C.lr_time() + GRACE
-    self.told = self.told or C.lr_time()
+    done.ending, self.kill_at = true, self.clock() + GRACE
+    self.told = self.told or self.clock()
     for i = 0, self.job.ranks - 1 do -- one that gave up is about to end, with a status of its own
       if not self.ranks[i].ended and not self.group:state(i).failed then self:tell(i, signals.TERM) end
       if self.ranks[i].number == orders.hung then self:tell(i, signals.KILL) end
     end
   end
-  if not done.kill and (orders.kill or self.kill_at and C.lr_time() >= self.kill_at) then
-    done.kill = true
+  if not done.kill and (orders.kill or self.kill_at and self.clock() >= self.kill_at) then
+    done.kill, self.give_up_at = true, self.clock() + UNKILLABLE
     self:tell(-1, signals.KILL)
+  end
+  if self.give_up_at and self.clock() >= self.give_up_at then self:give_up() end
+end
+
+-- A process that hangs in the kernel (a disk, a driver) does not even die. Waiting for it would hang the job as well.
+function Run:give_up()
+  for i = 0, self.job.ranks - 1 do
+    local rank = self.ranks[i]
+    if not rank.ended then
+      self.output:say(("rank %d (process %d) cannot be killed: it hangs in the system, and is left behind"):format(rank.number,
+        rank.pid))
+      self:on_exit { process = i, signal = signals.KILL }
+    end
   end
 end
 

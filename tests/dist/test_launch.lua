@@ -531,3 +531,53 @@ test("nothing stays: no process with the job's environment, nothing in the machi
       end, job .. " $L ./recipe.lua")
   end
 end)
+
+-- ---- training ---------------------------------------------------------------------------------------------------------
+test("signals to the launcher while its ranks train: saved and gone on, stopped and resumed to the same bits", function()
+  local bert = fs.join(os.getenv "LORARUN_TESTS", "golden", "bert")
+  local code = ([[
+    if os.getenv "RANK" == nil then
+      for _, split in ipairs { "train", "validation" } do
+        local rows = {}
+        for i = 1, 60 do
+          local good = i %% 3 ~= 0
+          rows[i] = lr.json.encode { current_line = (good and "x = %%d" or "x == %%d"):format(i), score = good and 1 or 0,
+            context = ("def f%%d(y):\n    x = %%d"):format(i, i), context_type = "full" }
+        end
+        lr.fs.write(folder .. "/data/" .. split .. ".jsonl", table.concat(rows, "\n") .. "\n")
+      end
+    end
+    local job = lr.launch { processes = 2, threads = 1, data = folder .. "/data" }
+    local function train(output, resume, on_step)
+      local model = lr.load_model(%q, { max_length = 32 })
+      model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = { "query", "value" }, seed = 3 }
+      lr.train { model = model, data = folder .. "/data", output = folder .. output, learning_rate = 5e-3, batch = 2,
+        max_steps = 40, evaluation_steps = 100, seed = 5, resume = resume, on_step = on_step }
+      model:free()
+    end
+    if marked "stopped" then
+      train("/out", "latest")
+      train("/whole", false)
+    else
+      train("/out", false, function(info)
+        if job.rank ~= 0 then return end
+        if info.step == 3 then signal_launcher(10) end
+        if info.step == 10 then
+          mark "stopped"
+          signal_launcher(15)
+        end
+        sleep(0.05) -- the launcher is another process: let it have a say
+      end)
+    end
+  ]]):format(bert)
+  launch(code, function(r, folder)
+    expect(r, 0)
+    check.equal(tonumber(fs.read(folder .. "/status")), 143, "status of the run that was stopped")
+    local first = fs.read(folder .. "/first.txt")
+    check.that(first:find "a checkpoint was written after step %d+", first)
+    check.that(first:find "stopped by signal 15 after step 1%d of 40", first)
+    check.that(r.out:find "resuming from ", r.out)
+    local function adapter(name) return fs.read(folder .. name .. "/adapter/adapter_model.safetensors") end
+    check.that(adapter "/out" == adapter "/whole", "the adapters differ")
+  end, "mkdir data; $L ./recipe.lua >first.txt 2>&1; echo $? >status; $L ./recipe.lua")
+end)
