@@ -2,6 +2,7 @@
 -- A file calls test("name", function() ... end) and, inside, the functions of `check`. After each test the allocator must hold
 -- nothing that it did not hold before. Prints "N passed, N failed"; exits with 1 where a test failed or none ran. A file that this
 -- machine cannot run calls skip("why") first: the status is then 77, which ctest shows as skipped.
+-- LORARUN_TEST_DEVICE=cuda: tensors and models are there where the test does not say where.
 local ffi = require "ffi"
 local file, only = arg[1], arg[2]
 local tests = {}
@@ -48,10 +49,17 @@ local C = require "lorarun.c"
 local function held()
   jit.flush() -- compiled traces hold on to objects they saw
   collectgarbage() collectgarbage() collectgarbage()
-  local m = ffi.new "lr_memory"
-  C.lr_memory_stats(C.LR_CPU, m)
-  return tonumber(m.live_storages), tonumber(m.host_objects)
+  local m, tensors = ffi.new "lr_memory", 0
+  for device = 0, tonumber(C.LR_DEVICE_COUNT) - 1 do
+    C.lr_memory_stats(device, m)
+    tensors = tensors + tonumber(m.live_storages)
+  end
+  return tensors, tonumber(m.host_objects)
 end
+
+-- Tests that say nothing of a device run on this one.
+local device = os.getenv "LORARUN_TEST_DEVICE"
+if device then require("lorarun.tensor").default_device = device end
 
 assert(loadfile(file))()
 local passed, failed = 0, 0

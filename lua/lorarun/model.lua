@@ -87,7 +87,8 @@ end
 ---   max_length  tokens a text is cut to; default: the folder's own
 ---   pooling     "mean", "cls", "last", ...: only where the folder does not say
 ---   normalize   override the folder's
----   device      "cpu", or "meta": shapes without bytes, for which config.json is enough: what needs a tokenizer then has none
+---   device      "cpu", "cuda" (default: tensor.default_device), or "meta": shapes without bytes, for which config.json is
+---               enough: what needs a tokenizer then has none
 ---   revision    of a Hugging Face id
 --- An adapter folder (adapter_config.json without config.json) loads its base model with the adapter on it.
 local function load(name, options)
@@ -114,7 +115,7 @@ local function load(name, options)
   if not dtype then
     check.fail("precision '%s' is not supported on the CPU; there are fp32 and bf16", tostring(precision))
   end
-  local device = options.device or "cpu"
+  local device = options.device or tensor.default_device
   local pooling = options.pooling or settings.pooling or device == "meta" and "mean"
   if not pooling then
     check.fail("%s says nothing about pooling (there is no modules.json); say pooling = \"mean\", \"cls\" or \"last\": a wrong one "
