@@ -32,6 +32,7 @@ typedef enum lr_status {
 
 enum { LR_ABI_VERSION = 1 };
 int lr_abi_version(void);             /* compare with LR_ABI_VERSION before calling anything else */
+const char *lr_cuda_version(void);    /* of the CUDA toolkit it was built with, "13.0.88"; NULL: without */
 const char *lr_version(void);         /* "0.1.0" */
 const char *lr_last_error(void);      /* one line; valid until this thread's next failing call; never NULL */
 const char *lr_status_name(int code); /* "ENOMEM" */

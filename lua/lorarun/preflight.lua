@@ -38,12 +38,22 @@ local function ranks_text(s)
   return ("%s, %d to %d of %d"):format(text, s.first_rank, s.first_rank + s.ranks_here - 1, s.num_processes)
 end
 
+-- The version of NVIDIA's kernel driver, as it tells it itself.
+local function driver_version()
+  local f = io.open("/proc/driver/nvidia/version", "r")
+  local text = f and f:read "*a" or ""
+  if f then f:close() end
+  return text:match "Kernel Module%s[^\n]-(%d+%.[%d.]+)"
+end
+
 -- Counting GPUs starts none: the launcher holds no memory there.
 local function look_at_gpus(s, gpus, say)
   if s.ranks_here > gpus and not (s.gpu_ids and s.gpu_ids ~= "all") then
     check.fail("%d ranks on this machine need a GPU each, and it has %d; lower num_processes, or give --cpu", s.ranks_here, gpus)
   end
   say("devices", ("%s, %d GPU%s"):format(ranks_text(s), gpus, gpus == 1 and "" or "s"))
+  local cuda = C.lr_cuda_version()
+  say("driver", ("%s, CUDA %s"):format(driver_version() or "none", cuda ~= nil and ffi.string(cuda) or "none"))
   if s.num_processes > 1 then
     local version = ffi.new "int[1]"
     check(C.lr_comm_nccl_version(version))

@@ -48,6 +48,15 @@ int lr_device_available(int device)
     return lr_device_missing(device) == NULL;
 }
 
+const char *lr_cuda_version(void)
+{
+#ifdef LR_CUDA_VERSION
+    return LR_CUDA_VERSION;
+#else
+    return NULL;
+#endif
+}
+
 int lr_device_count(int device)
 {
 #ifdef LR_HAVE_CUDA
