@@ -245,6 +245,8 @@ static void check_norm(bool layer)
     FOR_CONFIGS(c)
     for (int variant = 0; variant < 3; variant++) { /* no residual; with residual and s; residual, s not wanted */
         const int64_t n = c->rows * c->cols;
+        /* without optimisation the CPU adds a row in one chain, whose rounding grows with its length */
+        const double close = CLOSE * fmax(1.0, (double)c->cols / 1000.0);
         const mat *x = mat_random(c->rows, c->cols, dtype_of(c), false), *w = mat_random(0, c->cols, LR_F32, false);
         const mat *r = variant > 0 ? mat_scaled(c->rows, c->cols, dtype_of(c), false, 3.0) : NULL;
         const mat *b = layer ? mat_random(0, c->cols, LR_F32, false) : NULL;
@@ -268,10 +270,10 @@ static void check_norm(bool layer)
         norm_of(&reference, expected, means, rstds);
         if (c->cols == 1 && layer) /* the deviation from the mean of one number is rounding alone */
             continue;
-        COMPARE(y, expected, CLOSE);
-        COMPARE(rstd, rstds, CLOSE);
+        COMPARE(y, expected, close);
+        COMPARE(rstd, rstds, close);
         if (layer)
-            COMPARE(mean, means, CLOSE);
+            COMPARE(mean, means, close);
     }
 }
 
