@@ -76,17 +76,21 @@ local function attach(model, config, choose)
   if count == 0 then
     check.fail("the targets match no linear layer of the model; it has: %s", known_targets(model))
   end
-  local adapter = setmetatable({ config = config, modules = {}, layers = {} }, Adapter)
+  local adapter = setmetatable({ config = config, modules = {}, layers = {}, tensors = {} }, Adapter)
+  local function own(t) -- until free(), which gives the buffers back when no view of them is left
+    adapter.tensors[#adapter.tensors + 1] = t
+    return t
+  end
   tensor.persistent(function()
-    local value = tensor.new({ count }, "f32", "adapters", model.device)
-    local exchange = tensor.zeros({ count + ROOM }, "f32", "adapter gradients", model.device)
-    local grad = exchange:view { count }
+    local value = own(tensor.new({ count }, "f32", "adapters", model.device))
+    local exchange = own(tensor.zeros({ count + ROOM }, "f32", "adapter gradients", model.device))
+    local grad = own(exchange:view { count })
     adapter.parameters = { value = value, grad = grad, exchange = exchange, count = count }
     local offset = 0
     local function take(rows, columns)
       local at = offset
       offset = offset + rows * columns
-      return value:view({ rows, columns }, at), grad:view({ rows, columns }, at)
+      return own(value:view({ rows, columns }, at)), own(grad:view({ rows, columns }, at))
     end
     for index, entry in ipairs(plan) do
       local layer = entry.layer
@@ -98,8 +102,8 @@ local function attach(model, config, choose)
         local b, b_grad = take(p.part.to - p.part.from, p.rank)
         state.adapters[#state.adapters + 1] = { b = b, b_grad = b_grad, from = p.part.from, to = p.part.to, r_from = r,
           r_to = r + p.rank, scale = p.scale }
-        adapter.modules[#adapter.modules + 1] = { name = p.part.name, a = a:slice_rows(r, r + p.rank), b = b, rank = p.rank,
-          scale = p.scale, input = layer.k }
+        adapter.modules[#adapter.modules + 1] = { name = p.part.name, a = own(a:slice_rows(r, r + p.rank)), b = b,
+          rank = p.rank, scale = p.scale, input = layer.k }
         r = r + p.rank
       end
       layer.lora = state
@@ -173,13 +177,7 @@ end
 
 function Adapter:free()
   for _, layer in ipairs(self.layers) do layer.lora = nil end
-  for _, m in ipairs(self.modules) do
-    m.a:free()
-    m.b:free()
-  end
-  self.parameters.value:free()
-  self.parameters.grad:free()
-  self.parameters.exchange:free()
+  for _, t in ipairs(self.tensors) do t:free() end
 end
 
 -- ---- reading -------------------------------------------------------------------------------------------------------------------
