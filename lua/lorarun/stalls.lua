@@ -59,7 +59,7 @@ function Stalls:look(views)
     local what = slowest.waiting and ("and all others waited in %s"):format(slowest.collective)
       or ("did not come to %s, where %s for it,"):format(waiting[1].collective, who_waits(waiting))
     return { rank = slowest.rank, host = slowest.host, machine = slowest.machine,
-      what = ("%s for %.0f s%s"):format(what, longest, where(slowest)) }
+      what = ("%s for %.0f s%s"):format(what, self.timeout, where(slowest)) }
   end
   if longest < FIRST_WORD or now - self.spoke < FIRST_WORD then return end
   self.spoke = now

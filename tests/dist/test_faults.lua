@@ -33,9 +33,9 @@ local FATES = {
   { "failed", "error 'boom'", "lorarun: rank 2 on ", "boom\n", 1 },
   { "left", "os.exit(0)", "lorarun: rank 2 on ", "ended, with exit status 0, while ", 1 },
   { "ended", "os.exit(7, true)", "lorarun: rank 2 on ", "ended with exit status 7\n", 7 },
-  { "stopped", "signal_self(19)", "lorarun: rank 2 on ", "where ranks 0, 1 and 3 wait for it, for 2 s (is stopped (SIGSTOP))", 1,
-    2 },
-  { "asleep", "ffi.C.usleep(90000000)", "lorarun: rank 2 on ", "where ranks 0, 1 and 3 wait for it, for 2 s", 1, 2 },
+  { "stopped", "signal_self(19)", "lorarun: rank 2 on ", "where ranks 0, 1 and 3 wait for it, for 5 s (is stopped (SIGSTOP))", 1,
+    5 },
+  { "asleep", "ffi.C.usleep(90000000)", "lorarun: rank 2 on ", "where ranks 0, 1 and 3 wait for it, for 5 s", 1, 5 },
 }
 for _, f in ipairs(FATES) do
   local name, fate, who, what, status, timeout = unpack(f)

@@ -109,11 +109,11 @@ test("a restart starts the ranks of all machines", function()
 end)
 
 test("a rank that stalls on the other machine is named", function()
-  run({ flags = "--num-processes 4 --num-machines 2 --timeout 3" }, WORK:gsub("FATE", "job.rank == 3 and signal_self(19)"),
+  run({ flags = "--num-processes 4 --num-machines 2 --timeout 6" }, WORK:gsub("FATE", "job.rank == 3 and signal_self(19)"),
     function(r, other, folder)
       check.equal(r.status, 1)
       check.equal(other.status, 1)
-      has(r.err, "lorarun: rank 3 on ", "where ranks 0, 1 and 2 wait for it, for 3 s (is stopped (SIGSTOP))")
+      has(r.err, "lorarun: rank 3 on ", "where ranks 0, 1 and 2 wait for it, for 6 s (is stopped (SIGSTOP))")
       launched.expect_gone(folder, 4)
     end)
 end)
