@@ -23,6 +23,7 @@ local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local draws = require "lorarun.draws"
 local mutate = require "lorarun.mutate"
+local planning = require "lorarun.planning"
 local ranks = require "lorarun.ranks"
 local source_tokens = require "lorarun.source_tokens"
 local source_functions = require "lorarun.source_functions"
@@ -363,6 +364,7 @@ function bugdata.from_this_machine(given)
   local max_rows = given and given.max_rows or 30000
   local output = given and given.output
     or fs.join(require("lorarun.hub").lorarun_cache(), ("bugdata-%d-%d"):format(seed, max_rows))
+  if planning.job then return fs.is_file(fs.join(output, "summary.json")) and output or "" end
   local summary
   ranks.first_on_machine(function()
     if fs.is_file(fs.join(output, "summary.json")) then return end

@@ -24,7 +24,10 @@ Footprint.__index = Footprint
 
 local NO_VALUES = ffi.new "int64_t[1]" -- what is written to the meta device is never read
 local PRECISION = 1000 -- the count found is within a thousandth of the largest
-local WORDS_A_ROW = 16 -- attention's working memory a thread: rows of a head in f32, several times a sequence
+
+-- The working memory of a thread of the CPU: attention's rows of one head of the longest sequence, eight times in words of four
+-- bytes, rounded up in both directions; and blocks of products.
+local HEAD_COPIES, MORE_ROWS, MORE_COLUMNS, BLOCKS = 8, 96, 32, 2 ^ 20
 
 local function new(run, micro_step)
   local model = run.model
@@ -103,13 +106,13 @@ function Footprint:evaluation(texts, tokens)
   return memory.stats("meta").peak_bytes - before + (texts + shared) * model.dimension * 4
 end
 
---- workspace(tokens): at most so many bytes of working memory do the CPU's kernels take besides: attention's, and in 16 bits, for
---- products that are made in f32, the copies of the widest layer's input and output.
+--- workspace(tokens): at most so many bytes of working memory do the CPU's kernels take besides: each thread's, and where a machine
+--- makes products of 16 bits in f32, copies of the widest layer's input and output.
 function Footprint:workspace(tokens)
   local model, widest = self.model, 0
   for _, layer in ipairs(model.linears) do widest = math.max(widest, layer.n + layer.k) end
-  local attention = C.lr_threads() * WORDS_A_ROW * model.max_length * model.sizes.head_dim * 4
-  return attention + (model.dtype == "f32" and 0 or tokens * widest * 4)
+  local rows = HEAD_COPIES * 4 * (model.max_length + MORE_ROWS) * (model.sizes.head_dim + MORE_COLUMNS)
+  return C.lr_threads() * (rows + BLOCKS) + (model.dtype == "f32" and 0 or tokens * widest * 4)
 end
 
 --- largest(need, room, least, most): the most tokens, from `least` to `most`, for which need(tokens) <= room; nil where `least` is

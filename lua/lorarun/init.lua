@@ -33,7 +33,8 @@ local FUNCTIONS = {
   --- given(args, name): was the option on the command line?
   given = function(args, name) return require("lorarun.args").given(args, name) end,
   has_gpu = function()
-    local C = require "lorarun.c"
+    local C, planned = require "lorarun.c", require("lorarun.planning").job
+    if planned then return planned.device == "cuda" end
     return C.lr_device_count(C.LR_CUDA) > 0 -- a launcher that only asks does not start the GPU
   end,
   --- split("a,b", ",") -> { "a", "b" }; empty parts are left out.

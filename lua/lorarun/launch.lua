@@ -6,6 +6,7 @@
 -- returns. What the recipe prints before is seen once, from the launcher: a rank's standard output is shown from here on.
 local C = require "lorarun.c"
 local check = require "lorarun.check"
+local planning = require "lorarun.planning"
 
 local launch = {}
 
@@ -154,6 +155,10 @@ function launch.launch(given)
   if current then check.fail("the job is under way: lr.launch comes once, and before the model, training or lr.comm") end
   given = given or {}
   local s = require("lorarun.settings").resolve(given)
+  if planning.job then
+    current = planning.launch(s)
+    return current
+  end
   local found = started_by_others()
   if C.lr_rank_launched() ~= 0 then
     current = join_launched(s)

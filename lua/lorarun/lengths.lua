@@ -1,5 +1,6 @@
 -- lengths.lua: how many tokens the rows of a data set have, and so the batches that a run will make of them.
 local ffi = require "ffi"
+local C = require "lorarun.c"
 local batches = require "lorarun.batches"
 local comm = require "lorarun.comm"
 local data = require "lorarun.data"
@@ -36,6 +37,87 @@ function lengths.of_rows(set, tokenizer, o, rows, count)
   end)
   loader:close()
   if not ok then error(err, 0) end
+  return result
+end
+
+-- Where there is no tokenizer: a token has so many bytes on average, and a text two special ones.
+local BYTES_A_TOKEN, SPECIAL_TOKENS = 3, 2
+
+local function estimated(set, o, rows, count)
+  local result = ffi.new("int32_t[?]", count)
+  for i = 0, count - 1 do
+    for c, name in ipairs(o.columns) do
+      local bytes = set:text_size(rows[i], name) + #(o.prefixes[c] or "")
+      result[i] = result[i] + math.min(o.max_length, math.ceil(bytes / BYTES_A_TOKEN) + SPECIAL_TOKENS)
+    end
+  end
+  return result
+end
+
+-- Where there is no data: lines of about 12 tokens, contexts mostly short and some as long as may be.
+local PURPOSE_LENGTHS = 0x504C414E
+local word = ffi.new "uint32_t[4]"
+
+local function assumed(o, count)
+  local result = ffi.new("int32_t[?]", count)
+  for i = 0, count - 1 do
+    for c = 1, #o.columns do
+      C.lr_random(0, PURPOSE_LENGTHS, c, i, word)
+      local u = word[0] * 2 ^ -32
+      local tokens = c == 1 and 4 + 17 * u or 30 + 240 * u * u + 300 * u ^ 8
+      result[i] = result[i] + math.min(o.max_length, math.floor(tokens))
+    end
+  end
+  return result
+end
+
+local SAMPLED_BATCHES, SAMPLED_PAIRS = 200, 20000
+
+-- The draws of up to SAMPLED_BATCHES micro-batches, spread evenly over the run: { first draw, how many } each.
+local function spread(o)
+  local all = o.total_steps * o.accumulate
+  local n = math.max(1, math.min(all, SAMPLED_BATCHES, math.ceil(SAMPLED_PAIRS / o.batch)))
+  local list = {}
+  for i = 0, n - 1 do
+    local k = math.floor(i * all / n)
+    local first, total = batches.range(math.floor(k / o.accumulate), o.draws, o.batch * o.accumulate)
+    local from = k % o.accumulate * o.batch
+    if from < total then list[#list + 1] = { first + from, math.min(o.batch, total - from) } end
+  end
+  return list
+end
+
+--- sample(o): the batches of a run on one rank, by a sample of them: { batches, mean and largest tokens, pair = mean tokens of a
+--- pair, source = a text that says where the lengths come from }. o: columns, prefixes, max_length, batch, accumulate, draws,
+--- total_steps, threads; set and sample (of the run's data) or nil; tokenizer or nil.
+function lengths.sample(o)
+  local list, count = spread(o), 0
+  for _, b in ipairs(list) do count = count + b[2] end
+  local rows, k = ffi.new("int64_t[?]", count), 0
+  for _, b in ipairs(list) do
+    for i = 0, b[2] - 1 do
+      rows[k] = o.set and o.sample(b[1] + i) or k
+      k = k + 1
+    end
+  end
+  local tokens, source
+  if not o.set then
+    tokens, source = assumed(o, count), ("assumed, there being no data: about 12 tokens a line, 30 to %d a context"):format(
+      math.min(o.max_length, 512))
+  elseif not o.tokenizer then
+    tokens = estimated(o.set, o, rows, count)
+    source = ("estimated, there being no tokenizer.json: %d bytes a token"):format(BYTES_A_TOKEN)
+  else
+    tokens, source = lengths.of_rows(o.set, o.tokenizer, o, rows, count), "counted in the data"
+  end
+  local result, at, sum = { batches = #list, largest = 0, source = source }, 0, 0
+  for _, b in ipairs(list) do
+    local n = 0
+    for i = at, at + b[2] - 1 do n = n + tokens[i] end
+    at, sum = at + b[2], sum + n
+    result.largest = math.max(result.largest, n)
+  end
+  result.mean, result.pair = sum / #list, sum / count
   return result
 end
 

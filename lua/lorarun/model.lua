@@ -16,6 +16,7 @@ local autograd = require "lorarun.autograd"
 local nn = require "lorarun.nn"
 local hub = require "lorarun.hub"
 local data = require "lorarun.data"
+local planning = require "lorarun.planning"
 local safetensors = require "lorarun.safetensors"
 local sentence_transformers = require "lorarun.sentence_transformers"
 
@@ -115,7 +116,7 @@ local function load(name, options)
   if not dtype then
     check.fail("precision '%s' is not supported on the CPU; there are fp32 and bf16", tostring(precision))
   end
-  local device = options.device or tensor.default_device
+  local device = planning.job and "meta" or options.device or tensor.default_device
   local pooling = options.pooling or settings.pooling or device == "meta" and "mean"
   if not pooling then
     check.fail("%s says nothing about pooling (there is no modules.json); say pooling = \"mean\", \"cls\" or \"last\": a wrong one "

@@ -13,6 +13,7 @@ local suggest = require "lorarun.suggest"
 local USAGE = [=[
 usage: lorarun [options] [RECIPE.lua [arguments of the recipe]]
        lorarun RECIPE.lua --help      what a recipe can be told
+       lorarun plan RECIPE.lua ...    what a run needs and how long it takes: --gpu-memory 80GB, --gpu h100, --gpus 1,2,4,8
        lorarun config [--show]        write the file for --config; show the settings in effect
 
 With neither a recipe nor -e, a prompt for Lua opens; where standard input is no terminal, Lua code is read from it.
@@ -49,6 +50,9 @@ local function read_options(argv)
     local word = argv[i]
     if word == "config" then
       plan.config = i
+      break
+    elseif word == "plan" then
+      plan.planning = i
       break
     elseif word == "-" or word:sub(1, 1) ~= "-" then
       plan.script = i
@@ -111,6 +115,33 @@ local function load_recipe(path)
   return loadfile(path)
 end
 
+-- lorarun plan: the recipe runs, and its lr.train plans.
+local function plan_recipe(argv, options)
+  local ok, recipe, words = failure.call(require("lorarun.plan").read, { unpack(argv, options.planning + 1) })
+  if not ok then
+    complain(recipe.message)
+    return EXIT_USAGE
+  end
+  set_arg({ [0] = argv[0], recipe, unpack(words) }, 1)
+  local chunk, load_error = load_recipe(recipe)
+  if not chunk then
+    complain(load_error)
+    return EXIT_FAILED
+  end
+  local ran, report = failure.call(chunk, unpack(words))
+  local planned = require("lorarun.planning").job.plans > 0
+  if ran and planned then return EXIT_OK end
+  if ran then
+    complain(("%s never called lr.train: there is nothing to plan"):format(recipe))
+  elseif planned then
+    complain("the recipe went on after lr.train, which has planned and gives no results, and stopped: " .. report.message)
+    return EXIT_OK
+  else
+    complain(options.traceback and failure.text(report) or report.message)
+  end
+  return EXIT_FAILED
+end
+
 local function main(argv)
   local plan, mistake = read_options(argv)
   if not plan then
@@ -130,6 +161,8 @@ local function main(argv)
     if not ok then complain(report.message) end
     return ok and EXIT_OK or EXIT_FAILED
   end
+
+  if plan.planning then return plan_recipe(argv, plan) end
 
   -- true where the chunk ran to its end; otherwise the error has been reported
   local function run(chunk, load_error, ...)

@@ -22,7 +22,8 @@ local recompute = {}
 local Policy = {}
 Policy.__index = Policy
 
-local USABLE = 0.9 -- of the free memory: the rest is for the loader's batches, caches of libraries, and everybody else
+--- Of the free memory, this much may be used: the rest is for the loader's batches, caches of libraries, and everybody else.
+recompute.USABLE = 0.9
 local BLOCK = 9 / 8 -- of a tensor's bytes are taken at most: see memory.c
 local LONG_TOKEN = 6 -- bytes: few texts have longer ones on average
 
@@ -106,7 +107,7 @@ local function auto(run, micro_step)
   local free = memory.available(device)
   if not free then return setmetatable({ fixed = 0, text = "off (the system does not say how much memory is free)" }, Policy) end
   local held = memory.stats(device)
-  local limit = held.reserved_bytes + USABLE * free / comm.local_world_size
+  local limit = held.reserved_bytes + recompute.USABLE * free / comm.local_world_size
   local optimizer = 2 * BLOCK * 4 * run.model.lora.parameters.count -- AdamW's m and v are yet to be made
   local self = setmetatable({ run = run, device = device, model_layers = layers, footprint = footprint.new(run, micro_step),
     room = limit - held.live_bytes - optimizer, fitting = {} }, Policy)
@@ -131,14 +132,20 @@ end
 
 -- ---- the policy ----------------------------------------------------------------------------------------------------------------
 
-function recompute.new(run, micro_step)
-  local wanted, layers = run.options.recompute, run.model.layer_count
-  if wanted == "auto" then return auto(run, micro_step) end
+--- number(wanted, layers): how many of so many layers the setting `recompute` names; nil for auto.
+function recompute.number(wanted, layers)
+  if wanted == "auto" then return nil end
   local n = ({ none = 0, all = layers })[wanted] or tonumber(wanted)
   if not n or n < 0 or n % 1 ~= 0 then
     check.fail("recompute is '%s'; expected auto, none, all or a number of layers", tostring(wanted))
   end
-  n = math.min(n, layers)
+  return math.min(n, layers)
+end
+
+function recompute.new(run, micro_step)
+  local layers = run.model.layer_count
+  local n = recompute.number(run.options.recompute, layers)
+  if not n then return auto(run, micro_step) end
   return setmetatable({ fixed = n, text = fixed_text(n, layers) }, Policy)
 end
 

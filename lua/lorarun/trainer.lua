@@ -22,8 +22,10 @@ local export = require "lorarun.export"
 local memory = require "lorarun.memory"
 local ops = require "lorarun.ops"
 local optim = require "lorarun.optim"
+local planning = require "lorarun.planning"
 local progress = require "lorarun.progress"
 local ranks = require "lorarun.ranks"
+local rates = require "lorarun.rates"
 local recompute = require "lorarun.recompute"
 local report = require "lorarun.report"
 local run_files = require "lorarun.run_files"
@@ -282,6 +284,7 @@ local function finish(run, seconds)
     export.adapter(model, fs.join(o.output, "adapter"), { card = card })
     run.files:json("evaluation.json", results)
     print(report.summary(run, results, seconds))
+    rates.remember(run)
   end)
   return results
 end
@@ -319,6 +322,10 @@ end
 --- train(options): see DEFAULTS above and docs/reference.md. Returns the final evaluation { validation, test, best_step }.
 function trainer.train(given)
   local o = complete(given)
+  if planning.job then
+    return require("lorarun.plan").train(o, { open_data = open_data, choose_rows = choose_rows, count_steps = count_steps,
+      micro_step = micro_step })
+  end
   local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0,
     totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 } }
   run.train, run.validation, run.test = open_data(o)

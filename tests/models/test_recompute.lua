@@ -11,7 +11,8 @@ local PLENTY = 1e12
 
 -- The free memory that leaves room for tensors of so many bytes: a tenth of it stays free, and kernels need a little besides.
 local function free_for(arch, bytes)
-  return (bytes + require("lorarun.c").lr_threads() * 16 * 64 * HEAD_DIM[arch] * 4) / 0.9
+  local working = 8 * 4 * (64 + 96) * (HEAD_DIM[arch] + 32) + 2 ^ 20 -- of a thread, by footprint.lua
+  return (bytes + require("lorarun.c").lr_threads() * working) / 0.9
 end
 
 -- Rows of very different lengths: every fourth step has long ones, of so many lines. validation: how many rows that split has
@@ -57,7 +58,8 @@ local ok, err = pcall(lr.train, given)
 if not ok then result.error = err end
 result.adapters = require("lorarun.ranks").checksum(model.lora.parameters.value)
 model:free()
-collectgarbage() collectgarbage()
+jit.flush() -- compiled traces hold on to objects they saw
+collectgarbage() collectgarbage() collectgarbage()
 result.left, result.planned_left = memory.stats().live_tensors, memory.stats("meta").live_tensors
 lr.fs.write(folder .. "/result.json", lr.json.encode(result))
 ]]

@@ -1,0 +1,260 @@
+-- plan.lua: lorarun plan: what a recipe's training run will need, and how long it will take, before anything is loaded.
+--
+--   lorarun plan RECIPE.lua [options of the recipe] [--gpu-memory 80GB] [--gpu h100] [--gpus 1,2,4,8]
+--
+-- The recipe runs as it is, up to lr.train, with the model on the meta device (planning.lua). There a step of the run's own batch
+-- is taken without bytes, with the allocator that the real one will use, so the memory of a plan is that of the run to the byte;
+-- what lies outside the allocator (a driver, working memory of kernels) is added as the most it may be. Times follow from the work
+-- of a step and a rate (rates.lua), and each says whether that was measured or estimated.
+local check = require "lorarun.check"
+local comm = require "lorarun.comm"
+local footprint = require "lorarun.footprint"
+local lengths = require "lorarun.lengths"
+local memory = require "lorarun.memory"
+local optim = require "lorarun.optim"
+local planning = require "lorarun.planning"
+local rates = require "lorarun.rates"
+local recompute = require "lorarun.recompute"
+local settings = require "lorarun.settings"
+local suggest = require "lorarun.suggest"
+
+local plan = {}
+
+local DRIVER = 1e9 -- of a GPU's memory: its context, kernels, the workspaces of libraries
+local SCALING = 0.97 -- of N times one GPU's rate is what N GPUs are expected to reach
+local EVALUATION_TOKENS = 8192 -- a forward pass of evaluate.lua has about so many
+local MOST_TOKENS = 2 ^ 24 -- beyond any batch
+
+-- ---- the command line -----------------------------------------------------------------------------------------------------------
+local UNITS = { KB = 1e3, MB = 1e6, GB = 1e9, TB = 1e12, KIB = 2 ^ 10, MIB = 2 ^ 20, GIB = 2 ^ 30, TIB = 2 ^ 40 }
+
+local function bytes_of(text)
+  local number, unit = text:match "^([%d.]+)%s*(%a+)$"
+  local bytes = tonumber(number) and UNITS[unit:upper()] and tonumber(number) * UNITS[unit:upper()]
+  if not bytes or bytes <= 0 then check.fail("--gpu-memory is '%s', expected a size like 80GB or 80GiB", text) end
+  return bytes
+end
+
+local function counts_of(text)
+  local list = {}
+  for part in (text .. ","):gmatch "%s*([^,]*),%s*" do
+    local n = part:match "^%d+$" and tonumber(part)
+    if not n or n < 1 or n > 65536 then check.fail("--gpus is '%s', expected numbers of GPUs like 1,2,4,8", text) end
+    list[#list + 1] = n
+  end
+  return list
+end
+
+local function gpu_named(text)
+  local names = {}
+  for name in pairs(rates.GPUS) do names[#names + 1] = name end
+  table.sort(names)
+  if not rates.GPUS[text:lower()] then
+    check.fail("--gpu is '%s', which is not known%s; there are %s", text, suggest.did_you_mean(text:lower(), names),
+      table.concat(names, ", "))
+  end
+  return text:lower()
+end
+
+local OPTIONS = { ["--gpu-memory"] = bytes_of, ["--gpus"] = counts_of, ["--gpu"] = gpu_named }
+
+--- read(words): what stands behind `plan` on the command line. Sets planning.job; returns the recipe's path and its own words.
+function plan.read(words)
+  local given, own, recipe, i = {}, {}, nil, 1
+  while i <= #words do
+    local name, text = words[i]:match "^(%-%-[%w-]+)=(.*)$"
+    name = name or words[i]
+    if OPTIONS[name] then
+      if not text then
+        i = i + 1
+        text = words[i] or check.fail("%s needs a value", name)
+      end
+      given[name] = OPTIONS[name](text)
+    elseif recipe then
+      own[#own + 1] = words[i]
+    elseif name:sub(1, 1) ~= "-" then
+      recipe = name
+    else
+      local taken, mistake = settings.take_flag(words, i)
+      if not taken then check.fail("%s", mistake or ("lorarun plan has no option '%s'"):format(words[i])) end
+      i = i + taken - 1
+    end
+    i = i + 1
+  end
+  if not recipe then check.fail("lorarun plan needs a recipe: lorarun plan RECIPE.lua [its options] [--gpu-memory 80GB]") end
+  local gpu = next(given) and (given["--gpu"] or "h100")
+  planning.start { device = gpu and "cuda" or "cpu", gpu = gpu, counts = given["--gpus"],
+    memory = gpu and (given["--gpu-memory"] or rates.GPUS[gpu].memory) }
+  return recipe, own
+end
+
+-- ---- the plan of a run ----------------------------------------------------------------------------------------------------------
+
+-- What the model holds, by what it is for.
+local function held_by()
+  local held = { weights = 0, adapters = 0, gradients = 0, optimizer = 0 }
+  local NAMES = { adapters = "adapters", ["adapter gradients"] = "gradients", ["optimizer state"] = "optimizer",
+    ["clip factor"] = "optimizer", ["grad norm"] = "optimizer" }
+  for _, h in ipairs(memory.holders(1000, "meta")) do
+    local kind = NAMES[h.name] or "weights"
+    held[kind] = held[kind] + h.bytes
+  end
+  return held
+end
+
+-- The memory there is for tensors on one device, and what is taken of it beforehand.
+local function memory_of(job)
+  if job.device == "cuda" then return job.memory, DRIVER end
+  local free = memory.available "cpu" or check.fail("the system does not say how much memory is free; give --gpu-memory")
+  return recompute.USABLE * free / job.processes, 0
+end
+
+-- The data of the run, where there is any: sets, the sampler, and rows that training and evaluation take.
+local function open(o, trainer)
+  local d = {}
+  if o.data == "" then -- it is yet to be made
+    d.draws, d.evaluated, d.tested = o.max_train_rows, o.max_evaluation_rows, o.max_evaluation_rows
+    return d
+  end
+  d.train, d.validation, d.test = trainer.open_data(o)
+  local labels = d.train:has(o.score) and d.train:numbers(o.score) or nil
+  d.sample, d.draws = trainer.choose_rows(o, d.train, labels)
+  d.evaluated, d.tested = d.validation and d.validation.rows or 0, d.test and d.test.rows or 0
+  return d
+end
+
+-- need(tokens, layers, pairs): bytes of a step, beyond what is held.
+local function needs(job, f)
+  return function(tokens, layers, pairs_)
+    return f:step { tokens = tokens, layers = layers, pairs = pairs_ } + (job.device == "cpu" and f:workspace(tokens) or 0)
+  end
+end
+
+-- The policies that are shown: none, quarters, all, and the one that was chosen.
+local function shown_policies(layers, chosen)
+  local set, list = { [chosen or 0] = true }, {}
+  for quarter = 0, 4 do set[math.floor(layers * quarter / 4 + 0.5)] = true end
+  for n in pairs(set) do list[#list + 1] = n end
+  table.sort(list)
+  return list
+end
+
+-- How long it takes on so many ranks. A text is evaluated once, however many rows have it: that takes at most what is said.
+local function times(p, o, trainer, count, flops)
+  local share = count > 1 and SCALING or 1
+  local factor = 1 + p.batch.layers / (2 * p.layers) -- forward is half of a step's work
+  local t = { ranks = count, batch = o.batch * o.accumulate * count }
+  t.seconds = o.accumulate * p.batch.mean * p.flops_a_token * factor / flops / share
+  t.pairs = t.batch / t.seconds
+  if p.draws > 0 then
+    local _, steps = trainer.count_steps(o, p.draws, count)
+    local rows = math.ceil(steps / o.evaluation_steps) * p.evaluated + p.tested
+    t.training = steps * t.seconds / 3600
+    t.evaluating = rows * p.batch.pair * p.flops_a_token / 2 / flops / share / count / 3600
+  end
+  return t
+end
+
+local function with_world(count, fn)
+  comm.world_size = count -- nobody is there: only sizes follow from it
+  local ok, result = pcall(fn)
+  comm.world_size = 1
+  if not ok then error(result, 0) end
+  return result
+end
+
+-- The fewest layers with which so many tokens fit, or nil.
+local function fewest(p, need, tokens)
+  for n = 0, p.layers do
+    if need(tokens, n) <= p.room then return n end
+  end
+end
+
+-- The recipe's batch: what it takes, and what of it is recomputed.
+local function plan_batch(p, o, need, f)
+  local b, wanted = p.batch, recompute.number(o.recompute, p.layers)
+  b.pairs, b.texts = o.batch, o.batch * #o.columns
+  b.layers = wanted or fewest(p, need, b.largest) or p.layers
+  b.chosen = wanted and "as the recipe says" or "as few as fit the memory"
+  b.longest = fewest(p, need, b.texts * p.model.max_length)
+  b.step = f:step { tokens = b.largest, layers = b.layers }
+  b.workspace = need(b.largest, b.layers) - b.step
+  b.fits = b.step + b.workspace <= p.room
+  b.peak = p.memory - p.room + b.step + b.workspace
+  b.kept = f:kept { tokens = b.largest, layers = b.layers }
+end
+
+-- How much fits at each policy, with pairs as long as the run's are on average.
+local function plan_policies(p, o, need)
+  p.policies = {}
+  for _, n in ipairs(shown_policies(p.layers, p.batch.layers)) do
+    local pair = p.batch.pair
+    local function need_of(tokens) return need(tokens, n, math.max(1, math.floor(tokens / pair + 0.5))) end
+    local most = footprint.largest(need_of, p.room, math.ceil(math.max(pair, #o.columns)), MOST_TOKENS) or 0
+    p.policies[#p.policies + 1] = { layers = n, tokens = most, pairs = math.floor(most / pair), slower = n / (2 * p.layers),
+      unbounded = most == MOST_TOKENS }
+  end
+end
+
+local function rate_of(job, precision)
+  if job.device == "cuda" then return rates.of_gpu(job.gpu, precision) end
+  return rates.of_cpu(precision)
+end
+
+local function plan_times(p, o, trainer, need)
+  local flops, source, measured = rate_of(p.job, p.model.precision)
+  p.rate_source, p.measured, p.times = source, measured, {}
+  for _, count in ipairs(flops and (p.job.counts or { p.job.processes }) or {}) do
+    local t = times(p, o, trainer, count, flops)
+    t.memory = with_world(count, function() return p.memory - p.room + need(p.batch.largest, p.batch.layers) end)
+    p.times[#p.times + 1] = t
+  end
+end
+
+local function compute(p, o, trainer, f)
+  local need = needs(p.job, f)
+  p.held = held_by()
+  p.memory, p.driver = memory_of(p.job)
+  p.room = p.memory - p.driver - p.held.weights - p.held.adapters - p.held.gradients - p.held.optimizer
+  plan_batch(p, o, need, f)
+  plan_policies(p, o, need)
+  if p.evaluated > 0 then
+    local texts = 2 * p.evaluated
+    local bytes = f:evaluation(texts, math.min(EVALUATION_TOKENS, texts * p.model.max_length))
+    p.evaluation = { rows = p.evaluated, bytes = bytes, fits = bytes <= p.room }
+  end
+  plan_times(p, o, trainer, need)
+end
+
+--- train(o, trainer): what lr.train does while planning. o: its options, complete; trainer: the functions of trainer.lua it shares.
+--- Prints the plan and returns it.
+function plan.train(o, trainer)
+  local model, job = o.model, planning.job
+  local run = { options = o, model = model, loss = o.loss, prefixes = {} }
+  for c, name in ipairs(o.columns) do
+    run.prefixes[c] = o.prompts[name] and model:prompt { prompt_name = o.prompts[name] } or ""
+  end
+  local d = open(o, trainer)
+  local _, total_steps = trainer.count_steps(o, math.max(1, d.draws), 1)
+  local optimizer = optim.adamw(model.lora.parameters)
+  local f = footprint.new(run, trainer.micro_step)
+  local p = { job = job, model = model, layers = model.layer_count, draws = d.draws, evaluated = d.evaluated, tested = d.tested,
+    parameters = model.lora.parameters.count, frozen = model:frozen_count(), flops_a_token = rates.flops_a_token(model) }
+  local ok, err = pcall(function()
+    p.batch = lengths.sample { columns = o.columns, prefixes = run.prefixes, max_length = model.max_length, batch = o.batch,
+      accumulate = o.accumulate, draws = math.max(1, d.draws), total_steps = total_steps, threads = o.loader_threads, set = d.train,
+      sample = d.sample, tokenizer = model.tokenizer }
+    compute(p, o, trainer, f)
+  end)
+  f:free()
+  optimizer:free()
+  for _, name in ipairs { "train", "validation", "test" } do
+    if d[name] then d[name]:close() end
+  end
+  if not ok then error(err, 0) end
+  job.plans = job.plans + 1
+  print(require("lorarun.plan_report").text(p))
+  return p
+end
+
+return plan

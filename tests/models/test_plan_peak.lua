@@ -1,0 +1,143 @@
+-- A plan against what happens: the peak of a real step on the CPU is the plan's, for both architectures, precisions and policies;
+-- and the plan of a 7B model, of which there is config.json alone, against its arithmetic.
+local fs = require "lorarun.fs"
+local json = require "lorarun.json"
+local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+
+local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
+local TARGETS = { bert = "query,key,value", qwen2 = "q_proj,k_proj,v_proj" }
+
+-- A program that trains one step, or plans it, and says what it took. Nothing of it knows which of the two it does.
+local RECIPE = [[
+local lr, memory, json = require "lorarun", require "lorarun.memory", require "lorarun.json"
+local folder, model_folder, targets, options, result_path = unpack(arg)
+local given = { data = folder .. "/data", output = folder .. "/out", batch = 6, max_steps = 1, sampling = "shuffled", group = false,
+  evaluation_steps = 100, max_evaluation_rows = 2 }
+for key, value in pairs(assert(loadstring("return " .. options))()) do given[key] = value end
+local model = lr.load_model(model_folder, { max_length = 64, precision = given.precision })
+given.precision = nil
+model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = lr.split(targets, ",") }
+given.model = model
+local seen = {}
+given.on_step = function() seen = { peak = memory.stats().peak_bytes, scratch = memory.stats().scratch_bytes } end
+local result = lr.train(given)
+lr.fs.write(result_path, json.encode(result.batch and { held = result.held, batch = result.batch, policies = result.policies,
+  flops_a_token = result.flops_a_token, room = result.room, driver = result.driver, memory = result.memory } or seen))
+]]
+
+local function make_data(folder)
+  fs.make(folder)
+  for _, split in ipairs { "train", "validation" } do
+    local lines = {}
+    for i = 1, 30 do
+      lines[i] = json.encode { current_line = ("x = %d"):format(i), context = ("y = f(x, %d)\n"):format(i):rep(i % 7 + 1),
+        score = i % 2 }
+    end
+    fs.write(fs.join(folder, split .. ".jsonl"), table.concat(lines, "\n") .. "\n")
+  end
+end
+
+-- Run the recipe as `command`, "" or "plan --gpu-memory 80GB" and the like; returns what it wrote.
+local function run(folder, command, model_folder, targets, options)
+  local recipe, result, output = fs.join(folder, "recipe.lua"), fs.join(folder, "result.json"), fs.join(folder, "out")
+  if fs.exists(output) then fs.remove(output) end
+  fs.write(recipe, RECIPE)
+  local words = { recipe, folder, model_folder, targets, options, result }
+  for i, word in ipairs(words) do words[i] = shell.quote(word) end
+  local r = shell.run("$L " .. command .. " " .. table.concat(words, " "))
+  check.equal(r.err, "", "standard error")
+  check.equal(r.status, 0, "status")
+  check.equal(fs.exists(output), command == "", "an output folder was made")
+  return json.decode_file(result), r.out
+end
+
+local function sum(t)
+  local n = 0
+  for _, value in pairs(t) do n = n + value end
+  return n
+end
+
+for arch, targets in pairs(TARGETS) do
+  test(arch .. ": the peak of a real step is the plan's", function()
+    shell.with_folder(function(folder)
+      make_data(fs.join(folder, "data"))
+      for _, options in ipairs { "{}", '{ recompute = "all" }', "{ recompute = 1 }", '{ precision = "bf16" }',
+        '{ loss = require("lorarun.loss").by_name "mnr" }', "{ accumulate = 2 }" } do
+        local planned = run(folder, "plan", fs.join(golden, arch), targets, options)
+        local seen = run(folder, "", fs.join(golden, arch), targets, options)
+        local peak = sum(planned.held) + planned.batch.step
+        check.near(seen.peak / peak, 1, 0.001, ("%s: of %d bytes planned and %d taken the ratio"):format(options, peak, seen.peak))
+        check.that(seen.scratch <= planned.batch.workspace, ("%s: %d bytes of working memory, at most %d were planned"):format(
+          options, seen.scratch, planned.batch.workspace))
+      end
+    end)
+  end)
+end
+
+-- nomic-embed-code: hidden 3584, 28 layers, 28 heads of 128, 4 of keys and values, intermediate 18944.
+local NOMIC = { architectures = json.array { "Qwen2Model" }, model_type = "qwen2", hidden_size = 3584, num_hidden_layers = 28,
+  num_attention_heads = 28, num_key_value_heads = 4, intermediate_size = 18944, vocab_size = 151646, hidden_act = "silu",
+  max_position_embeddings = 32768, rope_theta = 1000000, rms_norm_eps = 1e-6 }
+local LAYERS, ROUNDED = 28, 9 / 8 -- blocks are up to an eighth larger than what is in them
+local LINEAR = LAYERS * (3584 * (3584 + 2 * 512) + 3584 * 3584 + 3 * 3584 * 18944) -- weights of linear layers
+
+test("nomic-embed-code by its config.json: weights, adapters and activations are what arithmetic says", function()
+  shell.with_folder(function(folder)
+    make_data(fs.join(folder, "data"))
+    fs.make(fs.join(folder, "nomic"))
+    fs.write(fs.join(folder, "nomic", "config.json"), json.encode(NOMIC))
+    local p, out = run(folder, "plan --gpu-memory 80GB", fs.join(folder, "nomic"), TARGETS.qwen2,
+      '{ precision = "bf16", batch = 64 }')
+    local parameters = LINEAR + LAYERS * (3584 + 2 * 512 + 2 * 3584) + 3584 + 151646 * 3584
+    check.near(LINEAR, 6.525e9, 0.001e9, "weights of linear layers")
+    check.equal(p.flops_a_token, 4 * LINEAR)
+    check.that(out:find("7,069,121,024 parameters", 1, true) and parameters == 7069121024, out)
+
+    local function within(bytes, exact, what)
+      check.that(bytes >= exact and bytes <= exact * ROUNDED, ("%s: %.0f bytes, expected %.0f and a little"):format(what, bytes,
+        exact))
+    end
+    within(p.held.weights, 2 * parameters, "weights")
+    local trained = LAYERS * 4 * (3 * 3584 + 3584 + 2 * 512) -- rank 4: A and B of q, k and v
+    within(p.held.adapters, 4 * trained, "adapters")
+    within(p.held.optimizer, 8 * trained, "optimizer")
+    check.near(p.room, 80e9 - p.driver - sum(p.held), 1, "what is left for a batch")
+
+    -- Bytes a token and layer in bf16, as docs/memory.md lists them; LoRA on q, k and v keeps their input, too.
+    local EXACT = { ["layers.*.mlp.gate_up"] = 2 * 37888, ["layers.*.self_attn.qkv"] = 2 * 4608, attention = 2 * 3584,
+      residual = 2 * 2 * 3584, normalised = 2 * 3584, ["attention statistics"] = 4 * 28, ["lora h"] = 2 * 12 }
+    check.equal(p.batch.layers, 0)
+    local seen = {}
+    for _, k in ipairs(p.batch.kept) do
+      if EXACT[k.name] then
+        seen[#seen + 1] = k.name
+        within(k.bytes, EXACT[k.name] * LAYERS * p.batch.largest, k.name)
+      end
+    end
+    check.equal(#seen, 7, "kinds of activations that are kept")
+
+    -- More layers recomputed, more tokens; and each count was tried.
+    local before = 0
+    for _, policy in ipairs(p.policies) do
+      check.that(policy.tokens > before, "the policies are in no order")
+      before = policy.tokens
+    end
+    local most = p.policies[1].tokens
+    local per_token = LAYERS * sum(EXACT)
+    check.that(most * per_token <= p.room and most * per_token * 1.25 > p.room, ("%d tokens fit in %.1f GB"):format(
+      most, p.room / 1e9))
+  end)
+end)
+
+test("a plan for the CPU is one of this machine's free memory, weights packed for both directions", function()
+  shell.with_folder(function(folder)
+    make_data(fs.join(folder, "data"))
+    local p = run(folder, "plan", fs.join(golden, "bert"), TARGETS.bert, "{}")
+    local free = require("lorarun.memory").available "cpu"
+    check.that(p.memory > 0.3 * free and p.memory < 2 * free, ("%g of memory planned for, %g free"):format(p.memory, free))
+    check.equal(p.driver, 0)
+    local gpu = run(folder, "plan --gpu-memory 1GiB", fs.join(golden, "bert"), TARGETS.bert, "{}")
+    check.equal(gpu.memory, 2 ^ 30)
+    check.that(gpu.held.weights < p.held.weights, "a GPU needs no weight twice")
+  end)
+end)
