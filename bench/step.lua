@@ -3,8 +3,9 @@
 -- Weights are random, of the models' real shapes; lengths are those of code lines and contexts. The ceiling is the best rate of
 -- three large products (2048x2048x2048, the model's widest layer forward and backward), measured before and after the steps in
 -- the same run, because machines differ and are noisy. Useful work is counted as 4 N a token, N = weights of linear layers
--- (forward 2 N, gradient of activations 2 N; frozen weights need no third product): attention, norms, LoRA, the optimizer and Lua
--- all count as loss. Lua's share is the time of the same step on the meta device, where kernels do nothing.
+-- (forward 2 N, gradient of activations 2 N; frozen weights need no third product), less what last-token pooling spares the
+-- last layer: attention, norms, LoRA, the optimizer and Lua all count as loss. Lua's share is the time of the same step on the
+-- meta device, where kernels do nothing.
 local ffi = require "ffi"
 local lr = require "lorarun"
 local C = require "lorarun.c"
@@ -118,6 +119,16 @@ local function ceiling(dtype, shape)
   return best
 end
 
+-- FLOP of a step that cannot be done without: 4 a weight and row. Where pooling takes rows, the last layer's linears behind its
+-- attention, which are all of its own but the first, have no others.
+local function useful_work(model, batch)
+  local work, spared = 0, model:context(batch).pooled and #model.linears - #model.linears / model.layer_count + 1
+  for i, layer in ipairs(model.linears) do
+    work = work + 4 * layer.n * layer.k * (spared and i > spared and batch.sequences or batch.tokens)
+  end
+  return work
+end
+
 local function run(name, precision)
   local shape, dtype = SHAPES[name], precision == "bf16" and "bf16" or "f32"
   local list = lengths(args.pairs)
@@ -127,7 +138,7 @@ local function run(name, precision)
     for i = 1, args.pairs do labels[i] = i % 2 end
     local times = {}
     local gemm = ceiling(dtype, shape)
-    local weights = 0
+    local useful = 0
     for _, device in ipairs { "cpu", "meta" } do
       tensor.scope(function()
         local model = random_model(shape, dtype, device)
@@ -135,15 +146,14 @@ local function run(name, precision)
         local y = tensor.from(labels, nil, "f32", "labels", device)
         for i = 1, 3 do step(model, batch, optimizer, y, i) end
         times[device] = median_time(args.steps, function(i) step(model, batch, optimizer, y, i) end)
-        weights = 0
-        for _, layer in ipairs(model.linears) do weights = weights + layer.n * layer.k end
+        useful = useful_work(model, batch)
         optimizer:free()
         model.lora:free()
       end)
     end
     gemm = math.max(gemm, ceiling(dtype, shape))
     local seconds = times.cpu
-    local rate = 4 * weights * batch.tokens / seconds
+    local rate = useful / seconds
     print(("%-7s %-4s  %5d tokens, %d pairs: %6.1f ms a step, %6.0f tokens/s, %6.1f pairs/s, %5.0f of %5.0f GFLOP/s = %4.1f%% of "
       .. "the GEMM ceiling, Lua %.1f%%"):format(name, precision, batch.tokens, args.pairs, 1e3 * seconds, batch.tokens / seconds,
       args.pairs / seconds, rate / 1e9, gemm / 1e9, 100 * rate / gemm, 100 * times.meta / seconds))

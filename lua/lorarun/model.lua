@@ -164,6 +164,24 @@ local function load(name, options)
   end)
 end
 
+-- Poolings that take one token of each sequence, and which: the first, or the one before the next sequence's first.
+local POOLED_TOKEN = { cls = function(cu_seqlens, i) return cu_seqlens[i] end,
+  last = function(cu_seqlens, i) return cu_seqlens[i + 1] - 1 end }
+
+-- The rows that pooling takes and their dropout keys: all that the last layer need compute behind its attention. nil where pooling
+-- reads every row.
+local function pooled_rows(model, batch)
+  local token, n, device = POOLED_TOKEN[model.pooling], batch.sequences, model.device
+  if not token then return nil end
+  local rows, keys = ffi.new("int32_t[?]", n), ffi.new("int64_t[?]", n)
+  for i = 0, device == "meta" and -1 or n - 1 do
+    rows[i] = token(batch.cu_seqlens, i)
+    keys[i] = batch.keys[rows[i]]
+  end
+  return { rows = tensor.from(rows, { n }, "i32", "pooled rows", device),
+    keys = tensor.from(keys, { n }, "i64", "dropout keys", device) }
+end
+
 --- A packed batch (data.lua) as tensors on the model's device; the context of forward().
 function Model:context(batch, extra)
   local t = batch.tokens
@@ -173,7 +191,7 @@ function Model:context(batch, extra)
     positions = tensor.from(batch.positions, { t }, "i32", "positions", device),
     keys = tensor.from(batch.keys, { t }, "i64", "dropout keys", device),
     cu_seqlens = tensor.from(batch.cu_seqlens, { batch.sequences + 1 }, "i32", "cu_seqlens", device),
-    max_length = batch.max_length,
+    max_length = batch.max_length, pooled = pooled_rows(self, batch),
   }
   for k, v in pairs(extra or {}) do ctx[k] = v end
   return ctx
@@ -182,7 +200,7 @@ end
 --- forward(ctx): embeddings [sequences, dimension], f32, pooled, and normalised where the model is. Records on the tape.
 function Model:forward(ctx)
   local hidden = self.arch.forward(self.built, ctx)
-  local e = ops.pool(hidden, ctx.cu_seqlens, self.pooling)
+  local e = ctx.pooled and ops.cast(hidden, "f32") or ops.pool(hidden, ctx.cu_seqlens, self.pooling)
   hidden:release()
   if not self.normalize then return e end
   local unit = ops.normalize(e)

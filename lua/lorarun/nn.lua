@@ -101,6 +101,15 @@ function nn.linear(x, layer, ctx)
   })
 end
 
+--- at_pooled(ctx, a, b): behind the last attention nothing but the pooled rows is needed: those of a and b (all rows, which are
+--- released), and ctx for them.
+function nn.at_pooled(ctx, a, b)
+  local a_rows, b_rows = ops.gather_rows(a, ctx.pooled.rows), ops.gather_rows(b, ctx.pooled.rows)
+  a:release()
+  b:release()
+  return setmetatable({ keys = ctx.pooled.keys }, { __index = ctx }), a_rows, b_rows
+end
+
 --- RoPE's table cos|sin [positions, head_dim] for frequencies theta^(-2i/head_dim) (Su et al., RoFormer, 2021).
 function nn.rope_table(positions, head_dim, theta, device)
   local half = head_dim / 2

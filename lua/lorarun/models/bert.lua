@@ -60,13 +60,14 @@ function bert.max_length(c) return c.positions end
 
 function bert.prepare() end -- every table is a weight
 
--- One layer: x[T,hidden] to the next layer's input.
-local function block(model, layer, x, ctx)
+-- One layer: x[T,hidden] to the next layer's input; to that of the pooled rows alone where `pooled` says so.
+local function block(model, layer, x, ctx, pooled)
   local c = model.config
   local qkv = nn.linear(x, layer.qkv, ctx)
   local attended = ops.self_attention(qkv, { heads = c.heads, kv_heads = c.heads, head_dim = c.head_dim, causal = false,
     cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length })
   qkv:release()
+  if pooled then ctx, attended, x = nn.at_pooled(ctx, attended, x) end
   local o = nn.linear(attended, layer.o, ctx)
   attended:release()
   local y, s = ops.layer_norm(o, x, layer.attention_norm.w, layer.attention_norm.b, c.eps)
@@ -85,7 +86,7 @@ local function block(model, layer, x, ctx)
   return z
 end
 
---- forward(model, ctx): hidden states [T, hidden]. ctx as in qwen2.lua.
+--- forward(model, ctx): hidden states [T, hidden], or those of ctx.pooled. ctx as in qwen2.lua.
 function bert.forward(model, ctx)
   local e = ops.embedding(model.words, ctx.ids)
   ops.embedding(model.position_table, ctx.positions, e)
@@ -96,12 +97,13 @@ function bert.forward(model, ctx)
   local x, s = ops.layer_norm(e, nil, model.norm.w, model.norm.b, model.config.eps)
   s:release()
   for i, layer in ipairs(model.layers) do
+    local pooled = ctx.pooled and i == #model.layers
     if i <= (ctx.recompute or 0) then
       local x_in = x
-      x = autograd.recompute(function(a) return block(model, layer, a, ctx) end, x_in)
+      x = autograd.recompute(function(a) return block(model, layer, a, ctx, pooled) end, x_in)
       x_in:release()
     else
-      x = block(model, layer, x, ctx)
+      x = block(model, layer, x, ctx, pooled)
     end
   end
   return x

@@ -67,14 +67,16 @@ function qwen2.prepare(model, max_length, device)
 end
 
 -- One layer on the residual stream. x: the layer's input after its input norm; s: the residual stream. Returns the same two for
--- the next layer, whose input norm (or the final one) is `next_norm`: fused with the residual sum.
-local function block(model, layer, next_norm, x, s, ctx)
+-- the next layer, whose input norm (or the final one) is `next_norm`: fused with the residual sum; of the pooled rows alone where
+-- `pooled` says so.
+local function block(model, layer, next_norm, x, s, ctx, pooled)
   local c = model.config
   local qkv = nn.linear(x, layer.qkv, ctx)
   x:release()
   local attended = ops.self_attention(qkv, { heads = c.heads, kv_heads = c.kv_heads, head_dim = c.head_dim, causal = true,
     cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length, rope = model.rope, positions = ctx.positions })
   qkv:release()
+  if pooled then ctx, attended, s = nn.at_pooled(ctx, attended, s) end
   local o = nn.linear(attended, layer.o, ctx)
   attended:release()
   local y, s2 = ops.rms_norm(o, s, layer.post_norm, c.eps)
@@ -92,21 +94,23 @@ local function block(model, layer, next_norm, x, s, ctx)
   return next_x, next_s
 end
 
---- forward(model, ctx): hidden states [T, hidden] after the final norm.
----   ctx: { ids, positions, cu_seqlens, max_length, keys, training, seed, step, recompute = n: layers to run again in backward }
+--- forward(model, ctx): hidden states [T, hidden] after the final norm; with ctx.pooled, of these rows alone: [B, hidden].
+---   ctx: { ids, positions, cu_seqlens, max_length, keys, training, seed, step, recompute = n: layers to run again in backward,
+---   pooled = { rows = [B] i32, keys = [B] i64 } or nil }
 function qwen2.forward(model, ctx)
   local c = model.config
   local s = ops.embedding(model.embeddings, ctx.ids)
   local x = ops.rms_norm(s, nil, model.layers[1].input_norm, c.eps)
   for i, layer in ipairs(model.layers) do
     local next_norm = model.layers[i + 1] and model.layers[i + 1].input_norm or model.norm
+    local pooled = ctx.pooled and i == #model.layers
     if i <= (ctx.recompute or 0) then
       local x_in, s_in = x, s
-      x, s = autograd.recompute(function(a, b) return block(model, layer, next_norm, a, b, ctx) end, x_in, s_in)
+      x, s = autograd.recompute(function(a, b) return block(model, layer, next_norm, a, b, ctx, pooled) end, x_in, s_in)
       x_in:release()
       s_in:release()
     else
-      x, s = block(model, layer, next_norm, x, s, ctx)
+      x, s = block(model, layer, next_norm, x, s, ctx, pooled)
     end
   end
   s:release()
