@@ -27,6 +27,7 @@ Judge.__index = Judge
 
 local SETTLING = 2 -- from a failure that is a consequence until its cause is no longer waited for
 local LEAVING = 10 -- for the others to leave, where one could not follow the user's signal
+local REAPING = 1  -- from the end of a connection, which peers notice, until the launcher sees that the rank has ended
 local EARLY = 5    -- that others wait for a rank that has ended with status 0
 
 local function new(options)
@@ -73,7 +74,7 @@ local function culprit(views)
       if earlier(early, left) then early = left end
     end
   end
-  if not own and consequence and early and early.ago >= consequence.ago then return early end
+  if not own and consequence and early and early.ago + REAPING >= consequence.ago then return early end
   return own or consequence
 end
 

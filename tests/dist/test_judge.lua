@@ -73,6 +73,7 @@ test("who left before others lost it is to blame, who left after is not", functi
   local rank, what = blamed(new_judge(), { view(0, follower), view(1, { ended = 2, status = 0 }) })
   check.equal(rank, 1)
   check.that(what:find "ended, with exit status 0, while others")
+  check.equal(blamed(new_judge(), { view(0, follower), view(1, { ended = 0.6, status = 0 }) }), 1) -- it was seen a little late
   check.equal(blamed(new_judge(), { view(0, follower), view(1, { ended = 0.2, status = 0 }) }), 0)
 end)
 
