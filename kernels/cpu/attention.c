@@ -188,7 +188,7 @@ static inline void store_row(const attention_work *w, const lr_tensor *t, int64_
 {
     const int64_t at = row * t->ld + column;
     for (int64_t d = 0; d < w->dim; d += LR_LANES)
-        lr_vec_out(t, at + d, w->dim - d, factor * lr_vec_load(y + d));
+        lr_vec_out(t->dtype, lr_at(t, at + d), w->dim - d, factor * lr_vec_load(y + d));
 }
 
 /* Rows [first, first + n) of a head = factor * y[n][wide_dim]. */
@@ -445,7 +445,8 @@ static void load_queries(const attention_work *w, const backward_buffers *f, con
         const int64_t o_at = (first + i) * o_rows->ld + column, do_at = (first + i) * do_rows->ld + column;
         lr_vec sum = {0};
         for (int64_t d = 0; d < dim; d += LR_LANES)
-            sum += lr_vec_in(o_rows, o_at + d, dim - d) * lr_vec_in(do_rows, do_at + d, dim - d);
+            sum += lr_vec_in(o_rows->dtype, lr_at(o_rows, o_at + d), dim - d) *
+                   lr_vec_in(do_rows->dtype, lr_at(do_rows, do_at + d), dim - d);
         lr_vec_store(f->partial + i * LR_LANES, sum);
         f->lse[i] = LOG2_E * lses[(first + i) * w->heads + head];
     }

@@ -94,18 +94,18 @@ static inline void lr_vec_narrow_first(void *p, lr_vec v, int64_t n)
 #endif
 }
 
-/* Up to a vector of an f32 or bf16 tensor's memory, from element `at`. */
-static inline lr_vec lr_vec_in(const lr_tensor *t, int64_t at, int64_t n)
+/* Up to a vector of f32 or bf16 in memory. */
+static inline lr_vec lr_vec_in(int dtype, const void *at, int64_t n)
 {
-    return t->dtype == LR_F32 ? lr_vec_load_first(lr_at(t, at), n) : lr_vec_widen_first(lr_at(t, at), n);
+    return dtype == LR_F32 ? lr_vec_load_first(at, n) : lr_vec_widen_first(at, n);
 }
 
-static inline void lr_vec_out(const lr_tensor *t, int64_t at, int64_t n, lr_vec v)
+static inline void lr_vec_out(int dtype, void *at, int64_t n, lr_vec v)
 {
-    if (t->dtype == LR_F32)
-        lr_vec_store_first(lr_at(t, at), v, n);
+    if (dtype == LR_F32)
+        lr_vec_store_first(at, v, n);
     else
-        lr_vec_narrow_first(lr_at(t, at), v, n);
+        lr_vec_narrow_first(at, v, n);
 }
 
 static inline lr_vec lr_vec_max(lr_vec a, lr_vec b)
@@ -229,6 +229,44 @@ static inline lr_vec lr_vec_log2(lr_vec x)
     p = p * t - 0.721357149f;
     p = p * t + 1.44269477f;
     return __builtin_convertvector(exponent, lr_vec) + p * t;
+}
+
+/* For a negative x the first, else the second. */
+static inline lr_vec lr_vec_if_negative(lr_vec x, lr_vec first, lr_vec second)
+{
+    const lr_lane_ids negative = (lr_lane_ids)x >> 31;
+    return (lr_vec)(((lr_lane_ids)first & negative) | ((lr_lane_ids)second & ~negative));
+}
+
+static inline lr_vec lr_vec_magnitude(lr_vec x)
+{
+    return (lr_vec)((lr_lane_ids)x & 0x7fffffff);
+}
+
+/* 1 / (1 + e^-x), from e^-|x|, which is at most 1. */
+static inline lr_vec lr_vec_sigmoid(lr_vec x)
+{
+    const lr_vec e = lr_vec_exp2(-1.44269504f * lr_vec_magnitude(x)), one = (lr_vec){0} + 1.0f;
+    return lr_vec_if_negative(x, e, one) / (one + e);
+}
+
+/* The normal distribution function Phi(x); *density is phi(x). The smaller tail is e^(-x^2/2) t P(t), t = 1 / (1 + c
+ * |x|), P by Chebyshev interpolation: absolute error 4e-8, and the tail keeps its relative accuracy. */
+static inline lr_vec lr_vec_normal(lr_vec x, lr_vec *density)
+{
+    const lr_vec e = lr_vec_exp2(-0.721347520f * x * x);
+    const lr_vec t = 1.0f / (1.0f + 0.2969848481f * lr_vec_magnitude(x));
+    lr_vec p = (lr_vec){0} + 3.728202251e-2f;
+    p = p * t - 1.690584422e-1f;
+    p = p * t + 2.355241365e-1f;
+    p = p * t - 7.902113896e-2f;
+    p = p * t + 1.415098963e-1f;
+    p = p * t + 9.525001349e-2f;
+    p = p * t + 1.201222214e-1f;
+    p = p * t + 1.183913094e-1f;
+    const lr_vec tail = e * t * p;
+    *density = 0.398942280f * e;
+    return lr_vec_if_negative(x, tail, 1.0f - tail);
 }
 
 #endif

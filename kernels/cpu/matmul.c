@@ -45,8 +45,8 @@ static void finish_rows(const product *p, int64_t row, int64_t rows, int64_t col
         for (int64_t j = 0; j < columns; j += LR_LANES) {
             lr_vec v = p->alpha * lr_vec_load(sums + j);
             if (p->beta != 0.0f)
-                v += p->beta * lr_vec_in(p->c, at + j, columns - j);
-            lr_vec_out(p->c, at + j, columns - j, v);
+                v += p->beta * lr_vec_in(p->c->dtype, lr_at(p->c, at + j), columns - j);
+            lr_vec_out(p->c->dtype, lr_at(p->c, at + j), columns - j, v);
         }
     }
 }

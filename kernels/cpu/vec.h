@@ -172,27 +172,4 @@ static inline float lr_exp(float x)
     return x > 88.7228f ? INFINITY : low;
 }
 
-static inline float lr_sigmoid(float x)
-{
-    return 1.0f / (1.0f + lr_exp(-x));
-}
-
-/* The normal distribution function Phi(x); *density is phi(x). The smaller tail is e^(-x^2/2) t P(t), t = 1 / (1 + c
- * |x|), P by Chebyshev interpolation: absolute error 4e-8, and the tail keeps its relative accuracy. */
-static inline float lr_normal(float x, float *density)
-{
-    const float e = lr_exp(-0.5f * x * x), t = 1.0f / (1.0f + 0.2969848481f * fabsf(x));
-    float p = 3.728202251e-2f;
-    p = p * t - 1.690584422e-1f;
-    p = p * t + 2.355241365e-1f;
-    p = p * t - 7.902113896e-2f;
-    p = p * t + 1.415098963e-1f;
-    p = p * t + 9.525001349e-2f;
-    p = p * t + 1.201222214e-1f;
-    p = p * t + 1.183913094e-1f;
-    const float tail = e * t * p;
-    *density = 0.398942280f * e;
-    return x < 0.0f ? tail : 1.0f - tail;
-}
-
 #endif
