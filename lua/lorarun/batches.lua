@@ -1,7 +1,8 @@
 -- batches.lua: the training data as a stream of packed micro-batches, prepared ahead by loader threads.
 --
 -- A step takes `batch * accumulate` draws of the sampler on each rank, fewer at the end of an epoch; a micro-batch is at most
--- `batch` a rank, all columns of every pair in one packed batch, column by column. The draws are those of all ranks together, in
+-- `batch` a rank, all columns of every pair in one packed batch, column by column; where memory is short, a part of that, and each
+-- part of a batch comes as often as there are passes over the batch (micro_step.lua). The draws are those of all ranks together, in
 -- one order however many ranks there are; which rank gets which pair follows from their lengths (lr_deal), which every rank
 -- knows. All of it is a function of the step number, so a run that resumes at step s sees what an undisturbed one sees.
 local ffi = require "ffi"
@@ -13,11 +14,13 @@ local Batches = {}
 Batches.__index = Batches
 
 --- new{ set, model, columns, labels = C array or nil, draws = draws an epoch, sample = function(draw) -> row, batch = pairs a rank,
---- accumulate, prefixes, threads, queue, first_step, last_step }
+--- accumulate, part = pairs a rank in a part (batch where nil), passes = over a batch (1), prefixes, threads, queue, first_step,
+--- last_step }
 local function new(o)
   local self = setmetatable({ set = o.set, columns = o.columns, labels = o.labels, draws = o.draws, sample = o.sample,
     batch = o.batch * comm.world_size, step_size = o.batch * comm.world_size * o.accumulate, next_step = o.first_step,
-    last_step = o.last_step, pending = {}, head = 1, tail = 0, micro = 0 }, Batches)
+    part = (o.part or o.batch) * comm.world_size, passes = o.passes or 1, last_step = o.last_step, pending = {}, head = 1, tail = 0,
+    at = 0, from = 0, pass = 1 }, Batches) -- the batch begins at draw `at` of its step, the next part at `from`
   self.steps_per_epoch = math.ceil(o.draws / self.step_size)
   self.loader = data.loader(o.set, o.model.tokenizer, { columns = o.columns, prefixes = o.prefixes,
     max_length = o.model.max_length, threads = o.threads or 1, queue = o.queue or 4,
@@ -38,8 +41,8 @@ end
 function Batches:fill()
   while self.next_step < self.last_step and self.loader:room() > 0 do
     local first, total = range(self.next_step, self.draws, self.step_size)
-    local from = self.micro * self.batch
-    local n = math.min(self.batch, total - from)
+    local from, batch_ends = self.from, math.min(self.at + self.batch, total)
+    local n = math.min(self.part, batch_ends - from)
     local picked, rows, columns, keys = {}, {}, {}, {}
     for i = 0, n - 1 do picked[i + 1] = self.sample(first + from + i) end
     for c = 1, #self.columns do
@@ -50,15 +53,20 @@ function Batches:fill()
     end
     self.loader:submit(rows, columns, keys)
     self.tail = self.tail + 1
-    self.pending[self.tail] = { step = self.next_step, rows = picked, total = total, last = from + n == total }
-    self.micro = self.micro + 1
-    if from + n == total then self.micro, self.next_step = 0, self.next_step + 1 end
+    local ends = from + n == batch_ends
+    local over = ends and self.pass == self.passes
+    self.pending[self.tail] = { step = self.next_step, rows = picked, total = total, batch = batch_ends - self.at,
+      from = from - self.at, pass = self.pass, ends = ends, last = over and batch_ends == total }
+    if over then self.at, self.pass = batch_ends, 1 elseif ends then self.pass = self.pass + 1 end
+    self.from = ends and self.at or from + n
+    if over and batch_ends == total then self.at, self.from, self.next_step = 0, 0, self.next_step + 1 end
   end
 end
 
 --- next(): the next micro-batch: this rank's packed batch, and what it is a share of: { step, total = pairs of the whole step,
 --- rows = those of all ranks, own = this rank's, owner[i] = the rank that has rows[i + 1], last = whether the step ends with it,
---- tokens = of all ranks, most_tokens = of the rank that has most }. Valid until the next call.
+--- tokens = of all ranks, most_tokens = of the rank that has most; and of the batch it is a part of: batch = its pairs, from = how
+--- many of them came before, pass, ends = whether the pass ends with it }. Valid until the next call.
 function Batches:next()
   local info = self.pending[self.head]
   self.pending[self.head] = nil

@@ -1,7 +1,7 @@
 -- footprint.lua: the memory that training steps will take, known before they are taken: each is taken on the meta device first.
 --
---   local f = footprint.new(run, micro_step)      run: a table as trainer.lua makes it; micro_step: its forward and backward pass
---   f:step { tokens = 10000, pairs = 64, layers = 0 }   bytes that a step takes at its peak, beyond what is held before it
+--   local f = footprint.new(run)      run: a table as trainer.lua makes it
+--   f:step { tokens = 10000, layers = 0 }   bytes that a step takes at its peak, beyond what is held before it
 --   footprint.largest(need, room, least, most)    the most tokens for which need(tokens) <= room
 --   f:free()
 --
@@ -17,6 +17,7 @@ local autograd = require "lorarun.autograd"
 local comm = require "lorarun.comm"
 local losses = require "lorarun.loss"
 local memory = require "lorarun.memory"
+local micro_step = require "lorarun.micro_step"
 local tensor = require "lorarun.tensor"
 
 local Footprint = {}
@@ -29,12 +30,16 @@ local PRECISION = 1000 -- the count found is within a thousandth of the largest
 -- bytes, rounded up in both directions; and blocks of products.
 local HEAD_COPIES, MORE_ROWS, MORE_COLUMNS, BLOCKS = 8, 96, 32, 2 ^ 20
 
-local function new(run, micro_step)
+-- Of a GPU: LR_CUDA_GEMM_WORKSPACE of kernels/cuda/cuda.h, the adapters of one product (q, k and v), and by how much working memory
+-- is more than what was asked for.
+local CUBLASLT, ADAPTERS, GROWN = 32 * 2 ^ 20, 3, 9 / 8
+
+local function new(run)
   local model = run.model
   local twin = model.device ~= "meta" and model:without_bytes() or nil
   local labels = { label_tensor = function(_, rows, device) return tensor.new({ #rows }, "f32", "labels", device) end }
   local shadow = setmetatable({ model = twin or model, stream = labels, recompute = {} }, { __index = run })
-  return setmetatable({ run = shadow, micro_step = micro_step, model = shadow.model, twin = twin,
+  return setmetatable({ run = shadow, model = shadow.model, twin = twin,
     loss = run.loss.stateless and run.loss or losses.cosine_similarity() }, Footprint)
 end
 
@@ -44,15 +49,27 @@ local function batch_of(tokens, sequences)
     positions = NO_VALUES, keys = NO_VALUES, cu_seqlens = NO_VALUES }
 end
 
--- The pairs of a micro-batch of all ranks, dealt out in turn.
-local function share_of(pairs_)
+-- The pairs of a micro-batch of all ranks, dealt out in turn: so many of a batch of `batch`, of which `from` came before.
+local function share_of(pairs_, batch, from)
   local all = pairs_ * comm.world_size
-  local info = { step = 0, total = all, rows = {}, own = {}, owner = ffi.new("int32_t[?]", all) }
+  local info = { step = 0, total = batch * comm.world_size, batch = batch * comm.world_size, from = from * comm.world_size,
+    ends = from + pairs_ == batch, last = true, rows = {}, own = {}, owner = ffi.new("int32_t[?]", all) }
   for i = 1, all do
     info.rows[i], info.owner[i - 1] = i, (i - 1) % comm.world_size
     if info.owner[i - 1] == comm.rank then info.own[#info.own + 1] = i end
   end
   return info
+end
+
+-- Stands for batches.lua's next(): a micro-batch of `part` pairs after the other, each with so many tokens, of a batch.
+local function stream(run, tokens, part, batch)
+  local from = 0
+  return function()
+    local n = math.min(part, batch - from)
+    local info = share_of(n, batch, from)
+    from = info.ends and 0 or from + n
+    return batch_of(math.max(n, math.ceil(tokens * n / part)), n * #run.options.columns), info
+  end
 end
 
 -- Take the step. at_loss is called between forward and backward.
@@ -65,13 +82,15 @@ local function take(self, spec, at_loss)
     if at_loss then at_loss() end
     return value
   end }, { __index = loss })
-  local pairs_ = spec.pairs or run.options.batch
-  local ok, err = pcall(self.micro_step, run, batch_of(spec.tokens, pairs_ * #run.options.columns), share_of(pairs_))
+  local part, batch = spec.pairs or run.part, spec.pairs or run.cached and run.options.batch or run.part
+  run.cached = batch > part
+  local ok, err = pcall(micro_step.run, run, stream(run, spec.tokens, part, batch))
+  run.cached = nil -- the run's own counts again
   if not ok then error(err, 0) end
 end
 
---- step(spec): bytes of tensors beyond those held before, at the peak of a step. spec: { tokens, pairs (the run's batch where nil),
---- layers: how many are computed again in backward }
+--- step(spec): bytes of tensors beyond those held before, at the peak of a step. spec: { tokens: of a micro-batch, pairs: of it,
+--- nil: those of the run's batch, or of its parts, layers: how many are computed again in backward }
 function Footprint:step(spec)
   local before = memory.stats("meta").live_bytes
   memory.reset_peak "meta"
@@ -84,7 +103,8 @@ function Footprint:kept(spec)
   local before, list = {}, {}
   local function holders() return memory.holders(1000, "meta") end
   for _, h in ipairs(holders()) do before[h.name] = h end
-  take(self, spec, function()
+  local one = { tokens = spec.tokens, layers = spec.layers, pairs = self.run.part } -- of a batch in parts, one of them
+  take(self, one, function()
     for _, h in ipairs(holders()) do
       local was = before[h.name] or { bytes = 0, buffers = 0 }
       if h.bytes > was.bytes then
@@ -106,11 +126,13 @@ function Footprint:evaluation(texts, tokens)
   return memory.stats("meta").peak_bytes - before + (texts + shared) * model.dimension * 4
 end
 
---- workspace(tokens): at most so many bytes of working memory do the CPU's kernels take besides: each thread's, and where a machine
---- makes products of 16 bits in f32, copies of the widest layer's input and output.
-function Footprint:workspace(tokens)
+--- workspace(tokens, device): at most so many bytes of working memory do a device's kernels take besides. On the CPU each thread's,
+--- and where a machine makes products of 16 bits in f32, copies of the widest layer's input and output. On a GPU those of cuBLASLt,
+--- and adapters in 16 bits.
+function Footprint:workspace(tokens, device)
   local model, widest = self.model, 0
   for _, layer in ipairs(model.linears) do widest = math.max(widest, layer.n + layer.k) end
+  if device == "cuda" then return GROWN * (CUBLASLT + 2 * widest * ADAPTERS * model.lora.config.r) end
   local rows = HEAD_COPIES * 4 * (model.max_length + MORE_ROWS) * (model.sizes.head_dim + MORE_COLUMNS)
   return C.lr_threads() * (rows + BLOCKS) + (model.dtype == "f32" and 0 or tokens * widest * 4)
 end

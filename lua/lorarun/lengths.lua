@@ -88,8 +88,9 @@ local function spread(o)
 end
 
 --- sample(o): the batches of a run on one rank, by a sample of them: { batches, mean and largest tokens, pair = mean tokens of a
---- pair, source = a text that says where the lengths come from }. o: columns, prefixes, max_length, batch, accumulate, draws,
---- total_steps, threads; set and sample (of the run's data) or nil; tokenizer or nil.
+--- pair, source = a text that says where the lengths come from }, and largest_part(n): the most tokens of a part of n pairs. o:
+--- columns, prefixes, max_length, batch, accumulate, draws, total_steps, threads; set and sample (of the run's data) or nil;
+--- tokenizer or nil.
 function lengths.sample(o)
   local list, count = spread(o), 0
   for _, b in ipairs(list) do count = count + b[2] end
@@ -110,33 +111,42 @@ function lengths.sample(o)
   else
     tokens, source = lengths.of_rows(o.set, o.tokenizer, o, rows, count), "counted in the data"
   end
-  local result, at, sum = { batches = #list, largest = 0, source = source }, 0, 0
-  for _, b in ipairs(list) do
-    local n = 0
-    for i = at, at + b[2] - 1 do n = n + tokens[i] end
-    at, sum = at + b[2], sum + n
-    result.largest = math.max(result.largest, n)
+  local sum = 0
+  for i = 0, count - 1 do sum = sum + tokens[i] end
+  local function largest_part(pairs_)
+    local most, at = 0, 0
+    for _, b in ipairs(list) do
+      for from = at, at + b[2] - 1, pairs_ do
+        local n = 0
+        for i = from, math.min(from + pairs_, at + b[2]) - 1 do n = n + tokens[i] end
+        most = math.max(most, n)
+      end
+      at = at + b[2]
+    end
+    return most
   end
-  result.mean, result.pair = sum / #list, sum / count
-  return result
+  return { batches = #list, largest = largest_part(o.batch), mean = sum / #list, pair = sum / count, source = source }, largest_part
 end
 
 --- largest_batch(o, row_tokens): the most tokens that a rank will have in a micro-batch of the steps o.first_step to o.last_step,
---- and the step it is in. o: draws, sample, batch, accumulate as batches.new takes them; row_tokens[row]: tokens of a row. Where
---- several ranks share a batch, theirs differ by at most the longest row.
+--- and the step it is in. o: draws, sample, batch, accumulate, part as batches.new takes them; row_tokens[row]: tokens of a row.
+--- Where several ranks share a batch, theirs differ by at most the longest row.
 function lengths.largest_batch(o, row_tokens)
   local world = comm.world_size
-  local most, at = 0, o.first_step
+  local most, at, batch, part = 0, o.first_step, o.batch * world, (o.part or o.batch) * world
   for step = o.first_step, o.last_step - 1 do
-    local first, total = batches.range(step, o.draws, o.batch * o.accumulate * world)
-    for from = 0, total - 1, o.batch * world do
+    local first, total = batches.range(step, o.draws, batch * o.accumulate)
+    local from = 0
+    while from < total do
+      local ends = math.min(from + part, from - from % batch + batch, total) -- of a part, its batch, the step
       local tokens, longest = 0, 0
-      for draw = first + from, first + math.min(from + o.batch * world, total) - 1 do
+      for draw = first + from, first + ends - 1 do
         local n = row_tokens[o.sample(draw)]
         tokens, longest = tokens + n, math.max(longest, n)
       end
       tokens = math.ceil(tokens / world) + (world > 1 and longest or 0)
       if tokens > most then most, at = tokens, step + 1 end
+      from = ends
     end
   end
   return most, at

@@ -3,7 +3,8 @@
 --   columns     one tensor [batch, dim] for each text column, in order: views of embeddings [columns * batch, dim]
 --   labels      f32 [batch], or nil where the loss uses none
 -- and  positives_only = true  where rows with a score below 0.5 are of no use to it. A recipe may pass a plain function instead.
--- and  stateless = true  where compute does nothing but ops on its arguments: then a step may be tried without values beforehand.
+-- and  stateless = true  where compute does nothing but ops on its arguments: then a step may be tried without values beforehand,
+-- and  mean_over_pairs = true  where it is the mean of what each pair gives by itself: then a batch is as good as its parts.
 -- All embeddings are unit length when they come here (the trainer normalises where the model does not).
 --
 -- On several ranks a loss is computed on each rank's own pairs, which is enough where it is a mean over pairs. One that compares
@@ -17,7 +18,7 @@ local loss = {}
 
 --- mean((cos(u, v) - label)^2): sentence-transformers' CosineSimilarityLoss.
 function loss.cosine_similarity()
-  return { name = "cosine_similarity", needs_labels = true, stateless = true, columns = 2,
+  return { name = "cosine_similarity", needs_labels = true, stateless = true, mean_over_pairs = true, columns = 2,
     compute = function(columns, labels)
       return ops.mse(ops.row_dot(columns[1], columns[2]), labels)
     end }

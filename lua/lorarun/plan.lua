@@ -11,6 +11,7 @@ local comm = require "lorarun.comm"
 local footprint = require "lorarun.footprint"
 local lengths = require "lorarun.lengths"
 local memory = require "lorarun.memory"
+local micro_step = require "lorarun.micro_step"
 local optim = require "lorarun.optim"
 local planning = require "lorarun.planning"
 local rates = require "lorarun.rates"
@@ -126,7 +127,7 @@ end
 -- need(tokens, layers, pairs): bytes of a step, beyond what is held.
 local function needs(job, f)
   return function(tokens, layers, pairs_)
-    return f:step { tokens = tokens, layers = layers, pairs = pairs_ } + (job.device == "cpu" and f:workspace(tokens) or 0)
+    return f:step { tokens = tokens, layers = layers, pairs = pairs_ } + f:workspace(tokens, job.device)
   end
 end
 
@@ -142,7 +143,7 @@ end
 -- How long it takes on so many ranks. A text is evaluated once, however many rows have it: that takes at most what is said.
 local function times(p, o, trainer, count, flops)
   local share = count > 1 and SCALING or 1
-  local factor = 1 + p.batch.layers / (2 * p.layers) -- forward is half of a step's work
+  local factor = 1 + p.batch.usual_layers / (2 * p.layers) + (p.batch.cached and 0.5 or 0) -- forward is half of a step's work
   local t = { ranks = count, batch = o.batch * o.accumulate * count }
   t.seconds = o.accumulate * p.batch.mean * p.flops_a_token * factor / flops / share
   t.pairs = t.batch / t.seconds
@@ -170,28 +171,39 @@ local function fewest(p, need, tokens)
   end
 end
 
--- The recipe's batch: what it takes, and what of it is recomputed.
-local function plan_batch(p, o, need, f)
-  local b, wanted = p.batch, recompute.number(o.recompute, p.layers)
+-- The most tokens that fit with so many layers recomputed, of pairs as long as the run's are on average.
+local function most_tokens(p, o, need, layers)
+  local pair = p.batch.pair
+  local function need_of(tokens) return need(tokens, layers, math.max(1, math.floor(tokens / pair + 0.5))) end
+  return footprint.largest(need_of, p.room, math.ceil(math.max(pair, #o.columns)), MOST_TOKENS) or 0
+end
+
+-- The recipe's batch: what it takes, what of it is recomputed, and whether it is taken in parts.
+local function plan_batch(p, run, need, f, largest_part)
+  local o, b = run.options, p.batch
+  local wanted = recompute.number(o.recompute, p.layers)
+  local function fewest_of(tokens) return fewest(p, need, tokens) end
   b.pairs, b.texts = o.batch, o.batch * #o.columns
-  b.layers = wanted or fewest(p, need, b.largest) or p.layers
+  b.layers = wanted or fewest_of(b.largest) or recompute.split(run, { tokens = b.largest, counted = largest_part,
+    fewest = fewest_of, most = function() return most_tokens(p, o, need, p.layers) end }) or p.layers
+  b.part, b.cached, b.splittable = run.part, run.cached, micro_step.splittable(run.loss)
+  b.tokens = largest_part(b.part)
   b.chosen = wanted and "as the recipe says" or "as few as fit the memory"
-  b.longest = fewest(p, need, b.texts * p.model.max_length)
-  b.step = f:step { tokens = b.largest, layers = b.layers }
-  b.workspace = need(b.largest, b.layers) - b.step
+  b.usual_layers = wanted or fewest_of(math.ceil(b.mean * b.part / b.pairs)) or p.layers
+  b.longest = fewest_of(b.part * #o.columns * p.model.max_length)
+  b.step = f:step { tokens = b.tokens, layers = b.layers }
+  b.workspace = need(b.tokens, b.layers) - b.step
   b.fits = b.step + b.workspace <= p.room
   b.peak = p.memory - p.room + b.step + b.workspace
-  b.kept = f:kept { tokens = b.largest, layers = b.layers }
+  b.kept = f:kept { tokens = b.tokens, layers = b.layers }
 end
 
 -- How much fits at each policy, with pairs as long as the run's are on average.
 local function plan_policies(p, o, need)
   p.policies = {}
   for _, n in ipairs(shown_policies(p.layers, p.batch.layers)) do
-    local pair = p.batch.pair
-    local function need_of(tokens) return need(tokens, n, math.max(1, math.floor(tokens / pair + 0.5))) end
-    local most = footprint.largest(need_of, p.room, math.ceil(math.max(pair, #o.columns)), MOST_TOKENS) or 0
-    p.policies[#p.policies + 1] = { layers = n, tokens = most, pairs = math.floor(most / pair), slower = n / (2 * p.layers),
+    local most = most_tokens(p, o, need, n)
+    p.policies[#p.policies + 1] = { layers = n, tokens = most, pairs = math.floor(most / p.batch.pair), slower = n / (2 * p.layers),
       unbounded = most == MOST_TOKENS }
   end
 end
@@ -206,17 +218,18 @@ local function plan_times(p, o, trainer, need)
   p.rate_source, p.measured, p.times = source, measured, {}
   for _, count in ipairs(flops and (p.job.counts or { p.job.processes }) or {}) do
     local t = times(p, o, trainer, count, flops)
-    t.memory = with_world(count, function() return p.memory - p.room + need(p.batch.largest, p.batch.layers) end)
+    t.memory = with_world(count, function() return p.memory - p.room + need(p.batch.tokens, p.batch.layers) end)
     p.times[#p.times + 1] = t
   end
 end
 
-local function compute(p, o, trainer, f)
+local function compute(p, run, trainer, f, largest_part)
+  local o = run.options
   local need = needs(p.job, f)
   p.held = held_by()
   p.memory, p.driver = memory_of(p.job)
   p.room = p.memory - p.driver - p.held.weights - p.held.adapters - p.held.gradients - p.held.optimizer
-  plan_batch(p, o, need, f)
+  plan_batch(p, run, need, f, largest_part)
   plan_policies(p, o, need)
   if p.evaluated > 0 then
     local texts = 2 * p.evaluated
@@ -230,21 +243,22 @@ end
 --- Prints the plan and returns it.
 function plan.train(o, trainer)
   local model, job = o.model, planning.job
-  local run = { options = o, model = model, loss = o.loss, prefixes = {} }
+  local run = { options = o, model = model, loss = o.loss, part = o.batch, cached = false, prefixes = {} }
   for c, name in ipairs(o.columns) do
     run.prefixes[c] = o.prompts[name] and model:prompt { prompt_name = o.prompts[name] } or ""
   end
   local d = open(o, trainer)
   local _, total_steps = trainer.count_steps(o, math.max(1, d.draws), 1)
   local optimizer = optim.adamw(model.lora.parameters)
-  local f = footprint.new(run, trainer.micro_step)
+  local f = footprint.new(run)
   local p = { job = job, model = model, layers = model.layer_count, draws = d.draws, evaluated = d.evaluated, tested = d.tested,
     parameters = model.lora.parameters.count, frozen = model:frozen_count(), flops_a_token = rates.flops_a_token(model) }
   local ok, err = pcall(function()
-    p.batch = lengths.sample { columns = o.columns, prefixes = run.prefixes, max_length = model.max_length, batch = o.batch,
-      accumulate = o.accumulate, draws = math.max(1, d.draws), total_steps = total_steps, threads = o.loader_threads, set = d.train,
-      sample = d.sample, tokenizer = model.tokenizer }
-    compute(p, o, trainer, f)
+    local largest_part
+    p.batch, largest_part = lengths.sample { columns = o.columns, prefixes = run.prefixes, max_length = model.max_length,
+      batch = o.batch, accumulate = o.accumulate, draws = math.max(1, d.draws), total_steps = total_steps,
+      threads = o.loader_threads, set = d.train, sample = d.sample, tokenizer = model.tokenizer }
+    compute(p, run, trainer, f, largest_part)
   end)
   f:free()
   optimizer:free()

@@ -53,8 +53,13 @@ end
 -- What to change where the batch does not fit.
 local function remedy(p)
   local most = p.policies[#p.policies].pairs
-  local list = { "a smaller --max-length" }
-  if most >= 1 and most < p.batch.pairs then table.insert(list, 1, ("--batch %d"):format(most)) end
+  local list, auto = { "a smaller --max-length" }, p.batch.chosen ~= "as the recipe says"
+  if auto and p.batch.splittable then -- it is in parts already; what compares all of it is not
+    if p.batch.cached then table.insert(list, 1, "a smaller --batch") end
+  elseif most >= 1 and most < p.batch.pairs then
+    table.insert(list, 1, ("--batch %d"):format(most))
+  end
+  if not auto then table.insert(list, 1, "--recompute auto") end
   if p.model.precision == "fp32" then list[#list + 1] = "--precision bf16" end
   return "give " .. table.concat(list, ", or ")
 end
@@ -71,10 +76,15 @@ local function batch_block(p)
   rows[#rows + 1] = { "all told", size(b.peak), b.fits and "fits" or "does not fit: " .. remedy(p) }
   local sample = b.batches == 1 and "1 batch" or b.batches .. " batches"
   local longest = b.longest and policy(b.longest, p.layers) or "it would not fit"
-  return ([[batch of %d pairs, %d texts
+  local parts = ""
+  if b.part < b.pairs then
+    parts = ("\n  in %d parts of %d pairs, at most %s tokens, since it does not fit at once%s"):format(math.ceil(b.pairs / b.part),
+      b.part, count(b.tokens), b.cached and "; each embedded twice (GradCache)" or "")
+  end
+  return ([[batch of %d pairs, %d texts%s
   tokens: %s on average, %s in the largest of %s (%s)
   recompute: %s (%s); if all its texts had %d tokens: %s
-%s]]):format(b.pairs, b.texts, count(b.mean), count(b.largest), sample, b.source, policy(b.layers, p.layers), b.chosen,
+%s]]):format(b.pairs, b.texts, parts, count(b.mean), count(b.largest), sample, b.source, policy(b.layers, p.layers), b.chosen,
     p.model.max_length, longest, aligned(rows, 2))
 end
 

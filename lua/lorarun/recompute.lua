@@ -1,13 +1,14 @@
 -- recompute.lua: in which layers activations are computed again in backward instead of kept: the trainer's `recompute`.
 --
 --   none, all, or a number    so many layers of every batch
---   auto                      of each batch the fewest with which it fits the memory; a run with a batch that cannot fit even with
---                             all layers recomputed is refused before its first step
+--   auto                      of each batch the fewest with which it fits the memory; batches that do not fit even with all layers
+--                             recomputed are taken in parts (micro_step.lua); where that cannot be, or a single pair does not fit,
+--                             the run is refused before its first step
 --
 -- Which layers are recomputed changes the time of a step and no bit of its result, so auto need not be the same on every rank,
--- nor when a run is resumed on another machine.
+-- nor when a run is resumed on another machine. Parts change roundings, and are the same on all ranks.
 --
---   local policy = recompute.new(run, micro_step)    see footprint.lua
+--   local policy = recompute.new(run)    sets run.part, the pairs a rank of a part, and run.cached: see micro_step.lua
 --   policy:layers(tokens)     for a micro-batch of so many tokens
 --   policy.text               for the banner
 --   policy:free()
@@ -17,6 +18,7 @@ local evaluate = require "lorarun.evaluate"
 local footprint = require "lorarun.footprint"
 local lengths = require "lorarun.lengths"
 local memory = require "lorarun.memory"
+local micro_step = require "lorarun.micro_step"
 
 local recompute = {}
 local Policy = {}
@@ -36,21 +38,23 @@ end
 -- The most tokens that a micro-batch of this rank could have if all its texts were as long as texts may be.
 local function bound(run)
   local o = run.options
-  return (o.batch + (comm.world_size > 1 and 1 or 0)) * #o.columns * run.model.max_length
+  return (run.part + (comm.world_size > 1 and 1 or 0)) * #o.columns * run.model.max_length
 end
 
--- The most tokens that it will have, and in which step: every row is looked at.
-local function counted(run)
+-- counted(part): the most tokens that it will have with so many pairs, and in which step. Every row is looked at.
+local function counter(run)
   local o = run.options
   local rows = lengths.of_rows(run.train, run.model.tokenizer, { columns = o.columns, prefixes = run.prefixes,
     max_length = run.model.max_length, threads = o.loader_threads }, nil, run.train.rows)
-  return lengths.largest_batch({ draws = run.draws, sample = run.sample, batch = o.batch, accumulate = o.accumulate,
-    first_step = 0, last_step = run.total_steps }, rows)
+  return function(part)
+    return lengths.largest_batch({ draws = run.draws, sample = run.sample, batch = o.batch, accumulate = o.accumulate,
+      part = part, first_step = 0, last_step = run.total_steps }, rows)
+  end
 end
 
 -- Bytes that a step of so many tokens needs, working memory included.
 function Policy:need(tokens, layers)
-  return self.footprint:step { tokens = tokens, layers = layers } + self.footprint:workspace(tokens)
+  return self.footprint:step { tokens = tokens, layers = layers } + self.footprint:workspace(tokens, self.device)
 end
 
 -- The fewest layers with which so many tokens fit, or nil.
@@ -66,21 +70,44 @@ end
 
 function Policy:most_tokens(layers)
   local o = self.run.options
-  return footprint.largest(function(tokens) return self:need(tokens, layers) end, self.room, o.batch * #o.columns,
+  return footprint.largest(function(tokens) return self:need(tokens, layers) end, self.room, self.run.part * #o.columns,
     bound(self.run)) or 0
+end
+
+--- split(run, o): take batches in as few parts as fit. o.tokens: those of the largest batch; o.fewest(tokens): layers with which
+--- so many fit, or nil; o.most(): tokens that fit with all layers recomputed; o.counted(part): tokens of the largest part of so
+--- many pairs. Sets run.part and run.cached; returns o.fewest of the largest part, or nil where not one pair fits or the loss
+--- allows no parts.
+function recompute.split(run, o)
+  if not micro_step.splittable(run.loss) then return nil end
+  local batch, tokens, layers = run.options.batch, o.tokens, nil
+  while not layers and run.part > 1 do
+    local share = o.most() / tokens -- of the part that did not fit
+    run.part = math.max(1, math.min(run.part - 1, math.floor(run.part * share)))
+    run.part = math.ceil(batch / math.ceil(batch / run.part)) -- as many parts, as even as can be
+    run.cached = not run.loss.mean_over_pairs
+    tokens = o.counted(run.part)
+    layers = o.fewest(tokens)
+  end
+  return layers
 end
 
 local function refuse(self, tokens, step)
   local o, most = self.run.options, self:most_tokens(self.model_layers)
   local remedies = { "a smaller --max-length" }
   local batch = math.floor(o.batch * most / tokens)
-  if batch >= 1 then
+  if self.run.cached then -- its embeddings and their comparison are what does not become less in parts
+    table.insert(remedies, 1, "a smaller --batch")
+  elseif batch >= 1 and self.run.part == o.batch then
     table.insert(remedies, 1, ("--batch %d (with --accumulate %d a step stays as large)"):format(batch,
       math.ceil(o.batch * o.accumulate / batch)))
   end
   if self.run.model.precision == "fp32" then remedies[#remedies + 1] = "--precision bf16" end
-  check.fail("step %d has a batch of %d tokens (%d pairs), which needs %s even with all %d layers recomputed, and %s are free; "
-    .. "%d tokens fit: give %s", step, tokens, o.batch, memory.size_text(self:need(tokens, self.model_layers)),
+  local what = ("batch of %d tokens (%d pairs), which"):format(tokens, o.batch)
+  if self.run.cached then what = ("batch of %d pairs, one of %d tokens, which even pair by pair"):format(o.batch, tokens)
+  elseif self.run.part == 1 then what = ("pair of %d tokens, which"):format(tokens) end
+  check.fail("step %d has a %s needs %s even with all %d layers recomputed, and %s are free; "
+    .. "%d tokens fit: give %s", step, what, memory.size_text(self:need(tokens, self.model_layers)),
     self.model_layers, memory.size_text(math.max(0, self.room)), most, table.concat(remedies, ", or "))
 end
 
@@ -90,7 +117,7 @@ local function check_evaluation(self)
   local o, model = self.run.options, self.run.model
   for _, set in pairs { validation = self.run.validation, test = self.run.test } do
     local texts, tokens = 2 * set.rows, math.min(evaluate.BATCH_BYTES, 2 * set.rows * model.max_length)
-    if self.footprint:evaluation(texts, tokens) + self.footprint:workspace(tokens) > self.room then
+    if self.footprint:evaluation(texts, tokens) + self.footprint:workspace(tokens, self.device) > self.room then
       texts = evaluate.distinct_texts(set, { o.columns[1], o.columns[2] }, self.run.prefixes)
       tokens = math.min(evaluate.BATCH_BYTES / LONG_TOKEN, texts)
       local needed = self.footprint:evaluation(texts, tokens)
@@ -102,24 +129,27 @@ local function check_evaluation(self)
   end
 end
 
-local function auto(run, micro_step)
+local function auto(run)
   local device, layers = run.model.device, run.model.layer_count
   local free = memory.available(device)
   if not free then return setmetatable({ fixed = 0, text = "off (the system does not say how much memory is free)" }, Policy) end
   local held = memory.stats(device)
   local limit = held.reserved_bytes + recompute.USABLE * free / comm.local_world_size
   local optimizer = 2 * BLOCK * 4 * run.model.lora.parameters.count -- AdamW's m and v are yet to be made
-  local self = setmetatable({ run = run, device = device, model_layers = layers, footprint = footprint.new(run, micro_step),
+  local self = setmetatable({ run = run, device = device, model_layers = layers, footprint = footprint.new(run),
     room = limit - held.live_bytes - optimizer, fitting = {} }, Policy)
   local ok, err = pcall(function()
     local most = self:fewest(bound(run))
     if not most then
-      local tokens, step = counted(run)
-      most = self:fewest(tokens) or refuse(self, tokens, step)
+      local counted = counter(run)
+      local tokens = counted(run.part)
+      most = self:fewest(tokens) or recompute.split(run, { tokens = tokens, counted = counted,
+        fewest = function(n) return self:fewest(n) end, most = function() return self:most_tokens(self.model_layers) end })
+        or refuse(self, counted(run.part))
     end
     check_evaluation(self)
     if most == 0 then
-      self.fixed, self.text = 0, "off (every batch fits the memory)"
+      self.fixed, self.text = 0, ("off (every %s fits the memory)"):format(run.part == run.options.batch and "batch" or "part")
     else
       self.text = ("where memory is short, on at most %d of %d layers"):format(most, layers)
     end
@@ -142,11 +172,19 @@ function recompute.number(wanted, layers)
   return math.min(n, layers)
 end
 
-function recompute.new(run, micro_step)
+local function choose(run)
   local layers = run.model.layer_count
   local n = recompute.number(run.options.recompute, layers)
-  if not n then return auto(run, micro_step) end
+  if not n then return auto(run) end
   return setmetatable({ fixed = n, text = fixed_text(n, layers) }, Policy)
+end
+
+function recompute.new(run)
+  run.part, run.cached = run.options.batch, false
+  local policy = choose(run)
+  local part = comm.all_reduce(run.part, "min") -- what fits the rank with the least memory
+  if part < run.part then run.part, run.cached = part, not run.loss.mean_over_pairs end
+  return policy
 end
 
 --- layers(tokens): how many layers of a micro-batch of so many tokens are recomputed.

@@ -57,7 +57,8 @@ function report.banner(run)
       100 * trainable / (trainable + frozen)) },
     { "embedding", ("dimension %d, %s pooling%s, at most %d tokens a text"):format(model.dimension, model.pooling,
       model.normalize and ", normalised" or "", model.max_length) },
-    { "batch", ("%d a device, %d effective"):format(o.batch, run.fixed.global_batch) },
+    { "batch", ("%d a device, %d effective%s"):format(o.batch, run.fixed.global_batch, run.part == o.batch and ""
+      or (", in parts of %d that fit the memory"):format(run.part)) },
     { "optimizer", ("AdamW, learning rate %g, warmup %s, weight decay %g, clip %g"):format(o.learning_rate,
       o.warmup and ("%d steps"):format(o.warmup) or "by the recipe's schedule", o.weight_decay, o.clip) },
     { "compute", ("%s, gradient checkpointing %s"):format(model.precision, run.recompute.text) },

@@ -13,14 +13,13 @@ local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
-local autograd = require "lorarun.autograd"
 local batches = require "lorarun.batches"
 local comm = require "lorarun.comm"
 local data = require "lorarun.data"
 local evaluate = require "lorarun.evaluate"
 local export = require "lorarun.export"
 local memory = require "lorarun.memory"
-local ops = require "lorarun.ops"
+local micro_step = require "lorarun.micro_step"
 local optim = require "lorarun.optim"
 local planning = require "lorarun.planning"
 local progress = require "lorarun.progress"
@@ -33,7 +32,6 @@ local run_state = require "lorarun.run_state"
 local sampler = require "lorarun.sampler"
 local schedules = require "lorarun.schedule"
 local suggest = require "lorarun.suggest"
-local tensor = require "lorarun.tensor"
 
 local trainer = {}
 
@@ -131,30 +129,6 @@ local function count_steps(o, draws, world)
   return epoch, o.max_steps > 0 and math.min(total, o.max_steps) or total
 end
 
--- Forward and backward of this rank's share of a micro-batch: adds to the gradients, returns its part of the step's loss.
-local function micro_step(run, packed, info)
-  local model, columns = run.model, #run.options.columns
-  local gather, own = run.loss.gather and comm.world_size > 1, #info.own
-  local function whole(e) return ranks.gather(e, info.owner, #info.rows, columns, model.dimension) end
-  if own == 0 then -- fewer pairs than ranks: nothing to do but to take part
-    if gather then tensor.scope(whole) end
-    return 0
-  end
-  local rows = gather and info.rows or info.own
-  local loss = autograd.gradients(function()
-    local ctx = model:context(packed, { training = true, seed = run.options.seed, step = info.step,
-      recompute = run.recompute:layers(packed.tokens) })
-    local e = model:forward(ctx)
-    if not model.normalize then e = ops.normalize(e) end
-    if gather then e = whole(e) end
-    local n, parts = #rows, {}
-    for c = 1, columns do parts[c] = ops.rows(e, (c - 1) * n, c * n) end
-    local labels = run.loss.needs_labels and run.stream:label_tensor(rows, model.device) or nil
-    return run.loss.compute(parts, labels, e)
-  end, #rows / info.total)
-  return loss * (own / info.total)
-end
-
 local function evaluate_split(run, step, name, set)
   local o = run.options
   C.lr_rank_report(step, run.total_steps, "evaluating " .. name)
@@ -212,14 +186,21 @@ end
 
 -- Forward and backward of a whole step. Returns this rank's part of its loss, and tokens and pairs of all ranks.
 local function accumulate(run, window)
-  local loss, tokens, pairs_, t = 0, 0, 0, run.totals
-  repeat
+  local tokens, pairs_, t = 0, 0, run.totals
+  local function take()
     local packed, info = run.stream:next()
     window.wait = window.wait + packed.wait
-    loss = loss + micro_step(run, packed, info)
-    tokens, pairs_ = tokens + info.tokens, pairs_ + #info.rows
-    t.padded, t.fullest = t.padded + run.stream:padded_tokens(info), t.fullest + info.most_tokens
-  until info.last
+    if info.pass == 1 then
+      tokens, pairs_ = tokens + info.tokens, pairs_ + #info.rows
+      t.padded, t.fullest = t.padded + run.stream:padded_tokens(info), t.fullest + info.most_tokens
+    end
+    return packed, info
+  end
+  local loss = 0
+  repeat
+    local part, last = micro_step.run(run, take)
+    loss = loss + part
+  until last
   return loss, tokens, pairs_
 end
 
@@ -323,8 +304,7 @@ end
 function trainer.train(given)
   local o = complete(given)
   if planning.job then
-    return require("lorarun.plan").train(o, { open_data = open_data, choose_rows = choose_rows, count_steps = count_steps,
-      micro_step = micro_step })
+    return require("lorarun.plan").train(o, { open_data = open_data, choose_rows = choose_rows, count_steps = count_steps })
   end
   local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0,
     totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 } }
@@ -348,7 +328,8 @@ function trainer.train(given)
     dropout = o.model.lora.config.lora_dropout }
   if o.loss.gather ~= nil then run.fixed.compared = o.loss.gather and o.batch * world or o.batch end
   if world > 1 then compare_ranks(run) end
-  run.recompute = recompute.new(run, micro_step)
+  run.recompute = recompute.new(run)
+  run.fixed.batch_parts = math.ceil(o.batch / run.part)
   run.optimizer = optim.adamw(o.model.lora.parameters, { weight_decay = o.weight_decay, max_grad_norm = o.clip })
   run.files = ranks.silent
   comm.on_rank_0(function()
@@ -359,7 +340,8 @@ function trainer.train(given)
   local first = run_state.resume(run)
   comm.on_rank_0(function() begin_files(run, first) end)
   run.stream = batches.new { set = run.train, model = o.model, columns = o.columns, labels = labels, draws = draws,
-    sample = sample, batch = o.batch, accumulate = o.accumulate, prefixes = run.prefixes, threads = o.loader_threads,
+    sample = sample, batch = o.batch, accumulate = o.accumulate, part = run.part, passes = run.cached and 2 or 1,
+    prefixes = run.prefixes, threads = o.loader_threads,
     first_step = first, last_step = run.total_steps }
   run.bar = run.main and progress.new { total = run.total_steps, initial = first, description = "" } or ranks.silent
   check(C.lr_signal_catch(1))

@@ -82,14 +82,24 @@ test("lengths come from the data: counted with a tokenizer, estimated without on
   end)
 end)
 
-test("a batch that does not fit: the plan says so and names the remedy; what the recipe sets is taken as it is", function()
+test("a batch that does not fit is taken in parts, or the remedy named; what the recipe sets is taken as it is", function()
   with_cache(function(folder, plan)
     local model = bare_model(fs.join(folder, "model"), "qwen2", { hidden_size = 1024, intermediate_size = 4096 })
     local words = ("%s --model %s --gpu-memory 1300MB --max-length 512"):format(recipe, model)
-    local r = plan(words .. " --batch 4096")
-    has(r, "does not fit: give --batch ", "--precision bf16")
-    local smaller = r.out:match "give %-%-batch (%d+)"
-    has(plan(words .. " --batch " .. smaller), " fits", "as few as fit the memory")
+    local r = plan(words .. " --batch 1024 --recompute all")
+    has(r, "does not fit: give --recompute auto, or --batch ", "--precision bf16")
+    local smaller = r.out:match "or %-%-batch (%d+)"
+    has(plan(words .. " --recompute all --batch " .. smaller), " fits")
+    local seconds = {}
+    for _, loss in ipairs { "cosine", "mnr" } do
+      r = plan(words .. " --batch 1024 --loss " .. loss)
+      local parts, pairs_ = r.out:match "of 1024 pairs, 2048 texts\n  in (%d+) parts of (%d+) pairs, at most [%d,]+ tokens, since"
+      check.that(parts and tonumber(parts) == math.ceil(1024 / tonumber(pairs_)), r.out)
+      has(r, " fits", "as few as fit the memory")
+      check.equal(r.out:find("GradCache", 1, true) ~= nil, loss == "mnr", "GradCache")
+      seconds[loss] = tonumber(r.out:match "\n  1  +1,024  +[%d.]+ GB  +([%d.]+)")
+    end
+    check.that(seconds.mnr > 1.2 * seconds.cosine and seconds.mnr < 1.6 * seconds.cosine, "texts are embedded once more")
     has(plan(words .. " --recompute 2"), "recompute: 2 of 3 layers (as the recipe says)")
     has(plan(words .. " --recompute some"), "recompute is 'some'")
     local huge = plan(("%s --model %s --gpu-memory 20MB"):format(recipe, model))

@@ -142,6 +142,29 @@ test("1, 2 and 4 ranks: recomputed activations, a loss of the recipe's own", fun
   end)
 end)
 
+test("one rank short of memory: all take the batch in the same parts, and learn the same", function()
+  for _, loss in ipairs { "cosine", "mnr" } do
+    with_data(45, function(folder)
+      local given = ("{ batch = %%d, columns = { 'current_line', 'context' }, loss = lr.loss.by_name %q }"):format(loss)
+      local one, results = trained(folder, "one", 1, given:format(8))
+      check.that(not results[1].out:find("in parts", 1, true), results[1].out)
+      -- What is free, as rank 1 is told, leaves room for half of what a batch of 200 tokens needs.
+      local two, short = trained(folder, "two", 2, given:format(4), { before = [[
+        if rank == 1 then
+          local f = require("lorarun.footprint").new { options = options, model = model, loss = options.loss, part = options.batch,
+            cached = false }
+          local room = f:step { tokens = 200, layers = 2 } / 2 + f:workspace(200, "cpu")
+          f:free()
+          require("lorarun.memory").available = function() return 2 * room / 0.9 end -- shared by two ranks
+        end
+      ]] })
+      check.that(short[1].out:find "4 a device, 8 effective, in parts of [12] that fit the memory", short[1].out)
+      check.array(two.losses, one.losses, 1e-5, "losses with " .. loss)
+      check.array(two.norms, one.norms, 1e-4, "gradient norms with " .. loss)
+    end)
+  end
+end)
+
 test("fewer pairs than ranks: some have nothing to do in a step, and stay in step", function()
   for _, loss in ipairs { "cosine", "mnr" } do
     with_data(9, function(folder) -- 9 pairs (mnr: the 6 with score 1), 4 a step: the last step has 1 (2)

@@ -1,11 +1,13 @@
 -- Every allocation fails in turn, while a model is loaded, given adapters, used, trained for a step and saved: an error that says
 -- so each time, never a crash, nothing left behind.
+local ffi = require "ffi"
 local C = require "lorarun.c"
 local autograd = require "lorarun.autograd"
 local data = require "lorarun.data"
 local fs = require "lorarun.fs"
 local load_model = require("lorarun.model").load
 local memory = require "lorarun.memory"
+local micro_step = require "lorarun.micro_step"
 local ops = require "lorarun.ops"
 local optim = require "lorarun.optim"
 local tensor = require "lorarun.tensor"
@@ -63,6 +65,29 @@ local function train_step(model)
   if not ok then error(err, 0) end
 end
 
+-- A batch of two pairs, one after the other, whose loss compares them.
+local function step_in_parts(model)
+  local from, pass, batch = 0, 1, nil
+  local function close()
+    if batch then batch:close() end
+    batch = nil
+  end
+  local function take()
+    close()
+    batch = data.pack(model.tokenizer, TEXTS, model.max_length)
+    local info = { step = 1, rows = { from }, own = { from }, owner = ffi.new "int32_t[1]", batch = 2, total = 2, from = from,
+      ends = from == 1, last = pass == 2 }
+    from, pass = 1 - from, pass + from
+    return batch, info
+  end
+  local run = { options = { columns = { "a", "b" }, seed = 1 }, model = model, cached = true,
+    loss = require("lorarun.loss").by_name "mnr", recompute = { layers = function() return 1 end } }
+  local ok, value, last = pcall(micro_step.run, run, take)
+  close()
+  if not ok then error(value, 0) end
+  assert(value > 0 and last and pass == 3)
+end
+
 for _, folder in ipairs { "bert", "qwen2_tied" } do
   local path = fs.join(golden, folder)
 
@@ -82,6 +107,7 @@ for _, folder in ipairs { "bert", "qwen2_tied" } do
     os.remove(save_to)
     fail_each("encoding", function() model:encode(TEXTS):free() end)
     fail_each("a training step", function() train_step(model) end)
+    fail_each("a batch in parts", function() step_in_parts(model) end)
     fail_each("saving", function() model:save_adapter(save_to) end)
     fs.remove(save_to)
     model:free()

@@ -16,8 +16,12 @@ local given = { data = folder .. "/data", output = folder .. "/out", batch = 6, 
 for key, value in pairs(assert(loadstring("return " .. options))()) do given[key] = value end
 local model = lr.load_model(model_folder, { max_length = 64, precision = given.precision })
 given.precision = nil
+local free = given.free
+if free then memory.available = function() return free end end
+given.free = nil
 model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = lr.split(targets, ",") }
 given.model = model
+require("lorarun.c").lr_memory_release_cached(require("lorarun.c").LR_CPU) -- what loading has left
 local seen = {}
 given.on_step = function() seen = { peak = memory.stats().peak_bytes, scratch = memory.stats().scratch_bytes } end
 local result = lr.train(given)
@@ -70,6 +74,29 @@ for arch, targets in pairs(TARGETS) do
         check.that(seen.scratch <= planned.batch.workspace, ("%s: %d bytes of working memory, at most %d were planned"):format(
           options, seen.scratch, planned.batch.workspace))
       end
+    end)
+  end)
+end
+
+-- The free memory that leaves room for so many bytes and the kernels' working memory; `held` is there already.
+local function free_for(p, bytes, held) return (bytes + p.batch.workspace + sum(p.held) - held) / 0.9 end
+
+for name, loss in pairs { cosine = "", mnr = 'loss = require("lorarun.loss").by_name "mnr"' } do
+  test(name .. ": the peak of a batch in parts is the plan's", function()
+    shell.with_folder(function(folder)
+      make_data(fs.join(folder, "data"))
+      local words = { fs.join(golden, "qwen2"), TARGETS.qwen2 }
+      local all = run(folder, "plan", words[1], words[2], ('{ recompute = "all", %s }'):format(loss))
+      local planned, text = run(folder, "plan", words[1], words[2], ("{ free = %d, %s }"):format(free_for(all, 0.7 * all.batch.step,
+        0), loss))
+      check.that(planned.batch.part < planned.batch.pairs and planned.batch.fits, text)
+      check.equal(planned.batch.cached, name == "mnr")
+      local held = planned.held.weights + planned.held.adapters + planned.held.gradients
+      local seen, out = run(folder, "", words[1], words[2], ("{ free = %d, %s }"):format(free_for(planned,
+        1.02 * planned.batch.step, held), loss))
+      check.that(out:find(("in parts of %d that fit the memory"):format(planned.batch.part), 1, true), out)
+      local peak = sum(planned.held) + planned.batch.step
+      check.near(seen.peak / peak, 1, 0.001, ("of %d bytes planned and %d taken the ratio"):format(peak, seen.peak))
     end)
   end)
 end

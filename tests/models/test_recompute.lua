@@ -39,7 +39,7 @@ model:add_lora { rank = 2, alpha = 4, dropout = 0.1, targets = lr.split(targets,
 local given = { model = model, data = folder .. "/data", output = folder .. "/out", batch = 4, epochs = 1, sampling = "sequential",
   learning_rate = 1e-2, evaluation_steps = 100, group = false }
 for key, value in pairs(assert(loadstring("return " .. options))()) do given[key] = value end
-local result = { calls = 0, steps = 0 }
+local result = { calls = 0, steps = 0, losses = {}, norms = {} }
 if given.loss == "own" then
   given.loss = function(columns, labels)
     result.calls = result.calls + 1
@@ -51,10 +51,17 @@ C.lr_memory_release_cached(C.LR_CPU) -- what loading has left, so that peaks of 
 memory.reset_peak()
 local held = memory.stats().live_bytes
 given.on_step = function(done)
+  table.insert(result.losses, done.loss)
+  table.insert(result.norms, done.grad_norm)
+  if given.limit_after == done.step then memory.limit(memory.stats().live_bytes + 1e5) end
   result.steps, result.peak = done.step, memory.stats().peak_bytes - held
   result.reserved = memory.stats().reserved_bytes - held
 end
-local ok, err = pcall(lr.train, given)
+local options_of_train = {}
+for key, value in pairs(given) do
+  if key ~= "limit_after" then options_of_train[key] = value end
+end
+local ok, err = pcall(lr.train, options_of_train)
 if not ok then result.error = err end
 result.adapters = require("lorarun.ranks").checksum(model.lora.parameters.value)
 model:free()
@@ -64,11 +71,12 @@ result.left, result.planned_left = memory.stats().live_tensors, memory.stats("me
 lr.fs.write(folder .. "/result.json", lr.json.encode(result))
 ]]
 
--- Run it. free: bytes, or nil for what there is. Returns its result, with what was printed as `out`.
-local function train(folder, arch, free, options)
+-- Run it. free: bytes, or nil for what there is; keep: the output of the run before stays. Returns its result, with what was
+-- printed as `out`.
+local function train(folder, arch, free, options, keep)
   local recipe = fs.join(folder, "recipe.lua")
   fs.write(recipe, RECIPE)
-  if fs.exists(fs.join(folder, "out")) then fs.remove(fs.join(folder, "out")) end
+  if not keep and fs.exists(fs.join(folder, "out")) then fs.remove(fs.join(folder, "out")) end
   local words = { recipe, folder, fs.join(golden, arch), FOLDERS[arch], free and ("%d"):format(free) or "", options or "{}" }
   for i, word in ipairs(words) do words[i] = shell.quote(word) end
   local r = shell.run("$L " .. table.concat(words, " "))
@@ -107,12 +115,43 @@ for arch in pairs(FOLDERS) do
   end)
 end
 
-test("a batch that cannot fit is refused before the first step, with numbers and remedies", function()
+for name, options in pairs { ["cosine similarity"] = "", ["multiple negatives ranking"] =
+  'loss = require("lorarun.loss").by_name "mnr", batch = 3, accumulate = 2, epochs = 2,' } do
+  for _, arch in ipairs { "bert", "qwen2" } do
+    test(("%s, %s: a batch that cannot fit is taken in parts that do, with the same gradients"):format(arch, name), function()
+      shell.with_folder(function(folder)
+        make_data(fs.join(folder, "data"), 16)
+        local all = train(folder, arch, nil, ('{ %s recompute = "all" }'):format(options))
+        check.that(not all.out:find("in parts", 1, true), all.out)
+        local room = 0.7 * all.peak
+        local r = train(folder, arch, free_for(arch, room), ("{ %s }"):format(options))
+        check.equal(r.error, nil)
+        check.that(r.out:find " effective, in parts of [12] that fit the memory", r.out)
+        check.that(r.peak <= room, ("the peak is %d bytes, there is room for %d"):format(r.peak, room))
+        check.equal(#all.losses, 4)
+        check.array(r.losses, all.losses, 1e-5, "losses")
+        check.array(r.norms, all.norms, 1e-4, "gradient norms")
+      end)
+    end)
+  end
+end
+
+test("a pair that cannot fit is refused before the first step", function()
+  shell.with_folder(function(folder)
+    make_data(fs.join(folder, "data"), 16)
+    local r = train(folder, "bert", free_for("bert", 2e4))
+    check.equal(r.steps, 0)
+    check.that(r.error:find "step %d has a pair of %d+ tokens, which needs .* even with all 2 layers recomputed, and .* are free; "
+      and r.error:find("tokens fit: give a smaller --max-length, or --precision bf16", 1, true), r.error)
+  end)
+end)
+
+test("a batch that cannot fit nor be split is refused before the first step, with numbers and remedies", function()
   shell.with_folder(function(folder)
     make_data(fs.join(folder, "data"), 16)
     local all = train(folder, "bert", nil, '{ recompute = "all" }')
     local free = free_for("bert", 0.7 * all.peak)
-    local r = train(folder, "bert", free)
+    local r = train(folder, "bert", free, '{ loss = "own" }')
     check.equal(r.steps, 0)
     for _, part in ipairs { "step 4 has a batch of ", "(4 pairs), which needs ", "even with all 2 layers recomputed, and ",
       " are free; ", "give --batch ", "or a smaller --max-length", "--precision bf16" } do
@@ -121,7 +160,7 @@ test("a batch that cannot fit is refused before the first step, with numbers and
     check.that(not fs.exists(fs.join(folder, "out")), "something was written")
     local smaller = tonumber(r.error:match "%-%-batch (%d+)")
     check.that(smaller >= 1 and smaller < 4, r.error)
-    check.equal(train(folder, "bert", free, ("{ batch = %d }"):format(smaller)).error, nil)
+    check.equal(train(folder, "bert", free, ('{ batch = %d, loss = "own" }'):format(smaller)).error, nil)
     check.equal(train(folder, "bert", free, '{ recompute = "all" }').error, nil) -- as it is told, without looking
   end)
 end)

@@ -34,7 +34,7 @@ local function stream(set, model, world, rank, options)
   for i = 0, set.rows - 1 do labels[i] = i end
   local s = batches.new { set = set, model = model, columns = COLUMNS, draws = set.rows, labels = labels,
     sample = function(draw) return draw * 7 % set.rows end, batch = options.batch, accumulate = options.accumulate or 1,
-    first_step = options.first or 0, last_step = options.last }
+    part = options.part, passes = options.passes, first_step = options.first or 0, last_step = options.last }
   local list = {}
   for i = 1, options.micro_batches do
     local packed, info = s:next()
@@ -53,7 +53,8 @@ local function stream(set, model, world, rank, options)
       check.array(s:label_tensor(info.own):to_table(), info.own, 0, "labels") -- the label of a row is its number
     end
     list[i] = { step = info.step, rows = info.rows, own = info.own, last = info.last, total = info.total, tokens = info.tokens,
-      most = info.most_tokens, packed_tokens = packed.tokens, sequences = sequences }
+      batch = info.batch, from = info.from, pass = info.pass, ends = info.ends, most = info.most_tokens,
+      packed_tokens = packed.tokens, sequences = sequences }
   end
   s:close()
   comm.world_size, comm.rank = 1, 0
@@ -101,6 +102,47 @@ test("every rank has its share of one rank's batches: rows, order, ids and keys"
         check.equal(rows, #one.rows)
         check.equal(tokens, one.tokens)
         check.equal(parts[0][m].most, most, "tokens of the fullest rank")
+      end
+    end
+  end)
+end)
+
+test("parts of a batch: its rows in order with their keys, none across two batches, as often as there are passes", function()
+  with_set(50, function(set, model)
+    for _, world in ipairs { 1, 2 } do
+      -- 3 steps of 16 and one of 2 are an epoch; and the first half of one more
+      local options = { batch = 8 / world, accumulate = 2, last = 5, micro_batches = 8 }
+      local whole = stream(set, model, world, world - 1, options)
+      for _, passes in ipairs { 1, 2 } do
+        -- 8 pairs are 3 + 3 + 2, or 4 + 4 on two ranks; the last step has 2
+        options.part, options.passes = world == 1 and 3 or 2, passes
+        options.micro_batches = passes * (7 * (world == 1 and 3 or 2) + 1)
+        local parts, at = stream(set, model, world, world - 1, options), 1
+        for _, batch in ipairs(whole) do
+          local keys = {}
+          for _, sequence in ipairs(batch.sequences) do keys[sequence.key] = sequence.ids end
+          for pass = 1, passes do
+            local from, rows = 0, 0
+            repeat
+              local part = parts[at]
+              check.equal(part.step, batch.step)
+              check.equal(part.total, batch.total)
+              check.equal(part.batch, #batch.rows)
+              check.equal(part.pass, pass)
+              check.equal(part.from, from)
+              for i, row in ipairs(part.rows) do check.equal(row, batch.rows[from + i]) end
+              from, rows = from + #part.rows, rows + 1
+              check.equal(part.ends, from == #batch.rows, "the pass ends")
+              check.equal(part.last, part.ends and pass == passes and batch.last, "the step ends")
+              if world == 1 then
+                for _, s in ipairs(part.sequences) do check.equal(s.ids, keys[s.key], "a sequence by its key") end
+              end
+              at = at + 1
+            until part.ends
+            check.equal(rows, math.ceil(#batch.rows / (options.part * world)), "parts")
+          end
+        end
+        check.equal(at, #parts + 1)
       end
     end
   end)

@@ -1,0 +1,118 @@
+-- micro_step.lua: forward and backward of a batch, whole or in parts. What comes of it are gradients, added to those
+-- that there are; run: trainer.lua's table, or one like it (footprint.lua). take() -> packed, info: batches.lua's next().
+--
+-- A batch that does not fit the memory is taken in parts (run.part pairs a rank each: recompute.lua chooses):
+--   a loss that is a mean over pairs    each part is a small batch, weighed by its pairs: gradient accumulation
+--   a loss that compares pairs          run.cached: the parts are embedded without keeping anything, the loss of all embeddings
+--                                       gives the gradient of each, and the parts are embedded again to pass it on (GradCache: Gao
+--                                       et al., 2021). Dropout's masks depend on keys, so they are the same both times.
+-- Both are the gradients of the whole batch, up to rounding.
+local ffi = require "ffi"
+local C = require "lorarun.c"
+local autograd = require "lorarun.autograd"
+local check = require "lorarun.check"
+local comm = require "lorarun.comm"
+local ops = require "lorarun.ops"
+local ranks = require "lorarun.ranks"
+local tensor = require "lorarun.tensor"
+
+local micro_step = {}
+
+-- The embeddings of this rank's share, unit length.
+local function embed(run, packed, info)
+  local ctx = run.model:context(packed, { training = true, seed = run.options.seed, step = info.step,
+    recompute = run.recompute:layers(packed.tokens) })
+  local e = run.model:forward(ctx)
+  return run.model.normalize and e or ops.normalize(e)
+end
+
+-- The loss of embeddings e, which are those of `rows`, column by column.
+local function loss_of(run, e, rows)
+  local n, columns = #rows, {}
+  for c = 1, #run.options.columns do columns[c] = ops.rows(e, (c - 1) * n, c * n) end
+  local labels = run.loss.needs_labels and run.stream:label_tensor(rows, run.model.device) or nil
+  return run.loss.compute(columns, labels, e)
+end
+
+-- Forward and backward of this rank's share of a micro-batch: returns its part of the step's loss.
+local function whole_batch(run, packed, info)
+  local gather, own = run.loss.gather and comm.world_size > 1, #info.own
+  local function of_all(e) return ranks.gather(e, info.owner, #info.rows, #run.options.columns, run.model.dimension) end
+  if own == 0 then -- fewer pairs than ranks: nothing to do but to take part
+    if gather then tensor.scope(of_all) end
+    return 0
+  end
+  local rows = gather and info.rows or info.own
+  local loss = autograd.gradients(function()
+    local e = embed(run, packed, info)
+    return loss_of(run, gather and of_all(e) or e, rows)
+  end, #rows / info.total)
+  return loss * (own / info.total)
+end
+
+-- Embed a part, of which nothing is kept, and write the embeddings of all ranks to where they belong in `all`.
+local function embed_part(run, all, packed, info)
+  local columns, n = #run.options.columns, #info.rows
+  local e = #info.own > 0 and embed(run, packed, info) or nil
+  if comm.world_size > 1 then e = ranks.gather(e, info.owner, n, columns, run.model.dimension) end
+  for c = 0, columns - 1 do
+    local from = c * info.batch + info.from
+    check(C.lr_op_cast(all:slice_rows(from, from + n).handle, e:slice_rows(c * n, (c + 1) * n).handle))
+  end
+end
+
+-- Where in the whole batch this rank's embeddings of a part are.
+local function own_places(run, info)
+  local list = {}
+  for c = 0, #run.options.columns - 1 do
+    for i = 0, #info.rows - 1 do
+      if info.owner[i] == comm.rank then list[#list + 1] = c * info.batch + info.from + i end
+    end
+  end
+  return tensor.from(ffi.new("int32_t[?]", #list, list), { #list }, "i32", "places", run.model.device)
+end
+
+local function cached(run, take)
+  local all, rows, own = nil, {}, 0
+  local packed, info
+  repeat
+    packed, info = take()
+    all = all or tensor.new({ #run.options.columns * info.batch, run.model.dimension }, "f32", "embeddings", run.model.device)
+    tensor.scope(autograd.no_grad, embed_part, run, all, packed, info)
+    for _, row in ipairs(info.rows) do rows[#rows + 1] = row end
+    own = own + #info.own
+  until info.ends
+  local value
+  local d_all = tensor.scope(autograd.gradient_of, function(e)
+    local loss = loss_of(run, e, rows)
+    value = loss.device == "meta" and 0 or loss:item()
+    return loss
+  end, { all }, { tensor.full({ 1 }, info.batch / info.total, "f32", "gradient", run.model.device) })
+  all:free()
+  repeat
+    packed, info = take()
+    if #info.own > 0 then
+      tensor.scope(function()
+        local d = ops.gather_rows(d_all, own_places(run, info))
+        autograd.gradient_of(function() return embed(run, packed, info) end, {}, { d })
+      end)
+    end
+  until info.ends
+  return value * (own / info.total), info.last
+end
+
+--- run(run, take): forward and backward of the next micro-batch, or where run.cached of the next batch. Returns this rank's
+--- part of the step's loss, and whether the step ends with it.
+function micro_step.run(run, take)
+  if run.cached then return tensor.scope(cached, run, take) end
+  local packed, info = take()
+  return whole_batch(run, packed, info), info.last
+end
+
+--- splittable(loss): may a batch be taken in parts? A loss of the recipe's own may be anything, and where ranks compare only their
+--- own pairs, parts would be dealt out otherwise.
+function micro_step.splittable(loss)
+  return loss.stateless and (loss.mean_over_pairs or comm.world_size == 1 or loss.gather) or false
+end
+
+return micro_step
