@@ -78,13 +78,31 @@ function memory.size_text(bytes)
   return (u == 1 and "%d %s" or "%.1f %s"):format(bytes, units[u])
 end
 
---- explain(message): the text of an out-of-memory error with the table of holders and what would need less.
+--- What the program is at, where that is training: { step, tokens and pairs of the micro-batch, saved = step of the last
+--- checkpoint or nil }. Set by trainer.lua; for explain().
+memory.at = nil
+
+-- The device that a message of C is about.
+local function device_of(message)
+  return (message:find("cuda memory", 1, true) or message:find("out of memory in CUDA", 1, true)
+    or message:find("out of memory in cuBLASLt", 1, true)) and "cuda" or "cpu"
+end
+
+--- explain(message): the text of an out-of-memory error: what was being done, the table of holders, what would need less.
 function memory.explain(message)
-  local lines = { message, "  held now, largest first:" }
-  for _, h in ipairs(memory.holders(8)) do
+  local lines, at = { message }, memory.at
+  if at then
+    lines[#lines + 1] = ("  in step %d%s"):format(at.step, at.tokens
+      and (", in a batch of %d tokens (%d pairs)"):format(at.tokens, at.pairs) or "")
+  end
+  lines[#lines + 1] = "  held now, largest first:"
+  for _, h in ipairs(memory.holders(8, device_of(message))) do
     lines[#lines + 1] = ("    %10s  %5d  %s"):format(memory.size_text(h.bytes), h.buffers, h.name)
   end
   lines[#lines + 1] = "  to need less: a smaller --batch, a smaller --max-length, --recompute all, or --precision bf16"
+  if at and at.saved then
+    lines[#lines + 1] = ("  the checkpoint of step %d is whole: --resume latest goes on from it"):format(at.saved)
+  end
   return table.concat(lines, "\n")
 end
 

@@ -23,6 +23,7 @@ function run_state.save(run, step)
       baseline = run.baseline, settings = run.fixed } })
     checkpoint.prune(folder, run.options.keep, run.best and { [run.best.step] = true } or {})
   end)
+  run.saved = step
 end
 
 --- load_best(run): put the best checkpoint's adapter into the model.
@@ -109,6 +110,7 @@ function run_state.resume(run)
     run.optimizer.steps, run.best, run.baseline = state.optimizer_steps, state.best, state.baseline
   end
   local first = state and state.step or 0
+  run.saved = state and first
   comm.on_rank_0(function()
     local aside = checkpoint.set_aside(folder_of(run), first)
     if aside then note("checkpoints beyond step %d are not of this run; they are in %s now", first, aside) end

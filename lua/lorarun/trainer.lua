@@ -186,10 +186,11 @@ end
 
 -- Forward and backward of a whole step. Returns this rank's part of its loss, and tokens and pairs of all ranks.
 local function accumulate(run, window)
-  local tokens, pairs_, t = 0, 0, run.totals
+  local tokens, pairs_, t, at = 0, 0, run.totals, memory.at
   local function take()
     local packed, info = run.stream:next()
     window.wait = window.wait + packed.wait
+    at.tokens, at.pairs = packed.tokens, #info.own
     if info.pass == 1 then
       tokens, pairs_ = tokens + info.tokens, pairs_ + #info.rows
       t.padded, t.fullest = t.padded + run.stream:padded_tokens(info), t.fullest + info.most_tokens
@@ -209,11 +210,13 @@ local function loop(run, first)
   local o, window = run.options, new_window()
   for step = first + 1, run.total_steps do
     C.lr_rank_report(step, run.total_steps, "training")
+    memory.at = { step = step, saved = run.saved }
     local part, tokens, pairs_ = accumulate(run, window)
     local loss, seconds, signal = ranks.reduce(run.model.lora.parameters, part)
     window.exchange = window.exchange + seconds
     local lr = o.learning_rate * o.schedule(step - 1, run.total_steps)
     local grad_norm, skipped = run.optimizer:step(lr)
+    memory.at = nil
     if loss ~= loss then
       check.fail("the loss is not a number at step %d; lower --learning-rate, or resume from a checkpoint before it", step)
     end
@@ -353,6 +356,7 @@ function trainer.train(given)
     end
     return loop(run, first)
   end)
+  memory.at = nil
   run.bar:close()
   run.stream:close()
   C.lr_signal_catch(0)

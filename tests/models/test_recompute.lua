@@ -136,6 +136,23 @@ for name, options in pairs { ["cosine similarity"] = "", ["multiple negatives ra
   end
 end
 
+test("running out of memory all the same: one error with step, batch, holders and remedy; the last checkpoint is whole", function()
+  shell.with_folder(function(folder)
+    make_data(fs.join(folder, "data"), 16)
+    local whole = train(folder, "bert", nil, '{ recompute = "none", evaluation_steps = 2 }')
+    local r = train(folder, "bert", nil, '{ recompute = "none", evaluation_steps = 2, limit_after = 2 }')
+    check.equal(r.steps, 2)
+    for _, part in ipairs { "out of cpu memory: ", "  in step 3, in a batch of ", " tokens (4 pairs)\n",
+      "  held now, largest first:\n", "embeddings.word_embeddings", "  to need less: a smaller --batch, a smaller --max-length, ",
+      "  the checkpoint of step 2 is whole: --resume latest goes on from it" } do
+      check.that(r.error:find(part, 1, true), ("'%s' lacks '%s'"):format(r.error, part))
+    end
+    local resumed = train(folder, "bert", nil, '{ recompute = "none", evaluation_steps = 2, resume = "latest" }', true)
+    check.that(resumed.out:find("step-00000002, step 2 of 4", 1, true), resumed.out)
+    check.equal(resumed.adapters, whole.adapters)
+  end)
+end)
+
 test("a pair that cannot fit is refused before the first step", function()
   shell.with_folder(function(folder)
     make_data(fs.join(folder, "data"), 16)
