@@ -8,14 +8,6 @@
 namespace simt
 {
 
-/* Half `half` of register r of a lane's deposit. */
-template <class T> static inline float operand(const deposits &d, int of_lane, int r, int half)
-{
-    T value;
-    memcpy(&value, d.of[of_lane] + 4 * r + 2 * half, sizeof value);
-    return to_float(value);
-}
-
 /* Lane `lane` gets elements [g][2q], [g][2q+1] (or their transposes) of each matrix. */
 template <class T>
 static inline void ldmatrix(uint32_t *r, smem<T> row, int matrices, bool transposed, const char *file, int line)
@@ -27,11 +19,15 @@ static inline void ldmatrix(uint32_t *r, smem<T> row, int matrices, bool transpo
     const deposits d = exchange(0xffffffffu, &mine, sizeof mine, false, file, line);
     const int g = lane() / 4, q = lane() % 4;
     for (int m = 0; m < matrices; m++) {
+        if (!transposed) {
+            const T *p = shuffled<T *>(d, m * 8 + g) + 2 * q;
+            note_read(row.array(), p, 2 * sizeof(T), sizeof(T));
+            memcpy(&r[m], p, sizeof r[m]);
+            continue;
+        }
         uint16_t value[2];
         for (int j = 0; j < 2; j++) {
-            const int at_row = transposed ? 2 * q + j : g, at_column = transposed ? g : 2 * q + j;
-            T *p = shuffled<T *>(d, m * 8 + at_row);
-            p += at_column;
+            const T *p = shuffled<T *>(d, m * 8 + 2 * q + j) + g;
             note_read(row.array(), p, sizeof(T), sizeof(T));
             memcpy(&value[j], p, sizeof value[j]);
         }
@@ -43,21 +39,27 @@ static inline void ldmatrix(uint32_t *r, smem<T> row, int matrices, bool transpo
 
 template <class T> static inline void mma_16816(float *d, const uint32_t *a, const uint32_t *b, SIMT_PLACE)
 {
-    const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    float mine[12]; /* the elements of a[0] to a[3], then of b[0] and b[1] */
+    for (int i = 0; i < 6; i++) {
+        const float2 two = unpack2<T>(i < 4 ? a[i] : b[i - 4]);
+        mine[2 * i] = two.x;
+        mine[2 * i + 1] = two.y;
+    }
     const simt::deposits all = simt::exchange(0xffffffffu, mine, sizeof mine, false, file, line);
     if (all.lanes != 0xffffffffu)
         simt::fault("mma (line %d): not all 32 lanes take part", line);
     const int g = simt::lane() / 4, q = simt::lane() % 4;
-    for (int i = 0; i < 4; i++) {
-        const int row = g + 8 * (i / 2), column = 2 * q + i % 2;
-        float sum = d[i];
-        for (int k = 0; k < 16; k++) {
-            const int lane_of_k = k % 8 / 2;
-            sum += simt::operand<T>(all, row % 8 * 4 + lane_of_k, row / 8 + 2 * (k / 8), k % 2) *
-                   simt::operand<T>(all, column * 4 + lane_of_k, 4 + k / 8, k % 2);
+    float rows[2][16],
+        columns[2][16]; /* A[g], A[g + 8]; B[][2q], B[][2q + 1]: two neighbours in k come from one lane */
+    for (int k = 0; k < 16; k += 2)
+        for (int i = 0; i < 2; i++) {
+            const int pair = k % 8 / 2, upper = k / 8;
+            memcpy(&rows[i][k], all.of[g * 4 + pair] + (4 * upper + 2 * i) * sizeof(float), 2 * sizeof(float));
+            memcpy(&columns[i][k], all.of[(2 * q + i) * 4 + pair] + (8 + 2 * upper) * sizeof(float), 2 * sizeof(float));
         }
-        d[i] = sum;
-    }
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 16; k++)
+            d[i] += rows[i / 2][k] * columns[i % 2][k];
 }
 
 template <class T> static inline void ldmatrix_x4(uint32_t *r, smem<T> row, SIMT_PLACE)

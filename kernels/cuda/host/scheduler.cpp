@@ -34,7 +34,6 @@ struct meeting {
 };
 
 struct thread_state {
-    bool done;
     uint64_t sync;
     meeting *at; /* that of its last warp function */
 };
@@ -46,7 +45,9 @@ static struct {
     int threads, live, current;
     uint64_t epoch, syncs;
     thread_state thread[MAX_THREADS];
+    unsigned living[MAX_WARPS_IN_BLOCK]; /* lanes whose thread has not ended */
     meeting meetings[MAX_WARPS_IN_BLOCK][MAX_MEETINGS];
+    int meetings_begun[MAX_WARPS_IN_BLOCK];           /* those behind have not been used in this block */
     int ready[MAX_THREADS], ready_first, ready_count; /* a ring */
     int waiting;                                      /* at the barrier */
     int votes,
@@ -113,10 +114,20 @@ static void note_fault(int thread, const char *fmt, va_list args)
         vsnprintf(block.message + at, sizeof block.message - at, fmt, args);
 }
 
+static bool lives(int thread)
+{
+    return (block.living[thread / LANES] >> thread % LANES & 1) != 0;
+}
+
+static void bury(int thread)
+{
+    block.living[thread / LANES] &= ~(1u << thread % LANES);
+    block.live--;
+}
+
 [[noreturn]] static void end_thread()
 {
-    block.thread[block.current].done = true;
-    block.live--;
+    bury(block.current);
     fiber_finish(block.current);
 }
 
@@ -171,7 +182,7 @@ static void open_barrier(int except)
     block.barrier_file = nullptr;
     block.epoch++;
     for (int i = 0; i < block.threads; i++)
-        if (i != except && !block.thread[i].done)
+        if (i != except && lives(i))
             make_ready(i);
 }
 
@@ -197,15 +208,6 @@ int barrier(bool predicate, const char *file, int line)
 }
 
 /* ---- warp functions ---------------------------------------------------------------------------------------------------- */
-static unsigned live_lanes(int warp)
-{
-    unsigned lanes = 0;
-    for (int i = 0; i < LANES && warp * LANES + i < block.threads; i++)
-        if (!block.thread[warp * LANES + i].done)
-            lanes |= 1u << i;
-    return lanes;
-}
-
 /* The lane no longer looks at the deposits of its last meeting. */
 static void leave_meeting(int thread)
 {
@@ -221,13 +223,16 @@ static void leave_meeting(int thread)
 static meeting *find_meeting(int warp, unsigned mask)
 {
     meeting *unused = nullptr;
-    for (meeting &m : block.meetings[warp]) {
-        if (m.mask == mask && !m.complete)
-            return &m;
-        if (m.mask == 0 && unused == nullptr)
-            unused = &m;
+    for (int i = 0; i < block.meetings_begun[warp]; i++) {
+        meeting *m = &block.meetings[warp][i];
+        if (m->mask == mask && !m->complete)
+            return m;
+        if (m->mask == 0 && unused == nullptr)
+            unused = m;
     }
-    unused->mask = mask; /* there is one: each lane holds at most the one it waits for and the one it reads */
+    if (unused == nullptr) /* there is one: each lane holds at most the one it waits for and the one it reads */
+        unused = &block.meetings[warp][block.meetings_begun[warp]++];
+    unused->mask = mask;
     unused->arrived = unused->readers = 0;
     unused->complete = false;
     unused->file = nullptr;
@@ -237,7 +242,7 @@ static meeting *find_meeting(int warp, unsigned mask)
 /* Where every lane of the mask that still lives has come, let them go on. `except` runs already. */
 static bool complete_meeting(meeting *m, int warp, int except)
 {
-    if (m->mask == 0 || m->complete || (m->mask & live_lanes(warp) & ~m->arrived) != 0)
+    if (m->mask == 0 || m->complete || (m->mask & block.living[warp] & ~m->arrived) != 0)
         return false;
     m->complete = true;
     block.syncs++;
@@ -259,15 +264,17 @@ deposits exchange(unsigned mask, const void *value, size_t bytes, bool orders, c
     if (bytes > MAX_DEPOSIT)
         fault("%s:%d: %zu bytes are more than a lane can leave", base_name(file), line, bytes);
     leave_meeting(self);
-    for (const meeting &m : block.meetings[warp])
+    for (int i = 0; i < block.meetings_begun[warp]; i++) {
+        const meeting &m = block.meetings[warp][i];
         if (m.mask != 0 && !m.complete && m.mask != mask && (m.mask & mask) != 0)
             fault("%s:%d: mask %08x, but other lanes wait at %s:%d with mask %08x", base_name(file), line, mask,
                   base_name(m.file), m.line, m.mask);
+    }
     meeting *m = find_meeting(warp, mask);
     if (m->file == nullptr) {
         m->file = file;
         m->line = line;
-    } else if (m->line != line || strcmp(m->file, file) != 0) {
+    } else if (m->line != line || (m->file != file && strcmp(m->file, file) != 0)) {
         fault("divergent warp: this lane is at %s:%d, others at %s:%d", base_name(file), line, base_name(m->file),
               m->line);
     }
@@ -290,13 +297,12 @@ static void thread_main()
         end_thread();
     block.body(block.context);
     leave_meeting(self);
-    block.thread[self].done = true;
-    block.live--;
+    bury(self);
     /* Those who wait for the living no longer wait for this one. */
     if (block.live > 0 && block.waiting == block.live)
         open_barrier(-1);
-    for (meeting &m : block.meetings[self / LANES])
-        complete_meeting(&m, self / LANES, -1);
+    for (int i = 0; i < block.meetings_begun[self / LANES]; i++)
+        complete_meeting(&block.meetings[self / LANES][i], self / LANES, -1);
     fiber_finish(self);
 }
 
@@ -316,11 +322,13 @@ static void run_block(size_t shared_bytes)
     block.ready_first = block.ready_count = 0;
     block.epoch++;
     shadow_begin_block(block.epoch, shared_bytes);
-    for (int i = 0; i < (block.threads + LANES - 1) / LANES; i++)
-        for (meeting &m : block.meetings[i])
-            m.mask = 0;
+    for (int i = 0; i < (block.threads + LANES - 1) / LANES; i++) {
+        block.meetings_begun[i] = 0;
+        block.living[i] = 0;
+    }
     for (int i = 0; i < block.threads; i++) {
-        block.thread[i] = {false, 0, nullptr};
+        block.living[i / LANES] |= 1u << i % LANES;
+        block.thread[i] = {0, nullptr};
         fiber_prepare(i, thread_main);
         make_ready(i);
     }
@@ -334,7 +342,7 @@ static void run_block(size_t shared_bytes)
             block_fault("deadlock: %d threads wait for lanes that never come", block.live);
     }
     for (int i = 0; i < block.threads; i++) /* after a fault */
-        if (!block.thread[i].done)
+        if (lives(i))
             enter(i);
 }
 

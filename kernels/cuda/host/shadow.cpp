@@ -105,14 +105,18 @@ static void check_place(const shared_array *a, const void *p, size_t bytes, size
               static_cast<long long>(offset));
 }
 
+/* What follows looks at the account alone, within bounds that check_place has seen to, once for every two bytes that a kernel touches:
+ * under the sanitizers, unwatched is twice as fast. */
+#define UNWATCHED __attribute__((no_sanitize("address", "undefined")))
+
 /* Does anything order the access `sync` of `thread` (or of lanes of `warp`) in this epoch before what the running thread does now? */
-static bool ordered(const moment &at, int warp, uint64_t sync)
+UNWATCHED static inline bool ordered(const moment &at, int warp, uint64_t sync)
 {
     return warp == at.thread / LANES && at.sync > sync;
 }
 
-static void check_write_seen(const cell *c, const moment &at, const shared_array *a, const void *p, size_t size,
-                             const char *what)
+UNWATCHED static inline void check_write_seen(const cell *c, const moment &at, const shared_array *a, const void *p,
+                                              size_t size, const char *what)
 {
     if (c->under_way)
         fault("%s %s[%lld], the target of a cp.async of thread %d that was not waited for", what, a->name,
@@ -122,7 +126,7 @@ static void check_write_seen(const cell *c, const moment &at, const shared_array
               c->writer);
 }
 
-static void record_read(cell *c, const moment &at)
+UNWATCHED static inline void record_read(cell *c, const moment &at)
 {
     const int warp = at.thread / LANES;
     const bool others = c->read_epoch == at.epoch && c->reader != at.thread;
@@ -139,7 +143,7 @@ static void record_read(cell *c, const moment &at)
     c->read_epoch = at.epoch;
 }
 
-void note_read(const shared_array *a, const void *p, size_t bytes, size_t size)
+UNWATCHED void note_read(const shared_array *a, const void *p, size_t bytes, size_t size)
 {
     check_place(a, p, bytes, size);
     const moment at = now();
@@ -152,7 +156,7 @@ void note_read(const shared_array *a, const void *p, size_t bytes, size_t size)
     }
 }
 
-static void write_cells(const shared_array *a, const void *p, size_t bytes, size_t size, bool under_way)
+UNWATCHED static void write_cells(const shared_array *a, const void *p, size_t bytes, size_t size, bool under_way)
 {
     check_place(a, p, bytes, size);
     const moment at = now();

@@ -24,7 +24,7 @@ namespace simt
 
 enum {
     MAX_THREADS = 1024,
-    MAX_DEPOSIT = 32,
+    MAX_DEPOSIT = 48, /* mma's operands in f32 */
     MAX_SHARED = 163 * 1024,
     MAX_STATIC_SHARED = 48 * 1024
 }; /* sm_80's limits */
