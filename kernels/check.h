@@ -42,6 +42,24 @@ static inline int lr_check_pool_mode(const char *op, int64_t mode)
                    (long long)mode);
 }
 
+/* ---- attention --------------------------------------------------------------------------------------------------------- */
+static inline int lr_check_attention(const char *op, const lr_tensor *q, const lr_tensor *k, const lr_tensor *lse,
+                                     const lr_tensor *cu, int64_t head_dim, int64_t max_head_dim)
+{
+    if (head_dim < 1 || head_dim > max_head_dim)
+        return lr_fail(LR_ESHAPE, "%s: head_dim is %lld, expected 1 to %lld", op, (long long)head_dim,
+                       (long long)max_head_dim);
+    if (q->shape[1] % head_dim != 0 || k->shape[1] % head_dim != 0 || q->shape[1] % k->shape[1] != 0 ||
+        lse->shape[1] != q->shape[1] / head_dim)
+        return lr_fail(LR_ESHAPE,
+                       "%s: q has %lld columns, k %lld, lse %lld: these are no heads of %lld in equal groups", op,
+                       (long long)q->shape[1], (long long)k->shape[1], (long long)lse->shape[1], (long long)head_dim);
+    if (cu->shape[0] < 2)
+        return lr_fail(LR_ESHAPE, "%s: cu has %lld elements, expected one more than there are sequences", op,
+                       (long long)cu->shape[0]);
+    return LR_OK;
+}
+
 /* ---- AdamW ------------------------------------------------------------------------------------------------------------- */
 /* m = b1 m + rest1 x, v = b2 v + rest2 x^2, p = keep p - rate m / (sqrt(v) correction + small) */
 typedef struct lr_adamw_numbers {

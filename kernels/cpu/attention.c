@@ -14,6 +14,7 @@
  *
  * Most sequences are short, so what is done once a row counts as much as what is done once a score: the maxima, sums,
  * logarithms and reciprocals of LR_LANES rows are taken at a time. */
+#include "check.h"
 #include "cpu/pack.h"
 #include <omp.h>
 
@@ -76,12 +77,9 @@ static int attention_setup(attention_work *w, const char *op, const lr_tensor *q
                            double scale, int64_t causal)
 {
     LR_NEED_CPU_DTYPE(op, q);
-    if (head_dim < 1 || head_dim > LR_RUN || q->shape[1] % head_dim != 0 || k->shape[1] % head_dim != 0 ||
-        q->shape[1] % k->shape[1] != 0 || lse->shape[1] != q->shape[1] / head_dim)
-        return lr_fail(LR_ESHAPE,
-                       "%s: q has %lld columns, k %lld, lse %lld: these are no heads of %lld in equal groups", op,
-                       (long long)q->shape[1], (long long)k->shape[1], (long long)lse->shape[1], (long long)head_dim);
-    const int status = lr_check_cu(op, cu, q->shape[0], max_length);
+    int status = lr_check_attention(op, q, k, lse, cu, head_dim, LR_RUN);
+    if (status == LR_OK)
+        status = lr_check_cu(op, cu, q->shape[0], max_length);
     if (status != LR_OK)
         return status;
     const int32_t *start = cu->data;

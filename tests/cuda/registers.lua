@@ -5,11 +5,13 @@ local fs = require "lorarun.fs"
 local folder = assert(os.getenv "LORARUN_REGISTERS", "LORARUN_REGISTERS names the folder of ptxas's reports")
 
 -- "void (anonymous namespace)::eights<true, (anonymous namespace)::add_body<float> >(...)" -> "eights:add_body"
+-- "void (anonymous namespace)::attention_kernel<__half, 64>(...)" -> "attention_kernel:64"
 local function family(signature)
   local name = signature:gsub("%(anonymous namespace%)::", ""):gsub("^void ", "")
   local kernel = name:match "^[%w_:]+"
   local body = kernel == "eights" and name:match "[%w_]*_body"
-  return body and kernel .. ":" .. body or kernel
+  local size = name:match "^[%w_:]+<[^<>]*, (%d+)>"
+  return body and kernel .. ":" .. body or size and kernel .. ":" .. size or kernel
 end
 
 local function demangled(text)

@@ -24,6 +24,9 @@ static const double MARKER = 12288.0; /* exact in every dtype */
 /* Where the ops run and what the 16-bit cases hold: LORARUN_TEST_DEVICE=cuda, LORARUN_TEST_HALF=f16. */
 static int device = LR_CPU, HALF = LR_BF16;
 
+/* The device is kernels on the CPU, a fiber for each of their threads: some thousand times slower than what it stands for. */
+#define MODELLED (device != LR_CPU && getenv("LORARUN_SIMT") != NULL)
+
 /* For a case about the CPU alone. */
 #define CPU_ONLY                                                                                                       \
     if (device != LR_CPU)                                                                                              \
@@ -78,7 +81,9 @@ static double uniform(void)
 /* Roughly normal: the sum of four uniforms, unit variance. */
 static double normal(void)
 {
-    return (uniform() + uniform() + uniform() + uniform() - 2.0) * sqrt(3.0);
+    uint32_t r[4];
+    lr_random(7, 1, 0, draws++, r);
+    return (((double)r[0] + r[1] + r[2] + r[3]) * 0x1p-32 - 2.0) * sqrt(3.0);
 }
 
 /* ---- elements
@@ -192,12 +197,29 @@ static mat *mat_put(mat *m)
     return m;
 }
 
-static mat *mat_scaled(int64_t rows, int64_t cols, int dtype, bool strided, double scale)
+static mat *mat_draw(mat *m, double scale)
 {
-    mat *m = mat_new(rows, cols, dtype, strided);
-    for (int64_t i = 0; i < m->rows * cols; i++)
+    for (int64_t i = 0; i < m->rows * m->cols; i++)
         m->v[i] = scale * normal();
     return mat_put(m);
+}
+
+static mat *mat_scaled(int64_t rows, int64_t cols, int dtype, bool strided, double scale)
+{
+    return mat_draw(mat_new(rows, cols, dtype, strided), scale);
+}
+
+/* Some columns of a mat, with values of their own. */
+static mat *mat_slice(const mat *of, int64_t column, int64_t cols)
+{
+    mat *m = calloc(1, sizeof *m);
+    if (m == NULL || made_count == MAX_MADE)
+        LR_TEST_FAIL("too many mats in one case");
+    made[made_count++] = m;
+    *m = (mat){.rows = of->rows, .cols = cols, .v = doubles(of->rows * cols)};
+    const int64_t shape[2] = {of->rows, cols};
+    CHECK_INT(lr_tensor_view(&m->t, of->t, column, 2, shape, of->t->ld), LR_OK);
+    return m;
 }
 
 static mat *mat_random(int64_t rows, int64_t cols, int dtype, bool strided)

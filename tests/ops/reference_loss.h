@@ -137,7 +137,7 @@ TEST(row_scale)
         for (int64_t i = 0; i < c->rows * c->cols; i++)
             expected[i] = s->v[i / c->cols] * x->v[i] + (accumulate ? beta * y->v[i] : 0.0);
         OK(lr_op_row_scale(y->t, x->t, s->t, beta));
-        COMPARE(y, expected, CLOSE);
+        COMPARE_SUM(y, expected, CLOSE);
     }
 }
 
