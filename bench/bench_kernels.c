@@ -129,7 +129,7 @@ static void measure_machine(void)
     lr_tensor_destroy(to);
     for (dtype = LR_F32; dtype <= LR_BF16; dtype++) {
         lr_tensor *x = matrix(SIDE, SIDE, dtype), *y = matrix(SIDE, SIDE, dtype), *w = weight(SIDE, SIDE, 1);
-        BEST(t, lr_op_linear(y, x, w, NULL));
+        BEST(t, lr_op_linear(y, x, w, NULL, NULL));
         gemm_rate[dtype] = 2.0 * SIDE * SIDE * SIDE / t;
         lr_tensor_destroy(x);
         lr_tensor_destroy(y);
@@ -225,9 +225,9 @@ static void bench_products(void)
         lr_tensor *view = columns(wide, 16, n);
         need(lr_tensor_view(&b, bias, 0, 1, &n, 0));
         snprintf(name, sizeof name, "linear %lldx%lld", (long long)n, (long long)k);
-        COMPUTES(name, flops, lr_op_linear(y, x, forward, b));
+        COMPUTES(name, flops, lr_op_linear(y, x, forward, b, NULL));
         snprintf(name, sizeof name, "linear strided");
-        COMPUTES(name, flops, lr_op_linear(view, x, forward, b));
+        COMPUTES(name, flops, lr_op_linear(view, x, forward, b, NULL));
         snprintf(name, sizeof name, "linear_backward %lldx%lld", (long long)n, (long long)k);
         COMPUTES(name, flops, lr_op_linear_backward(x, y, backward, 0.0));
         snprintf(name, sizeof name, "linear_backward beta");
@@ -302,13 +302,13 @@ typedef struct layer {
 
 static int forward(const layer *l)
 {
-    need(lr_op_linear(l->qkv, l->x, l->w_qkv[0], l->bias));
+    need(lr_op_linear(l->qkv, l->x, l->w_qkv[0], l->bias, NULL));
     need(lr_op_attention(l->o, l->lse, l->q, l->k, l->v, cu, HEAD_DIM, longest, 0.18, 0));
-    need(lr_op_linear(l->y, l->o, l->w_o[0], NULL));
+    need(lr_op_linear(l->y, l->o, l->w_o[0], NULL, NULL));
     need(lr_op_layer_norm(l->y, l->s, l->mean, l->rstd, l->y, l->x, l->norm, l->norm, 1e-5));
-    need(lr_op_linear(l->inner, l->y, l->w_up[0], NULL));
+    need(lr_op_linear(l->inner, l->y, l->w_up[0], NULL, NULL));
     need(lr_op_gelu(l->active, l->inner, 0));
-    need(lr_op_linear(l->o, l->active, l->w_down[0], NULL));
+    need(lr_op_linear(l->o, l->active, l->w_down[0], NULL, NULL));
     return lr_op_layer_norm(l->y, l->s, l->mean, l->rstd, l->o, l->y, l->norm, l->norm, 1e-5);
 }
 

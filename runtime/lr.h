@@ -98,6 +98,7 @@ int lr_tensor_uniform(lr_tensor *t, uint64_t seed, uint32_t purpose, double lo, 
 int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype);
 /* The meta device has no bytes; sizes that depend on the device are those of LR_CPU (at first) or LR_CUDA: packed weights. */
 int lr_meta_like(int device);
+int lr_device_like(int device); /* device; for LR_META the one that it is like */
 const char *lr_dtype_name(int dtype);
 
 /* ---- devices and threads (core/device.c) ----------------------------------------------------------------------------- */

@@ -80,7 +80,7 @@ static int start(void)
 /* ---- a product in the library's words ---------------------------------------------------------------------------------- */
 typedef struct lt_product {
     cublasLtMatmulDesc_t operation;
-    cublasLtMatrixLayout_t a, b, c; /* as the library counts: its a is our b */
+    cublasLtMatrixLayout_t a, b, c, d; /* as the library counts: its a is our b, its c our r, its d our c */
 } lt_product;
 
 static cudaDataType_t type_of(int dtype)
@@ -102,6 +102,8 @@ static void destroy(lt_product *x)
         lt.cublasLtMatrixLayoutDestroy(x->b);
     if (x->c != NULL)
         lt.cublasLtMatrixLayoutDestroy(x->c);
+    if (x->d != NULL)
+        lt.cublasLtMatrixLayoutDestroy(x->d);
     if (x->operation != NULL)
         lt.cublasLtMatmulDescDestroy(x->operation);
     *x = (lt_product){0};
@@ -134,7 +136,9 @@ static cublasStatus_t describe(lt_product *x, const lr_cuda_product *p)
     if (status == CUBLAS_STATUS_SUCCESS)
         status = layout(&x->b, &p->a);
     if (status == CUBLAS_STATUS_SUCCESS)
-        status = layout(&x->c, &p->c);
+        status = layout(&x->c, &p->r);
+    if (status == CUBLAS_STATUS_SUCCESS)
+        status = layout(&x->d, &p->c);
     if (status != CUBLAS_STATUS_SUCCESS)
         destroy(x);
     return status;
@@ -145,9 +149,9 @@ enum { STEP = 128, KEPT = 1024 };
 
 /* All that an algorithm is chosen by. Compared as bytes: made by memset and assignment. */
 typedef struct choice_key {
-    int64_t m, n, k, ld[3];
-    uint32_t alignment[3]; /* bytes, of the operands' addresses */
-    int32_t dtype[3];
+    int64_t m, n, k, ld[4];
+    uint32_t alignment[4]; /* bytes, of the matrices' addresses */
+    int32_t dtype[4];
     uint8_t a_transposed, b_transposed, biased, accumulates;
 } choice_key;
 
@@ -180,6 +184,7 @@ static lr_cuda_product rounded_product(const lr_cuda_product *p)
         r.b.rows = r.a.rows;
     else
         r.a.rows = p->a.rows;
+    r.r.rows = r.c.rows;
     return r;
 }
 
@@ -187,11 +192,11 @@ static choice_key key_of(const lr_cuda_product *r)
 {
     choice_key key;
     memset(&key, 0, sizeof key);
-    const lr_cuda_matrix *const all[3] = {&r->a, &r->b, &r->c};
+    const lr_cuda_matrix *const all[4] = {&r->a, &r->b, &r->c, &r->r};
     key.m = r->c.rows;
     key.n = r->c.columns;
     key.k = r->a_transposed ? r->a.rows : r->a.columns;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         key.ld[i] = all[i]->ld;
         key.alignment[i] = alignment_of(all[i]->data);
         key.dtype[i] = all[i]->dtype;
@@ -217,7 +222,7 @@ static cublasStatus_t prefer(cublasLtMatmulPreference_t preference, const lr_cud
     static const cublasLtMatmulPreferenceAttributes_t alignments[4] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
-    const void *const addresses[4] = {p->b.data, p->a.data, p->c.data, p->c.data};
+    const void *const addresses[4] = {p->b.data, p->a.data, p->r.data, p->c.data};
     const uint64_t workspace = LR_CUDA_GEMM_WORKSPACE;
     cublasStatus_t status = lt.cublasLtMatmulPreferenceSetAttribute(
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
@@ -242,7 +247,7 @@ static cublasStatus_t choose(cublasLtMatmulAlgo_t *out, const lr_cuda_product *p
         status = prefer(preference, p);
     if (status == CUBLAS_STATUS_SUCCESS)
         status =
-            lt.cublasLtMatmulAlgoGetHeuristic(handle, x.operation, x.a, x.b, x.c, x.c, preference, 1, &best, &count);
+            lt.cublasLtMatmulAlgoGetHeuristic(handle, x.operation, x.a, x.b, x.c, x.d, preference, 1, &best, &count);
     if (status == CUBLAS_STATUS_SUCCESS && count == 0)
         status = CUBLAS_STATUS_NOT_SUPPORTED;
     if (status == CUBLAS_STATUS_SUCCESS)
@@ -285,7 +290,7 @@ int lr_cuda_gemm(lr_exec *exec, const lr_cuda_product *p)
     for (int attempt = 0; attempt < 2; attempt++) {
         if (done == CUBLAS_STATUS_SUCCESS)
             done = lt.cublasLtMatmul(handle, x.operation, &p->alpha, p->b.data, x.a, p->a.data, x.b, &p->beta,
-                                     p->c.data, x.c, p->c.data, x.c, &algorithm, p->workspace, LR_CUDA_GEMM_WORKSPACE,
+                                     p->r.data, x.c, p->c.data, x.d, &algorithm, p->workspace, LR_CUDA_GEMM_WORKSPACE,
                                      (cudaStream_t)exec->stream);
         if (attempt > 0 || (done != CUBLAS_STATUS_NOT_SUPPORTED && done != CUBLAS_STATUS_INVALID_VALUE))
             break;

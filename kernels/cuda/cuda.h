@@ -40,10 +40,11 @@ typedef struct lr_cuda_matrix {
 /* to = from, converted; the shapes are equal. movement.cu */
 int lr_cuda_convert(lr_exec *exec, const lr_cuda_matrix *to, const lr_cuda_matrix *from);
 
-/* c = alpha a' b' + beta c + bias: a' is a or its transpose. a and b have one dtype; c has the same, or f32. bias: c's columns, in c's
- * dtype, or NULL. beta 0 never reads c. cublaslt.c or host/gemm_host.c */
+/* c = alpha a' b' + beta r + bias: a' is a or its transpose; r is a matrix like c, with rows of its own distance, or c itself. a and b
+ * have one dtype; c has the same, or f32. bias: c's columns, in c's dtype, or NULL. beta 0 never reads r. cublaslt.c or
+ * host/gemm_host.c */
 typedef struct lr_cuda_product {
-    lr_cuda_matrix a, b, c;
+    lr_cuda_matrix a, b, c, r;
     bool a_transposed, b_transposed;
     float alpha, beta;
     const void *bias;

@@ -77,15 +77,27 @@ static int multiply(lr_exec *exec, const char *op, lr_cuda_product *p, const lr_
     return status == LR_OK ? lr_cuda_gemm(exec, p) : status;
 }
 
-int lr_cuda_linear(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_tensor *w, const lr_tensor *b)
+int lr_cuda_linear(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_tensor *w, const lr_tensor *b,
+                   const lr_tensor *r)
 {
-    lr_cuda_product p = {.a = matrix_of(x), .b = matrix_of(w), .c = matrix_of(y), .b_transposed = true, .alpha = 1.0f};
+    lr_cuda_product p = {.a = matrix_of(x),
+                         .b = matrix_of(w),
+                         .c = matrix_of(y),
+                         .r = matrix_of(r != NULL ? r : y),
+                         .b_transposed = true,
+                         .alpha = 1.0f,
+                         .beta = r != NULL ? 1.0f : 0.0f};
     return multiply(exec, "linear", &p, b);
 }
 
 int lr_cuda_linear_backward(lr_exec *exec, lr_tensor *dx, const lr_tensor *dy, const lr_tensor *w, double beta)
 {
-    lr_cuda_product p = {.a = matrix_of(dy), .b = matrix_of(w), .c = matrix_of(dx), .alpha = 1.0f, .beta = (float)beta};
+    lr_cuda_product p = {.a = matrix_of(dy),
+                         .b = matrix_of(w),
+                         .c = matrix_of(dx),
+                         .r = matrix_of(dx),
+                         .alpha = 1.0f,
+                         .beta = (float)beta};
     return multiply(exec, "linear_backward", &p, NULL);
 }
 
@@ -94,6 +106,7 @@ int lr_cuda_matmul_nt(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_
     lr_cuda_product p = {.a = matrix_of(a),
                          .b = matrix_of(b),
                          .c = matrix_of(c),
+                         .r = matrix_of(c),
                          .b_transposed = true,
                          .alpha = (float)alpha,
                          .beta = (float)beta};
@@ -102,8 +115,12 @@ int lr_cuda_matmul_nt(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_
 
 int lr_cuda_matmul_nn(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
 {
-    lr_cuda_product p = {
-        .a = matrix_of(a), .b = matrix_of(b), .c = matrix_of(c), .alpha = (float)alpha, .beta = (float)beta};
+    lr_cuda_product p = {.a = matrix_of(a),
+                         .b = matrix_of(b),
+                         .c = matrix_of(c),
+                         .r = matrix_of(c),
+                         .alpha = (float)alpha,
+                         .beta = (float)beta};
     return multiply(exec, "matmul_nn", &p, NULL);
 }
 
@@ -112,6 +129,7 @@ int lr_cuda_matmul_tn(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_
     lr_cuda_product p = {.a = matrix_of(a),
                          .b = matrix_of(b),
                          .c = matrix_of(c),
+                         .r = matrix_of(c),
                          .a_transposed = true,
                          .alpha = (float)alpha,
                          .beta = (float)beta};

@@ -13,6 +13,7 @@
 -- read values where there are none; in its place a plain one is tried, for a loss takes little beside the layers.
 local ffi = require "ffi"
 local C = require "lorarun.c"
+local check = require "lorarun.check"
 local autograd = require "lorarun.autograd"
 local comm = require "lorarun.comm"
 local losses = require "lorarun.loss"
@@ -36,6 +37,7 @@ local CUBLASLT, ADAPTERS, GROWN = 32 * 2 ^ 20, 3, 9 / 8
 
 local function new(run)
   local model = run.model
+  if model.device ~= "meta" then check(C.lr_meta_like(memory.DEVICES[model.device])) end
   local twin = model.device ~= "meta" and model:without_bytes() or nil
   local labels = { label_tensor = function(_, rows, device) return tensor.new({ #rows }, "f32", "labels", device) end }
   local shadow = setmetatable({ model = twin or model, stream = labels, recompute = {} }, { __index = run })

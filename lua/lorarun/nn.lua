@@ -7,6 +7,7 @@ local C = require "lorarun.c"
 local check = require "lorarun.check"
 local tensor = require "lorarun.tensor"
 local ops = require "lorarun.ops"
+local backend = require "lorarun.backend"
 
 local nn = {}
 
@@ -46,6 +47,11 @@ function nn.source(options)
   --- A norm weight or the like: f32 in every precision.
   function source.vector(name, n)
     return load_into(name, tensor.new({ n }, "f32", name, source.device))
+  end
+
+  --- A norm over rows of n, RMSNorm or with `biased` LayerNorm, of the weights name.weight and name.bias.
+  function source.norm(name, n, eps, biased)
+    return { w = source.vector(name .. ".weight", n), b = biased and source.vector(name .. ".bias", n) or nil, eps = eps }
   end
 
   --- An embedding table in the model's dtype.
@@ -90,15 +96,37 @@ function nn.source(options)
 end
 
 -- ---- applying --------------------------------------------------------------------------------------------------------------
---- linear(x[T,K], layer, ctx): y[T,N], with the layer's adapters where it has some.
+--- linear(x[T,K], layer, ctx, r): y[T,N], with the layer's adapters where it has some, plus r[T,N] where that is given.
 ---   ctx: what a forward pass knows besides its input: { keys = [T] i64, training = boolean, seed, step }
-function nn.linear(x, layer, ctx)
+function nn.linear(x, layer, ctx, r)
   local lora = layer.lora
-  if not lora then return ops.projection(x, layer) end
+  if not lora then return ops.projection(x, layer, nil, r) end
   return ops.projection(x, layer, {
     a = lora.a, a_grad = lora.a.grad, adapters = lora.adapters, dropout = ctx.training and lora.dropout or 0,
     keys = ctx.keys, seed = ctx.seed or 0, step = ctx.step or 0, purpose = lora.purpose,
-  })
+  }, r)
+end
+
+--- norm(norm, x, r): y = norm(s), s = x (+ r). Returns y, s.
+function nn.norm(norm, x, r)
+  if norm.b then return ops.layer_norm(x, r, norm.w, norm.b, norm.eps) end
+  return ops.rms_norm(x, r, norm.w, norm.eps)
+end
+
+--- add_and_norm(x[T,K], layer, r[T,N], norm, ctx): the layer's output goes onto the residual stream, s = r + layer(x), y = norm(s).
+--- Returns y, s. x and r are released.
+function nn.add_and_norm(x, layer, r, norm, ctx)
+  local in_product = backend.of(x.device).residual_in_product
+  local sum = nn.linear(x, layer, ctx, in_product and r or nil)
+  x:release()
+  if in_product then
+    r:release()
+    return nn.norm(norm, sum)
+  end
+  local y, s = nn.norm(norm, sum, r)
+  sum:release()
+  r:release()
+  return y, s
 end
 
 --- at_pooled(ctx, a, b): behind the last attention nothing but the pooled rows is needed: those of a and b (all rows, which are

@@ -124,21 +124,21 @@ local function as_operand(matrix, dtype)
   return copy
 end
 
---- projection(x[T,K], layer, lora): y[T,N] = x W^T + b, plus, for each adapter of the layer, s * dropout(x) A^T B^T into its
---- columns of y.
+--- projection(x[T,K], layer, lora, r): y[T,N] = x W^T + b (+ r[T,N]), plus, for each adapter of the layer, s * dropout(x) A^T B^T
+--- into its columns of y.
 ---   layer: { forward = packed W, backward = packed W, bias = f32 [N] or nil, n = N, name }
 ---   lora (or nil): { a = [R,K] all A's of the layer stacked, a_grad, adapters = { { b = [out,r], b_grad, from, to (columns of y),
 ---     r_from, r_to (rows of a), scale } ... }, dropout = p, seed, step, purpose, keys = [T] i64 }
 --- Frozen W: nothing of x is saved but for LoRA's dA. One dropout mask serves all adapters of the layer.
 --- Formulas: Hu et al., "LoRA" (2021), as PEFT has them.
-function ops.projection(x, layer, lora)
-  local y = new({ x.shape[1], layer.n }, x.dtype, layer.name, x.device)
-  call(C.lr_op_linear, y.handle, x.handle, layer.forward.handle, handle(layer.bias))
+function ops.projection(x, layer, lora, r)
+  local y = new({ x.shape[1], layer.n }, x.dtype, r and "residual" or layer.name, x.device)
+  call(C.lr_op_linear, y.handle, x.handle, layer.forward.handle, handle(layer.bias), handle(r))
   if not lora then
-    record({ x }, { y }, {}, function(dy)
+    record({ x, r or false }, { y }, {}, function(dy)
       local dx = new(x.shape, x.dtype, "gradient", x.device)
       call(C.lr_op_linear_backward, dx.handle, dy.handle, layer.backward.handle, 0)
-      return dx
+      return dx, r and dy
     end)
     return y
   end
@@ -161,7 +161,7 @@ function ops.projection(x, layer, lora)
     call(C.lr_op_matmul_nt, y:slice_columns(adapter.from, adapter.to).handle,
       h:slice_columns(adapter.r_from, adapter.r_to).handle, b[i].handle, adapter.scale, 1)
   end
-  record({ x, lora.a }, { y }, saved, function(dy)
+  record({ x, r or false, lora.a }, { y }, saved, function(dy)
     local dh = new(h.shape, h.dtype, "gradient", x.device)
     for i, adapter in ipairs(lora.adapters) do
       local dy_part = dy:slice_columns(adapter.from, adapter.to)
@@ -175,7 +175,7 @@ function ops.projection(x, layer, lora)
     if xd ~= x then xd:free() end
     if not x.needs_grad then
       dh:free()
-      return
+      return nil, r and dy
     end
     local dx = new(x.shape, x.dtype, "gradient", x.device)
     if p > 0 then
@@ -189,7 +189,7 @@ function ops.projection(x, layer, lora)
       call(C.lr_op_matmul_nn, dx.handle, dh.handle, a.handle, 1, 1)
     end
     dh:free()
-    return dx
+    return dx, r and dy
   end)
   h:release()
   if a ~= lora.a then a:release() end

@@ -138,6 +138,11 @@ int lr_meta_like(int device)
     return LR_OK;
 }
 
+int lr_device_like(int device)
+{
+    return device == LR_META ? meta_is_like : device;
+}
+
 /* A packed weight whose layout is the plain one: on a GPU, whose GEMM takes either operand transposed, it shares the bytes of w.
  * Both directions then cost no memory but w's own. */
 static int pack_plain(lr_tensor **out, const lr_tensor *w, int direction, int dtype)
@@ -174,7 +179,7 @@ int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype
     if ((direction != 1 && direction != 2) || dtype < LR_F32 || dtype > LR_F16)
         return lr_fail(LR_EINVAL, "pack: '%s': direction %d, dtype %s; expected 1 or 2, f32, bf16 or f16", w->name,
                        direction, lr_dtype_name(dtype));
-    if ((w->device == LR_META ? meta_is_like : w->device) == LR_CUDA)
+    if (lr_device_like(w->device) == LR_CUDA)
         return pack_plain(out, w, direction, dtype);
     if (dtype == LR_F16)
         return lr_fail(LR_EUNSUPPORTED, "pack: '%s': fp16 compute needs a GPU, on the CPU use bf16 or fp32", w->name);

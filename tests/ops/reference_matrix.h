@@ -41,9 +41,10 @@ static const int64_t PRODUCTS[][3] = {{1, 1, 1},    {3, 5, 17},   {17, 33, 3},  
 TEST(linear)
 {
     FOR_PRODUCTS(tokens, n, k)
-    for (int variant = 0; variant < 8; variant++, release()) {
+    for (int variant = 0; variant < 32; variant++, release()) {
         const int dtype = variant & 1 ? HALF : LR_F32;
-        const bool strided = (variant & 2) != 0, biased = (variant & 4) != 0;
+        const bool strided = (variant & 2) != 0, biased = (variant & 4) != 0, added = (variant & 8) != 0;
+        const mat *r = added ? mat_random(tokens, n, dtype, (variant & 16) != 0) : NULL;
         const mat *x = mat_random(tokens, k, dtype, strided), *w = mat_random(n, k, dtype, strided);
         const mat *b = biased ? mat_random(0, n, LR_F32, false) : NULL;
         mat *y = mat_new(tokens, n, dtype, strided);
@@ -52,7 +53,9 @@ TEST(linear)
             round_values(b, dtype);
         for (int64_t i = 0; biased && i < tokens * n; i++)
             expected[i] += b->v[i % n];
-        OK(lr_op_linear(y->t, x->t, packed(w, 1, dtype), biased ? b->t : NULL));
+        for (int64_t i = 0; added && i < tokens * n; i++)
+            expected[i] += r->v[i];
+        OK(lr_op_linear(y->t, x->t, packed(w, 1, dtype), biased ? b->t : NULL, added ? r->t : NULL));
         COMPARE_SUM(y, expected, CLOSE);
     }
 }
@@ -90,7 +93,7 @@ TEST(pack_converts)
         lr_tensor *p = packed(w, direction, dtype);
         const double *expected = direction == 1 ? product_of(9, 24, 40, x->v, 40, 1, rounded_w, 1, 40)
                                                 : product_of(9, 40, 24, x->v, 24, 1, rounded_w, 40, 1);
-        OK(direction == 1 ? lr_op_linear(y->t, x->t, p, NULL) : lr_op_linear_backward(y->t, x->t, p, 0.0));
+        OK(direction == 1 ? lr_op_linear(y->t, x->t, p, NULL, NULL) : lr_op_linear_backward(y->t, x->t, p, 0.0));
         double *terms = doubles(y->rows * y->cols);
         for (int64_t i = 0; i < y->rows * y->cols; i++)
             for (int64_t k = 0; k < in; k++)

@@ -37,7 +37,7 @@ TEST(packed_where_it_belongs)
     lr_tensor *forward = packed(w, 1, LR_F32);
     CHECK_INT(lr_op_linear_backward(y->t, x->t, forward, 0.0), LR_EINVAL);
     CHECK_HAS(lr_last_error(), "packed for linear, expected packed for linear_backward");
-    CHECK_INT(lr_op_linear(y->t, x->t, w->t, NULL), LR_EINVAL);
+    CHECK_INT(lr_op_linear(y->t, x->t, w->t, NULL, NULL), LR_EINVAL);
     CHECK_INT(lr_op_mul(y->t, x->t, forward), LR_EINVAL);
     release();
 }

@@ -176,6 +176,40 @@ test("projection with adapters, dropout on and off, on all and on some columns",
   end)
 end)
 
+test("projection onto a residual, frozen and with adapters", function()
+  tensor.scope(function()
+    local layer, lora, leaves = lora_layer(0.4)
+    for _, adapted in ipairs { false, true } do
+      check_gradients("residual", function(x, r) return ops.projection(x, layer, adapted and lora or nil, r) end,
+        { random { 5, 6 }, random { 5, 7 } }, adapted and leaves or nil)
+      local x, r = random { 5, 6 }, random { 5, 7 }
+      local y = ops.projection(x, layer, adapted and lora or nil, r):data()
+      local apart = ops.add(ops.projection(x, layer, adapted and lora or nil), r):data()
+      for i = 0, 34 do check.near(y[i], apart[i], 1e-6) end
+    end
+  end)
+end)
+
+test("a frozen layer keeps nothing of its input, an adapted one the input alone", function()
+  tensor.scope(function()
+    for _, adapted in ipairs { false, true } do
+      local layer, lora = lora_layer(0.4)
+      local start = random { 5, 6 }
+      start.grad = tensor.zeros { 5, 6 }
+      autograd.gradients(function()
+        local x = ops.scale(start, 2)
+        local y = ops.projection(x, layer, adapted and lora or nil)
+        check.equal(x.saved, adapted and 1 or 0, "holders of the input")
+        check.equal(y.saved, 0, "holders of the output")
+        local before = memory.stats(x.device).live_bytes
+        x:release()
+        check.equal(memory.stats(x.device).live_bytes < before, not adapted, "the input was freed")
+        return ops.mse(ops.row_dot(y, y), tensor.zeros { 5 })
+      end)
+    end
+  end)
+end)
+
 test("recompute gives the same bits as keeping, and less memory", function()
   tensor.scope(function()
     local layer, lora = lora_layer(0.3)

@@ -23,10 +23,12 @@ static int check(const lr_cuda_product *p)
         (p->b_transposed ? p->b.columns : p->b.rows) != k ||
         (p->b_transposed ? p->b.rows : p->b.columns) != p->c.columns)
         return lr_fail(LR_EINTERNAL, "gemm: the matrices do not fit");
+    if (p->r.dtype != p->c.dtype || p->r.rows != p->c.rows || p->r.columns != p->c.columns)
+        return lr_fail(LR_EINTERNAL, "gemm: what is added is no matrix like the result");
     return LR_OK;
 }
 
-/* c = alpha a' b' + beta c, dense f32; sums in the order of k. */
+/* c = alpha a' b' + beta c, where c has the values of r, dense f32; sums in the order of k. */
 static void multiply_wide(const lr_cuda_product *p, const float *a, const float *b, float *c)
 {
     const int64_t m = p->c.rows, n = p->c.columns, k = p->a_transposed ? p->a.rows : p->a.columns;
@@ -46,7 +48,7 @@ static void multiply(const lr_cuda_product *p, float *a, float *b, float *c)
 {
     const int64_t m = p->c.rows, n = p->c.columns;
     if (p->beta != 0.0f)
-        wide(&p->c, c);
+        wide(&p->r, c);
     multiply_wide(p, wide(&p->a, a), wide(&p->b, b), c);
     if (p->bias != NULL) {
         const lr_cuda_matrix row = {(void *)(uintptr_t)p->bias, p->c.dtype, 1, n, n};

@@ -33,7 +33,7 @@ end
 
 function bert.build(c, source)
   local model = { config = c, layers = {} }
-  local function norm(at) return { w = source.vector(at .. ".weight", c.hidden), b = source.vector(at .. ".bias", c.hidden) } end
+  local function norm(at) return source.norm(at, c.hidden, c.eps, true) end
   local function linear(name, width, out) return source.linear(name, width, { { name = name, out = out, bias = true } }) end
   model.words = source.table("embeddings.word_embeddings.weight", c.vocabulary, c.hidden)
   model.position_table = source.table("embeddings.position_embeddings.weight", c.positions, c.hidden)
@@ -68,20 +68,12 @@ local function block(model, layer, x, ctx, pooled)
     cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length })
   qkv:release()
   if pooled then ctx, attended, x = nn.at_pooled(ctx, attended, x) end
-  local o = nn.linear(attended, layer.o, ctx)
-  attended:release()
-  local y, s = ops.layer_norm(o, x, layer.attention_norm.w, layer.attention_norm.b, c.eps)
-  o:release()
-  x:release()
+  local y, s = nn.add_and_norm(attended, layer.o, x, layer.attention_norm, ctx)
   s:release()
   local u = nn.linear(y, layer.up, ctx)
   local h = ops.gelu(u, c.gelu)
   u:release()
-  local d = nn.linear(h, layer.down, ctx)
-  h:release()
-  local z, s2 = ops.layer_norm(d, y, layer.output_norm.w, layer.output_norm.b, c.eps)
-  d:release()
-  y:release()
+  local z, s2 = nn.add_and_norm(h, layer.down, y, layer.output_norm, ctx)
   s2:release()
   return z
 end
@@ -94,8 +86,8 @@ function bert.forward(model, ctx)
   local types = tensor.zeros(ctx.ids.shape, "i32", "token types", ctx.ids.device)
   ops.embedding(model.type_table, types, e)
   types:release()
-  local x, s = ops.layer_norm(e, nil, model.norm.w, model.norm.b, model.config.eps)
-  s:release()
+  local x = nn.norm(model.norm, e)
+  e:release()
   for i, layer in ipairs(model.layers) do
     local pooled = ctx.pooled and i == #model.layers
     if i <= (ctx.recompute or 0) then

@@ -41,19 +41,19 @@ function qwen2.build(c, source)
     local at = ("layers.%d."):format(i)
     local attention, mlp = at .. "self_attn.", at .. "mlp."
     model.layers[i + 1] = {
-      input_norm = source.vector(at .. "input_layernorm.weight", c.hidden),
+      input_norm = source.norm(at .. "input_layernorm", c.hidden, c.eps),
       qkv = source.linear(attention .. "qkv", c.hidden, {
         { name = attention .. "q_proj", out = q_width, bias = true },
         { name = attention .. "k_proj", out = kv_width, bias = true },
         { name = attention .. "v_proj", out = kv_width, bias = true } }),
       o = source.linear(attention .. "o_proj", q_width, { { name = attention .. "o_proj", out = c.hidden } }),
-      post_norm = source.vector(at .. "post_attention_layernorm.weight", c.hidden),
+      post_norm = source.norm(at .. "post_attention_layernorm", c.hidden, c.eps),
       gate_up = source.linear(mlp .. "gate_up", c.hidden, {
         { name = mlp .. "gate_proj", out = c.intermediate }, { name = mlp .. "up_proj", out = c.intermediate } }),
       down = source.linear(mlp .. "down_proj", c.intermediate, { { name = mlp .. "down_proj", out = c.hidden } }),
     }
   end
-  model.norm = source.vector("norm.weight", c.hidden)
+  model.norm = source.norm("norm", c.hidden, c.eps)
   return model
 end
 
@@ -77,30 +77,20 @@ local function block(model, layer, next_norm, x, s, ctx, pooled)
     cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length, rope = model.rope, positions = ctx.positions })
   qkv:release()
   if pooled then ctx, attended, s = nn.at_pooled(ctx, attended, s) end
-  local o = nn.linear(attended, layer.o, ctx)
-  attended:release()
-  local y, s2 = ops.rms_norm(o, s, layer.post_norm, c.eps)
-  o:release()
-  s:release()
+  local y, s2 = nn.add_and_norm(attended, layer.o, s, layer.post_norm, ctx)
   local gu = nn.linear(y, layer.gate_up, ctx)
   y:release()
   local h = ops.swiglu(gu)
   gu:release()
-  local d = nn.linear(h, layer.down, ctx)
-  h:release()
-  local next_x, next_s = ops.rms_norm(d, s2, next_norm, c.eps)
-  d:release()
-  s2:release()
-  return next_x, next_s
+  return nn.add_and_norm(h, layer.down, s2, next_norm, ctx)
 end
 
 --- forward(model, ctx): hidden states [T, hidden] after the final norm; with ctx.pooled, of these rows alone: [B, hidden].
 ---   ctx: { ids, positions, cu_seqlens, max_length, keys, training, seed, step, recompute = n: layers to run again in backward,
 ---   pooled = { rows = [B] i32, keys = [B] i64 } or nil }
 function qwen2.forward(model, ctx)
-  local c = model.config
   local s = ops.embedding(model.embeddings, ctx.ids)
-  local x = ops.rms_norm(s, nil, model.layers[1].input_norm, c.eps)
+  local x = nn.norm(model.layers[1].input_norm, s)
   for i, layer in ipairs(model.layers) do
     local next_norm = model.layers[i + 1] and model.layers[i + 1].input_norm or model.norm
     local pooled = ctx.pooled and i == #model.layers

@@ -1,0 +1,11 @@
+-- backend.lua: what a kind of device does its own way, where the choice falls in Lua. Models do not know it; nn.lua asks.
+--
+--   residual_in_product   a linear layer adds the residual stream in its product, which costs nothing there and rounds once
+--                         (GPUs: GEMM's beta). Else the norm behind it does: on the CPU that was measured to be faster.
+local C = require "lorarun.c"
+local memory = require "lorarun.memory"
+
+local WAYS = { [tonumber(C.LR_CPU)] = {}, [tonumber(C.LR_CUDA)] = { residual_in_product = true } }
+
+--- of(device): the ways of a tensor's device; of the meta device, those of the kind that it stands for.
+return { of = function(device) return WAYS[C.lr_device_like(memory.DEVICES[device])] end }
