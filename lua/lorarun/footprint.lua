@@ -32,8 +32,8 @@ local PRECISION = 1000 -- the count found is within a thousandth of the largest
 local HEAD_COPIES, MORE_ROWS, MORE_COLUMNS, BLOCKS = 8, 96, 32, 2 ^ 20
 
 -- Of a GPU: LR_CUDA_GEMM_WORKSPACE of kernels/cuda/cuda.h, the adapters of one product (q, k and v), and by how much working memory
--- is more than what was asked for.
-local CUBLASLT, ADAPTERS, GROWN = 32 * 2 ^ 20, 3, 9 / 8
+-- is more than what was asked for (memory.c).
+local CUBLASLT, ADAPTERS, GROWN, PAGE = 32 * 2 ^ 20, 3, 9 / 8, 4096
 
 local function new(run)
   local model = run.model
@@ -134,7 +134,7 @@ end
 function Footprint:workspace(tokens, device)
   local model, widest = self.model, 0
   for _, layer in ipairs(model.linears) do widest = math.max(widest, layer.n + layer.k) end
-  if device == "cuda" then return GROWN * (CUBLASLT + 2 * widest * ADAPTERS * model.lora.config.r) end
+  if device == "cuda" then return GROWN * (CUBLASLT + 2 * widest * ADAPTERS * model.lora.config.r) + PAGE end
   local rows = HEAD_COPIES * 4 * (model.max_length + MORE_ROWS) * (model.sizes.head_dim + MORE_COLUMNS)
   return C.lr_threads() * (rows + BLOCKS) + (model.dtype == "f32" and 0 or tokens * widest * 4)
 end
