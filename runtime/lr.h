@@ -121,6 +121,34 @@ void lr_interrupt_enable(int on);
 void lr_interrupt_raise(void);
 int lr_interrupt_take(void); /* 1 if it was raised; clears it */
 
+/* ---- what NVIDIA's driver tells of its GPUs (core/nvml.c) ------------------------------------------------------------- */
+/* NVML comes with the driver and is opened when first asked; without it these are LR_EUNSUPPORTED. It numbers all GPUs of the
+ * machine in an order of its own, also those that CUDA_VISIBLE_DEVICES hides from CUDA. Nothing here starts a GPU or waits for
+ * its work. What a driver or a GPU does not tell is -1, or "". */
+typedef struct lr_gpu {
+    char name[96];           /* "NVIDIA H100 80GB HBM3" */
+    char uuid[96];           /* "GPU-..." */
+    int32_t major, minor;    /* compute capability */
+    int32_t nvlinks;         /* that are up */
+    int64_t ecc_uncorrected; /* memory errors since the driver started that could not be corrected */
+} lr_gpu;
+typedef struct lr_gpu_load {
+    int64_t used_bytes, free_bytes, total_bytes; /* of all processes */
+    int32_t utilization;                         /* percent of the last moments in which a kernel ran */
+} lr_gpu_load;
+typedef struct lr_gpu_process {
+    int64_t pid, used_bytes;
+} lr_gpu_process;
+int lr_gpu_count(int *out);
+int lr_gpu_driver(char *version, size_t cap, int *cuda); /* "580.65.06", and the newest CUDA it runs: 13000 is 13.0 */
+int lr_gpu_of_device(int device_index, int *out); /* of what lr_device_choose counts; -1: the one this process uses */
+int lr_gpu_describe(int gpu, lr_gpu *out);
+int lr_gpu_load_now(int gpu, lr_gpu_load *out); /* a few system calls */
+/* Processes that compute on it: *count is how many, the first `cap` of them are written. */
+int lr_gpu_processes(int gpu, lr_gpu_process *out, int cap, int *count);
+/* May `from` read and write the memory of `to`? 1 or 0 each, -1 not told: peer, over PCIe or NVLink; nvlink, over NVLink. */
+int lr_gpu_link(int from, int to, int *peer, int *nvlink);
+
 /* ---- random numbers (core/random.c) ---------------------------------------------------------------------------------- */
 /* Philox4x32-10 (Salmon et al., SC'11), key = seed, counter = (position, step, purpose): four independent 32-bit words. */
 void lr_random(uint64_t seed, uint32_t purpose, uint32_t step, uint64_t position, uint32_t out[4]);

@@ -97,6 +97,18 @@ static int memory_info(int64_t *free_bytes, int64_t *total_bytes)
     return status;
 }
 
+static int uuid(int index, char *buf, size_t cap)
+{
+    struct cudaDeviceProp p;
+    const int status = failed(cudaGetDeviceProperties(&p, index), "asking for the GPU's properties");
+    if (status != LR_OK)
+        return status;
+    const unsigned char *b = (const unsigned char *)p.uuid.bytes;
+    snprintf(buf, cap, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2],
+             b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+    return LR_OK;
+}
+
 static void prepare(lr_exec *exec)
 {
     exec->stream = (lr_stream *)compute;
@@ -233,6 +245,7 @@ const lr_driver *lr_cuda_driver(void)
         .open = open_device,
         .describe = describe,
         .memory_info = memory_info,
+        .uuid = uuid,
         .kernels = lr_cuda_backend,
         .prepare = prepare,
         .alloc = alloc,

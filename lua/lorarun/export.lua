@@ -91,7 +91,7 @@ function export.merged(model, folder, options)
       entries[#entries + 1] = { name = name, dtype = info.dtype, shape = info.shape, tensor = function()
         -- made when its turn comes and freed when written: a 7B model is saved in the memory of its largest matrix
         local m = adapted[name]
-        local t = tensor.new(info.shape, m and "f32" or info.dtype, name, "cpu")
+        local t = tensor.new(info.shape, m and "f32" or info.dtype, name, m and m.b.device or "cpu")
         file:load(name, t)
         if m then check(C.lr_op_matmul_nn(t.handle, m.b.handle, m.a.handle, m.scale, 1)) end
         return t, function() t:free() end

@@ -3,6 +3,7 @@ local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local comm = require "lorarun.comm"
+local memory = require "lorarun.memory"
 
 local report = {}
 
@@ -23,10 +24,10 @@ function report.duration(seconds)
   return h > 0 and ("%d:%02d:%02d"):format(h, m, s % 60) or ("%d:%02d"):format(m, s % 60)
 end
 
---- One line about the device of this process.
-function report.device()
+--- One line about a device, "cpu" unless told otherwise.
+function report.device(device)
   local text = ffi.new "char[512]"
-  check(C.lr_device_describe(C.LR_CPU, text, 512))
+  check(C.lr_device_describe(memory.DEVICES[device or "cpu"], text, 512))
   return ffi.string(text)
 end
 
@@ -46,7 +47,7 @@ function report.banner(run)
   local targets = adapter.config.target_modules
   if type(targets) == "table" then targets = table.concat(targets, ", ") end
   local rows = {
-    { "device", report.device() },
+    { "device", report.device(model.device) },
     { "world size", ("%d (rank 0, main process)"):format(comm.world_size) },
     { "model", model.name == model.folder and model.name or ("%s (%s)"):format(model.name, model.folder) },
     { "data", run.data_text },

@@ -18,6 +18,7 @@ local comm = require "lorarun.comm"
 local data = require "lorarun.data"
 local evaluate = require "lorarun.evaluate"
 local export = require "lorarun.export"
+local gpu = require "lorarun.gpu"
 local memory = require "lorarun.memory"
 local micro_step = require "lorarun.micro_step"
 local optim = require "lorarun.optim"
@@ -172,7 +173,7 @@ local function tell_step(run, window, done)
   local seconds = C.lr_time() - window.time
   local rate = { pairs = window.pairs / seconds, tokens = window.tokens / seconds, wait = window.wait / seconds,
     exchange = window.exchange / seconds }
-  run.files:log { kind = "step", step = done.step, epoch = done.step / run.steps_per_epoch, loss = done.loss,
+  local record = { kind = "step", step = done.step, epoch = done.step / run.steps_per_epoch, loss = done.loss,
     learning_rate = done.lr, grad_norm = done.skipped and "overflow" or done.grad_norm, tokens = done.tokens, pairs = done.pairs,
     seconds = C.lr_time() - run.started, tokens_per_second = rate.tokens, pairs_per_second = rate.pairs, loader_wait = rate.wait,
     exchange = comm.world_size > 1 and rate.exchange or nil }
@@ -181,6 +182,8 @@ local function tell_step(run, window, done)
     { "tok/s", ("%.0f"):format(rate.tokens) } }
   if rate.wait > 0.02 then fields[#fields + 1] = { "waiting for data", ("%.0f%%"):format(100 * rate.wait) } end
   if rate.exchange > 0.1 then fields[#fields + 1] = { "exchanging", ("%.0f%%"):format(100 * rate.exchange) } end
+  run.gpu:tell(done.step, record, fields)
+  run.files:log(record)
   run.bar:update(done.step, fields)
 end
 
@@ -346,6 +349,7 @@ function trainer.train(given)
     sample = sample, batch = o.batch, accumulate = o.accumulate, part = run.part, passes = run.cached and 2 or 1,
     prefixes = run.prefixes, threads = o.loader_threads,
     first_step = first, last_step = run.total_steps }
+  run.gpu = gpu.watch(o.model.device)
   run.bar = run.main and progress.new { total = run.total_steps, initial = first, description = "" } or ranks.silent
   check(C.lr_signal_catch(1))
   run.started = C.lr_time()

@@ -78,6 +78,19 @@ int lr_device_choose(int device, int index)
     return LR_OK;
 }
 
+int lr_device_uuid(int index, char *buf, size_t cap)
+{
+    const int chosen = index < 0 ? cuda.index : index, count = lr_device_count(LR_CUDA);
+    if (chosen >= count)
+        return lr_fail(LR_EDEVICE, "cuda device %d: this process sees %d", chosen, count);
+#ifdef LR_HAVE_CUDA
+    return lr_cuda_driver()->uuid(chosen, buf, cap);
+#else
+    (void)buf, (void)cap;
+    return LR_OK; /* not reached: there is none */
+#endif
+}
+
 const char *lr_device_name(int device)
 {
     static const char *const names[LR_DEVICE_COUNT] = {"cpu", "cuda", "meta"};

@@ -35,6 +35,7 @@ typedef struct lr_driver {
     int (*open)(int index);
     int (*describe)(char *buf, size_t cap);                        /* one line: model, memory */
     int (*memory_info)(int64_t *free_bytes, int64_t *total_bytes); /* of the device as a whole */
+    int (*uuid)(int index, char *buf, size_t cap); /* "GPU-...", as NVML names it; of GPUs only. Starts none */
     const struct lr_backend *(*kernels)(void);
     void (*prepare)(struct lr_exec *exec); /* fill in what its kernels get */
 
@@ -63,6 +64,9 @@ typedef struct lr_driver {
 
 /* The driver of a device that is available, else NULL. The meta device has none. */
 const lr_driver *lr_driver_of(int device);
+
+/* How the driver names a GPU that this process may use; index -1: the one it uses. */
+int lr_device_uuid(int index, char *buf, size_t cap);
 
 /* A copy from pageable host memory into device memory, through pinned buffers: the caller may change `from` on return, the
  * device gets the bytes in the stream's order. Any number of threads may call it. See staging.c. */
