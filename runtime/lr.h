@@ -112,8 +112,11 @@ const char *lr_device_name(int device);    /* "cpu" */
 int lr_device_describe(int device, char *buf, size_t cap);
 int lr_device_memory(int device, int64_t *free_bytes, int64_t *total_bytes); /* of the whole device, all processes */
 int lr_device_wait(int device); /* until all work given to it is done; reports what went wrong in it */
-int lr_cores(void);             /* that this process may use */
-int lr_threads_set(int n);      /* compute threads; 0: OMP_NUM_THREADS, or else one per core */
+/* 1, as at first: equal inputs give equal bits in every run on the same kind of GPU. 0: the fastest way, whatever its bits. The CPU
+ * always gives equal bits. */
+void lr_deterministic(int on);
+int lr_cores(void);        /* that this process may use */
+int lr_threads_set(int n); /* compute threads; 0: OMP_NUM_THREADS, or else one per core */
 int lr_threads(void);
 double lr_time(void); /* seconds, monotonic */
 /* With interrupts on, an op that finds the flag raised clears it and returns LR_EINTERRUPTED. The flag is async-signal-safe. */

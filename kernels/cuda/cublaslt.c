@@ -3,12 +3,19 @@
  * The library is loaded at the first product, so that a program without one needs neither it nor a GPU. It thinks in columns: our row-major
  * c = a' b' is its column-major c^T = b'^T a'^T, so the operands change places and a matrix keeps its bytes.
  *
- * Choosing an algorithm asks the library's heuristic, some 50 us, and the number of tokens is another in every step. It is therefore asked
- * for sizes rounded up to 128 and its answer kept for all sizes that round to the same. The answer depends on the rounded sizes alone,
- * not on what came before, so a resumed run multiplies as the first one did. */
+ * Which algorithm makes a product is chosen in choices.c: of those that the library's heuristic thinks best, the one that was fastest when
+ * such a product was first made on this kind of GPU. The number of tokens is another in every step, so it is rounded up for this and all
+ * that round to the same share a choice.
+ *
+ * What is deterministic: the library gives the same bits for the same algorithm on the same kind of GPU, but for split-K reductions in
+ * place, where parts are added to the output as they come in. Those, and the ones that round the parts to the output's dtype, are left
+ * out unless any algorithm will do (lr_deterministic). */
+#include "cuda/choices.h"
 #include "cuda/cuda.h"
 #include <cublasLt.h>
+#include <cuda_runtime_api.h>
 #include <dlfcn.h>
+#include <stdio.h>
 #include <string.h>
 
 #define LIBRARY_(major) "libcublasLt.so." #major
@@ -18,6 +25,7 @@ static const char *const NAME = LIBRARY(CUBLAS_VER_MAJOR);
 #define FUNCTIONS(F)                                                                                                   \
     F(cublasLtCreate)                                                                                                  \
     F(cublasLtGetStatusString)                                                                                         \
+    F(cublasLtGetVersion)                                                                                              \
     F(cublasLtMatmul)                                                                                                  \
     F(cublasLtMatmulAlgoGetHeuristic)                                                                                  \
     F(cublasLtMatmulDescCreate)                                                                                        \
@@ -69,12 +77,32 @@ static int failed(cublasStatus_t status, const char *what)
     return lr_fail(LR_EINTERNAL, "cuBLASLt: %s: %s", what, lt.cublasLtGetStatusString(status));
 }
 
+static lr_choices choices;
+
+/* Equal bits need the same kind of GPU and as many multiprocessors. */
+static void open_choices(void)
+{
+    struct cudaDeviceProp p;
+    char gpu[sizeof p.name + 64];
+    int index = 0;
+    if (cudaGetDevice(&index) != cudaSuccess || cudaGetDeviceProperties(&p, index) != cudaSuccess) {
+        cudaGetLastError();
+        return; /* nothing is kept */
+    }
+    snprintf(gpu, sizeof gpu, "%s %d", p.name, p.multiProcessorCount);
+    lr_choices_open(&choices, NULL, gpu, (int64_t)lt.cublasLtGetVersion());
+}
+
 static int start(void)
 {
     if (handle != NULL)
         return LR_OK;
-    const int status = lr_cublaslt_load();
-    return status == LR_OK ? failed(lt.cublasLtCreate(&handle), "starting") : status;
+    int status = lr_cublaslt_load();
+    if (status == LR_OK)
+        status = failed(lt.cublasLtCreate(&handle), "starting");
+    if (status == LR_OK)
+        open_choices();
+    return status;
 }
 
 /* ---- a product in the library's words ---------------------------------------------------------------------------------- */
@@ -145,26 +173,7 @@ static cublasStatus_t describe(lt_product *x, const lr_cuda_product *p)
 }
 
 /* ---- choosing an algorithm --------------------------------------------------------------------------------------------- */
-enum { STEP = 128, KEPT = 1024 };
-
-/* All that an algorithm is chosen by. Compared as bytes: made by memset and assignment. */
-typedef struct choice_key {
-    int64_t m, n, k, ld[4];
-    uint32_t alignment[4]; /* bytes, of the matrices' addresses */
-    int32_t dtype[4];
-    uint8_t a_transposed, b_transposed, biased, accumulates;
-} choice_key;
-
-static struct {
-    bool used;
-    choice_key key;
-    cublasLtMatmulAlgo_t algorithm;
-} kept[KEPT];
-
-static int64_t rounded(int64_t n)
-{
-    return n <= STEP ? n : (n + STEP - 1) / STEP * STEP;
-}
+_Static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(lr_algorithm), "choices.c keeps an algorithm whole");
 
 static uint32_t alignment_of(const void *p)
 {
@@ -177,7 +186,7 @@ static uint32_t alignment_of(const void *p)
 static lr_cuda_product rounded_product(const lr_cuda_product *p)
 {
     lr_cuda_product r = *p;
-    r.a.rows = rounded(r.a.rows);
+    r.a.rows = lr_choice_tokens(r.a.rows);
     if (!r.a_transposed)
         r.c.rows = r.a.rows;
     else if (!r.b_transposed)
@@ -188,9 +197,9 @@ static lr_cuda_product rounded_product(const lr_cuda_product *p)
     return r;
 }
 
-static choice_key key_of(const lr_cuda_product *r)
+static lr_choice_key key_of(const lr_cuda_product *r)
 {
-    choice_key key;
+    lr_choice_key key;
     memset(&key, 0, sizeof key);
     const lr_cuda_matrix *const all[4] = {&r->a, &r->b, &r->c, &r->r};
     key.m = r->c.rows;
@@ -205,16 +214,8 @@ static choice_key key_of(const lr_cuda_product *r)
     key.b_transposed = r->b_transposed;
     key.biased = r->bias != NULL;
     key.accumulates = r->beta != 0.0f;
+    key.deterministic = lr_is_deterministic();
     return key;
-}
-
-static uint32_t hash_of(const choice_key *key)
-{
-    const unsigned char *p = (const unsigned char *)key;
-    uint32_t h = 2166136261u; /* FNV-1a */
-    for (size_t i = 0; i < sizeof *key; i++)
-        h = (h ^ p[i]) * 16777619u;
-    return h;
 }
 
 static cublasStatus_t prefer(cublasLtMatmulPreference_t preference, const lr_cuda_product *p)
@@ -224,8 +225,12 @@ static cublasStatus_t prefer(cublasLtMatmulPreference_t preference, const lr_cud
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     const void *const addresses[4] = {p->b.data, p->a.data, p->r.data, p->c.data};
     const uint64_t workspace = LR_CUDA_GEMM_WORKSPACE;
+    const uint32_t ordered = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     cublasStatus_t status = lt.cublasLtMatmulPreferenceSetAttribute(
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
+    if (status == CUBLAS_STATUS_SUCCESS && lr_is_deterministic())
+        status = lt.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                                         &ordered, sizeof ordered);
     for (int i = 0; i < 4 && status == CUBLAS_STATUS_SUCCESS; i++) {
         const uint32_t alignment = alignment_of(addresses[i]);
         status = lt.cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment, sizeof alignment);
@@ -233,69 +238,118 @@ static cublasStatus_t prefer(cublasLtMatmulPreference_t preference, const lr_cud
     return status;
 }
 
-/* The heuristic's first choice for exactly this product. */
-static cublasStatus_t choose(cublasLtMatmulAlgo_t *out, const lr_cuda_product *p)
+/* What the heuristic thinks best for exactly this product, at most LR_CHOICE_CANDIDATES; as many as were asked for, or fewer. */
+static cublasStatus_t ask(const lr_cuda_product *p, int most, lr_algorithm *out, int *count)
 {
     lt_product x;
     cublasLtMatmulPreference_t preference = NULL;
-    cublasLtMatmulHeuristicResult_t best;
-    int count = 0;
+    cublasLtMatmulHeuristicResult_t found[LR_CHOICE_CANDIDATES];
+    int returned = 0;
     cublasStatus_t status = describe(&x, p);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = lt.cublasLtMatmulPreferenceCreate(&preference);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = prefer(preference, p);
     if (status == CUBLAS_STATUS_SUCCESS)
-        status =
-            lt.cublasLtMatmulAlgoGetHeuristic(handle, x.operation, x.a, x.b, x.c, x.d, preference, 1, &best, &count);
-    if (status == CUBLAS_STATUS_SUCCESS && count == 0)
-        status = CUBLAS_STATUS_NOT_SUPPORTED;
-    if (status == CUBLAS_STATUS_SUCCESS)
-        *out = best.algo;
+        status = lt.cublasLtMatmulAlgoGetHeuristic(handle, x.operation, x.a, x.b, x.c, x.d, preference, most, found,
+                                                   &returned);
+    *count = 0;
+    for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < returned; i++)
+        if (found[i].state == CUBLAS_STATUS_SUCCESS)
+            memcpy(&out[(*count)++], &found[i].algo, sizeof out[0]);
     if (preference != NULL)
         lt.cublasLtMatmulPreferenceDestroy(preference);
     destroy(&x);
-    return status;
+    return status == CUBLAS_STATUS_SUCCESS && *count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : status;
 }
 
-/* The choice for the rounded sizes, made now or before. */
-static cublasStatus_t choose_rounded(cublasLtMatmulAlgo_t *out, const lr_cuda_product *p)
+static cublasStatus_t multiply(const lr_exec *exec, const lt_product *x, const lr_cuda_product *p, void *to,
+                               const lr_algorithm *algorithm)
 {
+    cublasLtMatmulAlgo_t a;
+    memcpy(&a, algorithm, sizeof a);
+    return lt.cublasLtMatmul(handle, x->operation, &p->alpha, p->b.data, x->a, p->a.data, x->b, &p->beta, p->r.data,
+                             x->c, to, x->d, &a, p->workspace, LR_CUDA_GEMM_WORKSPACE, (cudaStream_t)exec->stream);
+}
+
+/* A product that is to be made, as choices.c sees it through the two functions below. */
+typedef struct lt_trial {
+    const lr_exec *exec;
+    const lr_cuda_product *product;
+    const lt_product *described;
+    void *to; /* where timed products go: c, or memory of its own where c is r and must stay as it is */
+    lr_device_event *from, *until;
+} lt_trial;
+
+static int candidates(void *context, lr_algorithm *out, int *count)
+{
+    const lt_trial *t = context;
+    const lr_cuda_product r = rounded_product(t->product);
+    cublasStatus_t status = ask(&r, LR_CHOICE_CANDIDATES, out, count);
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE)
+        status = ask(t->product, LR_CHOICE_CANDIDATES, out, count);
+    return failed(status, "choosing an algorithm");
+}
+
+static int seconds(void *context, const lr_algorithm *algorithm, int runs, double *taken)
+{
+    const lt_trial *t = context;
+    const lr_driver *driver = lr_cuda_driver();
+    int status = driver->event_record(t->from, t->exec->stream);
+    for (int i = 0; i < runs && status == LR_OK; i++)
+        status = failed(multiply(t->exec, t->described, t->product, t->to, algorithm), "timing a product");
+    if (status == LR_OK)
+        status = driver->event_record(t->until, t->exec->stream);
+    if (status == LR_OK)
+        status = driver->event_wait(t->until);
+    return status == LR_OK ? driver->event_seconds(t->from, t->until, taken) : status;
+}
+
+/* Where events or the memory for it cannot be had, the choice is made without timing. */
+static int choose(const lr_exec *exec, const lr_cuda_product *p, const lt_product *described, lr_algorithm *out)
+{
+    const lr_driver *driver = lr_cuda_driver();
     const lr_cuda_product r = rounded_product(p);
-    const choice_key key = key_of(&r);
-    const uint32_t slot = hash_of(&key) % KEPT; /* one that is taken by another product is taken over */
-    if (!kept[slot].used || memcmp(&kept[slot].key, &key, sizeof key) != 0) {
-        const cublasStatus_t status = choose(&kept[slot].algorithm, &r);
-        kept[slot].used = status == CUBLAS_STATUS_SUCCESS;
-        if (status != CUBLAS_STATUS_SUCCESS)
-            return status;
-        kept[slot].key = key;
-    }
-    *out = kept[slot].algorithm;
-    return CUBLAS_STATUS_SUCCESS;
+    const lr_choice_key key = key_of(&r);
+    if (lr_chosen(&choices, &key, out))
+        return LR_OK;
+    lt_trial trial = {.exec = exec, .product = p, .described = described, .to = p->c.data};
+    void *memory = NULL;
+    if (p->beta != 0.0f && p->r.data == p->c.data)
+        trial.to = memory = driver->alloc((size_t)(p->c.rows * p->c.ld) * lr_dtype_size(p->c.dtype));
+    const bool ready =
+        trial.to != NULL && driver->event_new(&trial.from) == LR_OK && driver->event_new(&trial.until) == LR_OK;
+    const lr_choice_library library = {&trial, candidates, ready ? seconds : NULL};
+    const int status = lr_choose(&choices, &key, &library, out);
+    driver->event_free(trial.from);
+    driver->event_free(trial.until);
+    if (memory != NULL)
+        driver->release(memory);
+    return status;
 }
 
 /* ---- multiplying ------------------------------------------------------------------------------------------------------- */
 int lr_cuda_gemm(lr_exec *exec, const lr_cuda_product *p)
 {
     lt_product x;
-    cublasLtMatmulAlgo_t algorithm;
+    lr_algorithm algorithm;
+    int count;
     int status = start();
     if (status != LR_OK)
         return status;
     status = failed(describe(&x, p), "describing a product");
     if (status != LR_OK)
         return status;
-    cublasStatus_t done = choose_rounded(&algorithm, p);
-    for (int attempt = 0; attempt < 2; attempt++) {
-        if (done == CUBLAS_STATUS_SUCCESS)
-            done = lt.cublasLtMatmul(handle, x.operation, &p->alpha, p->b.data, x.a, p->a.data, x.b, &p->beta,
-                                     p->r.data, x.c, p->c.data, x.d, &algorithm, p->workspace, LR_CUDA_GEMM_WORKSPACE,
-                                     (cudaStream_t)exec->stream);
-        if (attempt > 0 || (done != CUBLAS_STATUS_NOT_SUPPORTED && done != CUBLAS_STATUS_INVALID_VALUE))
-            break;
-        done = choose(&algorithm, p); /* what suits the rounded sizes does not suit these */
+    status = choose(exec, p, &x, &algorithm);
+    if (status == LR_OK) {
+        cublasStatus_t done = multiply(exec, &x, p, p->c.data, &algorithm);
+        if (done == CUBLAS_STATUS_NOT_SUPPORTED || done == CUBLAS_STATUS_INVALID_VALUE) {
+            done = ask(p, 1, &algorithm, &count); /* what suits the rounded sizes does not suit these */
+            if (done == CUBLAS_STATUS_SUCCESS)
+                done = multiply(exec, &x, p, p->c.data, &algorithm);
+        }
+        status = failed(done, "a product");
     }
     destroy(&x);
-    return failed(done, "a product");
+    return status;
 }

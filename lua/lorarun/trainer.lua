@@ -42,7 +42,7 @@ local DEFAULTS = {
   batch = 64, accumulate = 1, epochs = 3, max_steps = 0, learning_rate = 3e-4, weight_decay = 0, clip = 1,
   sampling = "weighted", evaluation_steps = 2000, evaluate_first = false, keep = 3, seed = 1, recompute = "auto",
   resume = false, on_bad_row = "error", max_train_rows = 0, max_evaluation_rows = 0, loader_threads = 1,
-  settings = false, recipe = false, on_step = false, warmup = false,
+  settings = false, recipe = false, on_step = false, warmup = false, deterministic = true,
 }
 
 -- Fill in defaults and refuse what nobody knows or cannot be.
@@ -314,6 +314,7 @@ function trainer.train(given)
   end
   local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0,
     totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 } }
+  C.lr_deterministic(o.deterministic and 1 or 0)
   run.train, run.validation, run.test = open_data(o)
   run.data_text = type(o.data) == "string" and o.data or o.data.train
   run.prefixes = {}

@@ -150,6 +150,18 @@ int lr_device_wait(int device)
     return driver != NULL ? driver->stream_wait(driver->compute_stream()) : LR_EDEVICE;
 }
 
+static bool deterministic = true;
+
+void lr_deterministic(int on)
+{
+    deterministic = on != 0;
+}
+
+bool lr_is_deterministic(void)
+{
+    return deterministic;
+}
+
 /* ---- threads --------------------------------------------------------------------------------------------------------- */
 enum { MOST_THREADS = 4096 };
 static int threads;

@@ -72,6 +72,8 @@ int lr_device_uuid(int index, char *buf, size_t cap);
  * device gets the bytes in the stream's order. Any number of threads may call it. See staging.c. */
 int lr_stage_to_device(const lr_driver *driver, lr_stream *stream, const lr_copy *copy);
 
+bool lr_is_deterministic(void); /* what lr_deterministic said */
+
 const lr_driver *lr_cpu_driver(void);  /* device_cpu.c */
 const lr_driver *lr_cuda_driver(void); /* kernels/cuda, in builds that have it */
 

@@ -1,0 +1,78 @@
+/* choices.h: which of a library's algorithms makes a matrix product: measured once, then kept in a file.
+ *
+ * Which algorithm is fastest cannot be told beforehand, and each rounds in its own way. So of those that the library thinks best every
+ * one is timed, and the choice is kept in the user's cache: later runs measure nothing and multiply with the same bits. Deterministic,
+ * which is the default, means that nothing but what is kept there, or the library's own first choice, is ever used: where no file can be
+ * written, nothing is timed, for the next run might measure otherwise.
+ *
+ * A file is of one GPU and one version of the library. Ranks that choose at the same time agree: the first to write is followed. This
+ * part knows neither CUDA nor the library (cublaslt.c does), so it is tested without a GPU. */
+#ifndef LR_CUDA_CHOICES_H
+#define LR_CUDA_CHOICES_H
+
+#include "core/core.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { LR_CHOICE_CANDIDATES = 16, LR_CHOICE_SLOTS = 2048 };
+
+/* All that an algorithm is chosen by. Compared as bytes: made by memset and assignment. */
+typedef struct lr_choice_key {
+    int64_t m, n, k, ld[4];
+    uint32_t alignment[4]; /* bytes, of the matrices' addresses */
+    int32_t dtype[4];
+    uint8_t a_transposed, b_transposed, biased, accumulates;
+    uint8_t deterministic; /* what the candidates were restricted to */
+    uint8_t unused[3];     /* no padding: see above */
+} lr_choice_key;
+
+/* As the library describes it: bytes that mean something to the same version of it. */
+typedef struct lr_algorithm {
+    uint64_t words[8];
+} lr_algorithm;
+
+/* The library, for one product. */
+typedef struct lr_choice_library {
+    void *product;
+    /* At most LR_CHOICE_CANDIDATES, the one thought best first; 0: it cannot make this product. */
+    int (*candidates)(void *product, lr_algorithm *out, int *count);
+    /* Seconds of `runs` products in a row. A failure: this algorithm does not do. NULL: nothing can be timed. */
+    int (*seconds)(void *product, const lr_algorithm *algorithm, int runs, double *seconds);
+} lr_choice_library;
+
+typedef struct lr_choice {
+    lr_choice_key key;
+    lr_algorithm algorithm;
+    int64_t nanoseconds; /* of one product; 0: the library's first choice, not timed */
+    bool used;
+} lr_choice;
+
+/* What was chosen so far. Zeroed memory is an empty one that keeps nothing in a file. */
+typedef struct lr_choices {
+    char path[512]; /* empty: no file */
+    char gpu[256];
+    int64_t version; /* of the library */
+    int count;
+    lr_choice slots[LR_CHOICE_SLOTS];
+} lr_choices;
+
+/* Read what is kept for this GPU and version in `folder` (NULL: lorarun's cache), which is made. A file that is damaged or another's is
+ * reported in one line on standard error, and written anew by the next choice. Never fails: without a file everything works, slower. */
+void lr_choices_open(lr_choices *c, const char *folder, const char *gpu, int64_t version);
+
+/* Whether one was chosen before, and which. */
+bool lr_chosen(lr_choices *c, const lr_choice_key *key, lr_algorithm *out);
+
+/* The algorithm for `key`: as chosen before, or chosen now. LR_EUNSUPPORTED: the library has none. */
+int lr_choose(lr_choices *c, const lr_choice_key *key, const lr_choice_library *library, lr_algorithm *out);
+
+/* Tokens rounded up to those that a choice is made for: multiples of 16 up to 128, then of 128, and from 1024 on eight between a power
+ * of two and the next. Few enough to time, near enough to serve. */
+int64_t lr_choice_tokens(int64_t n);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
