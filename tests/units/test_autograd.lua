@@ -131,7 +131,7 @@ test("self_attention: causal and full, grouped heads, RoPE, packed lengths 1 to 
   tensor.scope(function()
     local cu = tensor.from({ 0, 1, 6, 8 }, { 4 }, "i32")
     local positions = tensor.from({ 0, 0, 1, 2, 3, 4, 0, 1 }, { 8 }, "i32")
-    local rope = require("lorarun.nn").rope_table(5, 8, 10, "cpu")
+    local rope = require("lorarun.nn").rope_table(5, 8, 10, tensor.default_device)
     for _, spec in ipairs {
       { heads = 2, kv_heads = 2, causal = false }, { heads = 2, kv_heads = 1, causal = true },
       { heads = 4, kv_heads = 2, causal = true, rope = rope, positions = positions } } do
