@@ -24,6 +24,7 @@ static const char *const NAME = LIBRARY(CUBLAS_VER_MAJOR);
 
 #define FUNCTIONS(F)                                                                                                   \
     F(cublasLtCreate)                                                                                                  \
+    F(cublasLtGetVersion)                                                                                              \
     F(cublasLtGetStatusString)                                                                                         \
     F(cublasLtGetVersion)                                                                                              \
     F(cublasLtMatmul)                                                                                                  \
@@ -66,6 +67,14 @@ int lr_cublaslt_load(void)
     FUNCTIONS(LOAD)
 #undef LOAD
     return LR_OK;
+}
+
+int lr_gpu_blas_version(int *out)
+{
+    const int status = lr_cublaslt_load();
+    if (status == LR_OK)
+        *out = (int)lt.cublasLtGetVersion();
+    return status;
 }
 
 static int failed(cublasStatus_t status, const char *what)
