@@ -59,7 +59,10 @@ end
 
 -- Tests that say nothing of a device run on this one.
 local device = os.getenv "LORARUN_TEST_DEVICE"
-if device then require("lorarun.tensor").default_device = device end
+if device then
+  if C.lr_device_available(require("lorarun.memory").DEVICES[device]) == 0 then _G.skip("no " .. device) end
+  require("lorarun.tensor").default_device = device
+end
 
 assert(loadfile(file))()
 local passed, failed = 0, 0

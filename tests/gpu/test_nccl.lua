@@ -1,6 +1,7 @@
 -- The collectives on CUDA tensors through NCCL: one rank, and two ranks that share one GPU. NCCL refuses two ranks of a host on a
 -- device, so each says that it is a host of its own, and they talk through sockets: slow, and the same arithmetic.
 if not require("lorarun").has_gpu() then skip "no GPU" end
+if os.getenv "LORARUN_SIMT" then skip "NCCL needs a GPU, not CUDA's kernels on the CPU" end
 local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 
 local function run(n, code)
