@@ -24,7 +24,6 @@ static const char *const NAME = LIBRARY(CUBLAS_VER_MAJOR);
 
 #define FUNCTIONS(F)                                                                                                   \
     F(cublasLtCreate)                                                                                                  \
-    F(cublasLtGetVersion)                                                                                              \
     F(cublasLtGetStatusString)                                                                                         \
     F(cublasLtGetVersion)                                                                                              \
     F(cublasLtMatmul)                                                                                                  \
