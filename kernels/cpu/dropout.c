@@ -73,26 +73,27 @@ int LR_CPU(dropout)(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_te
 #pragma omp parallel for num_threads(lr_threads_for(exec, 4 * x->elements)) schedule(static)
     for (int64_t t = 0; t < tokens; t++) {
         for (int64_t block = 0; block < blocks; block++) {
-            const int64_t column = block * BLOCK, n = lr_min64(BLOCK, width - column), at = t * width + column;
+            const int64_t column = block * BLOCK, n = lr_min64(BLOCK, width - column);
+            const int64_t from = t * x->ld + column, to = t * y->ld + column;
             uint16_t numbers[BLOCK];
             float x_run[BLOCK], y_run[BLOCK];
             const uint32_t counter = (uint32_t)purpose << 16 | (uint32_t)(column / GROUP);
             for (uint32_t group = 0; group < BLOCK / GROUP; group += LANES)
                 philox_lanes((uint64_t)seed, (uint64_t)key[t], (uint32_t)step, counter + group,
                              numbers + group * GROUP);
-            const float *in = lr_row_in(x, at, n, x_run);
-            float *out = lr_row_out(y, at, x_run);
+            const float *in = lr_row_in(x, from, n, x_run);
+            float *out = lr_row_out(y, to, x_run);
             if (beta_f == 0.0f) {
 #pragma omp simd
                 for (int64_t j = 0; j < n; j++)
                     out[j] = numbers[j] >= threshold ? in[j] * scale : 0.0f;
             } else {
-                const float *old = lr_row_in(y, at, n, y_run);
+                const float *old = lr_row_in(y, to, n, y_run);
 #pragma omp simd
                 for (int64_t j = 0; j < n; j++)
                     out[j] = (numbers[j] >= threshold ? in[j] * scale : 0.0f) + beta_f * old[j];
             }
-            lr_row_done(y, at, n, out);
+            lr_row_done(y, to, n, out);
         }
     }
     return LR_OK;

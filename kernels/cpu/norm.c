@@ -95,9 +95,9 @@ static int norm_forward(const lr_exec *exec, lr_tensor *y, lr_tensor *s, lr_tens
         const float *v = residual_row(x, r, s, at, width, row, other);
         const float centre = means != NULL ? sum_of(v, width) / (float)width : 0.0f;
         const float inverse = 1.0f / sqrtf(squares_about(v, centre, width) / (float)width + eps);
-        float *out = lr_row_out(y, at, other);
+        float *out = lr_row_out(y, t * y->ld, other);
         scale_row(out, v, centre, inverse, weight, bias, width);
-        lr_row_done(y, at, width, out);
+        lr_row_done(y, t * y->ld, width, out);
         if (means != NULL)
             means[t] = centre;
         rstds[t] = inverse;
@@ -123,7 +123,7 @@ static int norm_backward(const lr_exec *exec, lr_tensor *dx, const lr_tensor *dy
         float *ds_row = row_buffer(&rows, thread, 3, 2);
         const int64_t at = t * width;
         const float centre = means != NULL ? means[t] : 0.0f, inverse = rstds[t];
-        const float *g = lr_row_in(dy, at, width, dy_row), *v = lr_row_in(s, at, width, s_row);
+        const float *g = lr_row_in(dy, t * dy->ld, width, dy_row), *v = lr_row_in(s, at, width, s_row);
         float g_sum = 0.0f, gn_sum = 0.0f;
 #pragma omp simd reduction(+ : g_sum, gn_sum)
         for (int64_t j = 0; j < width; j++) {

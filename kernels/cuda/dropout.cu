@@ -28,7 +28,7 @@ template <class T> struct dropout_body {
     T *y;
     const T *x;
     const int64_t *keys;
-    int64_t width;
+    int64_t y_ld, x_ld;
     uint32_t seed_low, seed_high, step, purpose, threshold;
     float scale, beta;
     template <bool ALIGNED> __device__ void run(int64_t row, int64_t column, int n) const
@@ -38,18 +38,18 @@ template <class T> struct dropout_body {
                          purpose << 16 | static_cast<uint32_t>(column / EIGHT)};
         philox4x32(seed_low, seed_high, c);
         float v[EIGHT], old[EIGHT];
-        load8<ALIGNED>(v, x + row * width + column, n);
+        load8<ALIGNED>(v, x + row * x_ld + column, n);
 #pragma unroll
         for (int i = 0; i < EIGHT; i++) {
             const uint32_t number = i % 2 != 0 ? c[i / 2] >> 16 : c[i / 2] & 0xffff;
             v[i] = number >= threshold ? v[i] * scale : 0.0f;
         }
         if (beta != 0.0f) {
-            load8<ALIGNED>(old, y + row * width + column, n);
+            load8<ALIGNED>(old, y + row * y_ld + column, n);
             for (int i = 0; i < EIGHT; i++)
                 v[i] += beta * old[i];
         }
-        store8<ALIGNED>(y + row * width + column, v, n);
+        store8<ALIGNED>(y + row * y_ld + column, v, n);
     }
 };
 
@@ -68,7 +68,8 @@ int lr_cuda_dropout(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_te
         const dropout_body<T> body = {data_of<T>(y),
                                       data_of<T>(x),
                                       data_of<int64_t>(keys),
-                                      x->shape[1],
+                                      y->ld,
+                                      x->ld,
                                       static_cast<uint32_t>(bits),
                                       static_cast<uint32_t>(bits >> 32),
                                       static_cast<uint32_t>(step),

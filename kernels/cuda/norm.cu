@@ -45,7 +45,7 @@ template <class T> struct norm_operands {
     float *means, *rstds; /* means NULL: RMSNorm */
     const T *x, *r;       /* r or NULL */
     const float *w, *b;
-    int64_t width;
+    int64_t width, y_ld;
     float eps;
 };
 
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(MAX_THREADS_A_ROW, 1) norm_forward(norm_operan
             for (int i = 0; i < EIGHT; i++)
                 v[i] += b[i];
         }
-        store8<ALIGNED>(o.y + at + column, v, n);
+        store8<ALIGNED>(o.y + row * o.y_ld + column, v, n);
     });
     if (threadIdx.x == 0) {
         if (o.means != nullptr)
@@ -109,7 +109,7 @@ template <class T> struct norm_backward_operands {
     T *dx;
     const T *dy, *s, *ds; /* ds or NULL; dx may be dy or ds */
     const float *w, *means, *rstds;
-    int64_t width;
+    int64_t width, dy_ld;
 };
 
 /* With n = (s - mean) rstd and g = dy w:  dx = rstd (g - mean(g) - n mean(g n)) + ds;  RMSNorm lacks the term mean(g). */
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(MAX_THREADS_A_ROW, 1) norm_backward(norm_backw
     auto gradient_of = [&](int64_t column, int n) {
         return [&, column, n](float(&g)[EIGHT]) {
             float w[EIGHT];
-            load8<ALIGNED>(g, o.dy + at + column, n);
+            load8<ALIGNED>(g, o.dy + row * o.dy_ld + column, n);
             load8<ALIGNED>(w, o.w + column, n);
             for (int i = 0; i < EIGHT; i++)
                 g[i] *= w[i];
@@ -188,9 +188,9 @@ int forward(const lr_exec *exec, const char *name, lr_tensor *y, lr_tensor *s, l
     const bool even = aligned(2, y, s, x, r) && aligned(1, w, b);
     return by_dtype(x->dtype, [&](auto t) {
         typedef decltype(t) T;
-        const norm_operands<T> o = {data_of<T>(y), data_of<T>(s),          data_of<float>(mean), data_of<float>(rstd),
-                                    data_of<T>(x), data_of<T>(r),          data_of<float>(w),    data_of<float>(b),
-                                    x->shape[1],   static_cast<float>(eps)};
+        const norm_operands<T> o = {data_of<T>(y), data_of<T>(s), data_of<float>(mean),   data_of<float>(rstd),
+                                    data_of<T>(x), data_of<T>(r), data_of<float>(w),      data_of<float>(b),
+                                    x->shape[1],   y->ld,         static_cast<float>(eps)};
         return launch(exec, name, o, x->shape[0], even, norm_forward<T, true, true>, norm_forward<T, true, false>,
                       norm_forward<T, false, true>, norm_forward<T, false, false>);
     });
@@ -204,7 +204,7 @@ int backward(const lr_exec *exec, const char *name, lr_tensor *dx, const lr_tens
         typedef decltype(t) T;
         const norm_backward_operands<T> o = {data_of<T>(dx),       data_of<T>(dy),    data_of<T>(s),
                                              data_of<T>(ds),       data_of<float>(w), data_of<float>(mean),
-                                             data_of<float>(rstd), s->shape[1]};
+                                             data_of<float>(rstd), s->shape[1],       dy->ld};
         return launch(exec, name, o, s->shape[0], even, norm_backward<T, true, true>, norm_backward<T, true, false>,
                       norm_backward<T, false, true>, norm_backward<T, false, false>);
     });

@@ -9,6 +9,8 @@ local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local tensor = require "lorarun.tensor"
+local joined = require "lorarun.joined"
+local backend = require "lorarun.backend"
 local safetensors = require "lorarun.safetensors"
 
 local lora = {}
@@ -107,6 +109,7 @@ local function attach(model, config, choose)
         r = r + p.rank
       end
       layer.lora = state
+      if layer.after_norm and backend.of(model.device).lora_in_product then joined.attach(layer) end
       adapter.layers[#adapter.layers + 1] = layer
     end
   end)
@@ -176,7 +179,10 @@ function Adapter:__tostring()
 end
 
 function Adapter:free()
-  for _, layer in ipairs(self.layers) do layer.lora = nil end
+  for _, layer in ipairs(self.layers) do
+    if layer.joined then joined.detach(layer) end
+    layer.lora = nil
+  end
   for _, t in ipairs(self.tensors) do t:free() end
 end
 

@@ -3,10 +3,10 @@
 -- A linear layer here may be several of the model's: q, k and v (or gate and up) read the same input, so their weights are
 -- stacked and one product computes all. The parts keep their names, which is what LoRA's targets and PEFT's files speak of.
 local ffi = require "ffi"
-local C = require "lorarun.c"
 local check = require "lorarun.check"
 local tensor = require "lorarun.tensor"
 local ops = require "lorarun.ops"
+local joined = require "lorarun.joined"
 local backend = require "lorarun.backend"
 
 local nn = {}
@@ -60,8 +60,9 @@ function nn.source(options)
   end
 
   --- A stack of linear layers over one input.  parts: { { name = "layers.0.self_attn.q_proj", out = n, bias = boolean }, ... }
-  function source.linear(label, width, parts)
-    local layer = { name = label, k = width, n = 0, parts = {} }
+  --- after_norm: that input is a norm's output, which was told so (nn.norm's `reader`).
+  function source.linear(label, width, parts, after_norm)
+    local layer = { name = label, k = width, n = 0, parts = {}, after_norm = after_norm }
     local biased = false
     for _, part in ipairs(parts) do
       layer.parts[#layer.parts + 1] = { name = part.name, from = layer.n, to = layer.n + part.out }
@@ -81,13 +82,8 @@ function nn.source(options)
         b:free()
       end
     end
-    local packed = ffi.new "lr_tensor *[1]"
-    local dtype = C["LR_" .. w.dtype:upper()]
-    check.call(C.lr_tensor_pack, packed, w.handle, 1, dtype)
-    layer.forward = tensor.adopt(packed[0])
-    check.call(C.lr_tensor_pack, packed, w.handle, 2, dtype)
-    layer.backward = tensor.adopt(packed[0])
-    w:free()
+    layer.forward, layer.backward = tensor.pack(w, 1), tensor.pack(w, 2)
+    if backend.of(source.device).lora_in_product then layer.weight = w else w:free() end
     source.linears[#source.linears + 1] = layer
     return layer
   end
@@ -101,29 +97,37 @@ end
 function nn.linear(x, layer, ctx, r)
   local lora = layer.lora
   if not lora then return ops.projection(x, layer, nil, r) end
-  return ops.projection(x, layer, {
+  local projection = x.reader == layer and joined.projection or ops.projection
+  return projection(x, layer, {
     a = lora.a, a_grad = lora.a.grad, adapters = lora.adapters, dropout = ctx.training and lora.dropout or 0,
     keys = ctx.keys, seed = ctx.seed or 0, step = ctx.step or 0, purpose = lora.purpose,
   }, r)
 end
 
---- norm(norm, x, r): y = norm(s), s = x (+ r). Returns y, s.
-function nn.norm(norm, x, r)
-  if norm.b then return ops.layer_norm(x, r, norm.w, norm.b, norm.eps) end
-  return ops.rms_norm(x, r, norm.w, norm.eps)
+--- norm(norm, x, r, reader): y = norm(s), s = x (+ r). Returns y, s. reader: the linear layer that reads y, if any.
+function nn.norm(norm, x, r, reader)
+  local room = reader and reader.joined and reader.joined.room
+  local y, s
+  if norm.b then
+    y, s = ops.layer_norm(x, r, norm.w, norm.b, norm.eps, room)
+  else
+    y, s = ops.rms_norm(x, r, norm.w, norm.eps, room)
+  end
+  if room then y.reader = reader end
+  return y, s
 end
 
---- add_and_norm(x[T,K], layer, r[T,N], norm, ctx): the layer's output goes onto the residual stream, s = r + layer(x), y = norm(s).
---- Returns y, s. x and r are released.
-function nn.add_and_norm(x, layer, r, norm, ctx)
+--- add_and_norm(x[T,K], layer, r[T,N], norm, ctx, reader): the layer's output goes onto the residual stream, s = r + layer(x),
+--- y = norm(s), which the linear layer `reader` reads, if any. Returns y, s. x and r are released.
+function nn.add_and_norm(x, layer, r, norm, ctx, reader)
   local in_product = backend.of(x.device).residual_in_product
   local sum = nn.linear(x, layer, ctx, in_product and r or nil)
   x:release()
   if in_product then
     r:release()
-    return nn.norm(norm, sum)
+    return nn.norm(norm, sum, nil, reader)
   end
-  local y, s = nn.norm(norm, sum, r)
+  local y, s = nn.norm(norm, sum, r, reader)
   sum:release()
   r:release()
   return y, s

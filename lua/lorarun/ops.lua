@@ -155,21 +155,23 @@ function ops.projection(x, layer, lora, r)
   call(C.lr_op_matmul_nt, h.handle, xd.handle, a.handle, 1, 0)
   if xd ~= x then xd:free() end -- made again in backward: recomputing a mask is cheaper than keeping [T,K]
   local b = {}
+  local columns, free_columns = tensor.column_views()
   for i, adapter in ipairs(lora.adapters) do
     b[i] = as_operand(adapter.b, x.dtype)
     saved[#saved + 1] = b[i]
-    call(C.lr_op_matmul_nt, y:slice_columns(adapter.from, adapter.to).handle,
-      h:slice_columns(adapter.r_from, adapter.r_to).handle, b[i].handle, adapter.scale, 1)
+    call(C.lr_op_matmul_nt, columns(y, adapter.from, adapter.to), columns(h, adapter.r_from, adapter.r_to), b[i].handle,
+      adapter.scale, 1)
   end
+  free_columns()
   record({ x, r or false, lora.a }, { y }, saved, function(dy)
     local dh = new(h.shape, h.dtype, "gradient", x.device)
+    columns, free_columns = tensor.column_views()
     for i, adapter in ipairs(lora.adapters) do
-      local dy_part = dy:slice_columns(adapter.from, adapter.to)
-      call(C.lr_op_matmul_nn, dh:slice_columns(adapter.r_from, adapter.r_to).handle, dy_part.handle, b[i].handle,
-        adapter.scale, 0)
-      call(C.lr_op_matmul_tn, adapter.b_grad.handle, dy_part.handle,
-        h:slice_columns(adapter.r_from, adapter.r_to).handle, adapter.scale, 1)
+      local dy_part = columns(dy, adapter.from, adapter.to)
+      call(C.lr_op_matmul_nn, columns(dh, adapter.r_from, adapter.r_to), dy_part, b[i].handle, adapter.scale, 0)
+      call(C.lr_op_matmul_tn, adapter.b_grad.handle, dy_part, columns(h, adapter.r_from, adapter.r_to), adapter.scale, 1)
     end
+    free_columns()
     xd = p > 0 and dropped(0, x, like(x, "lora dropout")) or x
     call(C.lr_op_matmul_tn, lora.a_grad.handle, dh.handle, xd.handle, 1, 1)
     if xd ~= x then xd:free() end
@@ -201,15 +203,26 @@ end
 
 -- ---- normalisation ---------------------------------------------------------------------------------------------------------
 rule("rms_norm rms_norm_backward layer_norm layer_norm_backward", "rule")
---- rms_norm(x, r, w, eps): s = x + r (r nil: s = x), y = s / rms(s) * w. Returns y, s.
-function ops.rms_norm(x, r, w, eps)
-  local y = like(x, "normalised")
+-- A norm's output; with room behind its rows where a product wants to put something there (joined.lua).
+local function normalised(x, room)
+  return room and tensor.with_room(x.shape, room, x.dtype, "normalised", x.device) or like(x, "normalised")
+end
+
+-- What a norm's backward may overwrite with its result: the gradient of its output, unless other columns lie between the rows.
+local function gradient_of_norm(dy, ds)
+  if not dy.whole then return (writable(dy)) end
+  return ds and (writable(ds)) or like(dy, "gradient")
+end
+
+--- rms_norm(x, r, w, eps, room): s = x + r (r nil: s = x), y = s / rms(s) * w. Returns y, s. room: columns behind y's rows, or nil.
+function ops.rms_norm(x, r, w, eps, room)
+  local y = normalised(x, room)
   local s = r and like(x, "residual") or x
   local rstd = new({ x.shape[1] }, "f32", "norm statistics", x.device)
   call(C.lr_op_rms_norm, y.handle, r and s.handle or nil, rstd.handle, x.handle, handle(r), w.handle, eps)
   record({ x, r or false }, r and { y, s } or { y }, { s, rstd }, function(dy, ds)
     if not dy then return autograd.share(ds, 2), ds end
-    local dx = writable(dy)
+    local dx = gradient_of_norm(dy, ds)
     call(C.lr_op_rms_norm_backward, dx.handle, dy.handle, s.handle, w.handle, rstd.handle, handle(ds))
     if r then autograd.share(dx, 2) end
     return dx, r and dx or nil
@@ -218,9 +231,9 @@ function ops.rms_norm(x, r, w, eps)
   return y, s
 end
 
---- layer_norm(x, r, w, b, eps): s = x + r, y = (s - mean) / std * w + b. Returns y, s.
-function ops.layer_norm(x, r, w, b, eps)
-  local y = like(x, "normalised")
+--- layer_norm(x, r, w, b, eps, room): s = x + r, y = (s - mean) / std * w + b. Returns y, s.
+function ops.layer_norm(x, r, w, b, eps, room)
+  local y = normalised(x, room)
   local s = r and like(x, "residual") or x
   local mean = new({ x.shape[1] }, "f32", "norm statistics", x.device)
   local rstd = new({ x.shape[1] }, "f32", "norm statistics", x.device)
@@ -228,7 +241,7 @@ function ops.layer_norm(x, r, w, b, eps)
     eps)
   record({ x, r or false }, r and { y, s } or { y }, { s, mean, rstd }, function(dy, ds)
     if not dy then return autograd.share(ds, 2), ds end
-    local dx = writable(dy)
+    local dx = gradient_of_norm(dy, ds)
     call(C.lr_op_layer_norm_backward, dx.handle, dy.handle, s.handle, w.handle, mean.handle, rstd.handle, handle(ds))
     if r then autograd.share(dx, 2) end
     return dx, r and dx or nil

@@ -7,6 +7,8 @@
 --   - __gc is only the net under a leak.
 -- A freed tensor keeps its name and shape, and any use of it is an error that says so.
 --
+-- A tensor made by with_room is the first columns of another, t.whole, and takes that with it wherever it goes.
+--
 -- Invariant: t.saved counts the tape entries that still need t; t.released says that nobody else does.
 local ffi = require "ffi"
 local C = require "lorarun.c"
@@ -42,6 +44,7 @@ local function keep(list, value, depth)
   if getmetatable(value) == Tensor then
     value.kept = true
     if list then list[#list + 1] = value end
+    if value.whole then keep(list, value.whole) end
   elseif type(value) == "table" and getmetatable(value) == nil and (depth or 0) < 4 then
     for _, v in pairs(value) do keep(list, v, (depth or 0) + 1) end
   end
@@ -169,6 +172,13 @@ function tensor.adopt(handle, name)
   return wrap(handle, shape, DTYPE_NAME[info.dtype], device, name or ffi.string(C.lr_tensor_name(handle)))
 end
 
+--- pack(w, direction): the frozen weight w[N,K] for op linear (1) or linear_backward (2), in the layout that its device likes. On
+--- a GPU that is w's own, and so are the bytes.
+function tensor.pack(w, direction)
+  check.call(C.lr_tensor_pack, out, w.handle, direction, DTYPE[w.dtype])
+  return tensor.adopt(out[0])
+end
+
 -- ---- views -----------------------------------------------------------------------------------------------------------------
 local function view(t, offset, shape, ld)
   check.call(C.lr_tensor_view, out, t.handle, offset, set_dims(shape), dims, ld or 0)
@@ -192,6 +202,28 @@ function Tensor:slice_columns(from, to)
   return view(self, from, { self.shape[1], to - from }, self.ld or self.shape[2])
 end
 
+--- column_views(): two functions: columns(t, from, to) gives the handle of a view, the other frees all of these. A view that is
+--- left to its scope keeps its bytes until then.
+function tensor.column_views()
+  local list = {}
+  return function(t, from, to)
+    local v = t:slice_columns(from, to)
+    list[#list + 1] = v
+    return v.handle
+  end, function()
+    for i = 1, #list do list[i]:free() end
+  end
+end
+
+--- with_room(shape, room, dtype, name, device): a matrix whose rows have `room` more columns behind them. t.whole is the matrix
+--- with these; it is freed with t.
+function tensor.with_room(shape, room, dtype, name, device)
+  local whole = tensor.new({ shape[1], shape[2] + room }, dtype, name, device)
+  local t = whole:slice_columns(0, shape[2])
+  t.whole = whole
+  return t
+end
+
 --- As a matrix: a vector becomes one row, higher ranks keep their last dimension.
 function Tensor:matrix()
   local n = #self.shape
@@ -201,7 +233,10 @@ function Tensor:matrix()
 end
 
 -- ---- lifetime --------------------------------------------------------------------------------------------------------------
-function Tensor:free() C.lr_tensor_free(self.handle) end
+function Tensor:free()
+  C.lr_tensor_free(self.handle)
+  if self.whole then self.whole:free() end
+end
 
 --- This tensor's owner needs it no longer. Its bytes go now, or when the tape has used what it saved of it.
 function Tensor:release()

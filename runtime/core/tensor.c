@@ -153,8 +153,8 @@ static int pack_plain(lr_tensor **out, const lr_tensor *w, int direction, int dt
     *packing = (lr_packing){direction, NULL, free_nothing};
     lr_tensor *t = NULL;
     int status;
-    if (w->dtype == dtype && lr_tensor_contiguous(w)) {
-        status = lr_tensor_view(&t, w, 0, 2, w->shape, 0);
+    if (w->dtype == dtype) {
+        status = lr_tensor_view(&t, w, 0, 2, w->shape, lr_tensor_contiguous(w) ? 0 : w->ld);
     } else {
         status = lr_tensor_new(&t, dtype, 2, w->shape, w->device, w->name);
         if (status == LR_OK)

@@ -130,9 +130,10 @@ test("nomic-embed-code by its config.json: weights, adapters and activations are
     within(p.held.optimizer, 8 * trained, "optimizer")
     check.near(p.room, 80e9 - p.driver - sum(p.held), 1, "what is left for a batch")
 
-    -- Bytes a token and layer in bf16, as docs/memory.md lists them; LoRA on q, k and v keeps their input, too.
+    -- Bytes a token and layer in bf16, as docs/memory.md lists them; LoRA on q, k and v keeps their input, too, with the
+    -- product with its A's behind each row, in a multiple of eight columns.
     local EXACT = { ["layers.*.mlp.gate_up"] = 2 * 37888, ["layers.*.self_attn.qkv"] = 2 * 4608, attention = 2 * 3584,
-      residual = 2 * 2 * 3584, normalised = 2 * 3584, ["attention statistics"] = 4 * 28, ["lora h"] = 2 * 12 }
+      residual = 2 * 2 * 3584, normalised = 2 * (3584 + 16), ["attention statistics"] = 4 * 28 }
     check.equal(p.batch.layers, 0)
     local seen = {}
     for _, k in ipairs(p.batch.kept) do
@@ -141,7 +142,7 @@ test("nomic-embed-code by its config.json: weights, adapters and activations are
         within(k.bytes, EXACT[k.name] * LAYERS * p.batch.largest, k.name)
       end
     end
-    check.equal(#seen, 7, "kinds of activations that are kept")
+    check.equal(#seen, 6, "kinds of activations that are kept")
 
     -- More layers recomputed, more tokens; and each count was tried.
     local before = 0

@@ -255,12 +255,12 @@ TEST(dropout)
     FOR_CONFIGS(c)
     for (int variant = 0; variant < 8; variant++) {
         const double p = rates[variant % 4], beta = variant >= 4 ? 0.5 : 0.0;
-        const bool in_place = variant == 1 || variant == 5;
+        const bool in_place = variant == 1 || variant == 5, strided = variant % 2 == 1 || variant == 6;
         const uint64_t seed = 0x123456789abcdef0u + (uint64_t)variant;
-        mat *x = mat_random(c->rows, c->cols, dtype_of(c), false), *keys = mat_new(0, c->rows, LR_I64, false);
+        mat *x = mat_random(c->rows, c->cols, dtype_of(c), strided), *keys = mat_new(0, c->rows, LR_I64, false);
         mat *y = in_place       ? x
-                 : variant >= 4 ? mat_random(c->rows, c->cols, dtype_of(c), false)
-                                : mat_new(c->rows, c->cols, dtype_of(c), false);
+                 : variant >= 4 ? mat_random(c->rows, c->cols, dtype_of(c), variant == 7)
+                                : mat_new(c->rows, c->cols, dtype_of(c), variant == 2 || variant == 3);
         double *expected = doubles(c->rows * c->cols);
         for (int64_t i = 0; i < c->rows; i++)
             keys->v[i] = (double)(i * 0x100000007 + 3);

@@ -190,6 +190,16 @@ test("projection onto a residual, frozen and with adapters", function()
   end)
 end)
 
+test("the output of a projection is given back with its last holder, though adapters wrote into columns of it", function()
+  tensor.scope(function()
+    local layer, lora = lora_layer(0.4)
+    local x = random { 5, 6 }
+    local before = memory.stats(x.device).live_bytes
+    autograd.no_grad(ops.projection, x, layer, lora):release()
+    check.equal(memory.stats(x.device).live_bytes, before)
+  end)
+end)
+
 test("a frozen layer keeps nothing of its input, an adapted one the input alone", function()
   tensor.scope(function()
     for _, adapted in ipairs { false, true } do

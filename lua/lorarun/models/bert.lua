@@ -34,7 +34,9 @@ end
 function bert.build(c, source)
   local model = { config = c, layers = {} }
   local function norm(at) return source.norm(at, c.hidden, c.eps, true) end
-  local function linear(name, width, out) return source.linear(name, width, { { name = name, out = out, bias = true } }) end
+  local function linear(name, width, out, after_norm)
+    return source.linear(name, width, { { name = name, out = out, bias = true } }, after_norm)
+  end
   model.words = source.table("embeddings.word_embeddings.weight", c.vocabulary, c.hidden)
   model.position_table = source.table("embeddings.position_embeddings.weight", c.positions, c.hidden)
   model.type_table = source.table("embeddings.token_type_embeddings.weight", c.types, c.hidden)
@@ -45,10 +47,10 @@ function bert.build(c, source)
     model.layers[i + 1] = {
       qkv = source.linear(self .. "qkv", c.hidden, {
         { name = self .. "query", out = c.hidden, bias = true }, { name = self .. "key", out = c.hidden, bias = true },
-        { name = self .. "value", out = c.hidden, bias = true } }),
+        { name = self .. "value", out = c.hidden, bias = true } }, true),
       o = linear(at .. "attention.output.dense", c.hidden, c.hidden),
       attention_norm = norm(at .. "attention.output.LayerNorm"),
-      up = linear(at .. "intermediate.dense", c.hidden, c.intermediate),
+      up = linear(at .. "intermediate.dense", c.hidden, c.intermediate, true),
       down = linear(at .. "output.dense", c.intermediate, c.hidden),
       output_norm = norm(at .. "output.LayerNorm"),
     }
@@ -61,19 +63,19 @@ function bert.max_length(c) return c.positions end
 function bert.prepare() end -- every table is a weight
 
 -- One layer: x[T,hidden] to the next layer's input; to that of the pooled rows alone where `pooled` says so.
-local function block(model, layer, x, ctx, pooled)
+local function block(model, layer, next_layer, x, ctx, pooled)
   local c = model.config
   local qkv = nn.linear(x, layer.qkv, ctx)
   local attended = ops.self_attention(qkv, { heads = c.heads, kv_heads = c.heads, head_dim = c.head_dim, causal = false,
     cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length })
   qkv:release()
   if pooled then ctx, attended, x = nn.at_pooled(ctx, attended, x) end
-  local y, s = nn.add_and_norm(attended, layer.o, x, layer.attention_norm, ctx)
+  local y, s = nn.add_and_norm(attended, layer.o, x, layer.attention_norm, ctx, layer.up)
   s:release()
   local u = nn.linear(y, layer.up, ctx)
   local h = ops.gelu(u, c.gelu)
   u:release()
-  local z, s2 = nn.add_and_norm(h, layer.down, y, layer.output_norm, ctx)
+  local z, s2 = nn.add_and_norm(h, layer.down, y, layer.output_norm, ctx, next_layer and next_layer.qkv)
   s2:release()
   return z
 end
@@ -86,16 +88,17 @@ function bert.forward(model, ctx)
   local types = tensor.zeros(ctx.ids.shape, "i32", "token types", ctx.ids.device)
   ops.embedding(model.type_table, types, e)
   types:release()
-  local x = nn.norm(model.norm, e)
+  local x = nn.norm(model.norm, e, nil, model.layers[1].qkv)
   e:release()
   for i, layer in ipairs(model.layers) do
-    local pooled = ctx.pooled and i == #model.layers
+    local next_layer = model.layers[i + 1]
+    local pooled = ctx.pooled and not next_layer
     if i <= (ctx.recompute or 0) then
       local x_in = x
-      x = autograd.recompute(function(a) return block(model, layer, a, ctx, pooled) end, x_in)
+      x = autograd.recompute(function(a) return block(model, layer, next_layer, a, ctx, pooled) end, x_in)
       x_in:release()
     else
-      x = block(model, layer, x, ctx, pooled)
+      x = block(model, layer, next_layer, x, ctx, pooled)
     end
   end
   return x

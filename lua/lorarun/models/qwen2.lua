@@ -45,11 +45,11 @@ function qwen2.build(c, source)
       qkv = source.linear(attention .. "qkv", c.hidden, {
         { name = attention .. "q_proj", out = q_width, bias = true },
         { name = attention .. "k_proj", out = kv_width, bias = true },
-        { name = attention .. "v_proj", out = kv_width, bias = true } }),
+        { name = attention .. "v_proj", out = kv_width, bias = true } }, true),
       o = source.linear(attention .. "o_proj", q_width, { { name = attention .. "o_proj", out = c.hidden } }),
       post_norm = source.norm(at .. "post_attention_layernorm", c.hidden, c.eps),
       gate_up = source.linear(mlp .. "gate_up", c.hidden, {
-        { name = mlp .. "gate_proj", out = c.intermediate }, { name = mlp .. "up_proj", out = c.intermediate } }),
+        { name = mlp .. "gate_proj", out = c.intermediate }, { name = mlp .. "up_proj", out = c.intermediate } }, true),
       down = source.linear(mlp .. "down_proj", c.intermediate, { { name = mlp .. "down_proj", out = c.hidden } }),
     }
   end
@@ -67,9 +67,8 @@ function qwen2.prepare(model, max_length, device)
 end
 
 -- One layer on the residual stream. x: the layer's input after its input norm; s: the residual stream. Returns the same two for
--- the next layer, whose input norm (or the final one) is `next_norm`: fused with the residual sum; of the pooled rows alone where
--- `pooled` says so.
-local function block(model, layer, next_norm, x, s, ctx, pooled)
+-- the next layer, or the final norm's where there is none; of the pooled rows alone where `pooled` says so.
+local function block(model, layer, next_layer, x, s, ctx, pooled)
   local c = model.config
   local qkv = nn.linear(x, layer.qkv, ctx)
   x:release()
@@ -77,12 +76,13 @@ local function block(model, layer, next_norm, x, s, ctx, pooled)
     cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length, rope = model.rope, positions = ctx.positions })
   qkv:release()
   if pooled then ctx, attended, s = nn.at_pooled(ctx, attended, s) end
-  local y, s2 = nn.add_and_norm(attended, layer.o, s, layer.post_norm, ctx)
+  local y, s2 = nn.add_and_norm(attended, layer.o, s, layer.post_norm, ctx, layer.gate_up)
   local gu = nn.linear(y, layer.gate_up, ctx)
   y:release()
   local h = ops.swiglu(gu)
   gu:release()
-  return nn.add_and_norm(h, layer.down, s2, next_norm, ctx)
+  if not next_layer then return nn.add_and_norm(h, layer.down, s2, model.norm, ctx) end
+  return nn.add_and_norm(h, layer.down, s2, next_layer.input_norm, ctx, next_layer.qkv)
 end
 
 --- forward(model, ctx): hidden states [T, hidden] after the final norm; with ctx.pooled, of these rows alone: [B, hidden].
@@ -90,17 +90,17 @@ end
 ---   pooled = { rows = [B] i32, keys = [B] i64 } or nil }
 function qwen2.forward(model, ctx)
   local s = ops.embedding(model.embeddings, ctx.ids)
-  local x = nn.norm(model.layers[1].input_norm, s)
+  local x = nn.norm(model.layers[1].input_norm, s, nil, model.layers[1].qkv)
   for i, layer in ipairs(model.layers) do
-    local next_norm = model.layers[i + 1] and model.layers[i + 1].input_norm or model.norm
-    local pooled = ctx.pooled and i == #model.layers
+    local next_layer = model.layers[i + 1]
+    local pooled = ctx.pooled and not next_layer
     if i <= (ctx.recompute or 0) then
       local x_in, s_in = x, s
-      x, s = autograd.recompute(function(a, b) return block(model, layer, next_norm, a, b, ctx, pooled) end, x_in, s_in)
+      x, s = autograd.recompute(function(a, b) return block(model, layer, next_layer, a, b, ctx, pooled) end, x_in, s_in)
       x_in:release()
       s_in:release()
     else
-      x, s = block(model, layer, next_norm, x, s, ctx, pooled)
+      x, s = block(model, layer, next_layer, x, s, ctx, pooled)
     end
   end
   s:release()

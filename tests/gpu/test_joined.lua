@@ -1,0 +1,178 @@
+-- LoRA inside the product of its layer, and residuals in products: what models compute with them on a GPU (or its twin on the CPU)
+-- is what the CPU computes without, and what the GPU computes with products apart.
+local C = require "lorarun.c"
+local fs = require "lorarun.fs"
+local json = require "lorarun.json"
+local call = require "lorarun.check"
+local backend = require "lorarun.backend"
+local memory = require "lorarun.memory"
+local tensor = require "lorarun.tensor"
+local autograd = require "lorarun.autograd"
+local ops = require "lorarun.ops"
+local optim = require "lorarun.optim"
+local data = require "lorarun.data"
+local nn = require "lorarun.nn"
+local lora = require "lorarun.lora"
+local load_model = require("lorarun.model").load
+
+if C.lr_device_available(C.LR_CUDA) == 0 then skip "no GPU" end
+
+local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
+local texts = json.decode_file(fs.join(golden, "texts.json")).texts
+local RANKS = { q_proj = 3, query = 3, v_proj = 5, value = 5 } -- sums of ranks that are no multiple of 8, and other scales
+
+-- A model with adapters as after some training, on a device, with its ways of doing things (backend.lua) or with `ways`.
+local function with_model(arch, device, options, fn)
+  local own = backend.of(device)
+  local before = { lora_in_product = own.lora_in_product, residual_in_product = own.residual_in_product }
+  for key, value in pairs(options.ways or {}) do own[key] = value end
+  local model = load_model(fs.join(golden, arch), { device = device, precision = options.precision })
+  local ok, err = xpcall(function()
+    model:add_lora { rank = 4, alpha = 8, dropout = options.dropout or 0.3, targets = options.targets or "all-linear",
+      rank_pattern = RANKS }
+    for i, m in ipairs(model.lora.modules) do call(C.lr_tensor_uniform(m.b.handle, 5, i, -0.2, 0.2)) end
+    fn(model)
+  end, debug.traceback)
+  for key in pairs(options.ways or {}) do own[key] = before[key] end
+  model:free()
+  if not ok then error(err, 0) end
+end
+
+-- Add the gradients of a loss that weighs every number of the embeddings differently; returns the embeddings, and the names of what
+-- forward left for backward.
+local function step(model, number, recompute)
+  local embeddings, kept = nil, {}
+  autograd.gradients(function()
+    local batch = data.pack(model.tokenizer, texts, model.max_length)
+    local ctx = model:context(batch, { training = true, seed = 3, step = number, recompute = recompute })
+    batch:close()
+    local e = model:forward(ctx)
+    embeddings = e:view({ e:elements() }):to_table()
+    for _, holder in ipairs(memory.holders(1000, model.device)) do kept[holder.name] = true end
+    local weights = {}
+    for i = 1, e:elements() do weights[i] = math.sin(i) end
+    local dots = ops.row_dot(e, tensor.from(weights, e.shape, "f32", "weights", model.device))
+    return ops.mse(dots, tensor.zeros(dots.shape, "f32", "target", model.device))
+  end)
+  return embeddings, kept
+end
+
+-- Embeddings and gradients of a step, and the adapters after two steps of the optimizer.
+local function train(arch, device, options)
+  local result = {}
+  with_model(arch, device, options, function(model)
+    local parameters, weights = model.lora.parameters, {}
+    for i, layer in ipairs(model.linears) do
+      check.equal(layer.joined ~= nil, device == "cuda" and options.ways == nil and layer.lora ~= nil
+        and layer.after_norm == true, layer.name .. " is joined")
+      weights[i] = layer.joined and layer.weight:to_table()
+    end
+    result.embeddings, result.kept = step(model, 1, options.recompute)
+    result.gradients = parameters.grad:to_table()
+    local optimizer = optim.adamw(parameters, { max_grad_norm = 1 })
+    for number = 2, 3 do
+      optimizer:step(1e-2)
+      step(model, number, options.recompute)
+    end
+    optimizer:free()
+    result.adapters = parameters.value:to_table()
+    for i, layer in ipairs(model.linears) do
+      if weights[i] then
+        for row, values in ipairs(layer.weight:to_table()) do check.array(values, weights[i][row], 0, layer.name) end
+      end
+    end
+  end)
+  return result
+end
+
+-- |a - b| / |b|
+local function relative(a, b)
+  local difference, size = 0, 0
+  for i = 1, #b do difference, size = difference + (a[i] - b[i]) ^ 2, size + b[i] ^ 2 end
+  check.that(size > 0, "there is nothing to compare")
+  return math.sqrt(difference / size)
+end
+
+-- A layer of two parts behind a norm, with adapters of other scales and ranks: its output, and the gradients of the norm's input
+-- and the adapters. apart: the layer is not told to the norm, so its adapters get products of their own.
+local function one_layer(dtype, apart)
+  local result, index = nil, 0
+  local source = nn.source { dtype = dtype, device = "cuda", load = function(_, t)
+    index = index + 1
+    local f = tensor.new({ t:elements() }, "f32", "random", "cuda")
+    call(C.lr_tensor_uniform(f.handle, 2, index, -0.5, 0.5))
+    call(C.lr_op_cast(t:matrix().handle, f:view({ t:elements() / t.shape[#t.shape], t.shape[#t.shape] }).handle))
+  end }
+  tensor.scope(function()
+    local norm = source.norm("norm", 24, 1e-5, true)
+    local layer = source.linear("layer", 24, { { name = "a", out = 16, bias = true }, { name = "b", out = 7, bias = true } }, true)
+    local model = { linears = source.linears, device = "cuda" }
+    local adapter = lora.add(model, { rank = 3, alpha = 6, dropout = 0.3, targets = { "a", "b" }, rank_pattern = { b = 2 } })
+    for i, m in ipairs(adapter.modules) do call(C.lr_tensor_uniform(m.b.handle, 5, i, -0.5, 0.5)) end
+    local function random(shape, seed)
+      local f = tensor.new(shape, "f32", "random", "cuda")
+      call(C.lr_tensor_uniform(f.handle, 3, seed, -1, 1))
+      return ops.cast(f, dtype)
+    end
+    local ctx = { keys = tensor.from({ 5, 6, 7, 80, 81 }, { 5 }, "i64", "keys", "cuda"), training = true, seed = 3, step = 1 }
+    local x, dy, y = random({ 5, 24 }, 1), random({ 5, 23 }, 2), nil
+    local dx = autograd.gradient_of(function(input)
+      y = nn.linear(nn.norm(norm, input, nil, not apart and layer or nil), layer, ctx)
+      result = { y:view({ 115 }):to_table() }
+      return y
+    end, { x }, { dy })
+    result[2], result[3] = dx:view({ 120 }):to_table(), adapter.parameters.grad:to_table()
+    adapter:free()
+    for _, t in ipairs { layer.forward, layer.backward, layer.weight } do t:free() end
+  end)
+  return result
+end
+
+for dtype, tolerance in pairs { f32 = 1e-6, bf16 = 2e-2, f16 = 3e-3 } do
+  test("one layer in " .. dtype .. ": output and gradients as by products apart", function()
+    local mine, apart = one_layer(dtype), one_layer(dtype, true)
+    for i, what in ipairs { "output", "gradient of the input", "gradients of the adapters" } do
+      local e = relative(mine[i], apart[i])
+      check.that(e <= tolerance, ("%s: relative difference %.3g"):format(what, e))
+      check.that(dtype == "f32" or e > 0, "the same rounding: is it computed in another way at all?")
+    end
+  end)
+end
+
+local TARGETS = { qwen2 = { "q_proj", "v_proj" }, bert = { "query", "value" } }
+
+for _, arch in ipairs { "qwen2", "bert" } do
+  for precision, tolerance in pairs { fp32 = 1e-4, bf16 = 6e-2 } do
+    test(("%s in %s: as on the CPU, and as by products apart"):format(arch, precision), function()
+      for _, options in ipairs { { precision = precision }, { precision = precision, dropout = 0, targets = TARGETS[arch] },
+        { precision = precision, targets = TARGETS[arch], recompute = 1 } } do
+        local mine = train(arch, "cuda", options)
+        local cpu = train(arch, "cpu", options)
+        options.ways = { lora_in_product = false, residual_in_product = false }
+        local apart = train(arch, "cuda", options)
+        for what, factor in pairs { embeddings = 1, gradients = 1, adapters = 10 } do -- AdamW makes small gradients large
+          for name, other in pairs { ["the CPU"] = cpu, ["products apart"] = apart } do
+            local e = relative(mine[what], other[what])
+            check.that(e <= factor * tolerance, ("%s differ from those of %s by %.3g"):format(what, name, e))
+          end
+        end
+        check.that(apart.kept["lora h"] or options.recompute, "products apart keep h")
+        check.equal(mine.kept["lora h"], options.targets == nil or nil, "h is kept by layers that no norm feeds alone")
+      end
+    end)
+  end
+
+  test(arch .. ": adapters can be taken off and others put on", function()
+    with_model(arch, "cuda", { dropout = 0 }, function(model)
+      local first = step(model, 1)
+      model.lora:free()
+      model.lora = nil
+      tensor.scope(function() check.equal(#model:encode(texts):to_table(), #texts) end)
+      model:add_lora { rank = 4, alpha = 8, targets = "all-linear", rank_pattern = RANKS }
+      for i, m in ipairs(model.lora.modules) do call(C.lr_tensor_uniform(m.b.handle, 5, i, -0.2, 0.2)) end
+      model.lora.parameters.grad:fill(0)
+      local again = step(model, 1)
+      for i = 1, #first do check.near(again[i], first[i], 1e-6) end
+    end)
+  end)
+end
