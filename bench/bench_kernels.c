@@ -286,7 +286,7 @@ static void bench_optimiser(void)
     enum { N = 4 << 20 };
     lr_tensor *p = vector(N, LR_F32), *m = vector(N, LR_F32), *v = vector(N, LR_F32), *g = vector(N, LR_F32);
     lr_tensor *factor = vector(1, LR_F32), *norm = vector(1, LR_F32);
-    MOVES("clip_factor", 4.0 * N, lr_op_clip_factor(factor, norm, g, 1.0, 1.0));
+    MOVES("clip_factor", 4.0 * N, lr_op_clip_factor(factor, norm, g, NULL, 1.0));
     MOVES("adamw", 28.0 * N, lr_op_adamw(p, m, v, g, factor, 1e-4, 0.9, 0.999, 1e-8, 0.01, 3));
     lr_tensor *all[] = {p, m, v, g, factor, norm};
     for (size_t i = 0; i < LR_COUNT_OF(all); i++)

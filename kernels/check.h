@@ -82,4 +82,16 @@ static inline int lr_check_adamw(lr_adamw_numbers *out, double lr, double beta1,
     return LR_OK;
 }
 
+/* ---- the scale of the loss --------------------------------------------------------------------------------------------- */
+static inline int lr_check_loss_scale(double growth, double backoff, int64_t interval)
+{
+    if (growth >= 1.0 && backoff > 0.0 && backoff <= 1.0 && interval >= 1 && interval < 1 << 24) /* counted in f32 */
+        return LR_OK;
+    return lr_fail(
+        LR_EINVAL,
+        "loss_scale: growth %g, backoff %g, interval %lld; expected growth of at least 1, backoff above 0 and "
+        "at most 1, interval from 1 to 2^24 - 1",
+        growth, backoff, (long long)interval);
+}
+
 #endif

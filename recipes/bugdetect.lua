@@ -27,7 +27,8 @@ local args = lr.args {
   { "dropout", 0.1, "on the adapters' input" },
   { "targets", "q_proj,k_proj,v_proj", "layers to adapt: names with commas, all-linear, or a regex" },
   { "max-length", 512, "tokens a text is cut to", type = "integer", min = 1 },
-  { "precision", "fp32", "of the forward and backward pass", choices = { "fp32", "bf16" } },
+  { "precision", "auto", "of the forward and backward pass; auto: bf16 on a GPU, fp32 on a CPU",
+    choices = { "auto", "fp32", "bf16", "fp16" } },
   { "loss", "cosine", "cosine similarity, or multiple negatives ranking", choices = { "cosine", "mnr" } },
   { "sampling", "weighted", "order of the rows", choices = { "weighted", "shuffled", "sequential" } },
   { "evaluation-steps", 2000, "evaluate and write a checkpoint every so many steps", type = "integer", min = 1 },
@@ -54,6 +55,7 @@ end
 local small = not lr.given(args, "model") and not lr.has_gpu()
 if small then small_preset() end
 if args.output == "" then args.output = "models/finetuned-" .. lr.fs.basename(args.model) end
+if args.precision == "auto" then args.precision = lr.has_gpu() and "bf16" or "fp32" end
 local job = lr.launch { processes = args.processes, precision = args.precision, args = args,
   model = args.model, data = args.data, output = args.output } -- these are checked; from here on, every rank runs this
 lr.threads(args.threads)

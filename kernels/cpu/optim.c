@@ -1,12 +1,12 @@
-/* optim.c: the gradient's norm and AdamW, over one flat vector of all parameters. */
+/* optim.c: the gradient's norm, AdamW, and the scale of the loss, over one flat vector of all parameters. */
 #include "check.h"
 #include "cpu/vec.h"
 
 enum { NORM_CHUNK = 16384 };
 
 /* Partial sums belong to fixed chunks, not to threads: the norm does not depend on the number of threads. */
-int LR_CPU(clip_factor)(lr_exec *exec, lr_tensor *factor, lr_tensor *norm, const lr_tensor *g, double max_norm,
-                        double scale)
+int LR_CPU(clip_factor)(lr_exec *exec, lr_tensor *factor, lr_tensor *norm, const lr_tensor *g, const lr_tensor *scale,
+                        double max_norm)
 {
     const int64_t n = g->shape[0], chunks = (n + NORM_CHUNK - 1) / NORM_CHUNK;
     double *partial = lr_scratch((size_t)chunks * sizeof *partial);
@@ -25,10 +25,32 @@ int LR_CPU(clip_factor)(lr_exec *exec, lr_tensor *factor, lr_tensor *norm, const
     double total = 0.0;
     for (int64_t c = 0; c < chunks; c++)
         total += partial[c];
-    const double length = scale * sqrt(total);
+    const double unscale = scale != NULL ? 1.0 / *(const float *)scale->data : 1.0;
+    const double length = unscale * sqrt(total);
     const double clip = max_norm > 0.0 ? fmin(1.0, max_norm / (length + 1e-6)) : 1.0;
     *(float *)norm->data = (float)length;
-    *(float *)factor->data = isfinite(length) ? (float)(scale * clip) : 0.0f;
+    *(float *)factor->data = isfinite(length) ? (float)(unscale * clip) : 0.0f;
+    return LR_OK;
+}
+
+int LR_CPU(loss_scale)(lr_exec *exec, lr_tensor *scale, lr_tensor *clean, const lr_tensor *norm, double growth,
+                       double backoff, int64_t interval)
+{
+    (void)exec;
+    const int status = lr_check_loss_scale(growth, backoff, interval);
+    if (status != LR_OK)
+        return status;
+    float *factor = scale->data, *steps = clean->data;
+    if (!isfinite(*(const float *)norm->data)) {
+        *factor *= (float)backoff;
+        *steps = 0.0f;
+    } else if (*steps + 1.0f < (float)interval) {
+        *steps += 1.0f;
+    } else {
+        const float grown = *factor * (float)growth;
+        *factor = isfinite(grown) ? grown : *factor;
+        *steps = 0.0f;
+    }
     return LR_OK;
 }
 

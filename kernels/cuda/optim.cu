@@ -1,7 +1,7 @@
-/* optim.cu: the gradient's norm and AdamW, over one flat vector of all parameters. The factor stays on the device between the two, so a
- * step never waits for the host.
+/* optim.cu: the gradient's norm, AdamW, and the scale of the loss, over one flat vector of all parameters. Factor and scale stay on the
+ * device, so a step never waits for the host.
  *
- * Bytes an element: clip_factor 4, adamw 28 (p, m, v read and written, g read). Partial sums are double and belong to fixed chunks. */
+ * Bytes an element: clip_factor 4, adamw 28 (p, m, v read and written, g read), loss_scale none. Partial sums are double and belong to fixed chunks. */
 #include "cuda/vec.h"
 
 namespace
@@ -21,9 +21,9 @@ __global__ void __launch_bounds__(NORM_THREADS) square_sums(double *partial, con
         partial[blockIdx.x] = sum;
 }
 
-/* norm = scale |g|; factor = scale min(1, max_norm / norm), or 0 where the norm is not finite. */
+/* norm = |g| / scale; factor = min(1, max_norm / norm) / scale, or 0 where the norm is not finite. */
 __global__ void __launch_bounds__(NORM_THREADS)
-    clip_kernel(float *factor, float *norm, const double *partial, int64_t chunks, double max_norm, double scale)
+    clip_kernel(float *factor, float *norm, const double *partial, int64_t chunks, const float *scale, double max_norm)
 {
     SIMT_SHARED(double, part, MAX_WARPS);
     double sum = 0.0;
@@ -32,10 +32,26 @@ __global__ void __launch_bounds__(NORM_THREADS)
     sum = block_sum(sum, part);
     if (threadIdx.x != 0)
         return;
-    const double length = scale * sqrt(sum);
+    const double unscale = scale != nullptr ? 1.0 / *scale : 1.0;
+    const double length = unscale * sqrt(sum);
     const double clip = max_norm > 0.0 ? fmin(1.0, max_norm / (length + 1e-6)) : 1.0;
     *norm = static_cast<float>(length);
-    *factor = length - length == 0.0 ? static_cast<float>(scale * clip) : 0.0f; /* inf - inf is NaN */
+    *factor = length - length == 0.0 ? static_cast<float>(unscale * clip) : 0.0f; /* inf - inf is NaN */
+}
+
+__global__ void loss_scale_kernel(float *scale, float *clean, const float *norm, float growth, float backoff,
+                                  float interval)
+{
+    const float grown = *scale * growth;
+    if (*norm - *norm != 0.0f) { /* inf or NaN */
+        *scale *= backoff;
+        *clean = 0.0f;
+    } else if (*clean + 1.0f < interval) {
+        *clean += 1.0f;
+    } else {
+        *scale = grown - grown == 0.0f ? grown : *scale;
+        *clean = 0.0f;
+    }
 }
 
 struct adamw_body {
@@ -66,8 +82,8 @@ struct adamw_body {
 
 } // namespace
 
-int lr_cuda_clip_factor(lr_exec *exec, lr_tensor *factor, lr_tensor *norm, const lr_tensor *g, double max_norm,
-                        double scale)
+int lr_cuda_clip_factor(lr_exec *exec, lr_tensor *factor, lr_tensor *norm, const lr_tensor *g, const lr_tensor *scale,
+                        double max_norm)
 {
     const int64_t n = g->shape[0];
     const unsigned chunks = blocks_for(n, NORM_CHUNK);
@@ -79,8 +95,19 @@ int lr_cuda_clip_factor(lr_exec *exec, lr_tensor *factor, lr_tensor *norm, const
     if (status != LR_OK)
         return status;
     return simt_launch("clip_factor", clip_kernel, dim3(1), dim3(NORM_THREADS), 0, stream_of(exec),
-                       data_of<float>(factor), data_of<float>(norm), partial, static_cast<int64_t>(chunks), max_norm,
-                       scale);
+                       data_of<float>(factor), data_of<float>(norm), partial, static_cast<int64_t>(chunks),
+                       scale != nullptr ? data_of<const float>(scale) : nullptr, max_norm);
+}
+
+int lr_cuda_loss_scale(lr_exec *exec, lr_tensor *scale, lr_tensor *clean, const lr_tensor *norm, double growth,
+                       double backoff, int64_t interval)
+{
+    const int status = lr_check_loss_scale(growth, backoff, interval);
+    if (status != LR_OK)
+        return status;
+    return simt_launch("loss_scale", loss_scale_kernel, dim3(1), dim3(1), 0, stream_of(exec), data_of<float>(scale),
+                       data_of<float>(clean), data_of<const float>(norm), static_cast<float>(growth),
+                       static_cast<float>(backoff), static_cast<float>(interval));
 }
 
 int lr_cuda_adamw(lr_exec *exec, lr_tensor *p, lr_tensor *m, lr_tensor *v, const lr_tensor *g, const lr_tensor *factor,

@@ -125,25 +125,36 @@ end
 --- no_grad(fn, ...): call fn with nothing recorded.
 function autograd.no_grad(fn, ...) return under_tape(nil, fn, ...) end
 
---- gradients(fn, scale): run fn, which returns a loss of one element (and whatever else), and add d(scale * loss)/dp to p.grad of
---- every parameter p it used. Returns fn's results with the loss as a number. All tensors made meanwhile are freed.
-function autograd.gradients(fn, scale)
+--- backward(fn, scale, take): run fn, which returns a loss of one element (and whatever else), and add d(scale * loss)/dp to p.grad
+--- of every parameter p it used. scale: a number, or a tensor of one element. take(loss) is called before, with the tensor. All
+--- tensors made meanwhile are freed; fn's second result is returned.
+function autograd.backward(fn, scale, take)
   local list = tensor.push_scope()
-  local ok, loss, extra = pcall(function()
+  local ok, result = pcall(function()
     local entries = {}
     local value, more = under_tape(entries, fn)
     if getmetatable(value) ~= tensor.Tensor or value:elements() ~= 1 then
-      check.fail("the function given to gradients() must return a loss tensor of one element")
+      check.fail("the function whose gradients are wanted must return a loss tensor of one element")
     end
-    local number = value.device == "meta" and 0 or value:item()
+    take(value)
     if value.needs_grad then
-      walk(entries, { [value] = tensor.full(value.shape, scale or 1, "f32", "gradient", value.device) })
+      local theirs = type(scale) ~= "number"
+      if theirs then autograd.share(scale, 2) end -- not to be overwritten or freed
+      walk(entries, { [value] = theirs and scale or tensor.full(value.shape, scale, "f32", "gradient", value.device) })
+      if theirs then scale.holders = nil end
     end
-    return number, more
+    return more
   end)
   tensor.pop_scope(list)
-  if not ok then error(loss, 0) end
-  return loss, extra
+  if not ok then error(result, 0) end
+  return result
+end
+
+--- gradients(fn, scale): backward(fn, scale or 1) for recipes. Returns fn's results with the loss as a number.
+function autograd.gradients(fn, scale)
+  local number
+  local extra = autograd.backward(fn, scale or 1, function(loss) number = loss.device == "meta" and 0 or loss:item() end)
+  return number, extra
 end
 
 -- Run fn(unpack(inputs)) under a tape of its own and walk it with the gradients of its results. Returns those of the inputs that

@@ -13,7 +13,7 @@ local lora = require "lorarun.lora"
 local safetensors = require "lorarun.safetensors"
 
 local checkpoint = {}
-local FORMAT = 1
+local FORMAT = 2
 local FILES = { "adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors" }
 
 local function remove_if_there(path)
@@ -50,7 +50,7 @@ function checkpoint.save(folder, run)
     { name = "adamw.m", dtype = "f32", shape = { p.count }, tensor = o.m },
     { name = "adamw.v", dtype = "f32", shape = { p.count }, tensor = o.v },
   }, { format = "pt" })
-  local state = { format = FORMAT, optimizer_steps = o.steps, crc32c = {} }
+  local state = { format = FORMAT, optimizer = o:state(), crc32c = {} }
   for k, v in pairs(run.state) do state[k] = v end
   for _, file in ipairs(FILES) do state.crc32c[file] = fs.crc32c(fs.join(partial, file)) end
   fs.write(fs.join(partial, "state.json"), json.encode(state, { indent = 2, sort_keys = true }))
@@ -151,7 +151,7 @@ function checkpoint.load(path, state, run)
   end)
   file:close()
   if not ok then error(err, 0) end
-  run.optimizer.steps = state.optimizer_steps
+  run.optimizer:restore(state.optimizer)
 end
 
 return checkpoint

@@ -64,6 +64,7 @@ local function new_job(s, place)
   -- each rank of a machine its own; a scheduler may have given each one to see
   if gpus > 0 then check(C.lr_device_choose(C.LR_CUDA, gpus == 1 and 0 or place.local_rank)) end
   local cuda = gpus > 0 and C.lr_device_available(C.LR_CUDA) ~= 0
+  if cuda then require("lorarun.tensor").default_device = "cuda" end -- where models and tensors are from here on
   return { rank = place.rank, world_size = place.world_size, local_rank = place.local_rank,
     local_world_size = place.local_world_size, machine_rank = place.machine_rank, generation = place.generation or 0,
     precision = s.precision, device = cuda and "cuda" or "cpu" }

@@ -18,7 +18,9 @@ local Adapter = {}
 Adapter.__index = Adapter
 
 local PURPOSE_INIT = 0x4C0000 -- lr_tensor_uniform streams of the A matrices
-local ROOM = 8 -- numbers behind the gradients: what ranks tell each other with them, in the same all-reduce (ranks.lua)
+-- Numbers behind the gradients, on the device: the step's loss, what ranks tell each other in the same all-reduce (ranks.lua), and
+-- the gradient's norm.
+local ROOM = 8
 local matched = ffi.new "int[1]"
 
 local function fullmatch(pattern, text)
@@ -87,7 +89,9 @@ local function attach(model, config, choose)
     local value = own(tensor.new({ count }, "f32", "adapters", model.device))
     local exchange = own(tensor.zeros({ count + ROOM }, "f32", "adapter gradients", model.device))
     local grad = own(exchange:view { count })
-    adapter.parameters = { value = value, grad = grad, exchange = exchange, count = count }
+    adapter.parameters = { value = value, grad = grad, exchange = exchange, count = count,
+      behind = own(exchange:view({ ROOM }, count)), loss = own(exchange:view({ 1 }, count)),
+      signals = own(exchange:view({ ROOM - 2 }, count + 1)), norm = own(exchange:view({ 1 }, count + ROOM - 1)) }
     local offset = 0
     local function take(rows, columns)
       local at = offset

@@ -1,5 +1,6 @@
--- micro_step.lua: forward and backward of a batch, whole or in parts. What comes of it are gradients, added to those
--- that there are; run: trainer.lua's table, or one like it (footprint.lua). take() -> packed, info: batches.lua's next().
+-- micro_step.lua: forward and backward of a batch, whole or in parts. What comes of it are gradients and a loss, added to those
+-- that there are, on the device (lora.lua's parameters); run: trainer.lua's table, or one like it (footprint.lua). take() ->
+-- packed, info: batches.lua's next().
 --
 -- A batch that does not fit the memory is taken in parts (run.part pairs a rank each: recompute.lua chooses):
 --   a loss that is a mean over pairs    each part is a small batch, weighed by its pairs: gradient accumulation
@@ -18,10 +19,30 @@ local tensor = require "lorarun.tensor"
 
 local micro_step = {}
 
+local function context(run, packed, info)
+  return run.model:context(packed, { training = true, seed = run.options.seed, step = info.step,
+    recompute = run.recompute:layers(packed.tokens) })
+end
+
+--- prefetch(run, packed, info): hand this rank's share to the device now, for the run() that will get it: while the device is still
+--- at work on the step before. The bytes wait in pinned memory (staging.c).
+function micro_step.prefetch(run, packed, info)
+  if #info.own > 0 then info.context = tensor.persistent(context, run, packed, info) end
+end
+
+--- discard(info): free what was prefetched and is not wanted.
+function micro_step.discard(info)
+  tensor.scope(function() tensor.own(info.context) end)
+  info.context = nil
+end
+
 -- The embeddings of this rank's share, unit length.
 local function embed(run, packed, info)
-  local ctx = run.model:context(packed, { training = true, seed = run.options.seed, step = info.step,
-    recompute = run.recompute:layers(packed.tokens) })
+  local ctx = info.context or context(run, packed, info)
+  if info.context then
+    tensor.own(ctx)
+    info.context = nil
+  end
   local e = run.model:forward(ctx)
   return run.model.normalize and e or ops.normalize(e)
 end
@@ -34,20 +55,33 @@ local function loss_of(run, e, rows)
   return run.loss.compute(columns, labels, e)
 end
 
--- Forward and backward of this rank's share of a micro-batch: returns its part of the step's loss.
+-- What the gradient of a loss begins with: its weight in the step's loss, times the scale that an fp16 run's loss has.
+local function seed(run, weight)
+  local scale = run.optimizer and run.optimizer.scale
+  return scale and ops.scale(scale, weight) or tensor.full({ 1 }, weight, "f32", "gradient", run.model.device)
+end
+
+-- Add a loss, with its weight, to that of the step.
+local function add_loss(run, loss, weight)
+  local sum = run.model.lora.parameters.loss
+  check(C.lr_op_add(sum:matrix().handle, sum:matrix().handle, loss:matrix().handle, 1, weight))
+end
+
+-- Forward and backward of this rank's share of a micro-batch.
 local function whole_batch(run, packed, info)
   local gather, own = run.loss.gather and comm.world_size > 1, #info.own
   local function of_all(e) return ranks.gather(e, info.owner, #info.rows, #run.options.columns, run.model.dimension) end
   if own == 0 then -- fewer pairs than ranks: nothing to do but to take part
     if gather then tensor.scope(of_all) end
-    return 0
+    return
   end
   local rows = gather and info.rows or info.own
-  local loss = autograd.gradients(function()
-    local e = embed(run, packed, info)
-    return loss_of(run, gather and of_all(e) or e, rows)
-  end, #rows / info.total)
-  return loss * (own / info.total)
+  tensor.scope(function()
+    autograd.backward(function()
+      local e = embed(run, packed, info)
+      return loss_of(run, gather and of_all(e) or e, rows)
+    end, seed(run, #rows / info.total), function(loss) add_loss(run, loss, own / info.total) end)
+  end)
 end
 
 -- Embed a part, of which nothing is kept, and write the embeddings of all ranks to where they belong in `all`.
@@ -82,12 +116,11 @@ local function cached(run, take)
     for _, row in ipairs(info.rows) do rows[#rows + 1] = row end
     own = own + #info.own
   until info.ends
-  local value
   local d_all = tensor.scope(autograd.gradient_of, function(e)
     local loss = loss_of(run, e, rows)
-    value = loss.device == "meta" and 0 or loss:item()
+    add_loss(run, loss, own / info.total)
     return loss
-  end, { all }, { tensor.full({ 1 }, info.batch / info.total, "f32", "gradient", run.model.device) })
+  end, { all }, { seed(run, info.batch / info.total) })
   all:free()
   repeat
     packed, info = take()
@@ -98,15 +131,16 @@ local function cached(run, take)
       end)
     end
   until info.ends
-  return value * (own / info.total), info.last
+  return info.last
 end
 
---- run(run, take): forward and backward of the next micro-batch, or where run.cached of the next batch. Returns this rank's
---- part of the step's loss, and whether the step ends with it.
+--- run(run, take): forward and backward of the next micro-batch, or where run.cached of the next batch. Returns whether the step
+--- ends with it.
 function micro_step.run(run, take)
   if run.cached then return tensor.scope(cached, run, take) end
   local packed, info = take()
-  return whole_batch(run, packed, info), info.last
+  whole_batch(run, packed, info)
+  return info.last
 end
 
 --- splittable(loss): may a batch be taken in parts? A loss of the recipe's own may be anything, and where ranks compare only their

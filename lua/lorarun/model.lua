@@ -23,7 +23,7 @@ local sentence_transformers = require "lorarun.sentence_transformers"
 local Model = {}
 Model.__index = Model
 
-local PRECISION = { fp32 = "f32", bf16 = "bf16" }
+local PRECISION = { fp32 = "f32", bf16 = "bf16", fp16 = "f16" }
 
 -- config.json with checked access: config:integer "hidden_size", config:number("rms_norm_eps", 1e-6).
 local function read_config(path)
@@ -84,7 +84,7 @@ local function assemble(arch, sizes, o)
 end
 
 --- load(name, options): name: a folder, or a Hugging Face id in the local cache. Options:
----   precision   "fp32" (default) or "bf16": what the forward and backward passes compute in
+---   precision   "fp32" (default), "bf16", or on a GPU "fp16": what the forward and backward passes compute in
 ---   max_length  tokens a text is cut to; default: the folder's own
 ---   pooling     "mean", "cls", "last", ...: only where the folder does not say
 ---   normalize   override the folder's
@@ -113,10 +113,11 @@ local function load(name, options)
   local c = arch.configure(config, config_path)
   local precision = options.precision or "fp32"
   local dtype = PRECISION[precision]
-  if not dtype then
-    check.fail("precision '%s' is not supported on the CPU; there are fp32 and bf16", tostring(precision))
-  end
+  if not dtype then check.fail("there is no precision '%s'; there are fp32, bf16, and on a GPU fp16", tostring(precision)) end
   local device = planning.job and "meta" or options.device or tensor.default_device
+  if dtype == "f16" and (planning.job and planning.job.device or device) == "cpu" then
+    check.fail("precision fp16 needs a GPU; on the CPU use bf16, which is as fast and does not overflow, or fp32")
+  end
   local pooling = options.pooling or settings.pooling or device == "meta" and "mean"
   if not pooling then
     check.fail("%s says nothing about pooling (there is no modules.json); say pooling = \"mean\", \"cls\" or \"last\": a wrong one "

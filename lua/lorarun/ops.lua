@@ -389,7 +389,7 @@ function ops.cross_entropy(scores, labels)
   return loss
 end
 
-rule("clip_factor adamw", "none: they are the optimizer")
+rule("clip_factor adamw loss_scale", "none: they are the optimizer")
 
 -- ---- operators -------------------------------------------------------------------------------------------------------------
 local Tensor = tensor.Tensor

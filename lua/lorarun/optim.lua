@@ -1,5 +1,7 @@
 -- optim.lua: AdamW over the flat buffer of all adapters (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019;
--- the arithmetic is torch.optim.AdamW's). Clipping by global norm happens inside the step, on the device: factor stays there.
+-- the arithmetic is torch.optim.AdamW's). Clipping by global norm, the scale of an fp16 run's loss and
+-- the test for overflow are on the device: nothing in a step waits for a number.
+local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local tensor = require "lorarun.tensor"
@@ -7,39 +9,79 @@ local tensor = require "lorarun.tensor"
 local AdamW = {}
 AdamW.__index = AdamW
 
---- adamw(parameters, options): parameters: { value, grad, count } of lora.lua. options: beta1 = 0.9, beta2 = 0.999, eps = 1e-8,
---- weight_decay = 0, max_grad_norm = 1 (0: no clipping).
+-- The scale of an fp16 run's loss, torch's GradScaler: gradients below fp16's smallest number would be lost. It begins at SCALE, is
+-- doubled after INTERVAL clean steps on end, and halved when a gradient overflows.
+local SCALE, GROWTH, BACKOFF, INTERVAL = 65536, 2, 0.5, 2000
+
+--- adamw(parameters, options): parameters: { value, grad, count } of lora.lua; norm, if they have it, is where the gradient's norm
+--- goes. options: beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0, max_grad_norm = 1 (0: no clipping), scaled = whether
+--- the gradients it gets are those of the loss times self.scale ([1] f32, on the device), which it looks after; loss_scale = what
+--- that begins with (65536).
 local function adamw(parameters, options)
   options = options or {}
   return tensor.persistent(function()
     local device = parameters.value.device
-    return setmetatable({
+    local self = setmetatable({
       parameters = parameters, steps = 0,
       beta1 = options.beta1 or 0.9, beta2 = options.beta2 or 0.999, eps = options.eps or 1e-8,
       weight_decay = options.weight_decay or 0, max_grad_norm = options.max_grad_norm or 1,
       m = tensor.zeros({ parameters.count }, "f32", "optimizer state", device),
       v = tensor.zeros({ parameters.count }, "f32", "optimizer state", device),
-      factor = tensor.new({ 1 }, "f32", "clip factor", device), norm = tensor.new({ 1 }, "f32", "grad norm", device),
+      factor = tensor.new({ 1 }, "f32", "clip factor", device),
+      norm = parameters.norm or tensor.new({ 1 }, "f32", "grad norm", device),
     }, AdamW)
+    if options.scaled then
+      self.scaling = tensor.from({ options.loss_scale or SCALE, 0 }, { 2 }, "f32", "loss scale", device)
+      self.scale, self.clean = self.scaling:view { 1 }, self.scaling:view({ 1 }, 1)
+    end
+    return self
   end)
 end
 
---- One step with learning rate lr; sets the gradients to zero. Returns the gradient's norm before clipping. Where that is not
---- finite nothing is changed and the step does not count: the second result is true.
-function AdamW:step(lr)
-  local p = self.parameters
-  check(C.lr_op_clip_factor(self.factor.handle, self.norm.handle, p.grad.handle, self.max_grad_norm, 1))
+--- apply(lr): one step with learning rate lr; sets the gradients to zero. Nothing waits for the device: whether the step counts,
+--- taken() says.
+function AdamW:apply(lr)
+  local p, scale = self.parameters, self.scale
+  check(C.lr_op_clip_factor(self.factor.handle, self.norm.handle, p.grad.handle, scale and scale.handle or nil, self.max_grad_norm))
   check(C.lr_op_adamw(p.value.handle, self.m.handle, self.v.handle, p.grad.handle, self.factor.handle, lr, self.beta1, self.beta2,
     self.eps, self.weight_decay, self.steps + 1))
+  if scale then check(C.lr_op_loss_scale(scale.handle, self.clean.handle, self.norm.handle, GROWTH, BACKOFF, INTERVAL)) end
   p.grad:fill(0)
+end
+
+--- taken(norm): the step that apply() began had this gradient norm. Where that is not finite nothing was changed and the step does
+--- not count: the result is false.
+function AdamW:taken(norm)
+  local finite = norm - norm == 0
+  if finite then self.steps = self.steps + 1 end
+  return finite
+end
+
+--- One step with learning rate lr, to its end. Returns the gradient's norm before clipping, and whether the step was skipped.
+function AdamW:step(lr)
+  self:apply(lr)
   local norm = self.norm.device == "meta" and 0 or self.norm:item() -- planning a step: there are no values
-  local skipped = norm ~= norm or norm == math.huge
-  if not skipped then self.steps = self.steps + 1 end
-  return norm, skipped
+  return norm, not self:taken(norm)
+end
+
+--- state(): what a checkpoint keeps besides m and v; restore(state) takes it.
+function AdamW:state()
+  local scaling = self.scaling and self.scaling:data()
+  return { steps = self.steps, loss_scale = scaling and scaling[0], clean_steps = scaling and scaling[1] }
+end
+
+function AdamW:restore(state)
+  self.steps = state.steps
+  if self.scaling and state.loss_scale then
+    self.scaling:write(ffi.new("float[2]", state.loss_scale, state.clean_steps))
+  end
 end
 
 function AdamW:free()
-  for _, name in ipairs { "m", "v", "factor", "norm" } do self[name]:free() end
+  for _, name in ipairs { "m", "v", "factor", "scaling", "scale", "clean" } do
+    if self[name] then self[name]:free() end
+  end
+  if self.norm ~= self.parameters.norm then self.norm:free() end
 end
 
 return { adamw = adamw }

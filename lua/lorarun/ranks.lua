@@ -82,28 +82,28 @@ end
 ranks.SIGUSR1 = 10
 local SIGNALS = { 15, 2, ranks.SIGUSR1 } -- SIGTERM, SIGINT; where several came, the first of these counts
 
---- reduce(parameters, loss): add up all ranks' gradients and their shares of the loss: one all-reduce, with the loss and the
---- signals that arrived riding behind the gradients. Returns the loss, the seconds that took, slower ranks included, and, where the
---- ranks are several, the signal that arrived at any of them (0: none), which all see after the same step.
-function ranks.reduce(parameters, loss)
-  if comm.world_size == 1 then return loss, 0 end
-  local count = parameters.count
-  local room = parameters.exchange.shape[1] - count
-  local behind = parameters.exchange:view({ room }, count)
-  local values, pending = ffi.new("float[?]", room, loss), C.lr_signal_pending()
-  for i, number in ipairs(SIGNALS) do values[i] = pending == number and 1 or 0 end
-  behind:write(values)
-  behind:data() -- a device has then done all that it was asked to before: what follows is the exchange alone
+--- reduce(parameters): add up all ranks' gradients and their shares of the loss: one all-reduce, with the loss and the signals that
+--- arrived riding behind the gradients. Returns the seconds that took, slower ranks included. One rank alone waits for nothing.
+function ranks.reduce(parameters)
+  if comm.world_size == 1 then return 0 end
+  local values, pending = ffi.new("float[?]", parameters.signals:elements()), C.lr_signal_pending()
+  for i, number in ipairs(SIGNALS) do values[i - 1] = pending == number and 1 or 0 end
+  parameters.signals:write(values)
+  parameters.loss:data() -- a device has then done all that it was asked to before: what follows is the exchange alone
   local started = C.lr_time()
   comm.all_reduce(parameters.exchange, "sum")
-  local seconds = C.lr_time() - started
-  local sums = behind:data()
-  behind:free()
+  return C.lr_time() - started
+end
+
+--- outcome(parameters): what is behind the gradients after a step: its loss, the gradient's norm, and, where the ranks are several,
+--- the signal that arrived at any of them (0: none), which all see after the same step. Waits for the device.
+function ranks.outcome(parameters)
+  local values = parameters.behind:data()
   local signal = 0
   for i = #SIGNALS, 1, -1 do
-    if sums[i] > 0 then signal = SIGNALS[i] end
+    if values[i] > 0 then signal = SIGNALS[i] end
   end
-  return sums[0], seconds, signal
+  return values[0], values[parameters.behind:elements() - 1], comm.world_size > 1 and signal or nil
 end
 
 -- ---- the embeddings of all ranks -----------------------------------------------------------------------------------------------

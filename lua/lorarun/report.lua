@@ -136,6 +136,9 @@ function report.summary(run, results, seconds)
     rows[#rows + 1] = { "ranks", ("tokens %.1f%% even (the mean rank beside the fullest), %.1f%% of the time exchanging"):format(
       100 * totals.tokens / comm.world_size / totals.fullest, 100 * totals.exchange / totals.seconds) }
   end
+  if run.skipped > 0 then
+    rows[#rows + 1] = { "skipped", ("%d step%s whose gradient was not finite"):format(run.skipped, run.skipped == 1 and "" or "s") }
+  end
   if run.baseline and results.validation then
     rows[#rows + 1] = { "validation Spearman", ("%s before training, %s after"):format(score(run.baseline.spearman),
       score(results.validation.spearman)) }

@@ -107,7 +107,8 @@ function run_state.resume(run)
   local state = found.state
   if state then
     for _, t in ipairs { run.model.lora.parameters.value, run.optimizer.m, run.optimizer.v } do comm.broadcast(t, 0) end
-    run.optimizer.steps, run.best, run.baseline = state.optimizer_steps, state.best, state.baseline
+    run.optimizer:restore(state.optimizer)
+    run.best, run.baseline = state.best, state.baseline
   end
   local first = state and state.step or 0
   run.saved = state and first

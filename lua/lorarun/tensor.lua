@@ -75,6 +75,15 @@ function tensor.scope(fn, ...)
   return finish(list, outer, pcall(fn, ...))
 end
 
+--- own(value): tensors made outside (also inside plain tables) are from now on the innermost scope's, and are freed with it.
+function tensor.own(value)
+  if getmetatable(value) == Tensor then
+    scope[#scope + 1] = value
+  elseif type(value) == "table" and getmetatable(value) == nil then
+    for _, v in pairs(value) do tensor.own(v) end
+  end
+end
+
 --- Push a scope by hand, for the tape; pop_scope(list, keep_fn) frees it.
 function tensor.push_scope()
   local list = { outer = scope or false }

@@ -36,6 +36,8 @@ local suggest = require "lorarun.suggest"
 
 local trainer = {}
 
+local MOST_OVERFLOWS = 40 -- on end: the scale of an fp16 run's loss has then been halved from 2^16 to 2^-24
+
 local DEFAULTS = {
   model = false, data = false, output = false, loss = false, schedule = false, -- given by the recipe
   columns = { "current_line", "context" }, score = "score", group = "context_type", prompts = {},
@@ -168,7 +170,7 @@ local function close_window(run, window)
   t.seconds, t.exchange = t.seconds + seconds, t.exchange + window.exchange
 end
 
--- Tell log and progress line of a step that is done: { step, loss, lr, grad_norm, skipped, tokens, pairs }.
+-- Tell log and progress line of a step that is done: { step, loss, lr, grad_norm, skipped, tokens, pairs, loss_scale }.
 local function tell_step(run, window, done)
   local seconds = C.lr_time() - window.time
   local rate = { pairs = window.pairs / seconds, tokens = window.tokens / seconds, wait = window.wait / seconds,
@@ -176,9 +178,9 @@ local function tell_step(run, window, done)
   local record = { kind = "step", step = done.step, epoch = done.step / run.steps_per_epoch, loss = done.loss,
     learning_rate = done.lr, grad_norm = done.skipped and "overflow" or done.grad_norm, tokens = done.tokens, pairs = done.pairs,
     seconds = C.lr_time() - run.started, tokens_per_second = rate.tokens, pairs_per_second = rate.pairs, loader_wait = rate.wait,
-    exchange = comm.world_size > 1 and rate.exchange or nil }
+    exchange = comm.world_size > 1 and rate.exchange or nil, loss_scale = done.loss_scale }
   local fields = { { "loss", ("%.4f"):format(done.loss) }, { "lr", ("%.2e"):format(done.lr) },
-    { "grad", ("%.3f"):format(done.grad_norm) }, { "pairs/s", ("%.1f"):format(rate.pairs) },
+    { "grad", done.skipped and "overflow" or ("%.3f"):format(done.grad_norm) }, { "pairs/s", ("%.1f"):format(rate.pairs) },
     { "tok/s", ("%.0f"):format(rate.tokens) } }
   if rate.wait > 0.02 then fields[#fields + 1] = { "waiting for data", ("%.0f%%"):format(100 * rate.wait) } end
   if rate.exchange > 0.1 then fields[#fields + 1] = { "exchanging", ("%.0f%%"):format(100 * rate.exchange) } end
@@ -187,12 +189,28 @@ local function tell_step(run, window, done)
   run.bar:update(done.step, fields)
 end
 
--- Forward and backward of a whole step. Returns this rank's part of its loss, and tokens and pairs of all ranks.
+-- The next micro-batch.
+local function next_batch(run, window)
+  local ahead = run.ahead
+  run.ahead = nil
+  if ahead then return ahead.packed, ahead.info end
+  local packed, info = run.stream:next()
+  window.wait = window.wait + packed.wait
+  return packed, info
+end
+
+-- The first micro-batch of the next step goes to the device while that is at work on this one.
+local function fetch_ahead(run, window)
+  local packed, info = next_batch(run, window)
+  run.ahead = { packed = packed, info = info }
+  micro_step.prefetch(run, packed, info)
+end
+
+-- Forward and backward of a whole step. Returns tokens and pairs of all ranks.
 local function accumulate(run, window)
   local tokens, pairs_, t, at = 0, 0, run.totals, memory.at
   local function take()
-    local packed, info = run.stream:next()
-    window.wait = window.wait + packed.wait
+    local packed, info = next_batch(run, window)
     at.tokens, at.pairs = packed.tokens, #info.own
     if info.pass == 1 then
       tokens, pairs_ = tokens + info.tokens, pairs_ + #info.rows
@@ -200,12 +218,25 @@ local function accumulate(run, window)
     end
     return packed, info
   end
-  local loss = 0
-  repeat
-    local part, last = micro_step.run(run, take)
-    loss = loss + part
-  until last
-  return loss, tokens, pairs_
+  run.model.lora.parameters.behind:fill(0)
+  repeat until micro_step.run(run, take)
+  return tokens, pairs_
+end
+
+-- Can the run go on from what a step came to?
+local function check_step(run, step, loss, skipped)
+  if loss ~= loss then
+    check.fail("the loss is not a number at step %d; %s", step, run.model.precision == "fp16"
+      and "numbers of fp16 end at 65504, which this model may exceed: use --precision bf16"
+      or "lower --learning-rate, or resume from a checkpoint before it")
+  end
+  run.overflows = skipped and run.overflows + 1 or 0
+  run.skipped = run.skipped + (skipped and 1 or 0)
+  if run.overflows == MOST_OVERFLOWS then
+    check.fail("the gradients of %d steps on end, the last of them step %d, were not finite; %s", MOST_OVERFLOWS, step,
+      run.model.precision == "fp16" and "no scale of the loss helps: use --precision bf16"
+      or "lower --learning-rate, or resume from a checkpoint before them")
+  end
 end
 
 -- The steps from `first` to the last. Returns the number of the last step done, and the signal that stopped the run, if one did.
@@ -214,18 +245,19 @@ local function loop(run, first)
   for step = first + 1, run.total_steps do
     C.lr_rank_report(step, run.total_steps, "training")
     memory.at = { step = step, saved = run.saved }
-    local part, tokens, pairs_ = accumulate(run, window)
-    local loss, seconds, signal = ranks.reduce(run.model.lora.parameters, part)
-    window.exchange = window.exchange + seconds
-    local lr = o.learning_rate * o.schedule(step - 1, run.total_steps)
-    local grad_norm, skipped = run.optimizer:step(lr)
+    local parameters = run.model.lora.parameters
+    local tokens, pairs_ = accumulate(run, window)
+    window.exchange = window.exchange + ranks.reduce(parameters)
+    local lr = o.learning_rate * o.schedule(run.optimizer.steps, run.total_steps) -- of the steps that counted
+    run.optimizer:apply(lr)
+    if step < run.total_steps then fetch_ahead(run, window) end
+    local loss, grad_norm, signal = ranks.outcome(parameters) -- the first time in a step that one rank alone waits for its device
+    local skipped = not run.optimizer:taken(grad_norm)
     memory.at = nil
-    if loss ~= loss then
-      check.fail("the loss is not a number at step %d; lower --learning-rate, or resume from a checkpoint before it", step)
-    end
+    check_step(run, step, loss, skipped)
     window.pairs, window.tokens = window.pairs + pairs_, window.tokens + tokens
     tell_step(run, window, { step = step, loss = loss, lr = lr, grad_norm = grad_norm, skipped = skipped, tokens = tokens,
-      pairs = pairs_ })
+      pairs = pairs_, loss_scale = run.optimizer:state().loss_scale })
     if o.on_step then o.on_step { step = step, total = run.total_steps, loss = loss, grad_norm = grad_norm, lr = lr } end
     if C.lr_time() - window.time > 20 then -- rates over the last tens of seconds, so that they follow what happens
       close_window(run, window)
@@ -313,7 +345,7 @@ function trainer.train(given)
     return require("lorarun.plan").train(o, { open_data = open_data, choose_rows = choose_rows, count_steps = count_steps })
   end
   local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0,
-    totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 } }
+    totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 }, overflows = 0, skipped = 0 }
   C.lr_deterministic(o.deterministic and 1 or 0)
   run.train, run.validation, run.test = open_data(o)
   run.data_text = type(o.data) == "string" and o.data or o.data.train
@@ -337,7 +369,8 @@ function trainer.train(given)
   if world > 1 then compare_ranks(run) end
   run.recompute = recompute.new(run)
   run.fixed.batch_parts = math.ceil(o.batch / run.part)
-  run.optimizer = optim.adamw(o.model.lora.parameters, { weight_decay = o.weight_decay, max_grad_norm = o.clip })
+  run.optimizer = optim.adamw(o.model.lora.parameters, { weight_decay = o.weight_decay, max_grad_norm = o.clip,
+    scaled = o.model.precision == "fp16" })
   run.files = ranks.silent
   comm.on_rank_0(function()
     run.files = run_files.new(o.output)
@@ -362,6 +395,7 @@ function trainer.train(given)
     return loop(run, first)
   end)
   memory.at = nil
+  if run.ahead then micro_step.discard(run.ahead.info) end -- the run ends before its last step
   run.bar:close()
   run.stream:close()
   C.lr_signal_catch(0)

@@ -10,7 +10,7 @@ local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local tests = os.getenv "LORARUN_TESTS"
 local recipe = shell.quote(fs.join(fs.dirname(tests), "recipes", "bugdetect.lua"))
 local modelled = os.getenv "LORARUN_SIMT" ~= nil
-local PRECISIONS = { "fp32", "bf16" }
+local PRECISIONS = { "fp32", "bf16", "fp16" }
 
 -- How far a run may be from the CPU's in fp32: of the mean loss of its last steps, and of its score. Rounding makes runs part ways
 -- slowly, and 16 bits faster than 32.

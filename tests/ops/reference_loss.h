@@ -252,12 +252,13 @@ TEST(clip_factor)
     static const int64_t sizes[] = {1, 17, 16384, 50001};
     for (int i = 0; i < 4; i++)
         for (int variant = 0; variant < 3; variant++, release()) {
-            const double max_norm = variant == 0 ? 0.0 : variant == 1 ? 0.01 : 1e6, scale = 0.125;
+            const double max_norm = variant == 0 ? 0.0 : variant == 1 ? 0.01 : 1e6, scale = variant == 2 ? 1.0 : 8.0;
             const mat *g = mat_random(0, sizes[i], LR_F32, false);
             mat *factor = mat_new(0, 1, LR_F32, false), *norm = mat_new(0, 1, LR_F32, false);
-            const double length = scale * sqrt(inner(g->v, g->v, sizes[i]));
-            const double expected = scale * (max_norm > 0.0 ? fmin(1.0, max_norm / (length + 1e-6)) : 1.0);
-            OK(lr_op_clip_factor(factor->t, norm->t, g->t, max_norm, scale));
+            const double length = sqrt(inner(g->v, g->v, sizes[i])) / scale;
+            const double expected = (max_norm > 0.0 ? fmin(1.0, max_norm / (length + 1e-6)) : 1.0) / scale;
+            OK(lr_op_clip_factor(factor->t, norm->t, g->t, variant == 2 ? NULL : mat_of(&scale, 1, LR_F32)->t,
+                                 max_norm));
             COMPARE(norm, &length, 1e-7);
             COMPARE(factor, &expected, 1e-7);
         }
@@ -270,10 +271,34 @@ TEST(clip_factor_overflow)
         mat *g = mat_random(0, 100, LR_F32, false), *factor = mat_new(0, 1, LR_F32, false),
             *norm = mat_new(0, 1, LR_F32, false);
         g->v[37] = bad[i];
-        OK(lr_op_clip_factor(factor->t, norm->t, mat_put(g)->t, 0.0, 1.0));
+        OK(lr_op_clip_factor(factor->t, norm->t, mat_put(g)->t, NULL, 0.0));
         CHECK_NEAR(element(factor->t, 0), 0.0, 0.0);
         CHECK(!isfinite(element(norm->t, 0)));
     }
+}
+
+/* Three clean steps double it, one that overflows halves it, and it never becomes infinite. */
+TEST(loss_scale)
+{
+    static const struct {
+        double norm, scale, clean;
+    } steps[] = {{1.0, 65536.0, 1.0},      {0.0, 65536.0, 2.0}, {3e38, 131072.0, 0.0}, {1.0, 131072.0, 1.0},
+                 {INFINITY, 65536.0, 0.0}, {NAN, 32768.0, 0.0}, {1.0, 32768.0, 1.0}};
+    const double start[] = {65536.0, 0.0}, highest[] = {0x1p127, 2.0};
+    const mat *scale = mat_of(&start[0], 1, LR_F32), *clean = mat_of(&start[1], 1, LR_F32);
+    for (int i = 0; i < 7; i++) {
+        OK(lr_op_loss_scale(scale->t, clean->t, mat_of(&steps[i].norm, 1, LR_F32)->t, 2.0, 0.5, 3));
+        CHECK_NEAR(element(scale->t, 0), steps[i].scale, 0.0);
+        CHECK_NEAR(element(clean->t, 0), steps[i].clean, 0.0);
+    }
+    scale = mat_of(&highest[0], 1, LR_F32);
+    clean = mat_of(&highest[1], 1, LR_F32);
+    OK(lr_op_loss_scale(scale->t, clean->t, mat_of(&steps[0].norm, 1, LR_F32)->t, 2.0, 0.5, 3));
+    CHECK_NEAR(element(scale->t, 0), 0x1p127, 0.0);
+    CHECK_NEAR(element(clean->t, 0), 0.0, 0.0);
+    CHECK_INT(lr_op_loss_scale(scale->t, clean->t, scale->t, 2.0, 0.5, 0), LR_EINVAL);
+    CHECK_INT(lr_op_loss_scale(scale->t, clean->t, scale->t, 2.0, 0.0, 3), LR_EINVAL);
+    release();
 }
 
 TEST(adamw)
