@@ -31,12 +31,13 @@ typedef enum lr_status {
 } lr_status;
 
 enum { LR_ABI_VERSION = 1 };
-int lr_abi_version(void);             /* compare with LR_ABI_VERSION before calling anything else */
-const char *lr_cuda_version(void);    /* of the CUDA toolkit it was built with, "13.0.88"; NULL: without */
-const char *lr_version(void);         /* "0.1.0" */
-const char *lr_last_error(void);      /* one line; valid until this thread's next failing call; never NULL */
-const char *lr_status_name(int code); /* "ENOMEM" */
-const char *lr_status_text(int code); /* "out of memory" */
+int lr_abi_version(void);                       /* compare with LR_ABI_VERSION before calling anything else */
+int lr_library_versions(char *buf, size_t cap); /* one line: "oneDNN 2.6.3, libsodium 1.0.18, ..."; core/libraries.c */
+const char *lr_cuda_version(void);              /* of the CUDA toolkit it was built with, "13.0.88"; NULL: without */
+const char *lr_version(void);                   /* "0.1.0" */
+const char *lr_last_error(void);                /* one line; valid until this thread's next failing call; never NULL */
+const char *lr_status_name(int code);           /* "ENOMEM" */
+const char *lr_status_text(int code);           /* "out of memory" */
 
 /* ---- memory (core/memory.c) ------------------------------------------------------------------------------------------ */
 typedef enum lr_device { LR_CPU = 0, LR_CUDA = 1, LR_META = 2, LR_DEVICE_COUNT = 3 } lr_device;
@@ -144,6 +145,7 @@ typedef struct lr_gpu_process {
     int64_t pid, used_bytes;
 } lr_gpu_process;
 int lr_gpu_count(int *out);
+int lr_gpu_blas_version(int *out);                       /* of cuBLASLt, which it loads: 130101 is 13.1.1 */
 int lr_gpu_driver(char *version, size_t cap, int *cuda); /* "580.65.06", and the newest CUDA it runs: 13000 is 13.0 */
 int lr_gpu_of_device(int device_index, int *out); /* of what lr_device_choose counts; -1: the one this process uses */
 int lr_gpu_describe(int gpu, lr_gpu *out);
@@ -425,7 +427,8 @@ int lr_comm_all_gather_bytes(lr_comm *c, const void *data, int64_t size, char **
 int lr_comm_broadcast_bytes(lr_comm *c, const void *data, int64_t size, int root, char **out, int64_t *out_size);
 /* End the collective that waits now, and make all later ones fail: LR_EPEER with this text. From any thread. */
 void lr_comm_abort(lr_comm *c, const char *why);
-int lr_comm_nccl_version(int *out);      /* 22809: 2.28.9; LR_EUNSUPPORTED where there is none */
+int lr_comm_nccl_version(int *out); /* 22809: 2.28.9; LR_EUNSUPPORTED where there is none */
+int lr_comm_loadable(void); /* LR_EUNSUPPORTED, with the reason, where several ranks could not talk on the CPU */
 int lr_comm_connected(const lr_comm *c); /* 0: a failure has made this rank leave the others */
 void lr_comm_free(lr_comm *c);
 

@@ -68,6 +68,14 @@ int lr_cublaslt_load(void)
     return LR_OK;
 }
 
+int lr_gpu_blas_version(int *out)
+{
+    const int status = lr_cublaslt_load();
+    if (status == LR_OK)
+        *out = (int)lt.cublasLtGetVersion();
+    return status;
+}
+
 static int failed(cublasStatus_t status, const char *what)
 {
     if (status == CUBLAS_STATUS_SUCCESS)

@@ -7,17 +7,17 @@ local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
+local hardware = require "lorarun.hardware"
 local memory = require "lorarun.memory"
 local report = require "lorarun.report"
 
 local preflight = {}
 
-local GIB = 2 ^ 30
 local PACKED_COPIES = 2    -- frozen weights are held twice: packed for the forward product and for the backward one
 local RUN_FOLDER_COPIES = 2 -- the model's weights are written once; while a file is replaced, old and new lie side by side
 local SMALL = 64 * 2 ^ 20  -- adapters, optimizer state, logs and checkpoints of a run
 
-local function gib(bytes) return ("%.1f GiB"):format(bytes / GIB) end
+local gib = report.gib
 
 -- The folder of the model, and the bytes of its weights.
 local function weights_of(model)
@@ -38,27 +38,17 @@ local function ranks_text(s)
   return ("%s, %d to %d of %d"):format(text, s.first_rank, s.first_rank + s.ranks_here - 1, s.num_processes)
 end
 
--- The version of NVIDIA's kernel driver, as it tells it itself.
-local function driver_version()
-  local f = io.open("/proc/driver/nvidia/version", "r")
-  local text = f and f:read "*a" or ""
-  if f then f:close() end
-  return text:match "Kernel Module%s[^\n]-(%d+%.[%d.]+)"
-end
-
 -- Counting GPUs starts none: the launcher holds no memory there.
 local function look_at_gpus(s, gpus, say)
   if s.ranks_here > gpus and not (s.gpu_ids and s.gpu_ids ~= "all") then
     check.fail("%d ranks on this machine need a GPU each, and it has %d; lower num_processes, or give --cpu", s.ranks_here, gpus)
   end
   say("devices", ("%s, %d GPU%s"):format(ranks_text(s), gpus, gpus == 1 and "" or "s"))
-  local cuda = C.lr_cuda_version()
-  say("driver", ("%s, CUDA %s"):format(driver_version() or "none", cuda ~= nil and ffi.string(cuda) or "none"))
+  local driver = hardware.driver()
+  say("driver", ("%s, CUDA %s"):format(driver.kernel or driver.version or "none", hardware.cuda_built() or "none"))
   if s.num_processes > 1 then
-    local version = ffi.new "int[1]"
-    check(C.lr_comm_nccl_version(version))
-    local v = version[0]
-    say("NCCL", ("%d.%d.%d"):format(math.floor(v / 10000), math.floor(v / 100) % 100, v % 100))
+    local version, missing = hardware.nccl()
+    say("NCCL", version or check.fail("%s", missing))
   end
 end
 

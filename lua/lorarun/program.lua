@@ -14,6 +14,7 @@ local USAGE = [=[
 usage: lorarun [options] [RECIPE.lua [arguments of the recipe]]
        lorarun RECIPE.lua --help      what a recipe can be told
        lorarun plan RECIPE.lua ...    what a run needs and how long it takes: --gpu-memory 80GB, --gpu h100, --gpus 1,2,4,8
+       lorarun doctor [--json]        what this machine has for training, what is wrong with it, and the cure
        lorarun config [--show]        write the file for --config; show the settings in effect
 
 With neither a recipe nor -e, a prompt for Lua opens; where standard input is no terminal, Lua code is read from it.
@@ -50,6 +51,9 @@ local function read_options(argv)
     local word = argv[i]
     if word == "config" then
       plan.config = i
+      break
+    elseif word == "doctor" then
+      plan.doctor = i
       break
     elseif word == "plan" then
       plan.planning = i
@@ -160,6 +164,12 @@ local function main(argv)
     local ok, report = failure.call(require("lorarun.config").run, { unpack(argv, plan.config + 1) })
     if not ok then complain(report.message) end
     return ok and EXIT_OK or EXIT_FAILED
+  end
+
+  if plan.doctor then
+    local ok, result = failure.call(require("lorarun.doctor").run, { unpack(argv, plan.doctor + 1) })
+    if not ok then complain(plan.traceback and failure.text(result) or result.message) end
+    return ok and result or EXIT_FAILED
   end
 
   if plan.planning then return plan_recipe(argv, plan) end

@@ -17,6 +17,9 @@ function report.count(n)
   return s
 end
 
+--- Bytes as "1.0 GiB".
+function report.gib(bytes) return ("%.1f GiB"):format(bytes / 2 ^ 30) end
+
 --- Seconds as 1:02:03 or 2:03.
 function report.duration(seconds)
   local s = math.floor(seconds + 0.5)
@@ -31,7 +34,8 @@ function report.device(device)
   return ffi.string(text)
 end
 
-local function block(title, rows)
+--- A title and rows { name, text }, in two columns.
+function report.block(title, rows)
   local lines, width = { title }, 0
   for _, row in ipairs(rows) do width = math.max(width, #row[1]) end
   for _, row in ipairs(rows) do
@@ -39,6 +43,7 @@ local function block(title, rows)
   end
   return table.concat(lines, "\n")
 end
+local block = report.block
 
 --- The opening banner of a run (trainer.lua's table).
 function report.banner(run)

@@ -142,6 +142,14 @@ int lr_gpu_count(int *out)
     return status;
 }
 
+#ifndef LR_HAVE_CUBLASLT
+int lr_gpu_blas_version(int *out)
+{
+    (void)out;
+    return lr_fail(LR_EUNSUPPORTED, "this lorarun was built without cuBLASLt");
+}
+#endif
+
 int lr_gpu_driver(char *version, size_t cap, int *cuda)
 {
     const int status = need();

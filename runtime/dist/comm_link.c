@@ -93,6 +93,12 @@ static int load_module(const lr_mesh_calls **out)
     return LR_OK;
 }
 
+int lr_comm_loadable(void)
+{
+    const lr_mesh_calls *calls;
+    return load_module(&calls);
+}
+
 /* ---- connecting --------------------------------------------------------------------------------------------------------- */
 /* The address of this machine from which `host` is reached: what the kernel would take for a datagram to it. A machine's own name
  * often leads to an address that no other machine can reach. */
