@@ -222,17 +222,19 @@ static void bench_products(void)
         const double flops = 2.0 * (double)(tokens * n * k);
         lr_tensor *x = matrix(tokens, k, dtype), *y = matrix(tokens, n, dtype), *b = NULL;
         lr_tensor *forward = weight(n, k, 1), *backward = weight(n, k, 2), *wide = matrix(tokens, 2 * n, dtype);
-        lr_tensor *view = columns(wide, 16, n);
+        lr_tensor *view = columns(wide, 16, n), *r = matrix(tokens, n, dtype);
         need(lr_tensor_view(&b, bias, 0, 1, &n, 0));
         snprintf(name, sizeof name, "linear %lldx%lld", (long long)n, (long long)k);
         COMPUTES(name, flops, lr_op_linear(y, x, forward, b, NULL));
+        snprintf(name, sizeof name, "linear residual");
+        COMPUTES(name, flops, lr_op_linear(y, x, forward, b, r));
         snprintf(name, sizeof name, "linear strided");
         COMPUTES(name, flops, lr_op_linear(view, x, forward, b, NULL));
         snprintf(name, sizeof name, "linear_backward %lldx%lld", (long long)n, (long long)k);
         COMPUTES(name, flops, lr_op_linear_backward(x, y, backward, 0.0));
         snprintf(name, sizeof name, "linear_backward beta");
         COMPUTES(name, flops, lr_op_linear_backward(x, y, backward, 1.0));
-        lr_tensor *all[] = {x, y, b, forward, backward, view, wide};
+        lr_tensor *all[] = {x, y, r, b, forward, backward, view, wide};
         for (size_t j = 0; j < LR_COUNT_OF(all); j++)
             lr_tensor_destroy(all[j]);
     }
