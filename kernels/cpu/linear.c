@@ -67,7 +67,7 @@ static int packed_product(const lr_exec *exec, lr_tensor *y, const lr_tensor *x,
     return status;
 }
 
-/* r is copied and the product added to it, which is as fast as having oneDNN read both; a norm that adds them is faster. */
+/* r is copied and the product added to it: as fast as a post-op of oneDNN that reads r. A norm that adds it is faster. */
 int LR_CPU(linear)(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_tensor *w, const lr_tensor *b,
                    const lr_tensor *r)
 {
