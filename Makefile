@@ -11,7 +11,7 @@ JOBS    = $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS)))
 export DESTDIR JOBS
 
 .NOTPARALLEL:
-.PHONY: all run test install bench interop lint sanitize clean help
+.PHONY: all run test install bench bench-gpu interop lint sanitize clean help
 
 all: ## install what is missing, build build/lorarun
 	@tools/setup.sh build
@@ -38,6 +38,11 @@ bench: ## the benchmarks: kernels, tokenizer, a whole training step
 	@tools/build.sh "$(BUILD)"
 	@tools/bench.sh "$(BUILD)" $(ARGS)
 
+bench-gpu: ## the benchmarks that want a GPU: ceilings, products, kernels, steps of a 7B; skipped where there is none
+	@tools/setup.sh build
+	@TARGET=lorarun tools/build.sh "$(BUILD)"
+	@"$(BUILD)/lorarun" bench/gpu/run.lua $(ARGS) || [ $$? -eq 77 ]
+
 interop: ## folders written here load in sentence-transformers and PEFT, and theirs here
 	@tools/setup.sh build model interop
 	@tools/fetch_model.sh
@@ -58,4 +63,4 @@ clean: ## remove the build folders
 	rm -rf "$(BUILD)" build-asan
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18

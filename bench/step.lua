@@ -10,8 +10,8 @@ local ffi = require "ffi"
 local lr = require "lorarun"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
-local autograd, nn, ops, optim, tensor = lr.autograd, require "lorarun.nn", lr.ops, lr.optim, lr.tensor
-local lora, loss = require "lorarun.lora", lr.loss
+local autograd, loss, ops, optim, tensor = lr.autograd, lr.loss, lr.ops, lr.optim, lr.tensor
+local synthetic = dofile(lr.fs.join(lr.fs.dirname(lr.fs.real(arg[0])), "lib", "synthetic.lua"))
 
 local args = lr.args {
   { "model", "all", "whose shapes", choices = { "all", "minilm", "qwen2" } },
@@ -21,62 +21,6 @@ local args = lr.args {
   { "threads", 0, "compute threads; 0: all cores", min = 0 },
 }
 lr.threads(args.threads)
-
-local SHAPES = {
-  minilm = { arch = "bert", targets = { "query", "key", "value" }, pooling = "mean", hidden = 384, layers = 6, heads = 12,
-    kv_heads = 12, head_dim = 32, intermediate = 1536, vocabulary = 30522, positions = 512, types = 2, eps = 1e-12, gelu = "erf" },
-  qwen2 = { arch = "qwen2", targets = { "q_proj", "k_proj", "v_proj" }, pooling = "last", hidden = 768, layers = 12, heads = 12,
-    kv_heads = 2, head_dim = 64, intermediate = 4096, vocabulary = 32000, positions = 512, eps = 1e-6, theta = 1e6 },
-}
-
--- A model of random weights, without files: what lorarun.model would have loaded.
-local function random_model(shape, dtype, device)
-  local arch = require("lorarun.models." .. shape.arch)
-  local index = 0
-  local source = nn.source { dtype = dtype, device = device, load = function(name, t)
-    index = index + 1
-    if device == "meta" then return end
-    local norm = #t.shape == 1 and not name:find "bias$"
-    local f = tensor.new({ t:elements() }, "f32", "random", device)
-    check(C.lr_tensor_uniform(f.handle, 1, index, norm and 0.9 or -0.04, norm and 1.1 or 0.04))
-    check(C.lr_op_cast(t:matrix().handle, f:view({ t:elements() / t.shape[#t.shape], t.shape[#t.shape] }).handle))
-    f:free()
-  end }
-  local built = arch.build(shape, source)
-  arch.prepare(built, shape.positions, device)
-  local model = setmetatable({ arch = arch, built = built, linears = source.linears, device = device, pooling = shape.pooling,
-    normalize = true, dimension = shape.hidden, layer_count = shape.layers, sizes = shape, dtype = dtype },
-    require("lorarun.model").Model)
-  lora.add(model, { rank = 16, alpha = 32, dropout = 0.1, targets = shape.targets })
-  return model
-end
-
--- Packed lengths of `pairs` lines (about 12 tokens) and contexts (30 to 512, mostly short), the same in every run.
-local function lengths(pairs_)
-  local word, list = ffi.new "uint32_t[4]", {}
-  for i = 0, 2 * pairs_ - 1 do
-    C.lr_random(7, 1, 0, i, word)
-    local u = word[0] * 2 ^ -32
-    list[i + 1] = i < pairs_ and 4 + math.floor(u * 17) or math.min(512, 30 + math.floor(240 * u * u + 300 * u ^ 8))
-  end
-  return list
-end
-
-local function make_batch(list)
-  local tokens, longest = 0, 0
-  for _, n in ipairs(list) do tokens, longest = tokens + n, math.max(longest, n) end
-  local b = { tokens = tokens, sequences = #list, max_length = longest, ids = ffi.new("int32_t[?]", tokens),
-    positions = ffi.new("int32_t[?]", tokens), cu_seqlens = ffi.new("int32_t[?]", #list + 1), keys = ffi.new("int64_t[?]", tokens) }
-  local t = 0
-  for i, n in ipairs(list) do
-    for p = 0, n - 1 do
-      b.ids[t], b.positions[t], b.keys[t] = 5 + (t * 7919) % 20000, p, i * 65536 + p
-      t = t + 1
-    end
-    b.cu_seqlens[i] = t
-  end
-  return b
-end
 
 local function step(model, batch, optimizer, labels, number)
   autograd.gradients(function()
@@ -119,20 +63,10 @@ local function ceiling(dtype, shape)
   return best
 end
 
--- FLOP of a step that cannot be done without: 4 a weight and row. Where pooling takes rows, the last layer's linears behind its
--- attention, which are all of its own but the first, have no others.
-local function useful_work(model, batch)
-  local work, spared = 0, model:context(batch).pooled and #model.linears - #model.linears / model.layer_count + 1
-  for i, layer in ipairs(model.linears) do
-    work = work + 4 * layer.n * layer.k * (spared and i > spared and batch.sequences or batch.tokens)
-  end
-  return work
-end
-
 local function run(name, precision)
-  local shape, dtype = SHAPES[name], precision == "bf16" and "bf16" or "f32"
-  local list = lengths(args.pairs)
-  local batch = make_batch(list)
+  local shape, dtype = synthetic.SHAPES[name], precision == "bf16" and "bf16" or "f32"
+  local list = synthetic.lengths(args.pairs)
+  local batch = synthetic.batch(list)
   tensor.scope(function()
     local labels = {}
     for i = 1, args.pairs do labels[i] = i % 2 end
@@ -141,14 +75,14 @@ local function run(name, precision)
     local useful = 0
     for _, device in ipairs { "cpu", "meta" } do
       tensor.scope(function()
-        local model = random_model(shape, dtype, device)
+        local model = synthetic.model(shape, dtype, device)
         local optimizer = optim.adamw(model.lora.parameters)
         local y = tensor.from(labels, nil, "f32", "labels", device)
         for i = 1, 3 do step(model, batch, optimizer, y, i) end
         times[device] = median_time(args.steps, function(i) step(model, batch, optimizer, y, i) end)
-        useful = useful_work(model, batch)
+        useful = synthetic.useful_work(model, batch)
         optimizer:free()
-        model.lora:free()
+        model:free()
       end)
     end
     gemm = math.max(gemm, ceiling(dtype, shape))

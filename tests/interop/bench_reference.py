@@ -3,12 +3,12 @@
 
     python bench_reference.py MODEL_FOLDER TRAIN.jsonl --batch 16 --steps 10 --threads 2 --precision fp32 --max-length 512
                               [--sorted] [--targets a,b,c] [--columns current_line,context] [--score score] [--warmup 2]
-                              [--gradient-checkpointing] [--device cpu]
+                              [--gradient-checkpointing] [--device cpu] [--weights fp32]
 
 CosineSimilarityLoss, LoRA (r 16, alpha 32, dropout 0.1), AdamW, clipping at 1, in the stock manner: a step takes the next
 `batch` rows of the file, each column is tokenized in the step and padded to its longest row. --sorted is the best that can be
 had of padding: the same rows, ordered by length, cut into batches, and the batches shuffled. --precision bf16 is autocast over
-fp32 weights. The first --warmup steps train but do not count. Prints one JSON object:
+weights in fp32, or with --weights bf16 in bf16; adapters are fp32. The first --warmup steps train but do not count. Prints one JSON object:
 
   pairs_per_second, tokens_per_second        real tokens: those of the texts, padding not counted
   padded_tokens_per_second, padding          tokens the model had to compute, and padded / real
@@ -51,6 +51,7 @@ def arguments():
     parser.add_argument("--columns", default="current_line,context")
     parser.add_argument("--score", default="score")
     parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--weights", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args()
 
@@ -84,7 +85,8 @@ def main():
     columns = args.columns.split(",")
     rows = read_rows(args.train, columns, args.score, args.batch * (args.warmup + args.steps))
 
-    sentence = SentenceTransformer(args.model_folder, device=args.device, model_kwargs={"dtype": torch.float32})
+    dtype = torch.bfloat16 if args.weights == "bf16" else torch.float32
+    sentence = SentenceTransformer(args.model_folder, device=args.device, model_kwargs={"dtype": dtype})
     sentence.max_seq_length = args.max_length
     targets = args.targets.split(",") if args.targets else TARGETS[sentence[0].auto_model.config.model_type]
     sentence.add_adapter(
@@ -94,6 +96,8 @@ def main():
         sentence[0].auto_model.enable_input_require_grads()
         sentence[0].auto_model.gradient_checkpointing_enable({"use_reentrant": False})
     trainable = [parameter for parameter in sentence.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(trainable, lr=3e-4, weight_decay=0.0)
     loss_function = losses.CosineSimilarityLoss(sentence)
     batches = make_batches(rows, args.batch, sentence, columns, args.sorted)

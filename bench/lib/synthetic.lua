@@ -1,0 +1,107 @@
+-- synthetic.lua: models of random weights without files, and batches with the lengths of the real job, for benchmarks:
+--   local synthetic = dofile(.. "/bench/lib/synthetic.lua")
+--
+--   local model = synthetic.model(synthetic.SHAPES.nomic, "bf16", "cuda")
+--   local batch = synthetic.batch(synthetic.lengths(32))
+local ffi = require "ffi"
+local C = require "lorarun.c"
+local check = require "lorarun.check"
+local lora = require "lorarun.lora"
+local nn = require "lorarun.nn"
+local tensor = require "lorarun.tensor"
+
+local synthetic = {}
+
+--- Shapes of models, as their modules' configure() gives them, with what lr.load_model would read beside config.json.
+synthetic.SHAPES = {
+  minilm = { arch = "bert", targets = { "query", "key", "value" }, pooling = "mean", hidden = 384, layers = 6, heads = 12,
+    kv_heads = 12, head_dim = 32, intermediate = 1536, vocabulary = 30522, positions = 512, types = 2, eps = 1e-12, gelu = "erf" },
+  qwen2 = { arch = "qwen2", targets = { "q_proj", "k_proj", "v_proj" }, pooling = "last", hidden = 768, layers = 12, heads = 12,
+    kv_heads = 2, head_dim = 64, intermediate = 4096, vocabulary = 32000, positions = 512, eps = 1e-6, theta = 1e6 },
+  nomic = { arch = "qwen2", targets = { "q_proj", "k_proj", "v_proj" }, pooling = "last", hidden = 3584, layers = 28, heads = 28,
+    kv_heads = 4, head_dim = 128, intermediate = 18944, vocabulary = 151646, positions = 512, eps = 1e-6, theta = 1e6 },
+  tiny = { arch = "qwen2", targets = { "q_proj", "k_proj", "v_proj" }, pooling = "last", hidden = 128, layers = 2, heads = 4,
+    kv_heads = 2, head_dim = 32, intermediate = 192, vocabulary = 300, positions = 512, eps = 1e-6, theta = 1e6 },
+}
+
+local DRAWN = 2 ^ 22 -- numbers that are drawn; larger weights repeat them
+
+--- Fill t, of any float dtype, with random numbers of [low, high). Few are drawn, then copied: a GPU's are made on the host.
+function synthetic.fill(t, low, high, stream)
+  local width = t.shape[#t.shape]
+  local rows = t:elements() / width
+  local most = math.max(1, math.floor(DRAWN / width))
+  tensor.scope(function()
+    local matrix, drawn = t:matrix(), math.min(rows, most)
+    local f = tensor.new({ drawn * width }, "f32", "random", t.device)
+    check(C.lr_tensor_uniform(f.handle, 1, stream, low, high))
+    local block = f:view { drawn, width }
+    for from = 0, rows - 1, drawn do
+      local n = math.min(drawn, rows - from)
+      check(C.lr_op_cast(matrix:slice_rows(from, from + n).handle, block:slice_rows(0, n).handle))
+    end
+  end)
+end
+
+--- model(shape, dtype, device): what lorarun.model would have loaded, with adapters of rank 16 and dropout.
+function synthetic.model(shape, dtype, device)
+  local arch = require("lorarun.models." .. shape.arch)
+  local index = 0
+  local source = nn.source { dtype = dtype, device = device, load = function(name, t)
+    index = index + 1
+    if device == "meta" then return end
+    local norm = #t.shape == 1 and not name:find "bias$"
+    synthetic.fill(t, norm and 0.9 or -0.04, norm and 1.1 or 0.04, index)
+  end }
+  return tensor.persistent(function()
+    local built = arch.build(shape, source)
+    arch.prepare(built, shape.positions, device)
+    local model = setmetatable({ arch = arch, built = built, linears = source.linears, device = device, pooling = shape.pooling,
+      normalize = true, dimension = shape.hidden, layer_count = shape.layers, sizes = shape, dtype = dtype, name = "random weights",
+      precision = ({ f32 = "fp32", f16 = "fp16" })[dtype] or dtype, max_length = shape.positions }, require("lorarun.model").Model)
+    lora.add(model, { rank = 16, alpha = 32, dropout = 0.1, targets = shape.targets })
+    return model
+  end)
+end
+
+--- lengths(pairs): tokens of so many lines (4 to 20) and contexts (30 to 512, mostly short), the same in every run.
+function synthetic.lengths(pairs_)
+  local word, list = ffi.new "uint32_t[4]", {}
+  for i = 0, 2 * pairs_ - 1 do
+    C.lr_random(7, 1, 0, i, word)
+    local u = word[0] * 2 ^ -32
+    list[i + 1] = i < pairs_ and 4 + math.floor(u * 17) or math.min(512, 30 + math.floor(240 * u * u + 300 * u ^ 8))
+  end
+  return list
+end
+
+--- batch(lengths, vocabulary): a packed batch, as the loader makes them.
+function synthetic.batch(list, vocabulary)
+  local tokens, longest = 0, 0
+  for _, n in ipairs(list) do tokens, longest = tokens + n, math.max(longest, n) end
+  local b = { tokens = tokens, sequences = #list, max_length = longest, ids = ffi.new("int32_t[?]", tokens),
+    positions = ffi.new("int32_t[?]", tokens), cu_seqlens = ffi.new("int32_t[?]", #list + 1), keys = ffi.new("int64_t[?]", tokens) }
+  local t = 0
+  for i, n in ipairs(list) do
+    for p = 0, n - 1 do
+      b.ids[t], b.positions[t], b.keys[t] = 5 + (t * 7919) % ((vocabulary or 20005) - 5), p, i * 65536 + p
+      t = t + 1
+    end
+    b.cu_seqlens[i] = t
+  end
+  return b
+end
+
+--- useful_work(model, batch): FLOP of a step that cannot be done without: 4 a weight and row (forward 2, gradient of activations 2;
+--- frozen weights need no third product). Where pooling takes rows, the last layer's linears behind its attention, which are all of
+--- its own but the first, have no others.
+function synthetic.useful_work(model, batch)
+  local takes_rows = model.pooling == "last" or model.pooling == "cls"
+  local work, spared = 0, takes_rows and #model.linears - #model.linears / model.layer_count + 1
+  for i, layer in ipairs(model.linears) do
+    work = work + 4 * layer.n * layer.k * (spared and i > spared and batch.sequences or batch.tokens)
+  end
+  return work
+end
+
+return synthetic
