@@ -63,12 +63,14 @@ local function measure(bench, model, optimizer, tokens)
     return
   end
   run.recompute.layers = function() return layers end
-  local value, number = 0, 0
+  local sum, value, number = model.lora.parameters.loss, 0, 0
   local function step()
     number = number + 1
     info.step = number
-    value = micro_step.run(run, function() return batch, info end)
+    sum:fill(0)
+    micro_step.run(run, function() return batch, info end)
     optimizer:step(1e-4)
+    value = sum:item()
   end
   check(C.lr_memory_release_cached(memory.DEVICES[bench.device]))
   local t = C.lr_time()

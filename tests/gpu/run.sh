@@ -42,7 +42,7 @@ done
 for file in units/test_autograd models/test_golden models/test_recompute models/test_last_layer; do
   try "$(basename $file)" 300 env LORARUN_TEST_DEVICE=cuda "$LORARUN_PROGRAM" "$tests/run.lua" "$tests/$file.lua"
 done
-for file in step plan recipe nccl sanitizer; do
+for file in step joined fp16 plan recipe nccl sanitizer; do
   try "test_$file" 400 "$LORARUN_PROGRAM" "$tests/run.lua" "$tests/gpu/test_$file.lua"
 done
 
