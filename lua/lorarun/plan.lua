@@ -184,8 +184,8 @@ local function plan_batch(p, run, need, f, largest_part)
   local wanted = recompute.number(o.recompute, p.layers)
   local function fewest_of(tokens) return fewest(p, need, tokens) end
   b.pairs, b.texts = o.batch, o.batch * #o.columns
-  b.layers = wanted or fewest_of(b.largest) or recompute.split(run, { tokens = b.largest, counted = largest_part,
-    fewest = fewest_of, most = function() return most_tokens(p, o, need, p.layers) end }) or p.layers
+  b.layers = wanted or fewest_of(b.largest) or recompute.split(run, { layers = p.layers, tokens = b.largest, counted = largest_part,
+    fewest = fewest_of, most = function(n) return most_tokens(p, o, need, n) end }) or p.layers
   b.part, b.cached, b.splittable = run.part, run.cached, micro_step.splittable(run.loss)
   b.tokens = largest_part(b.part)
   b.chosen = wanted and "as the recipe says" or "as few as fit the memory"

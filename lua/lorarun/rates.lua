@@ -18,8 +18,8 @@ local rates = {}
 
 local LEAST_SECONDS = 20 -- of training, for a rate that is worth keeping
 
--- GPUs: memory, the most that the data sheet promises for dense products, and the share of it that whole steps of a large model are
--- expected to reach.
+-- GPUs: memory, the most FLOP/s that the data sheet promises for dense products, and the share of them that whole steps of a large
+-- model are expected to reach.
 rates.GPUS = {
   a100 = { memory = 80e9, bf16 = 312e12, fp32 = 19.5e12, share = 0.65 },
   h100 = { memory = 80e9, bf16 = 989e12, fp32 = 67e12, share = 0.55 },
@@ -87,7 +87,7 @@ function rates.of_gpu(name, precision)
     if record then return measured(record) end
   end
   local gpu = rates.GPUS[name]
-  local flops = gpu[precision] * gpu.share
+  local flops = (precision == "fp32" and gpu.fp32 or gpu.bf16) * gpu.share -- fp16 is as fast as bf16
   return flops, ("estimated: %.0f TFLOP/s, %.0f%% of the peak of %s in %s"):format(flops / 1e12, 100 * gpu.share,
     name:upper(), precision), false
 end

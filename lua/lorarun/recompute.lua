@@ -28,6 +28,7 @@ Policy.__index = Policy
 recompute.USABLE = 0.9
 local BLOCK = 9 / 8 -- of a tensor's bytes are taken at most: see memory.c
 local LONG_TOKEN = 6 -- bytes: few texts have longer ones on average
+local LONG_PART = 4096 -- tokens: products of so many rows are as fast as those of more
 
 local function fixed_text(n, layers)
   return n == 0 and "off" or n == layers and "on every layer" or ("on %d of %d layers"):format(n, layers)
@@ -74,15 +75,17 @@ function Policy:most_tokens(layers)
     bound(self.run)) or 0
 end
 
---- split(run, o): take batches in as few parts as fit. o.tokens: those of the largest batch; o.fewest(tokens): layers with which
---- so many fit, or nil; o.most(): tokens that fit with all layers recomputed; o.counted(part): tokens of the largest part of so
---- many pairs. Sets run.part and run.cached; returns o.fewest of the largest part, or nil where not one pair fits or the loss
+--- split(run, o): take batches in as few parts as fit: with nothing recomputed where such parts are long enough, since a batch in
+--- more parts takes no longer. o.layers: how many there are; o.tokens: those of the largest batch; o.fewest(tokens): layers with
+--- which so many fit, or nil; o.most(layers): tokens that fit with so many recomputed; o.counted(part): tokens of the largest part
+--- of so many pairs. Sets run.part and run.cached; returns o.fewest of the largest part, or nil where not one pair fits or the loss
 --- allows no parts.
 function recompute.split(run, o)
   if not micro_step.splittable(run.loss) then return nil end
   local batch, tokens, layers = run.options.batch, o.tokens, nil
-  while not layers and run.part > 1 do
-    local share = o.most() / tokens -- of the part that did not fit
+  local allowed = o.most(0) >= LONG_PART and 0 or o.layers
+  while run.part > 1 and (not layers or layers > allowed) do
+    local share = o.most(allowed) / tokens -- of the part that did not fit
     run.part = math.max(1, math.min(run.part - 1, math.floor(run.part * share)))
     run.part = math.ceil(batch / math.ceil(batch / run.part)) -- as many parts, as even as can be
     run.cached = not run.loss.mean_over_pairs
@@ -143,8 +146,8 @@ local function auto(run)
     if not most then
       local counted = counter(run)
       local tokens = counted(run.part)
-      most = self:fewest(tokens) or recompute.split(run, { tokens = tokens, counted = counted,
-        fewest = function(n) return self:fewest(n) end, most = function() return self:most_tokens(self.model_layers) end })
+      most = self:fewest(tokens) or recompute.split(run, { layers = layers, tokens = tokens, counted = counted,
+        fewest = function(n) return self:fewest(n) end, most = function(n) return self:most_tokens(n) end })
         or refuse(self, counted(run.part))
     end
     check_evaluation(self)

@@ -100,6 +100,12 @@ test("a batch that does not fit is taken in parts, or the remedy named; what the
       seconds[loss] = tonumber(r.out:match "\n  1  +1,024  +[%d.]+ GB  +([%d.]+)")
     end
     check.that(seconds.mnr > 1.2 * seconds.cosine and seconds.mnr < 1.6 * seconds.cosine, "texts are embedded once more")
+    -- Where parts without recomputing are long, they take less time than fewer parts with it.
+    r = plan(words:gsub("1300MB", "3GB") .. " --batch 1024")
+    local part = tonumber(r.out:match "parts of (%d+) pairs, at most")
+    check.that(part and r.out:find("recompute: none (as few as fit the memory)", 1, true), r.out)
+    local most = tonumber(r.out:match "\n  all 3 layers +[%d,]+ +(%d+)")
+    check.that(part < most / 1.5, r.out)
     has(plan(words .. " --recompute 2"), "recompute: 2 of 3 layers (as the recipe says)")
     has(plan(words .. " --recompute some"), "recompute is 'some'")
     local huge = plan(("%s --model %s --gpu-memory 20MB"):format(recipe, model))

@@ -81,7 +81,7 @@ end
 -- The free memory that leaves room for so many bytes and the kernels' working memory; `held` is there already.
 local function free_for(p, bytes, held) return (bytes + p.batch.workspace + sum(p.held) - held) / 0.9 end
 
-for name, loss in pairs { cosine = "", mnr = 'loss = require("lorarun.loss").by_name "mnr"' } do
+for name, loss in pairs { cosine = "", mnr = 'batch = 15, loss = require("lorarun.loss").by_name "mnr"' } do
   test(name .. ": the peak of a batch in parts is the plan's", function()
     shell.with_folder(function(folder)
       make_data(fs.join(folder, "data"))
