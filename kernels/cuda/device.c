@@ -1,6 +1,10 @@
 /* device.c: an NVIDIA GPU by the CUDA runtime, which is linked statically and loads the driver (libcuda) when first called: the program
  * starts, and runs on the CPU, on machines without either.
  *
+ * CUDA keeps which GPU is meant for each thread, and it is the first one until a thread says otherwise: what other threads than the main
+ * one may call, staging above all, begins with here(). Else every rank of a machine would also hold memory of the first GPU, and its events
+ * would belong to that.
+ *
  * A stream here is a cudaStream_t, an event a cudaEvent_t. What goes wrong in a kernel is reported by the next call that waits, and stays:
  * after an illegal access a CUDA context is of no more use. */
 #include "cuda/cuda.h"
@@ -11,7 +15,8 @@
 enum { OLDEST = 80 }; /* compute capability 8.0, Ampere: bf16 tensor cores */
 
 static cudaStream_t compute;
-static lr_fault *fault; /* in pinned memory, which kernels write to directly */
+static int device_index; /* of the GPU this process uses */
+static lr_fault *fault;  /* in pinned memory, which kernels write to directly */
 
 static int failed(cudaError_t error, const char *what)
 {
@@ -21,6 +26,14 @@ static int failed(cudaError_t error, const char *what)
     if (error == cudaErrorMemoryAllocation)
         return lr_fail(LR_ENOMEM, "out of memory in CUDA: %s", what);
     return lr_fail(LR_EINTERNAL, "CUDA: %s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+/* The calling thread means this process's GPU. */
+static void here(void)
+{
+    static _Thread_local bool said;
+    if (!said)
+        said = cudaSetDevice(device_index) == cudaSuccess; /* where it fails, so does the call that follows */
 }
 
 /* ---- finding it -------------------------------------------------------------------------------------------------------- */
@@ -61,6 +74,7 @@ static int open_device(int index)
     int status = find_device(index);
     if (status == LR_OK)
         status = failed(cudaSetDevice(index), "starting the GPU");
+    device_index = index;
     if (status == LR_OK)
         status = failed(cudaStreamCreateWithFlags(&compute, cudaStreamNonBlocking), "making a stream");
     if (status == LR_OK)
@@ -133,6 +147,7 @@ static void release(void *p)
 static void *alloc_pinned(size_t bytes)
 {
     void *p = NULL;
+    here();
     if (cudaHostAlloc(&p, bytes, cudaHostAllocPortable) == cudaSuccess)
         return p;
     cudaGetLastError();
@@ -151,6 +166,7 @@ static int copy(lr_stream *stream, const lr_copy *c)
                                                 [LR_WITHIN_DEVICE] = cudaMemcpyDeviceToDevice};
     const bool dense = c->rows == 1 || (c->to_pitch == c->width && c->from_pitch == c->width);
     const cudaStream_t s = (cudaStream_t)stream;
+    here();
     return failed(dense ? cudaMemcpyAsync(c->to, c->from, c->width * c->rows, kinds[c->direction], s)
                         : cudaMemcpy2DAsync(c->to, c->to_pitch, c->from, c->from_pitch, c->width, c->rows,
                                             kinds[c->direction], s),
@@ -204,6 +220,7 @@ static int stream_wait_event(lr_stream *stream, lr_device_event *event)
 static int event_new(lr_device_event **out)
 {
     cudaEvent_t e = NULL;
+    here();
     const int status = failed(cudaEventCreate(&e), "making an event");
     if (status == LR_OK)
         *out = (lr_device_event *)e;
@@ -218,11 +235,13 @@ static void event_free(lr_device_event *event)
 
 static int event_record(lr_device_event *event, lr_stream *stream)
 {
+    here();
     return failed(cudaEventRecord((cudaEvent_t)event, (cudaStream_t)stream), "recording an event");
 }
 
 static int event_wait(lr_device_event *event)
 {
+    here();
     return failed(cudaEventSynchronize((cudaEvent_t)event), "waiting for the GPU");
 }
 

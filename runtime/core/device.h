@@ -72,6 +72,15 @@ int lr_device_uuid(int index, char *buf, size_t cap);
  * device gets the bytes in the stream's order. Any number of threads may call it. See staging.c. */
 int lr_stage_to_device(const lr_driver *driver, lr_stream *stream, const lr_copy *copy);
 
+/* The same, for bytes that are made in the pinned buffer itself: take one (waits until one is free), fill it, and send it, or give it
+ * back. send takes it back whatever happens; of copy it uses all but `from`, where rows lie without gaps. */
+enum { LR_STAGE_BYTES = 2 << 20 };
+typedef struct lr_stage lr_stage;
+int lr_stage_take(const lr_driver *driver, lr_stage **out);
+void *lr_stage_data(lr_stage *stage);
+int lr_stage_send(const lr_driver *driver, lr_stream *stream, lr_stage *stage, const lr_copy *copy);
+void lr_stage_give_back(lr_stage *stage);
+
 bool lr_is_deterministic(void); /* what lr_deterministic said */
 
 const lr_driver *lr_cpu_driver(void);  /* device_cpu.c */

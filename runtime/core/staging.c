@@ -2,7 +2,8 @@
  *
  * A device's copy engine runs at full speed, and behind the caller's back, only from pinned memory. The caller's bytes are copied into a
  * free buffer, the buffer is sent, and an event says when it is free again; meanwhile the caller fills the next one. So a batch is handed
- * over without waiting for the GPU, and a file's reading, converting and sending overlap.
+ * over without waiting for the GPU. Whoever makes bytes (a file's reader) takes a buffer and makes them right there; several threads that
+ * do so read, convert and send at the same time.
  *
  * Invariants
  *   - A slot is taken by one thread at a time; `busy` is guarded by the lock, the rest by being busy.
@@ -12,29 +13,29 @@
 #include <pthread.h>
 #include <string.h>
 
-enum { SLOTS = 4, SLOT_BYTES = 4 << 20 };
+enum { SLOTS = 16 }; /* as many threads may fill one at the same time */
 
-typedef struct slot {
+struct lr_stage {
     char *data;
     lr_device_event *sent;
     bool busy;
-} slot;
+};
 
-static slot slots[SLOTS];
+static lr_stage slots[SLOTS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t freed = PTHREAD_COND_INITIALIZER;
 static int next_slot; /* the one that was sent longest ago */
 
-static int slot_new(const lr_driver *driver, slot *s)
+static int slot_new(const lr_driver *driver, lr_stage *s)
 {
     if (s->data == NULL) {
-        if (lr_memory_injected() || (s->data = driver->alloc_pinned(SLOT_BYTES)) == NULL)
-            return lr_fail(LR_ENOMEM, "out of host memory: %d bytes that a device can copy from", SLOT_BYTES);
+        if (lr_memory_injected() || (s->data = driver->alloc_pinned(LR_STAGE_BYTES)) == NULL)
+            return lr_fail(LR_ENOMEM, "out of host memory: %d bytes that a device can copy from", LR_STAGE_BYTES);
     }
     return s->sent != NULL ? LR_OK : driver->event_new(&s->sent);
 }
 
-static void give_back(slot *s)
+void lr_stage_give_back(lr_stage *s)
 {
     pthread_mutex_lock(&lock);
     s->busy = false;
@@ -42,10 +43,9 @@ static void give_back(slot *s)
     pthread_mutex_unlock(&lock);
 }
 
-/* A slot whose last bytes are gone. */
-static int take(const lr_driver *driver, slot **out)
+int lr_stage_take(const lr_driver *driver, lr_stage **out)
 {
-    slot *s = NULL;
+    lr_stage *s = NULL;
     pthread_mutex_lock(&lock);
     while (s == NULL) {
         for (int i = 0; i < SLOTS && s == NULL; i++)
@@ -61,30 +61,40 @@ static int take(const lr_driver *driver, slot **out)
     if (status == LR_OK)
         status = driver->event_wait(s->sent);
     if (status != LR_OK) {
-        give_back(s);
+        lr_stage_give_back(s);
         return status;
     }
     *out = s;
     return LR_OK;
 }
 
-/* One slot's worth: rows of width bytes that fit it together. */
-static int send(const lr_driver *driver, lr_stream *stream, const lr_copy *c)
+void *lr_stage_data(lr_stage *s)
 {
-    slot *s = NULL;
-    int status = take(driver, &s);
+    return s->data;
+}
+
+int lr_stage_send(const lr_driver *driver, lr_stream *stream, lr_stage *s, const lr_copy *copy)
+{
+    lr_copy c = *copy;
+    c.from = s->data;
+    c.from_pitch = c.width;
+    int status = driver->copy(stream, &c);
+    if (status == LR_OK)
+        status = driver->event_record(s->sent, stream);
+    lr_stage_give_back(s);
+    return status;
+}
+
+/* One slot's worth: rows of width bytes that fit it together. */
+static int fill_and_send(const lr_driver *driver, lr_stream *stream, const lr_copy *c)
+{
+    lr_stage *s = NULL;
+    const int status = lr_stage_take(driver, &s);
     if (status != LR_OK)
         return status;
     for (size_t i = 0; i < c->rows; i++)
         memcpy(s->data + i * c->width, (const char *)c->from + i * c->from_pitch, c->width);
-    lr_copy dense = *c;
-    dense.from = s->data;
-    dense.from_pitch = c->width;
-    status = driver->copy(stream, &dense);
-    if (status == LR_OK)
-        status = driver->event_record(s->sent, stream);
-    give_back(s);
-    return status;
+    return lr_stage_send(driver, stream, s, c);
 }
 
 int lr_stage_to_device(const lr_driver *driver, lr_stream *stream, const lr_copy *copy)
@@ -94,8 +104,8 @@ int lr_stage_to_device(const lr_driver *driver, lr_stream *stream, const lr_copy
         c.width *= c.rows;
         c.rows = 1;
     }
-    const size_t width = c.width < SLOT_BYTES ? c.width : SLOT_BYTES;
-    const size_t rows = width > 0 ? SLOT_BYTES / width : 1;
+    const size_t width = c.width < LR_STAGE_BYTES ? c.width : LR_STAGE_BYTES;
+    const size_t rows = width > 0 ? LR_STAGE_BYTES / width : 1;
     for (size_t row = 0; row < c.rows; row += rows)
         for (size_t at = 0; at < c.width; at += width) {
             lr_copy part = c;
@@ -103,7 +113,7 @@ int lr_stage_to_device(const lr_driver *driver, lr_stream *stream, const lr_copy
             part.from = (const char *)c.from + row * c.from_pitch + at;
             part.width = c.width - at < width ? c.width - at : width;
             part.rows = c.rows - row < rows ? c.rows - row : rows;
-            const int status = send(driver, stream, &part);
+            const int status = fill_and_send(driver, stream, &part);
             if (status != LR_OK)
                 return status;
         }

@@ -4,8 +4,8 @@
  * agree with its dtype and shape, the tensors follow each other without gap or overlap, and they end where the file
  * ends. After that only the disk can fail.
  *
- * Data is read with pread() straight into the tensor, or through a buffer where values are converted, by all compute
- * threads. Unlike a memory map this reports a disk error, or a file that shrank meanwhile, as an error; in a map it
+ * Data is read with pread() by all compute threads, straight into the tensor or, for a GPU, into a pinned buffer that it copies from
+ * while the thread reads on. Where values are converted they pass a small buffer that stays in the core's cache. Unlike a memory map this reports a disk error, or a file that shrank meanwhile, as an error; in a map it
  * would end the process (SIGBUS).
  *
  * Invariants
@@ -13,6 +13,7 @@
  * as long.
  *   - Reading changes nothing in lr_safetensors. */
 #include "io/safetensors.h"
+#include "core/device.h"
 #include "core/tensor.h"
 #include "io/file.h"
 #include "io/json.h"
@@ -386,35 +387,76 @@ const char *lr_safetensors_metadata(const lr_safetensors *f, const char *key)
 
 /* ---- loading
  * --------------------------------------------------------------------------------------------------------- */
-/* One tensor on its way: chunks of `chunk` elements, each taken by one thread. */
+enum { LEAST_READERS = 4 }; /* a disk answers several at once; that they wait for it leaves the cores to others */
+
+/* One tensor on its way: chunks of LR_SAFETENSORS_CHUNK elements, each taken by one thread. */
 typedef struct transfer {
     const lr_safetensors *file;
     const entry *entry;
     lr_tensor *tensor;
-    bool direct;   /* read straight into the tensor */
-    char *buffers; /* per thread: one chunk as stored, one as the tensor wants it */
+    /* Where a chunk is read to, or converted to: into the tensor; into a pinned buffer, from which the device copies it; or, for
+     * rows with gaps, into memory of the thread's, from where it is written. */
+    enum { INTO_TENSOR, INTO_STAGE, INTO_BUFFER } way;
+    char *
+        buffers; /* per thread: one chunk as stored, and one as the tensor wants it, where they are needed; else NULL */
     size_t buffer_size;
     atomic_int failed;  /* errno + 1 of a read that failed, 0: none */
     atomic_int refused; /* the status of a copy to the tensor's device that failed, LR_OK: none */
 } transfer;
 
+_Static_assert(LR_SAFETENSORS_CHUNK * sizeof(float) <= LR_STAGE_BYTES, "a chunk fits a pinned buffer");
+
+/* A chunk as the tensor wants it. */
+static bool read_chunk(transfer *x, int64_t from, int64_t n, char *buffer, void *to)
+{
+    const int stored = x->entry->dtype->dtype;
+    const size_t size = lr_dtype_size(stored);
+    char *source = stored == x->tensor->dtype ? to : buffer;
+    if (!lr_file_read_at(x->file->fd, x->file->data + x->entry->begin + from * (int64_t)size, source,
+                         (size_t)n * size)) {
+        atomic_store(&x->failed, errno + 1);
+        return false;
+    }
+    if (source != to)
+        lr_convert(to, x->tensor->dtype, source, stored, n); /* cannot fail: the pair was checked */
+    return true;
+}
+
+static int stage_chunk(transfer *x, int64_t from, int64_t n, char *buffer)
+{
+    lr_tensor *t = x->tensor;
+    const lr_driver *driver = lr_driver_of(t->device);
+    const size_t size = lr_dtype_size(t->dtype), width = (size_t)n * size;
+    lr_stage *stage = NULL;
+    const int status = lr_stage_take(driver, &stage);
+    if (status != LR_OK)
+        return status;
+    if (!read_chunk(x, from, n, buffer, lr_stage_data(stage))) {
+        lr_stage_give_back(stage);
+        return LR_OK; /* it is noted */
+    }
+    const lr_copy copy = {.to = (char *)t->data + (size_t)from * size,
+                          .width = width,
+                          .to_pitch = width,
+                          .rows = 1,
+                          .direction = LR_TO_DEVICE};
+    return lr_stage_send(driver, driver->compute_stream(), stage, &copy);
+}
+
 static void move_chunk(transfer *x, int64_t from, int64_t n, int thread)
 {
     lr_tensor *t = x->tensor;
-    const int stored = x->entry->dtype->dtype;
-    const size_t source_size = lr_dtype_size(stored), size = lr_dtype_size(t->dtype);
-    const int64_t at = x->file->data + x->entry->begin + from * (int64_t)source_size;
-    char *source = x->direct ? (char *)t->data + (size_t)from * size : x->buffers + (size_t)thread * x->buffer_size;
-    if (!lr_file_read_at(x->file->fd, at, source, (size_t)n * source_size)) {
-        atomic_store(&x->failed, errno + 1);
-        return;
+    char *buffer = x->buffers != NULL ? x->buffers + (size_t)thread * x->buffer_size : NULL;
+    int status = LR_OK;
+    if (x->way == INTO_STAGE) {
+        status = stage_chunk(x, from, n, buffer);
+    } else if (x->way == INTO_TENSOR) {
+        read_chunk(x, from, n, buffer, (char *)t->data + (size_t)from * lr_dtype_size(t->dtype));
+    } else {
+        char *made = buffer + LR_SAFETENSORS_CHUNK * lr_dtype_size(x->entry->dtype->dtype);
+        if (read_chunk(x, from, n, buffer, made))
+            status = lr_tensor_write(t, from, n, made);
     }
-    if (x->direct)
-        return;
-    char *converted = stored == t->dtype ? source : source + (size_t)LR_SAFETENSORS_CHUNK * source_size;
-    if (converted != source)
-        lr_convert(converted, t->dtype, source, stored, n); /* cannot fail: the pair was checked */
-    const int status = lr_tensor_write(t, from, n, converted);
     if (status != LR_OK)
         atomic_store(&x->refused, status);
 }
@@ -447,11 +489,12 @@ int lr_safetensors_load(const lr_safetensors *f, int64_t index, lr_tensor *t)
     if (status != LR_OK || t->device == LR_META)
         return status;
     const int64_t chunks = (t->elements + LR_SAFETENSORS_CHUNK - 1) / LR_SAFETENSORS_CHUNK;
-    const int threads = (int)lr_min64(chunks, lr_threads());
+    const int threads = (int)lr_min64(chunks, lr_max64(lr_threads(), LEAST_READERS));
     transfer x = {.file = f, .entry = e, .tensor = t};
-    x.direct = e->dtype->dtype == t->dtype && lr_tensor_contiguous(t) && t->device == LR_CPU;
+    x.way = !lr_tensor_contiguous(t) ? INTO_BUFFER : lr_driver_of(t->device)->addressable ? INTO_TENSOR : INTO_STAGE;
     x.buffer_size = LR_SAFETENSORS_CHUNK * (lr_dtype_size(e->dtype->dtype) + lr_dtype_size(t->dtype));
-    if (!x.direct && (x.buffers = lr_alloc((size_t)threads * x.buffer_size)) == NULL)
+    if ((x.way == INTO_BUFFER || e->dtype->dtype != t->dtype) &&
+        (x.buffers = lr_alloc((size_t)threads * x.buffer_size)) == NULL)
         return LR_ENOMEM;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t i = 0; i < chunks; i++) {
