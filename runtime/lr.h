@@ -117,6 +117,9 @@ int lr_device_wait(int device); /* until all work given to it is done; reports w
 /* 1, as at first: equal inputs give equal bits in every run on the same kind of GPU. 0: the fastest way, whatever its bits. The CPU
  * always gives equal bits. */
 void lr_deterministic(int on);
+/* 0, as at first: products of f32 are f32. 1: on a GPU they may be TF32, which rounds what it multiplies to 10 bits and is several
+ * times as fast. -1 changes nothing. Returns what holds now. */
+int lr_tf32(int on);
 int lr_cores(void);        /* that this process may use */
 int lr_threads_set(int n); /* compute threads; 0: OMP_NUM_THREADS, or else one per core */
 int lr_threads(void);

@@ -66,7 +66,7 @@ static int write_head(const lr_choices *c, char *line)
 }
 
 /* The key's numbers in their order, then the time and the algorithm. */
-enum { NUMBERS = 3 + 4 + 4 + 4 + 5 };
+enum { NUMBERS = 3 + 4 + 4 + 4 + 6 };
 
 static void numbers_of(const lr_choice_key *k, int64_t out[NUMBERS])
 {
@@ -84,6 +84,7 @@ static void numbers_of(const lr_choice_key *k, int64_t out[NUMBERS])
     out[n++] = k->biased;
     out[n++] = k->accumulates;
     out[n++] = k->deterministic;
+    out[n++] = k->tf32;
 }
 
 static void key_of(const int64_t in[NUMBERS], lr_choice_key *k)
@@ -103,6 +104,7 @@ static void key_of(const int64_t in[NUMBERS], lr_choice_key *k)
     k->biased = (uint8_t)in[n++];
     k->accumulates = (uint8_t)in[n++];
     k->deterministic = (uint8_t)in[n++];
+    k->tf32 = (uint8_t)in[n++];
 }
 
 static int write_line(const lr_choice *x, char *line)

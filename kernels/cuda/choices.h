@@ -24,7 +24,8 @@ typedef struct lr_choice_key {
     int32_t dtype[4];
     uint8_t a_transposed, b_transposed, biased, accumulates;
     uint8_t deterministic; /* what the candidates were restricted to */
-    uint8_t unused[3];     /* no padding: see above */
+    uint8_t tf32;          /* f32 may be multiplied as TF32 */
+    uint8_t unused[2];     /* no padding: see above */
 } lr_choice_key;
 
 /* As the library describes it: bytes that mean something to the same version of it. */

@@ -151,12 +151,18 @@ static cublasStatus_t set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttr
     return lt.cublasLtMatmulDescSetAttribute(operation, what, value, size);
 }
 
-/* On failure nothing is left. f32 is f32: CUBLAS_COMPUTE_32F does not use TF32. */
+static bool may_be_tf32(const lr_cuda_product *p)
+{
+    return lr_tf32(-1) != 0 && p->a.dtype == LR_F32 && p->b.dtype == LR_F32;
+}
+
+/* On failure nothing is left. f32 is f32 unless TF32 was asked for: CUBLAS_COMPUTE_32F does not use it. */
 static cublasStatus_t describe(lt_product *x, const lr_cuda_product *p)
 {
     const cublasOperation_t plain = CUBLAS_OP_N, transposed = CUBLAS_OP_T;
     *x = (lt_product){0};
-    cublasStatus_t status = lt.cublasLtMatmulDescCreate(&x->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    cublasStatus_t status = lt.cublasLtMatmulDescCreate(
+        &x->operation, may_be_tf32(p) ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = set(x->operation, CUBLASLT_MATMUL_DESC_TRANSA, p->b_transposed ? &transposed : &plain, sizeof plain);
     if (status == CUBLAS_STATUS_SUCCESS)
@@ -223,6 +229,7 @@ static lr_choice_key key_of(const lr_cuda_product *r)
     key.biased = r->bias != NULL;
     key.accumulates = r->beta != 0.0f;
     key.deterministic = lr_is_deterministic();
+    key.tf32 = may_be_tf32(r);
     return key;
 }
 

@@ -30,6 +30,8 @@ local FUNCTIONS = {
     if n then require("lorarun.check")(C.lr_threads_set(n)) end
     return C.lr_threads()
   end,
+  --- tf32(on): whether a GPU may multiply f32 as TF32; with nothing it only tells.
+  tf32 = function(on) return require("lorarun.c").lr_tf32(on == nil and -1 or on and 1 or 0) ~= 0 end,
   --- given(args, name): was the option on the command line?
   given = function(args, name) return require("lorarun.args").given(args, name) end,
   has_gpu = function()

@@ -364,7 +364,7 @@ function trainer.train(given)
   run.fixed = { batch = o.batch, accumulate = o.accumulate, world_size = world, global_batch = global_batch, seed = o.seed,
     learning_rate = o.learning_rate, total_steps = run.total_steps, train_rows = run.train.rows, model = o.model.name,
     precision = o.model.precision, max_length = o.model.max_length, threads = C.lr_threads(),
-    dropout = o.model.lora.config.lora_dropout }
+    dropout = o.model.lora.config.lora_dropout, tf32 = C.lr_tf32(-1) ~= 0 }
   if o.loss.gather ~= nil then run.fixed.compared = o.loss.gather and o.batch * world or o.batch end
   if world > 1 then compare_ranks(run) end
   run.recompute = recompute.new(run)

@@ -162,6 +162,13 @@ bool lr_is_deterministic(void)
     return deterministic;
 }
 
+static int tf32;
+
+int lr_tf32(int on)
+{
+    return tf32 = on >= 0 ? on != 0 : tf32;
+}
+
 /* ---- threads --------------------------------------------------------------------------------------------------------- */
 enum { MOST_THREADS = 4096 };
 static int threads;

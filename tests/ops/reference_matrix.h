@@ -172,6 +172,28 @@ TEST(matmul_nt)
     check_matmul(lr_op_matmul_nt, false, true);
 }
 
+/* TF32 keeps 10 bits of each f32 number; it is for GPUs, and only where it was asked for (check_matmul has it off). */
+TEST(tf32_where_it_was_asked_for)
+{
+    enum { N = 64 };
+    const mat *a = mat_random(N, N, LR_F32, false), *b = mat_random(N, N, LR_F32, false);
+    mat *exact = mat_new(N, N, LR_F32, false), *short_of = mat_new(N, N, LR_F32, false);
+    OK(lr_op_matmul_nt(exact->t, a->t, b->t, 1.0, 0.0));
+    CHECK_INT(lr_tf32(-1), 0);
+    CHECK_INT(lr_tf32(1), 1);
+    const int status = lr_op_matmul_nt(short_of->t, a->t, b->t, 1.0, 0.0);
+    CHECK_INT(lr_tf32(0), 0);
+    OK(status);
+    double largest = 0.0;
+    for (int64_t i = 0; i < N * N; i++)
+        largest = fmax(largest, fabs(element(exact->t, i) - element(short_of->t, i)));
+    if (device == LR_CPU)
+        CHECK_NEAR(largest, 0.0, 0.0);
+    else
+        CHECK(largest > 1e-4 && largest < 0.05);
+    release();
+}
+
 TEST(matmul_nn)
 {
     check_matmul(lr_op_matmul_nn, false, false);

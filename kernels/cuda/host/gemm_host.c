@@ -13,6 +13,18 @@ static float *wide(const lr_cuda_matrix *m, float *to)
     return to;
 }
 
+/* What a tensor core takes of f32 numbers where TF32 was asked for: sign, exponent and 10 bits, rounded to nearest. */
+static float *as_multiplied(float *x, int64_t n, int dtype)
+{
+    for (int64_t i = 0; dtype == LR_F32 && lr_tf32(-1) != 0 && i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        bits = (bits + 0x1000) & ~0x1fffu;
+        memcpy(&x[i], &bits, sizeof bits);
+    }
+    return x;
+}
+
 static int check(const lr_cuda_product *p)
 {
     const int64_t k = p->a_transposed ? p->a.rows : p->a.columns;
@@ -49,7 +61,8 @@ static void multiply(const lr_cuda_product *p, float *a, float *b, float *c)
     const int64_t m = p->c.rows, n = p->c.columns;
     if (p->beta != 0.0f)
         wide(&p->r, c);
-    multiply_wide(p, wide(&p->a, a), wide(&p->b, b), c);
+    multiply_wide(p, as_multiplied(wide(&p->a, a), p->a.rows * p->a.columns, p->a.dtype),
+                  as_multiplied(wide(&p->b, b), p->b.rows * p->b.columns, p->b.dtype), c);
     if (p->bias != NULL) {
         const lr_cuda_matrix row = {(void *)(uintptr_t)p->bias, p->c.dtype, 1, n, n};
         const float *bias = wide(&row, a);
