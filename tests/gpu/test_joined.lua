@@ -140,13 +140,18 @@ for dtype, tolerance in pairs { f32 = 1e-6, bf16 = 2e-2, f16 = 3e-3 } do
   end)
 end
 
-local TARGETS = { qwen2 = { "q_proj", "v_proj" }, bert = { "query", "value" } }
+-- In fp32 every way of using adapters, in 16 bits one each: rounding is what is new there.
+local function ways(arch, precision)
+  local targets = ({ qwen2 = { "q_proj", "v_proj" }, bert = { "query", "value" } })[arch]
+  local all, some = { precision = precision }, { precision = precision, targets = targets, recompute = 1 }
+  if precision == "fp16" then return { all } elseif precision == "bf16" then return { some } end
+  return { all, { precision = precision, dropout = 0, targets = targets }, some }
+end
 
 for _, arch in ipairs { "qwen2", "bert" } do
   for precision, tolerance in pairs { fp32 = 1e-4, bf16 = 6e-2, fp16 = 1e-2 } do
     test(("%s in %s: as on the CPU, and as by products apart"):format(arch, precision), function()
-      for _, options in ipairs { { precision = precision }, { precision = precision, dropout = 0, targets = TARGETS[arch] },
-        { precision = precision, targets = TARGETS[arch], recompute = 1 } } do
+      for _, options in ipairs(ways(arch, precision)) do
         local mine = train(arch, "cuda", options)
         local cpu = train(arch, "cpu", options)
         options.ways = { lora_in_product = false, residual_in_product = false }
