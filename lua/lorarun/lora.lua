@@ -18,8 +18,8 @@ local Adapter = {}
 Adapter.__index = Adapter
 
 local PURPOSE_INIT = 0x4C0000 -- lr_tensor_uniform streams of the A matrices
--- Numbers behind the gradients, on the device: the step's loss, what ranks tell each other in the same all-reduce (ranks.lua), and
--- the gradient's norm.
+-- Numbers behind the gradients, on the device: the step's loss, what ranks tell each other in the same all-reduce (ranks.lua), a
+-- copy of an fp16 run's scale of the loss, and the gradient's norm. One read gets them all.
 local ROOM = 8
 local matched = ffi.new "int[1]"
 
@@ -91,7 +91,8 @@ local function attach(model, config, choose)
     local grad = own(exchange:view { count })
     adapter.parameters = { value = value, grad = grad, exchange = exchange, count = count,
       behind = own(exchange:view({ ROOM }, count)), loss = own(exchange:view({ 1 }, count)),
-      signals = own(exchange:view({ ROOM - 2 }, count + 1)), norm = own(exchange:view({ 1 }, count + ROOM - 1)) }
+      signals = own(exchange:view({ ROOM - 3 }, count + 1)), scale = own(exchange:view({ 1, 1 }, count + ROOM - 2)),
+      norm = own(exchange:view({ 1 }, count + ROOM - 1)) }
     local offset = 0
     local function take(rows, columns)
       local at = offset

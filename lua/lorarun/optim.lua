@@ -13,10 +13,10 @@ AdamW.__index = AdamW
 -- doubled after INTERVAL clean steps on end, and halved when a gradient overflows.
 local SCALE, GROWTH, BACKOFF, INTERVAL = 65536, 2, 0.5, 2000
 
---- adamw(parameters, options): parameters: { value, grad, count } of lora.lua; norm, if they have it, is where the gradient's norm
---- goes. options: beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0, max_grad_norm = 1 (0: no clipping), scaled = whether
---- the gradients it gets are those of the loss times self.scale ([1] f32, on the device), which it looks after; loss_scale = what
---- that begins with (65536).
+--- adamw(parameters, options): parameters: { value, grad, count } of lora.lua; norm and scale, if they have them, are where the
+--- gradient's norm and a copy of the scale go. options: beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0, max_grad_norm = 1
+--- (0: no clipping), scaled = whether the gradients it gets are those of the loss times self.scale ([1] f32, on the device), which
+--- it looks after; loss_scale = what that begins with (65536).
 local function adamw(parameters, options)
   options = options or {}
   return tensor.persistent(function()
@@ -33,6 +33,7 @@ local function adamw(parameters, options)
     if options.scaled then
       self.scaling = tensor.from({ options.loss_scale or SCALE, 0 }, { 2 }, "f32", "loss scale", device)
       self.scale, self.clean = self.scaling:view { 1 }, self.scaling:view({ 1 }, 1)
+      self.scale_matrix = self.scaling:view { 1, 1 }
     end
     return self
   end)
@@ -45,7 +46,10 @@ function AdamW:apply(lr)
   check(C.lr_op_clip_factor(self.factor.handle, self.norm.handle, p.grad.handle, scale and scale.handle or nil, self.max_grad_norm))
   check(C.lr_op_adamw(p.value.handle, self.m.handle, self.v.handle, p.grad.handle, self.factor.handle, lr, self.beta1, self.beta2,
     self.eps, self.weight_decay, self.steps + 1))
-  if scale then check(C.lr_op_loss_scale(scale.handle, self.clean.handle, self.norm.handle, GROWTH, BACKOFF, INTERVAL)) end
+  if scale then
+    check(C.lr_op_loss_scale(scale.handle, self.clean.handle, self.norm.handle, GROWTH, BACKOFF, INTERVAL))
+    if p.scale then check(C.lr_op_cast(p.scale.handle, self.scale_matrix.handle)) end
+  end
   p.grad:fill(0)
 end
 
@@ -78,7 +82,7 @@ function AdamW:restore(state)
 end
 
 function AdamW:free()
-  for _, name in ipairs { "m", "v", "factor", "scaling", "scale", "clean" } do
+  for _, name in ipairs { "m", "v", "factor", "scaling", "scale", "clean", "scale_matrix" } do
     if self[name] then self[name]:free() end
   end
   if self.norm ~= self.parameters.norm then self.norm:free() end

@@ -95,15 +95,18 @@ function ranks.reduce(parameters)
   return C.lr_time() - started
 end
 
---- outcome(parameters): what is behind the gradients after a step: its loss, the gradient's norm, and, where the ranks are several,
---- the signal that arrived at any of them (0: none), which all see after the same step. Waits for the device.
+--- outcome(parameters): what is behind the gradients after a step: its loss, the gradient's norm, an fp16 run's scale of the loss
+--- (nil in other precisions), and, where the ranks are several, the signal that arrived at any of them (0: none), which all see
+--- after the same step. Waits for the device, once.
 function ranks.outcome(parameters)
   local values = parameters.behind:data()
   local signal = 0
   for i = #SIGNALS, 1, -1 do
     if values[i] > 0 then signal = SIGNALS[i] end
   end
-  return values[0], values[parameters.behind:elements() - 1], comm.world_size > 1 and signal or nil
+  local last = parameters.behind:elements() - 1
+  local scale = values[last - 1] > 0 and values[last - 1] or nil
+  return values[0], values[last], scale, comm.world_size > 1 and signal or nil
 end
 
 -- ---- the embeddings of all ranks -----------------------------------------------------------------------------------------------

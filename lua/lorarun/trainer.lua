@@ -251,13 +251,13 @@ local function loop(run, first)
     local lr = o.learning_rate * o.schedule(run.optimizer.steps, run.total_steps) -- of the steps that counted
     run.optimizer:apply(lr)
     if step < run.total_steps then fetch_ahead(run, window) end
-    local loss, grad_norm, signal = ranks.outcome(parameters) -- the first time in a step that one rank alone waits for its device
+    local loss, grad_norm, loss_scale, signal = ranks.outcome(parameters) -- one rank alone waits for its device here only
     local skipped = not run.optimizer:taken(grad_norm)
     memory.at = nil
     check_step(run, step, loss, skipped)
     window.pairs, window.tokens = window.pairs + pairs_, window.tokens + tokens
     tell_step(run, window, { step = step, loss = loss, lr = lr, grad_norm = grad_norm, skipped = skipped, tokens = tokens,
-      pairs = pairs_, loss_scale = run.optimizer:state().loss_scale })
+      pairs = pairs_, loss_scale = loss_scale })
     if o.on_step then o.on_step { step = step, total = run.total_steps, loss = loss, grad_norm = grad_norm, lr = lr } end
     if C.lr_time() - window.time > 20 then -- rates over the last tens of seconds, so that they follow what happens
       close_window(run, window)
@@ -378,6 +378,7 @@ function trainer.train(given)
   end)
 
   local first = run_state.resume(run)
+  run.skipped = first - run.optimizer.steps
   comm.on_rank_0(function() begin_files(run, first) end)
   run.stream = batches.new { set = run.train, model = o.model, columns = o.columns, labels = labels, draws = draws,
     sample = sample, batch = o.batch, accumulate = o.accumulate, part = run.part, passes = run.cached and 2 or 1,
