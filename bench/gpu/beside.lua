@@ -1,6 +1,7 @@
 -- beside.lua: training beside sentence-transformers + PEFT + torch on the same GPU: the same weights (bf16), rows, batch and
 -- adapters. Their first row takes batches in the order of the file; "sorted" is the best that padding allows: rows ordered by
--- length before they are cut into batches. Where a batch does not fit their memory, they recompute every layer (gradient checkpointing).
+-- length before they are cut into batches. Where a batch does not fit their memory, they recompute every layer (gradient
+-- checkpointing).
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 
@@ -41,6 +42,7 @@ local function both(bench, beside, o)
     report:row("beside", { what, o.batch, r.pairs_per_second, r.tokens_per_second, r.padding or 1, r.ratio or "" }, r)
   end
   if not bench.time_for(60, ("lorarun with batches of %d"):format(o.batch)) then return end
+  if bench.device == "cuda" then beside.lorarun(o) end -- what the first run chooses for each shape, later ones know
   local mine, why = beside.lorarun(o)
   if not mine then
     report:note("lorarun with batches of %d: %s", o.batch, why)

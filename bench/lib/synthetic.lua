@@ -24,18 +24,26 @@ synthetic.SHAPES = {
     kv_heads = 2, head_dim = 32, intermediate = 192, vocabulary = 300, positions = 512, eps = 1e-6, theta = 1e6 },
 }
 
-local DRAWN = 2 ^ 22 -- numbers that are drawn; larger weights repeat them
+local DRAWN, SHIFTS = 2 ^ 22, 2 ^ 20 -- numbers that are drawn, and by how many tensors' beginnings in them may differ
+local blocks = {} -- of drawn numbers, by device and range: a GPU's are made on the host, at a hundredth of the speed of copying
 
---- Fill t, of any float dtype, with random numbers of [low, high). Few are drawn, then copied: a GPU's are made on the host.
-function synthetic.fill(t, low, high, stream)
+local function block_of(device, low, high)
+  local key = ("%s %g %g"):format(device, low, high)
+  blocks[key] = blocks[key] or tensor.persistent(function()
+    local f = tensor.new({ DRAWN + SHIFTS }, "f32", "random", device)
+    check(C.lr_tensor_uniform(f.handle, 1, #key, low, high))
+    return f
+  end)
+  return blocks[key]
+end
+
+--- Fill t, of any float dtype, with random numbers of [low, high). Large tensors repeat them; number tells tensors apart.
+function synthetic.fill(t, low, high, number)
   local width = t.shape[#t.shape]
   local rows = t:elements() / width
-  local most = math.max(1, math.floor(DRAWN / width))
   tensor.scope(function()
-    local matrix, drawn = t:matrix(), math.min(rows, most)
-    local f = tensor.new({ drawn * width }, "f32", "random", t.device)
-    check(C.lr_tensor_uniform(f.handle, 1, stream, low, high))
-    local block = f:view { drawn, width }
+    local matrix, drawn = t:matrix(), math.min(rows, math.max(1, math.floor(DRAWN / width)))
+    local block = block_of(t.device, low, high):view({ drawn, width }, number * 7919 % SHIFTS)
     for from = 0, rows - 1, drawn do
       local n = math.min(drawn, rows - from)
       check(C.lr_op_cast(matrix:slice_rows(from, from + n).handle, block:slice_rows(0, n).handle))
