@@ -162,27 +162,6 @@ template <class T, int DIM> int launch(simt_stream stream, const attention_opera
                        dim3(TILE_THREADS), RING * KEYS * DIM * sizeof(T), stream, a);
 }
 
-int by_dim(simt_stream stream, const attention_operands<float> &a, bool)
-{
-    return attention_plain(stream, a);
-}
-
-template <class T> int by_dim(simt_stream stream, const attention_operands<T> &a, bool chunks)
-{
-    switch (chunks ? a.batch.dim : 0) {
-    case 32:
-        return launch<T, 32>(stream, a);
-    case 64:
-        return launch<T, 64>(stream, a);
-    case 96:
-        return launch<T, 96>(stream, a);
-    case 128:
-        return launch<T, 128>(stream, a);
-    default:
-        return attention_plain(stream, a);
-    }
-}
-
 } // namespace
 
 int lr_cuda_attention(lr_exec *exec, lr_tensor *o, lr_tensor *lse, const lr_tensor *q, const lr_tensor *k,
@@ -202,6 +181,10 @@ int lr_cuda_attention(lr_exec *exec, lr_tensor *o, lr_tensor *lse, const lr_tens
                                          rows_of_heads<const T>(q),
                                          rows_of_heads<const T>(k),
                                          rows_of_heads<const T>(v)};
-        return by_dim(stream_of(exec), a, aligned(batch.tokens, o, q, k, v));
+        const simt_stream stream = stream_of(exec);
+        return by_head_dim<T>(
+            batch.dim, aligned(batch.tokens, o, q, k, v),
+            [&](auto dim) { return launch<T, decltype(dim)::value>(stream, a); },
+            [&] { return attention_plain(stream, a); });
     });
 }

@@ -241,27 +241,6 @@ template <class T, int DIM> int launch(simt_stream stream, attention_backward_op
     return status;
 }
 
-int by_dim(simt_stream stream, const attention_backward_operands<float> &a, bool)
-{
-    return attention_backward_plain(stream, a);
-}
-
-template <class T> int by_dim(simt_stream stream, const attention_backward_operands<T> &a, bool chunks)
-{
-    switch (chunks ? a.batch.dim : 0) {
-    case 32:
-        return launch<T, 32>(stream, a);
-    case 64:
-        return launch<T, 64>(stream, a);
-    case 96:
-        return launch<T, 96>(stream, a);
-    case 128:
-        return launch<T, 128>(stream, a);
-    default:
-        return attention_backward_plain(stream, a);
-    }
-}
-
 } // namespace
 
 int lr_cuda_attention_backward(lr_exec *exec, lr_tensor *dq, lr_tensor *dk, lr_tensor *dv, const lr_tensor *d_o,
@@ -288,6 +267,10 @@ int lr_cuda_attention_backward(lr_exec *exec, lr_tensor *dq, lr_tensor *dk, lr_t
                                                   data_of<float>(lse),
                                                   nullptr,
                                                   0};
-        return by_dim(stream_of(exec), a, aligned(batch.tokens, dq, dk, dv, d_o, q, k, v, o));
+        const simt_stream stream = stream_of(exec);
+        return by_head_dim<T>(
+            batch.dim, aligned(batch.tokens, dq, dk, dv, d_o, q, k, v, o),
+            [&](auto dim) { return launch<T, decltype(dim)::value>(stream, a); },
+            [&] { return attention_backward_plain(stream, a); });
     });
 }

@@ -13,6 +13,7 @@
 
 #include "cuda/attention.h"
 #include "cuda/mma.h"
+#include <type_traits>
 
 static constexpr int TILE_THREADS = 128, WARP_ROWS = 16, TILE_ROWS = TILE_THREADS / WARP * WARP_ROWS;
 static constexpr int CHUNK = 8; /* elements */
@@ -182,6 +183,24 @@ static __device__ __forceinline__ void store_rows(T *to, int64_t ld, int present
         }
     }
     __syncwarp(); /* before room is written again */
+}
+
+/* The host's side: tiled(dim) with a constant dim where there are tiles for it, of 16-bit rows in whole chunks; else plain(). */
+template <class T, class Tiled, class Plain> int by_head_dim(int dim, bool chunks, Tiled tiled, Plain plain)
+{
+    if constexpr (sizeof(T) == 2) {
+        switch (chunks ? dim : 0) {
+        case 32:
+            return tiled(std::integral_constant<int, 32>());
+        case 64:
+            return tiled(std::integral_constant<int, 64>());
+        case 96:
+            return tiled(std::integral_constant<int, 96>());
+        case 128:
+            return tiled(std::integral_constant<int, 128>());
+        }
+    }
+    return plain();
 }
 
 #endif
