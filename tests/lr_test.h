@@ -88,6 +88,8 @@ static int64_t lr_test_tensors(void)
     return cpu.live_storages + cuda.live_storages;
 }
 
+static const char *lr_test_name; /* of the test that runs */
+
 /* Run one test: 1 where it passed. On its own because setjmp leaves the locals of its function in doubt. */
 static int lr_test_run(const lr_test *t)
 {
@@ -96,6 +98,7 @@ static int lr_test_run(const lr_test *t)
     lr_memory_stats(LR_CPU, &before);
     if (setjmp(lr_test_abort) != 0)
         return 0;
+    lr_test_name = t->name;
     t->run();
     lr_memory_stats(LR_CPU, &after);
     const int64_t tensors = lr_test_tensors() - tensors_before, objects = after.host_objects - before.host_objects;
