@@ -53,7 +53,8 @@ typedef struct lr_memory {
 int lr_memory_stats(int device, lr_memory *out);
 int lr_memory_reset_peak(int device);
 int lr_memory_release_cached(int device); /* give cached buffers back to the system */
-/* Let the tensors of a device take at most so many reserved bytes; more is LR_ENOMEM. 0, as at first: no limit. */
+/* Let the tensors of a device take at most so many bytes; more is LR_ENOMEM. What is kept for reuse is given back where it would come to
+ * more. 0, as at first: no limit. */
 int lr_memory_limit(int device, int64_t bytes);
 /* What holds the memory: one "name\tbuffers\tbytes\n" line per name, largest first, at most `lines`, into buf (NUL-terminated).
  * Layers are added up: a number between dots is *. */

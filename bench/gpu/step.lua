@@ -43,8 +43,8 @@ end
 -- The fewest layers to recompute with which so many tokens fit, as recompute.lua chooses; nil: none does.
 local function fewest_layers(bench, f, tokens, pairs_)
   local wanted = recompute.number(bench.args.recompute, f.model.layer_count)
-  local held = memory.stats(bench.device)
-  local room = held.reserved_bytes + recompute.USABLE * memory.available(bench.device) - held.live_bytes
+  check(C.lr_memory_release_cached(memory.DEVICES[bench.device]))
+  local room = recompute.usable(memory.available(bench.device), bench.device, 1)
   for layers = wanted or 0, wanted or f.model.layer_count do
     local need = f:step { tokens = tokens, layers = layers, pairs = pairs_ }
     if need + f:workspace(tokens, bench.device) <= room then return layers, need end
@@ -72,7 +72,6 @@ local function measure(bench, model, optimizer, tokens)
     optimizer:step(1e-4)
     value = sum:item()
   end
-  check(C.lr_memory_release_cached(memory.DEVICES[bench.device]))
   local t = C.lr_time()
   step() -- chooses algorithms
   bench.wait()

@@ -329,17 +329,19 @@ static int choose(const lr_exec *exec, const lr_cuda_product *p, const lt_produc
     if (lr_chosen(&choices, &key, out))
         return LR_OK;
     lt_trial trial = {.exec = exec, .product = p, .described = described, .to = p->c.data};
-    void *memory = NULL;
-    if (p->beta != 0.0f && p->r.data == p->c.data)
-        trial.to = memory = driver->alloc((size_t)(p->c.rows * p->c.ld) * lr_dtype_size(p->c.dtype));
-    const bool ready =
-        trial.to != NULL && driver->event_new(&trial.from) == LR_OK && driver->event_new(&trial.until) == LR_OK;
+    lr_storage *copy = NULL;
+    bool ready = true;
+    if (p->beta != 0.0f && p->r.data == p->c.data) {
+        const size_t bytes = (size_t)(p->c.rows * p->c.ld) * lr_dtype_size(p->c.dtype);
+        ready = lr_storage_new(&copy, bytes, LR_CUDA, "a product that is timed") == LR_OK;
+        trial.to = ready ? copy->data : NULL;
+    }
+    ready = ready && driver->event_new(&trial.from) == LR_OK && driver->event_new(&trial.until) == LR_OK;
     const lr_choice_library library = {&trial, candidates, ready ? seconds : NULL};
     const int status = lr_choose(&choices, &key, &library, out);
     driver->event_free(trial.from);
     driver->event_free(trial.until);
-    if (memory != NULL)
-        driver->release(memory);
+    lr_storage_release(copy);
     return status;
 }
 

@@ -8,11 +8,16 @@
  * A stream here is a cudaStream_t, an event a cudaEvent_t. What goes wrong in a kernel is reported by the next call that waits, and stays:
  * after an illegal access a CUDA context is of no more use. */
 #include "cuda/cuda.h"
+#include <cuda.h>
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { OLDEST = 80 }; /* compute capability 8.0, Ampere: bf16 tensor cores */
+enum {
+    OLDEST = 80,       /* compute capability 8.0, Ampere: bf16 tensor cores */
+    MAPPING = 2 << 20, /* bytes: GPUs map memory in multiples of it */
+};
 
 static cudaStream_t compute;
 static int device_index; /* of the GPU this process uses */
@@ -59,6 +64,41 @@ static int find_device(int index)
     return status;
 }
 
+/* Addresses and memory apart, as the driver offers it: memory is made in granules and put behind any free addresses of a range. */
+#define DRIVER_FUNCTIONS(F)                                                                                            \
+    F(cuDeviceGetAttribute)                                                                                            \
+    F(cuMemAddressReserve)                                                                                             \
+    F(cuMemCreate)                                                                                                     \
+    F(cuMemMap)                                                                                                        \
+    F(cuMemRelease)                                                                                                    \
+    F(cuMemSetAccess)                                                                                                  \
+    F(cuMemUnmap)
+
+static struct {
+#define MEMBER(f) __typeof__(f) *f;
+    DRIVER_FUNCTIONS(MEMBER)
+#undef MEMBER
+} driver_api;
+
+/* The driver itself, which the CUDA runtime has loaded by now. */
+static int open_driver(int index)
+{
+    int able = 0;
+    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (library == NULL)
+        return lr_fail(LR_EDEVICE, "the NVIDIA driver's library was not found: %s", dlerror());
+#define LOAD(f)                                                                                                        \
+    if ((*(void **)&driver_api.f = dlsym(library, #f)) == NULL)                                                        \
+        return lr_fail(LR_EDEVICE, "the NVIDIA driver lacks " #f ": it is older than CUDA 11");
+    DRIVER_FUNCTIONS(LOAD)
+#undef LOAD
+    driver_api.cuDeviceGetAttribute(&able, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, index);
+    if (!able)
+        return lr_fail(LR_EDEVICE,
+                       "the GPU's driver does not manage virtual memory, which a vGPU may have switched off");
+    return LR_OK;
+}
+
 static int count_devices(void)
 {
     int count = 0;
@@ -74,6 +114,8 @@ static int open_device(int index)
     int status = find_device(index);
     if (status == LR_OK)
         status = failed(cudaSetDevice(index), "starting the GPU");
+    if (status == LR_OK)
+        status = open_driver(index);
     device_index = index;
     if (status == LR_OK)
         status = failed(cudaStreamCreateWithFlags(&compute, cudaStreamNonBlocking), "making a stream");
@@ -130,18 +172,39 @@ static void prepare(lr_exec *exec)
 }
 
 /* ---- memory ------------------------------------------------------------------------------------------------------------ */
-static void *alloc(size_t bytes)
+static void *reserve(size_t *bytes)
 {
-    void *p = NULL;
-    if (cudaMalloc(&p, bytes) == cudaSuccess)
-        return p;
-    cudaGetLastError();
-    return NULL;
+    size_t available, total;
+    CUdeviceptr p = 0;
+    if (cudaMemGetInfo(&available, &total) != cudaSuccess) {
+        cudaGetLastError();
+        return NULL;
+    }
+    *bytes = (4 * total + MAPPING - 1) / MAPPING * MAPPING;
+    return driver_api.cuMemAddressReserve(&p, *bytes, MAPPING, 0, 0) == CUDA_SUCCESS ? (void *)p : NULL;
 }
 
-static void release(void *p)
+static bool map(void *p, size_t bytes)
 {
-    cudaFree(p); /* waits for the GPU */
+    const CUmemLocation gpu = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device_index};
+    const CUmemAllocationProp what = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = gpu};
+    const CUmemAccessDesc access = {.location = gpu, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    CUmemGenericAllocationHandle memory;
+    if (driver_api.cuMemCreate(&memory, bytes, &what, 0) != CUDA_SUCCESS)
+        return false;
+    bool done = driver_api.cuMemMap((CUdeviceptr)p, bytes, 0, memory, 0) == CUDA_SUCCESS;
+    if (done && driver_api.cuMemSetAccess((CUdeviceptr)p, bytes, &access, 1) != CUDA_SUCCESS) {
+        driver_api.cuMemUnmap((CUdeviceptr)p, bytes);
+        done = false;
+    }
+    driver_api.cuMemRelease(memory); /* it lives as long as it is mapped */
+    return done;
+}
+
+static void unmap(void *p, size_t bytes)
+{
+    cudaDeviceSynchronize(); /* what went wrong in it is reported by the next call that waits */
+    driver_api.cuMemUnmap((CUdeviceptr)p, bytes);
 }
 
 static void *alloc_pinned(size_t bytes)
@@ -267,8 +330,9 @@ const lr_driver *lr_cuda_driver(void)
         .uuid = uuid,
         .kernels = lr_cuda_backend,
         .prepare = prepare,
-        .alloc = alloc,
-        .release = release,
+        .reserve = reserve,
+        .map = map,
+        .unmap = unmap,
         .alloc_pinned = alloc_pinned,
         .release_pinned = release_pinned,
         .copy = copy,

@@ -6,8 +6,8 @@
 --   f:free()
 --
 -- The meta device runs the same allocator over the same sequence of tensors, so a peak found here is the peak to come, to the byte.
--- It grows with the tokens of the batch, in small stairs, because blocks come in size classes; so the most tokens that fit are
--- found by trying, between two counts of which one is known to fit and the other is known not to.
+-- It grows with the tokens of the batch, not quite in a straight line; so the most tokens that fit are found by trying, between two
+-- counts of which one is known to fit and the other is known not to.
 --
 -- A model on another device gets a twin without bytes, which lives until free(). A loss of the recipe's own may keep a state, or
 -- read values where there are none; in its place a plain one is tried, for a loss takes little beside the layers.

@@ -26,7 +26,7 @@ end
 --- Count the peak anew from what is held now.
 function memory.reset_peak(device) check(C.lr_memory_reset_peak(number_of(device))) end
 
---- limit(bytes, device): let tensors take no more than so many bytes, cached blocks included; nil: as many as there are.
+--- limit(bytes, device): let tensors take no more than so many bytes; what is kept for reuse gives way; nil: as many as there are.
 function memory.limit(bytes, device) check(C.lr_memory_limit(number_of(device), bytes or 0)) end
 
 --- holders(lines, device): { { name, buffers, bytes } ... }, largest first.

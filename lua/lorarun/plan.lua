@@ -21,7 +21,7 @@ local suggest = require "lorarun.suggest"
 
 local plan = {}
 
-local DRIVER = 1e9 -- of a GPU's memory: its context, kernels, the workspaces of libraries
+local DRIVER = 1e9 -- of a GPU's memory: its context, kernels, and what recompute.lua leaves for those that are loaded later
 local SCALING = 0.97 -- of N times one GPU's rate is what N GPUs are expected to reach
 local EVALUATION_TOKENS = 8192 -- a forward pass of evaluate.lua has about so many
 local MOST_TOKENS = 2 ^ 24 -- beyond any batch
@@ -107,7 +107,7 @@ end
 local function memory_of(job)
   if job.device == "cuda" then return job.memory, DRIVER end
   local free = memory.available "cpu" or check.fail("the system does not say how much memory is free; give --gpu-memory")
-  return recompute.USABLE * free / job.processes, 0
+  return recompute.usable(free, "cpu", job.processes), 0
 end
 
 -- The data of the run, where there is any: sets, the sampler, and rows that training and evaluation take.

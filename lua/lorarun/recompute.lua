@@ -12,6 +12,7 @@
 --   policy:layers(tokens)     for a micro-batch of so many tokens
 --   policy.text               for the banner
 --   policy:free()
+local C = require "lorarun.c"
 local check = require "lorarun.check"
 local comm = require "lorarun.comm"
 local evaluate = require "lorarun.evaluate"
@@ -24,9 +25,8 @@ local recompute = {}
 local Policy = {}
 Policy.__index = Policy
 
---- Of the free memory, this much may be used: the rest is for the loader's batches, caches of libraries, and everybody else.
-recompute.USABLE = 0.9
-local BLOCK = 9 / 8 -- of a tensor's bytes are taken at most: see memory.c
+local OTHERS = 0.1 -- of a machine's free memory is for the loader's batches, caches of libraries, and everybody else
+local LIBRARIES = 0.5e9 -- bytes of a GPU that CUDA's libraries take when they load kernels they had no use for before
 local LONG_TOKEN = 6 -- bytes: few texts have longer ones on average
 local LONG_PART = 4096 -- tokens: products of so many rows are as fast as those of more
 
@@ -132,15 +132,21 @@ local function check_evaluation(self)
   end
 end
 
+--- usable(free, device, ranks): of so many free bytes, those that each of so many ranks which share the device may use.
+function recompute.usable(free, device, ranks)
+  return (device == "cuda" and free - LIBRARIES or (1 - OTHERS) * free) / ranks
+end
+
 local function auto(run)
   local device, layers = run.model.device, run.model.layer_count
+  check(C.lr_memory_release_cached(memory.DEVICES[device])) -- what loading has left counts as free
   local free = memory.available(device)
   if not free then return setmetatable({ fixed = 0, text = "off (the system does not say how much memory is free)" }, Policy) end
-  local held = memory.stats(device)
-  local limit = held.reserved_bytes + recompute.USABLE * free / comm.local_world_size
-  local optimizer = 2 * BLOCK * 4 * run.model.lora.parameters.count -- AdamW's m and v are yet to be made
+  local usable = recompute.usable(free, device, comm.local_world_size)
+  local limit = memory.stats(device).live_bytes + usable
+  local optimizer = 2 * 4 * run.model.lora.parameters.count -- AdamW's m and v are yet to be made
   local self = setmetatable({ run = run, device = device, model_layers = layers, footprint = footprint.new(run),
-    room = limit - held.live_bytes - optimizer, fitting = {} }, Policy)
+    room = usable - optimizer, fitting = {} }, Policy)
   local ok, err = pcall(function()
     local most = self:fewest(bound(run))
     if not most then

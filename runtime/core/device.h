@@ -39,8 +39,11 @@ typedef struct lr_driver {
     const struct lr_backend *(*kernels)(void);
     void (*prepare)(struct lr_exec *exec); /* fill in what its kernels get */
 
-    void *(*alloc)(size_t bytes); /* 64-byte aligned; NULL: there is no more */
-    void (*release)(void *p);
+    /* Addresses for more than the device has memory, at a multiple of 2 MiB; *bytes is how many. NULL: there are none. They are never
+     * given back. */
+    void *(*reserve)(size_t *bytes);
+    bool (*map)(void *p, size_t bytes);   /* memory behind addresses that have none; false: there is no more */
+    void (*unmap)(void *p, size_t bytes); /* as it was mapped; waits for all that the device still does */
     void *(*alloc_pinned)(
         size_t bytes); /* host memory that copies run at full speed from and to; NULL: there is no more */
     void (*release_pinned)(void *p);

@@ -51,14 +51,41 @@ static void prepare(lr_exec *exec)
     exec->threads = lr_threads();
 }
 
-static void *alloc(size_t bytes)
+/* Addresses that nothing may touch count for no limit but that of addresses, which some machines set: half as many will do. */
+static void *reserve(size_t *bytes)
+{
+    int64_t available, total = 0;
+    if (memory_info(&available, &total) != LR_OK)
+        return NULL;
+    for (size_t size = 4 * (size_t)total; size >= (size_t)64 << 20; size /= 2) {
+        void *p = mmap(NULL, size + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (p == MAP_FAILED)
+            continue;
+        *bytes = size;
+        return (void *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
+    }
+    return NULL;
+}
+
+static bool map(void *p, size_t bytes)
+{
+    if (mprotect(p, bytes, PROT_READ | PROT_WRITE) != 0)
+        return false;
+    if (bytes > HUGE_PAGE)
+        madvise(p, bytes, MADV_HUGEPAGE); /* fewer TLB misses in GEMM; refusal does no harm */
+    return true;
+}
+
+static void unmap(void *p, size_t bytes)
+{
+    madvise(p, bytes, MADV_DONTNEED);
+    mprotect(p, bytes, PROT_NONE);
+}
+
+static void *alloc_pinned(size_t bytes)
 {
     void *p = NULL;
-    if (posix_memalign(&p, bytes >= HUGE_PAGE ? HUGE_PAGE : 64, bytes) != 0)
-        return NULL;
-    if (bytes >= HUGE_PAGE)
-        madvise(p, bytes, MADV_HUGEPAGE); /* fewer TLB misses in GEMM; refusal does no harm */
-    return p;
+    return posix_memalign(&p, HUGE_PAGE, bytes) == 0 ? p : NULL;
 }
 
 static int copy(lr_stream *stream, const lr_copy *c)
@@ -176,9 +203,10 @@ const lr_driver *lr_cpu_driver(void)
         .memory_info = memory_info,
         .kernels = lr_cpu_backend,
         .prepare = prepare,
-        .alloc = alloc,
-        .release = free,
-        .alloc_pinned = alloc,
+        .reserve = reserve,
+        .map = map,
+        .unmap = unmap,
+        .alloc_pinned = alloc_pinned,
         .release_pinned = free,
         .copy = copy,
         .fill = fill,

@@ -1,26 +1,31 @@
-/* memory.c: the caching allocator over the device table {cpu, cuda, meta}, small allocations, fault injection.
+/* memory.c: the allocator over the device table {cpu, cuda, meta}, small allocations, fault injection.
  *
- * A training step asks for the same few hundred buffers again and again; only their sizes follow the batch. Blocks are
- * therefore rounded up to size classes (eight per power of two, so at most 12.5% is lost), and a freed block waits in its
- * class's list for the next taker: no system call, no page fault, and pages that are warm.
+ * A training step asks for the same few hundred buffers again and again; only their sizes follow the batch. So memory that a device gave
+ * is kept, and handed out in pieces (arena.c): no system call, no page fault, and pages that are warm. Small buffers have a range of their
+ * own, or one that lives long would stand where a large one was and could be again.
  *
  * The meta device runs the same code without bytes, so a step on it gives the peak that a step with bytes will have.
  *
- * Cached blocks of many classes add up to more than the peak. Under a limit they are given back, largest first, before the
- * device would have to give more; what is live is then all that counts.
+ * What is kept may become more than what is used, where sizes change. Under a limit, and where the device has no more, memory behind free
+ * pieces is given back first; what is live is then all that counts.
  *
  * Invariants
- *   - live_bytes counts blocks, not requests: what the table shows is what is taken.
+ *   - live_bytes counts pieces, not requests: what the table shows is what is taken.
+ *   - A piece has at least a byte more than was asked for, so that AddressSanitizer sees what goes beyond.
  *   - Storages are made and released by the Lua thread alone; lr_alloc is used by any thread.
- *   - An allocation that fails has no effect but the error; before it fails, cached blocks are given back and it is retried. */
+ *   - An allocation that fails has no effect but the error; before it fails, what is free is given back and it is retried. */
 #include "core/memory.h"
+#include "core/arena.h"
 #include "core/device.h"
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MIN_BLOCK = 256, CLASSES_PER_DOUBLING = 8, CLASS_COUNT = 56 * CLASSES_PER_DOUBLING };
+enum { SMALL, LARGE, POOLS };              /* of a device */
+static const size_t LARGE_BYTES = 1 << 20; /* from here on a buffer is large */
+static const size_t GRANULES[POOLS] = {2 << 20, 16 << 20};
+static const size_t META_ADDRESSES = (size_t)1 << 50;
 
 /* ---- fault injection and the count of small objects ------------------------------------------------------------------ */
 static atomic_llong attempts;
@@ -130,87 +135,96 @@ int lr_reserve(void **p, size_t *cap, size_t need, size_t size)
     return LR_OK;
 }
 
-/* ---- blocks ---------------------------------------------------------------------------------------------------------- */
+/* ---- pools ----------------------------------------------------------------------------------------------------------- */
+typedef struct memory_pool {
+    lr_arena arena;
+    const lr_driver *driver; /* NULL on the meta device */
+    char *base;
+} memory_pool;
+
 typedef struct device_memory {
-    lr_storage *live;              /* doubly linked */
-    lr_storage *free[CLASS_COUNT]; /* singly linked through next, newest first: its pages are warm */
-    lr_memory stats;
-    int64_t limit; /* of reserved_bytes; 0: none */
+    lr_storage *live; /* doubly linked */
+    memory_pool pools[POOLS];
+    lr_memory stats;   /* but for reserved_bytes */
+    int64_t limit;     /* of live bytes; 0: none */
+    lr_piece *scratch; /* of the large pool */
 } device_memory;
 
 static device_memory devices[LR_DEVICE_COUNT];
 
-/* The class of a size and the bytes a block of that class has. */
-static int size_class(size_t bytes, size_t *block)
-{
-    if (bytes < MIN_BLOCK)
-        bytes = MIN_BLOCK;
-    const int log = 63 - __builtin_clzll((unsigned long long)bytes);
-    const size_t base = (size_t)1 << log, step = base / CLASSES_PER_DOUBLING;
-    const size_t k = (bytes - base + step - 1) / step; /* 0..8; 8 is the next power of two's first class */
-    *block = base + k * step;
-    return (log - 8) * CLASSES_PER_DOUBLING + (int)k;
-}
-
-/* ---- AddressSanitizer: bytes that no tensor asked for are out of bounds ---------------------------------------------- */
+/* AddressSanitizer: bytes of the pool that no tensor asked for are out of bounds. */
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
-static void mark(const lr_storage *s, bool live)
-{
-    const lr_driver *driver = lr_driver_of(s->device);
-    if (driver == NULL || !driver->watched)
-        return;
-    ASAN_POISON_MEMORY_REGION(s->data, s->block);
-    if (live)
-        ASAN_UNPOISON_MEMORY_REGION(s->data, s->bytes);
-}
-static void unmark(const lr_storage *s)
-{
-    ASAN_UNPOISON_MEMORY_REGION(s->data, s->block);
-}
 #else
-static void mark(const lr_storage *s, bool live)
-{
-    (void)s;
-    (void)live;
-}
-static void unmark(const lr_storage *s)
-{
-    (void)s;
-}
+#define ASAN_POISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
+#define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
 
-static void *block_map(size_t bytes, int device)
+static void mark(const memory_pool *pool, const lr_piece *piece, size_t used)
 {
-    return device == LR_META ? NULL : lr_driver_of(device)->alloc(bytes);
-}
-
-static void block_unmap(lr_storage *s)
-{
-    if (s->data == NULL)
+    if (pool->driver == NULL || !pool->driver->watched)
         return;
-    unmark(s);
-    lr_driver_of(s->device)->release(s->data);
+    ASAN_POISON_MEMORY_REGION(pool->base + piece->offset, piece->bytes);
+    ASAN_UNPOISON_MEMORY_REGION(pool->base + piece->offset, used);
 }
 
-/* Give cached blocks back, largest first, until no more than `bytes` are reserved. */
-static void shrink(device_memory *m, int64_t bytes)
+static bool pool_map(void *context, size_t offset, size_t bytes)
 {
-    for (int c = CLASS_COUNT - 1; c >= 0; c--)
-        while (m->free[c] != NULL && m->stats.reserved_bytes > bytes) {
-            lr_storage *s = m->free[c];
-            m->free[c] = s->next;
-            m->stats.reserved_bytes -= (int64_t)s->block;
-            block_unmap(s);
-            lr_free(s);
+    const memory_pool *pool = context;
+    if (pool->driver == NULL)
+        return true;
+    if (!pool->driver->map(pool->base + offset, bytes))
+        return false;
+    mark(pool, &(lr_piece){.offset = offset, .bytes = bytes}, 0);
+    return true;
+}
+
+static void pool_unmap(void *context, size_t offset, size_t bytes)
+{
+    const memory_pool *pool = context;
+    if (pool->driver != NULL)
+        pool->driver->unmap(pool->base + offset, bytes);
+}
+
+static int open_pools(int device)
+{
+    for (int i = 0; i < POOLS; i++) {
+        memory_pool *pool = &devices[device].pools[i];
+        size_t bytes = META_ADDRESSES;
+        if (pool->arena.capacity > 0)
+            continue;
+        if (device != LR_META) {
+            pool->driver = lr_driver_of(device);
+            pool->base = pool->driver->reserve(&bytes);
+            if (pool->base == NULL)
+                return lr_fail(LR_ENOMEM, "out of %s memory: there are no addresses for it", lr_device_name(device));
         }
+        pool->arena.source = (lr_arena_source){pool, GRANULES[i], pool_map, pool_unmap};
+        pool->arena.capacity = bytes / GRANULES[i] * GRANULES[i];
+    }
+    return LR_OK;
+}
+
+static int64_t reserved(const device_memory *m)
+{
+    return (int64_t)(m->pools[SMALL].arena.mapped_bytes + m->pools[LARGE].arena.mapped_bytes);
+}
+
+/* Give memory behind free pieces back until no more than `bytes` are reserved. */
+static void trim(device_memory *m, int64_t bytes)
+{
+    for (int i = POOLS - 1; i >= 0; i--) {
+        lr_arena *a = &m->pools[i].arena;
+        const int64_t others = reserved(m) - (int64_t)a->mapped_bytes;
+        lr_arena_trim(a, (size_t)lr_max64(0, bytes - others));
+    }
 }
 
 int lr_memory_release_cached(int device)
 {
     if (device < 0 || device >= LR_DEVICE_COUNT)
         return lr_fail(LR_EINVAL, "there is no device number %d", device);
-    shrink(&devices[device], 0);
+    trim(&devices[device], 0);
     return LR_OK;
 }
 
@@ -220,22 +234,56 @@ int lr_memory_limit(int device, int64_t bytes)
         return lr_fail(LR_EINVAL, "a limit of %lld bytes for device number %d", (long long)bytes, device);
     devices[device].limit = bytes;
     if (bytes > 0)
-        shrink(&devices[device], bytes);
+        trim(&devices[device], bytes);
     return LR_OK;
 }
 
-/* Make room for another block below the limit. */
-static int keep_limit(device_memory *m, int64_t block, int device, const char *name)
+/* Memory for a piece. The limit is for what is live; what is free gives way to it, as far as it is whole granules. */
+static bool back(device_memory *m, memory_pool *pool, const lr_piece *piece)
 {
-    if (m->limit == 0)
-        return LR_OK;
-    shrink(m, m->limit - block);
-    if (m->stats.reserved_bytes <= m->limit - block)
-        return LR_OK;
-    return lr_fail(LR_ENOMEM, "out of %s memory: %lld bytes for %s, %lld held already, and the limit is %lld",
-                   lr_device_name(device), (long long)block, name, (long long)m->stats.live_bytes, (long long)m->limit);
+    const int64_t missing = (int64_t)lr_arena_missing(&pool->arena, piece);
+    if (m->limit > 0 && missing > 0)
+        trim(m, lr_max64(0, m->limit - missing));
+    if (lr_arena_map(&pool->arena, piece))
+        return true;
+    trim(m, 0);
+    return lr_arena_map(&pool->arena, piece);
 }
 
+/* A piece of a pool for `bytes` and one more. */
+static int take(int device, int which, size_t bytes, const char *name, lr_piece **out)
+{
+    int status = open_pools(device);
+    if (status != LR_OK)
+        return status;
+    device_memory *m = &devices[device];
+    memory_pool *pool = &m->pools[which];
+    lr_piece *piece = lr_arena_take(&pool->arena, bytes + 1);
+    if (piece != NULL && back(m, pool, piece)) {
+        mark(pool, piece, bytes);
+        *out = piece;
+        return LR_OK;
+    }
+    if (piece != NULL)
+        lr_arena_give(&pool->arena, piece);
+    return lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for %s, %lld held already", lr_device_name(device), bytes,
+                   name, (long long)m->stats.live_bytes);
+}
+
+static void give(int device, int which, lr_piece *piece)
+{
+    memory_pool *pool = &devices[device].pools[which];
+    mark(pool, piece, 0);
+    lr_arena_give(&pool->arena, piece);
+}
+
+static void *address_of(int device, int which, const lr_piece *piece)
+{
+    const memory_pool *pool = &devices[device].pools[which];
+    return pool->base != NULL ? pool->base + piece->offset : NULL;
+}
+
+/* ---- storages -------------------------------------------------------------------------------------------------------- */
 static void live_insert(device_memory *m, lr_storage *s)
 {
     s->previous = NULL;
@@ -244,51 +292,44 @@ static void live_insert(device_memory *m, lr_storage *s)
         m->live->previous = s;
     m->live = s;
     m->stats.live_storages++;
-    m->stats.live_bytes += (int64_t)s->block;
+    m->stats.live_bytes += (int64_t)s->piece->bytes;
     if (m->stats.live_bytes > m->stats.peak_bytes)
         m->stats.peak_bytes = m->stats.live_bytes;
+}
+
+static int pool_of(size_t bytes)
+{
+    return bytes < LARGE_BYTES ? SMALL : LARGE;
 }
 
 int lr_storage_new(lr_storage **out, size_t bytes, int device, const char *name)
 {
     if (device < 0 || device >= LR_DEVICE_COUNT || !lr_device_available(device))
         return lr_fail(LR_EDEVICE, "device %s is not available: %s", lr_device_name(device), lr_device_missing(device));
-    device_memory *m = &devices[device];
-    size_t block;
+    if (name == NULL || *name == 0)
+        name = "tensor";
     if (bytes > (size_t)1 << 52)
         return lr_fail(LR_ENOMEM, "a tensor of %zu bytes is beyond any memory", bytes);
-    const int class = size_class(bytes, &block);
-    lr_storage *s = m->free[class];
     if (lr_memory_injected())
         return lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for %s", lr_device_name(device), bytes, name);
-    if (s != NULL) {
-        m->free[class] = s->next;
-    } else {
-        const int status = keep_limit(m, (int64_t)block, device, name);
-        if (status != LR_OK)
-            return status;
-        s = lr_calloc(1, sizeof *s);
-        if (s == NULL)
-            return LR_ENOMEM;
-        s->block = block;
-        s->device = device;
-        s->data = block_map(block, device);
-        if (s->data == NULL && device != LR_META) {
-            lr_memory_release_cached(device);
-            s->data = block_map(block, device);
-        }
-        if (s->data == NULL && device != LR_META) {
-            lr_free(s);
-            return lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for %s, %lld held already", lr_device_name(device),
-                           bytes, name, (long long)m->stats.live_bytes);
-        }
-        m->stats.reserved_bytes += (int64_t)block;
+    const device_memory *m = &devices[device];
+    if (m->limit > 0 && m->stats.live_bytes + (int64_t)bytes > m->limit)
+        return lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for %s, %lld held already, and the limit is %lld",
+                       lr_device_name(device), bytes, name, (long long)m->stats.live_bytes, (long long)m->limit);
+    lr_storage *s = lr_calloc(1, sizeof *s);
+    if (s == NULL)
+        return LR_ENOMEM;
+    const int status = take(device, pool_of(bytes), bytes, name, &s->piece);
+    if (status != LR_OK) {
+        lr_free(s);
+        return status;
     }
+    s->data = address_of(device, pool_of(bytes), s->piece);
     s->bytes = bytes;
+    s->device = device;
     s->references = 1;
-    snprintf(s->name, sizeof s->name, "%s", name != NULL && *name ? name : "tensor");
-    mark(s, true);
-    live_insert(m, s);
+    snprintf(s->name, sizeof s->name, "%s", name);
+    live_insert(&devices[device], s);
     *out = s;
     return LR_OK;
 }
@@ -304,13 +345,10 @@ void lr_storage_release(lr_storage *s)
         m->live = s->next;
     if (s->next != NULL)
         s->next->previous = s->previous;
-    mark(s, false);
     m->stats.live_storages--;
-    m->stats.live_bytes -= (int64_t)s->block;
-    size_t block;
-    const int class = size_class(s->bytes, &block);
-    s->next = m->free[class];
-    m->free[class] = s;
+    m->stats.live_bytes -= (int64_t)s->piece->bytes;
+    give(s->device, pool_of(s->bytes), s->piece);
+    lr_free(s);
 }
 
 /* ---- reports --------------------------------------------------------------------------------------------------------- */
@@ -319,14 +357,10 @@ int lr_memory_stats(int device, lr_memory *out)
     if (device < 0 || device >= LR_DEVICE_COUNT)
         return lr_fail(LR_EINVAL, "there is no device number %d", device);
     *out = devices[device].stats;
-    int64_t cached = 0;
-    for (int d = 0; d < LR_DEVICE_COUNT; d++) {
-        cached += devices[d].stats.live_storages;
-        for (int c = 0; c < CLASS_COUNT; c++)
-            for (const lr_storage *s = devices[d].free[c]; s != NULL; s = s->next)
-                cached++;
-    }
-    out->host_objects = atomic_load(&host_objects) - cached; /* storages are counted as tensors' memory */
+    out->reserved_bytes = reserved(&devices[device]);
+    out->host_objects = atomic_load(&host_objects);
+    for (int d = 0; d < LR_DEVICE_COUNT; d++)
+        out->host_objects -= devices[d].stats.live_storages; /* they are counted as tensors' memory */
     return LR_OK;
 }
 
@@ -387,7 +421,7 @@ int lr_memory_holders(int device, int lines, char *buf, size_t cap)
         else if (i == n)
             i = ROWS - 1;
         rows[i].count++;
-        rows[i].bytes += (int64_t)s->block;
+        rows[i].bytes += (int64_t)s->piece->bytes;
     }
     qsort(rows, (size_t)n, sizeof rows[0], larger_first);
     size_t used = 0;
@@ -399,34 +433,22 @@ int lr_memory_holders(int device, int lines, char *buf, size_t cap)
 }
 
 /* ---- scratch --------------------------------------------------------------------------------------------------------- */
-static struct {
-    void *data;
-    size_t size;
-} scratch[LR_DEVICE_COUNT];
-
 void *lr_scratch_on(int device, size_t bytes)
 {
-    if (bytes <= scratch[device].size)
-        return scratch[device].data;
-    const lr_driver *driver = lr_driver_of(device);
-    const size_t grown = (bytes + bytes / 8 + 4095) & ~(size_t)4095;
-    if (scratch[device].data != NULL)
-        driver->release(scratch[device].data);
-    scratch[device].data = NULL;
-    scratch[device].size = 0;
-    devices[device].stats.scratch_bytes = 0;
-    void *p = NULL;
-    if (!lr_memory_injected() && (p = driver->alloc(grown)) == NULL) {
-        lr_memory_release_cached(device);
-        p = driver->alloc(grown);
+    device_memory *m = &devices[device];
+    if (m->scratch == NULL || bytes >= m->scratch->bytes) {
+        const size_t grown = bytes + bytes / 8;
+        if (m->scratch != NULL)
+            give(device, LARGE, m->scratch);
+        m->scratch = NULL;
+        m->stats.scratch_bytes = 0;
+        if (lr_memory_injected()) {
+            lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for an op", lr_device_name(device), grown);
+            return NULL;
+        }
+        if (take(device, LARGE, grown, "an op's working memory", &m->scratch) != LR_OK)
+            return NULL;
+        m->stats.scratch_bytes = (int64_t)m->scratch->bytes;
     }
-    if (p == NULL) {
-        lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes of working memory for an op",
-                device == LR_CPU ? "host" : lr_device_name(device), grown);
-        return NULL;
-    }
-    scratch[device].data = p;
-    scratch[device].size = grown;
-    devices[device].stats.scratch_bytes = (int64_t)grown;
-    return p;
+    return address_of(device, LARGE, m->scratch);
 }

@@ -5,18 +5,19 @@
 #include "core/core.h"
 
 typedef struct lr_storage {
-    void *data;   /* NULL on the meta device */
-    size_t bytes; /* as asked for */
-    size_t block; /* as taken from the allocator, >= bytes */
+    void *data;             /* NULL on the meta device */
+    size_t bytes;           /* as asked for */
+    struct lr_piece *piece; /* of the device's memory */
     int device;
     int references; /* tensors that view these bytes */
     char name[48];
-    struct lr_storage *previous, *next; /* the live list of the device, or the free list of its size class */
+    struct lr_storage *previous, *next; /* the live list of the device */
 } lr_storage;
 
-/* A buffer of at least `bytes` on the device, 64-byte aligned, contents undefined, references = 1. */
+/* A buffer of at least `bytes` on the device, 256-byte aligned, contents undefined, references = 1. */
 int lr_storage_new(lr_storage **out, size_t bytes, int device, const char *name);
-void lr_storage_release(lr_storage *s); /* drop one reference; the last one returns the block to the cache */
+void lr_storage_release(
+    lr_storage *s); /* drop one reference; the last one frees the buffer, for the next on the compute stream */
 
 /* Working memory of one op on a device: grows, is kept, never shrinks below the largest need seen. The bytes are valid until the next
  * call, which on a GPU means: for what is put on the compute stream before it. NULL: lr_fail was called. */

@@ -10,122 +10,77 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
-#define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
-#endif
-
 /* ---- memory ------------------------------------------------------------------------------------------------------------ */
-enum { PAGE = 4096, HUGE_PAGE = 2 << 20, MAX_RANGES = 1 << 16 };
-static const size_t ARENA = (size_t)64 << 30; /* addresses; memory is taken when touched */
+enum { HUGE_PAGE = 2 << 20, RANGES = 2 };         /* as many ranges as memory.c asks for */
+static const size_t ADDRESSES = (size_t)32 << 30; /* of each; memory is taken when touched */
 
-/* Ranges of the arena in the order of their addresses; together they are all of it up to `top`. */
-typedef struct range {
-    size_t offset, bytes;
-    bool taken;
-} range;
-
-static char *arena;
-static range ranges[MAX_RANGES];
-static int range_count;
-static size_t top; /* what lies above was never given out */
+static struct {
+    char *base;
+    size_t top; /* what lies above was never mapped */
+} ranges[RANGES];
+static int64_t mapped_bytes;
 static int openings;
-static pthread_mutex_t openings_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all these: copies may run side by side */
 
-static int reserve(void)
+static void *reserve(size_t *bytes)
 {
-    if (arena != NULL)
-        return LR_OK;
-    void *p = mmap(NULL, ARENA + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED)
-        return lr_fail_errno("reserving addresses for device memory");
-    arena = (char *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
-    madvise(arena, ARENA, MADV_HUGEPAGE); /* or opening and closing would walk many small pages */
-    return LR_OK;
+    void *p = mmap(NULL, ADDRESSES + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int i = 0;
+    while (i < RANGES && ranges[i].base != NULL)
+        i++;
+    if (p == MAP_FAILED || i == RANGES)
+        return NULL;
+    ranges[i].base = (char *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
+    madvise(ranges[i].base, ADDRESSES, MADV_HUGEPAGE); /* or opening and closing would walk many small pages */
+    *bytes = ADDRESSES;
+    return ranges[i].base;
 }
 
+/* Where this fails, the access that follows ends the process and so says it. */
 static void protect(int how)
 {
-    const size_t used = (top + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    if (used > 0)
-        mprotect(arena, used, how); /* where this fails, the access that follows ends the process and so says it */
+    for (int i = 0; i < RANGES; i++)
+        if (ranges[i].top > 0)
+            mprotect(ranges[i].base, ranges[i].top, how);
 }
 
-/* Copies may run side by side. */
+static bool map(void *p, size_t bytes)
+{
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < RANGES; i++) {
+        const size_t end = (size_t)((char *)p - ranges[i].base) + bytes;
+        if ((char *)p >= ranges[i].base && end <= ADDRESSES && end > ranges[i].top)
+            ranges[i].top = end;
+    }
+    mapped_bytes += (int64_t)bytes;
+    if (openings > 0)
+        protect(PROT_READ | PROT_WRITE);
+    pthread_mutex_unlock(&lock);
+    return true;
+}
+
+static void unmap(void *p, size_t bytes)
+{
+    pthread_mutex_lock(&lock);
+    madvise(p, bytes, MADV_DONTNEED);
+    mapped_bytes -= (int64_t)bytes;
+    pthread_mutex_unlock(&lock);
+}
+
 void lr_device_memory_open(void)
 {
-    pthread_mutex_lock(&openings_lock);
+    pthread_mutex_lock(&lock);
     if (openings++ == 0)
         protect(PROT_READ | PROT_WRITE);
-    pthread_mutex_unlock(&openings_lock);
+    pthread_mutex_unlock(&lock);
 }
 
 void lr_device_memory_close(void)
 {
-    pthread_mutex_lock(&openings_lock);
+    pthread_mutex_lock(&lock);
     if (--openings == 0)
         protect(PROT_NONE);
-    pthread_mutex_unlock(&openings_lock);
-}
-
-static void insert_range(int at, range r)
-{
-    memmove(&ranges[at + 1], &ranges[at], (size_t)(range_count - at) * sizeof r);
-    ranges[at] = r;
-    range_count++;
-}
-
-static void *give_out(range *r, size_t bytes)
-{
-    r->taken = true;
-    ASAN_UNPOISON_MEMORY_REGION(arena + r->offset, bytes);
-    return arena + r->offset;
-}
-
-static void *alloc(size_t bytes)
-{
-    const size_t whole = (bytes + PAGE - 1) / PAGE * PAGE + PAGE; /* a page between any two */
-    if (reserve() != LR_OK || range_count + 1 >= MAX_RANGES)
-        return NULL;
-    for (int i = 0; i < range_count; i++) {
-        if (ranges[i].taken || ranges[i].bytes < whole)
-            continue;
-        if (ranges[i].bytes > whole)
-            insert_range(i + 1, (range){ranges[i].offset + whole, ranges[i].bytes - whole, false});
-        ranges[i].bytes = whole;
-        return give_out(&ranges[i], bytes);
-    }
-    if (whole > ARENA - top)
-        return NULL;
-    insert_range(range_count, (range){top, whole, true});
-    ASAN_POISON_MEMORY_REGION(arena + top, whole);
-    top += whole;
-    return give_out(&ranges[range_count - 1], bytes);
-}
-
-/* Range i + 1 becomes part of range i. */
-static void merge(int i)
-{
-    ranges[i].bytes += ranges[i + 1].bytes;
-    range_count--;
-    memmove(&ranges[i + 1], &ranges[i + 2], (size_t)(range_count - i - 1) * sizeof ranges[0]);
-}
-
-static void release(void *p)
-{
-    const size_t offset = (size_t)((char *)p - arena);
-    int i = 0;
-    while (ranges[i].offset != offset)
-        i++;
-    ASAN_POISON_MEMORY_REGION(p, ranges[i].bytes);
-    madvise(p, ranges[i].bytes, MADV_DONTNEED);
-    ranges[i].taken = false;
-    if (i + 1 < range_count && !ranges[i + 1].taken)
-        merge(i);
-    if (i > 0 && !ranges[i - 1].taken)
-        merge(i - 1);
+    pthread_mutex_unlock(&lock);
 }
 
 /* ---- copies ------------------------------------------------------------------------------------------------------------ */
@@ -159,7 +114,7 @@ static int open_device(int index)
     if (getenv("LORARUN_SIMT") == NULL)
         return lr_fail(LR_EDEVICE,
                        "this lorarun runs CUDA's kernels on the CPU, for tests: LORARUN_SIMT=1 makes that a device");
-    return reserve();
+    return LR_OK;
 }
 
 static int describe(char *buf, size_t cap)
@@ -170,8 +125,8 @@ static int describe(char *buf, size_t cap)
 
 static int memory_info(int64_t *free_bytes, int64_t *total_bytes)
 {
-    *free_bytes = (int64_t)(ARENA - top);
-    *total_bytes = (int64_t)ARENA;
+    *total_bytes = RANGES * (int64_t)ADDRESSES;
+    *free_bytes = *total_bytes - mapped_bytes;
     return LR_OK;
 }
 
@@ -208,8 +163,9 @@ const lr_driver *lr_cuda_driver(void)
         driver.uuid = uuid;
         driver.kernels = lr_cuda_backend;
         driver.prepare = prepare;
-        driver.alloc = alloc;
-        driver.release = release;
+        driver.reserve = reserve;
+        driver.map = map;
+        driver.unmap = unmap;
         driver.copy = copy;
         driver.fill = fill;
         driver.stream_wait = stream_wait;
