@@ -113,6 +113,8 @@ const char *lr_device_missing(int device); /* why a device is not available; NUL
 const char *lr_device_name(int device);    /* "cpu" */
 /* One line: model, memory; of the CPU also the instruction set in use and the threads. */
 int lr_device_describe(int device, char *buf, size_t cap);
+/* "GPU-...", as the driver names a GPU that this process may use everywhere in the world; index -1: the one it uses. */
+int lr_device_uuid(int index, char *buf, size_t cap);
 int lr_device_memory(int device, int64_t *free_bytes, int64_t *total_bytes); /* of the whole device, all processes */
 int lr_device_wait(int device); /* until all work given to it is done; reports what went wrong in it */
 /* 1, as at first: equal inputs give equal bits in every run on the same kind of GPU. 0: the fastest way, whatever its bits. The CPU

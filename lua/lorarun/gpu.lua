@@ -5,6 +5,7 @@
 -- The driver is asked once a second at most, by a few system calls; no kernel is waited for.
 local ffi = require "ffi"
 local C = require "lorarun.c"
+local check = require "lorarun.check"
 local comm = require "lorarun.comm"
 
 local gpu = {}
@@ -24,6 +25,16 @@ function gpu.load(number)
   if C.lr_gpu_load_now(number, load) < 0 then return nil end
   return { used = told(load.used_bytes), free = told(load.free_bytes), total = told(load.total_bytes),
     utilization = told(load.utilization) }
+end
+
+--- ranks(): how many ranks use the GPU that this one uses: one, but where a machine has fewer GPUs than ranks. All ranks call it.
+function gpu.ranks()
+  local own, count = ffi.new "char[64]", 0
+  check(C.lr_device_uuid(-1, own, ffi.sizeof(own)))
+  for _, other in ipairs(comm.all_gather_bytes(ffi.string(own))) do
+    if other == ffi.string(own) then count = count + 1 end
+  end
+  return count
 end
 
 --- watch(device): "cpu", "cuda" or "meta", as a model names the device it is on.

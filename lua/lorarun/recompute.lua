@@ -17,6 +17,7 @@ local check = require "lorarun.check"
 local comm = require "lorarun.comm"
 local evaluate = require "lorarun.evaluate"
 local footprint = require "lorarun.footprint"
+local gpu = require "lorarun.gpu"
 local lengths = require "lorarun.lengths"
 local memory = require "lorarun.memory"
 local micro_step = require "lorarun.micro_step"
@@ -139,10 +140,11 @@ end
 
 local function auto(run)
   local device, layers = run.model.device, run.model.layer_count
+  local ranks = device == "cuda" and gpu.ranks() or comm.local_world_size
   check(C.lr_memory_release_cached(memory.DEVICES[device])) -- what loading has left counts as free
   local free = memory.available(device)
   if not free then return setmetatable({ fixed = 0, text = "off (the system does not say how much memory is free)" }, Policy) end
-  local usable = recompute.usable(free, device, comm.local_world_size)
+  local usable = recompute.usable(free, device, ranks)
   local limit = memory.stats(device).live_bytes + usable
   local optimizer = 2 * 4 * run.model.lora.parameters.count -- AdamW's m and v are yet to be made
   local self = setmetatable({ run = run, device = device, model_layers = layers, footprint = footprint.new(run),

@@ -68,9 +68,6 @@ typedef struct lr_driver {
 /* The driver of a device that is available, else NULL. The meta device has none. */
 const lr_driver *lr_driver_of(int device);
 
-/* How the driver names a GPU that this process may use; index -1: the one it uses. */
-int lr_device_uuid(int index, char *buf, size_t cap);
-
 /* A copy from pageable host memory into device memory, through pinned buffers: the caller may change `from` on return, the
  * device gets the bytes in the stream's order. Any number of threads may call it. See staging.c. */
 int lr_stage_to_device(const lr_driver *driver, lr_stream *stream, const lr_copy *copy);
