@@ -73,7 +73,7 @@ void lr_comm_unlink(lr_comm *c);
 int lr_comm_transfer(lr_comm *c, const lr_mesh_transfer *t, double began);
 /* No more use from now on: closes the connections. Returns lr_fail(status, ...). */
 int lr_comm_break(lr_comm *c, int status, const char *fmt, ...) LR_PRINTF(3, 4);
-/* LR_OK, or how the wait of a data plane of its own ended: aborted, interrupted or timed out. */
+/* LR_OK, or how the wait of a data plane of its own ended: aborted, interrupted, a peer lost, or timed out. */
 int lr_comm_check(lr_comm *c, double began);
 /* "rank 2", "ranks 0, 3-5" of those with chosen[rank] != 0. */
 const char *lr_comm_ranks_text(const uint8_t *chosen, int world_size, char buf[160]);

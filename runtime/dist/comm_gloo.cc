@@ -43,6 +43,9 @@ struct lr_mesh {
     std::mutex mutex; // guards what follows: the transfer in progress, for abort()
     gloo::transport::UnboundBuffer *in = nullptr, *out = nullptr;
     bool aborted = false;
+    // A byte of every peer, which none ever sends: what was to be received over a connection that closes fails, and says so here.
+    std::unique_ptr<gloo::transport::UnboundBuffer> vigil;
+    char vigil_byte = 0;
 };
 
 namespace
@@ -295,6 +298,25 @@ int mesh_transfer(lr_mesh *mesh, uint64_t tag, const lr_mesh_transfer *t, double
     return status == LR_MESH_FAILED && Clock::now() >= deadline ? static_cast<int>(LR_MESH_TIMEOUT) : status;
 }
 
+enum : uint64_t { LOST_TAG = UINT64_MAX, VIGIL_TAG = UINT64_MAX - 1 }; // no transfer's
+
+int mesh_broken(lr_mesh *mesh)
+{
+    const NoSigpipe sigpipe;
+    char why[LR_MESH_WHY];
+    return guard(why, [&] {
+               if (mesh->vigil == nullptr) {
+                   mesh->vigil = mesh->context->createUnboundBuffer(&mesh->vigil_byte, 1);
+                   for (int peer = 0; peer < mesh->world_size; peer++)
+                       if (peer != mesh->rank)
+                           mesh->vigil->recv(peer, VIGIL_TAG, 0, 1);
+               }
+               mesh->vigil->abortWaitRecv(); // so that the wait ends at once; but first it looks for failures
+               (void)mesh->vigil->waitRecv(nullptr, milliseconds(1000));
+               return static_cast<int>(LR_MESH_OK);
+           }) == LR_MESH_FAILED;
+}
+
 void mesh_lost(lr_mesh *mesh, uint8_t *lost)
 {
     const NoSigpipe sigpipe;
@@ -303,7 +325,7 @@ void mesh_lost(lr_mesh *mesh, uint8_t *lost)
         if (peer != mesh->rank) // a closed pair refuses to receive; what an open one receives nobody will send
             lost[peer] = guard(why, [&] {
                              const auto buffer = mesh->context->createUnboundBuffer(&byte, 1);
-                             buffer->recv(peer, UINT64_MAX, 0, 1);
+                             buffer->recv(peer, LOST_TAG, 0, 1);
                              return static_cast<int>(LR_MESH_OK);
                          }) == LR_MESH_FAILED;
 }
@@ -331,4 +353,4 @@ void mesh_close(lr_mesh *mesh)
 } // namespace
 
 extern "C" __attribute__((visibility("default"))) const lr_mesh_calls lr_mesh_calls_v1 = {
-    LR_MESH_ABI, mesh_open, mesh_address, mesh_connect, mesh_transfer, mesh_lost, mesh_abort, mesh_close};
+    LR_MESH_ABI, mesh_open, mesh_address, mesh_connect, mesh_transfer, mesh_broken, mesh_lost, mesh_abort, mesh_close};

@@ -322,6 +322,19 @@ static int fail_aborted(lr_comm *c)
     return lr_comm_break(c, LR_EPEER, "%s", why);
 }
 
+/* why: in what a transfer failed, where no peer is lost. */
+static int fail_lost(lr_comm *c, const char *why)
+{
+    char ranks[160];
+    memset(c->lost, 0, (size_t)c->world_size);
+    c->calls->lost(c->mesh, c->lost);
+    const char *kind = lr_comm_kind_name(c->slots[c->rank].call.kind);
+    if (memchr(c->lost, 1, (size_t)c->world_size) == NULL)
+        return lr_comm_break(c, LR_EPEER, "%s (collective %llu): %s", kind, (unsigned long long)c->sequence, why);
+    return lr_comm_break(c, LR_EPEER, "%s (collective %llu): lost %s: the connection was closed", kind,
+                         (unsigned long long)c->sequence, lr_comm_ranks_text(c->lost, c->world_size, ranks));
+}
+
 /* Who has not come: in the agreement those whose slot still holds an earlier collective, else all from whom something was due.
  * The mesh is closed, so nothing writes the slots any more. */
 static void find_missing(const lr_comm *c, const lr_mesh_transfer *t, uint8_t *missing)
@@ -337,7 +350,7 @@ static void find_missing(const lr_comm *c, const lr_mesh_transfer *t, uint8_t *m
 
 int lr_comm_transfer(lr_comm *c, const lr_mesh_transfer *t, double began)
 {
-    char why[LR_MESH_WHY] = "", ranks[160];
+    char why[LR_MESH_WHY] = "";
     if (!c->watched && lr_interrupt_enabled()) {
         const int status = start_watcher(c);
         if (status != LR_OK)
@@ -363,14 +376,7 @@ int lr_comm_transfer(lr_comm *c, const lr_mesh_transfer *t, double began)
     case LR_MESH_NO_MEMORY:
         return lr_comm_break(c, LR_ENOMEM, "%s: out of memory", lr_comm_kind_name(c->slots[c->rank].call.kind));
     default:
-        memset(c->lost, 0, (size_t)c->world_size);
-        c->calls->lost(c->mesh, c->lost);
-        if (memchr(c->lost, 1, (size_t)c->world_size) == NULL)
-            return lr_comm_break(c, LR_EPEER, "%s (collective %llu): %s",
-                                 lr_comm_kind_name(c->slots[c->rank].call.kind), (unsigned long long)c->sequence, why);
-        return lr_comm_break(c, LR_EPEER, "%s (collective %llu): lost %s: the connection was closed",
-                             lr_comm_kind_name(c->slots[c->rank].call.kind), (unsigned long long)c->sequence,
-                             lr_comm_ranks_text(c->lost, c->world_size, ranks));
+        return fail_lost(c, why);
     }
 }
 
@@ -380,6 +386,8 @@ int lr_comm_check(lr_comm *c, double began)
         return fail_aborted(c);
     if (lr_interrupt_take())
         return fail_interrupted(c);
+    if (c->mesh != NULL && c->calls->broken(c->mesh)) /* NCCL itself may never notice */
+        return fail_lost(c, "a connection failed");
     if (lr_time() - began <= c->timeout)
         return LR_OK;
     memset(c->lost, 1, (size_t)c->world_size); /* NCCL does not tell who is missing */

@@ -4,7 +4,7 @@
  * the first job of several ranks is joined: Gloo and what it links would cost every start of the program a millisecond. The two
  * sides share this header and nothing else; the module calls nothing of lorarun's, so it can be opened from any program.
  *
- * After a call has failed the mesh is good for `lost` and `close` only. */
+ * After a call has failed, or `broken` said yes, the mesh is good for `lost` and `close` only. */
 #ifndef LR_COMM_MESH_H
 #define LR_COMM_MESH_H
 
@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 enum {
-    LR_MESH_ABI = 1,       /* one more with every change of this header */
+    LR_MESH_ABI = 2,       /* one more with every change of this header */
     LR_MESH_ADDRESS = 256, /* room for an address */
     LR_MESH_WHY = 512      /* room for the reason of a failure */
 };
@@ -58,6 +58,8 @@ typedef struct lr_mesh_calls {
     int (*address)(const lr_mesh *mesh, int peer, void *bytes);
     int (*connect)(lr_mesh *mesh, int peer, const void *bytes, int size, char *why);
     int (*transfer)(lr_mesh *mesh, uint64_t tag, const lr_mesh_transfer *t, double timeout, char *why);
+    /* 1 where some peer's connection has closed, though nothing is sent: for who waits for the peers in another way. Waits for nothing. */
+    int (*broken)(lr_mesh *mesh);
     /* lost[peer] = 1 where the connection to a peer is closed. */
     void (*lost)(lr_mesh *mesh, uint8_t *lost);
     /* End the transfer that another thread is in, and all later ones. Any thread. */

@@ -1,12 +1,13 @@
-/* comm_nccl.c: the collectives on CUDA tensors, through NCCL. It has not run on a GPU yet: it is compiled and checked for its
- * behaviour without one.
+/* comm_nccl.c: the collectives on CUDA tensors, through NCCL. It has not run on a GPU yet; where there is none, tests run it
+ * against a library of theirs (tests/nccl).
  *
  * NCCL and the driver are opened when the first tensor on CUDA meets several ranks, so the program starts on machines that have
  * neither; the build needs NCCL's header only. Where that was missing, everything here is LR_EUNSUPPORTED.
  *
  * The ranks have agreed on kind, sizes and dtype over the mesh before a call gets here, and NCCL's unique id travels over it too.
- * The communicator is non-blocking: no call of NCCL waits, and while it works this thread looks for errors of NCCL, the timeout,
- * interrupts and lr_comm_abort; any of them aborts the communicator, which ends NCCL's kernels as well.
+ * The communicator is non-blocking: no call of NCCL waits, and while it works this thread looks for errors of NCCL, lost peers
+ * (which NCCL may not notice), the timeout, interrupts and lr_comm_abort; any of them aborts the communicator, which ends NCCL's
+ * kernels as well.
  *
  * Work goes to the compute stream, in order with the kernels before it, and is complete on return. */
 #include "core/device.h"

@@ -23,6 +23,12 @@ local JOIN = [[comm.join { rank = rank, world_size = n, local_rank = rank, local
 
 local function quote(text) return "'" .. tostring(text):gsub("'", "'\\''") .. "'" end
 
+--- one_gpu(rank): variables with which NCCL lets ranks share a GPU. It refuses two ranks of a host on a device, so each says that
+--- it is a host of its own, and they talk through sockets: slow, and the same arithmetic.
+function ranks.one_gpu(rank)
+  return { NCCL_HOSTID = "host" .. rank, NCCL_SOCKET_IFNAME = "lo", NCCL_IB_DISABLE = 1, NCCL_MNNVL_ENABLE = 0 }
+end
+
 local Job = {}
 Job.__index = Job
 

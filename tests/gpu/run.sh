@@ -42,6 +42,8 @@ done
 for file in units/test_autograd models/test_golden models/test_recompute models/test_last_layer; do
   try "$(basename $file)" 300 env LORARUN_TEST_DEVICE=cuda "$LORARUN_PROGRAM" "$tests/run.lua" "$tests/$file.lua"
 done
+try test_train_ranks 600 env LORARUN_TEST_DEVICE=cuda "$LORARUN_PROGRAM" "$tests/run.lua" "$tests/dist/test_train_ranks.lua" \
+  "1, 2 and 4 ranks"
 for file in step joined fp16 plan recipe nccl sanitizer; do
   try "test_$file" 400 "$LORARUN_PROGRAM" "$tests/run.lua" "$tests/gpu/test_$file.lua"
 done

@@ -1,13 +1,12 @@
--- The collectives on CUDA tensors through NCCL: one rank, and two ranks that share one GPU. NCCL refuses two ranks of a host on a
--- device, so each says that it is a host of its own, and they talk through sockets: slow, and the same arithmetic.
+-- The collectives on CUDA tensors through NCCL: one rank, and two ranks that share one GPU. With LORARUN_SIMT=1, where CUDA's kernels
+-- run on the CPU, through tests/nccl/fake_nccl.c, which LORARUN_TEST_NCCL=fake says is there.
 if not require("lorarun").has_gpu() then skip "no GPU" end
-if os.getenv "LORARUN_SIMT" then skip "NCCL needs a GPU, not CUDA's kernels on the CPU" end
+local fake = os.getenv "LORARUN_TEST_NCCL" == "fake"
+if os.getenv "LORARUN_SIMT" and not fake then skip "NCCL needs a GPU, not CUDA's kernels on the CPU" end
 local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 
 local function run(n, code)
-  local results = ranks.run { n, code, timeout = 120, seconds = 300, env = function(rank)
-    return { NCCL_HOSTID = "host" .. rank, NCCL_SOCKET_IFNAME = "lo", NCCL_IB_DISABLE = 1, NCCL_MNNVL_ENABLE = 0 }
-  end }
+  local results = ranks.run { n, code, timeout = 120, seconds = 300, env = ranks.one_gpu }
   for rank, r in ipairs(results) do
     check.equal(r.status, 0, ("status of rank %d, which said '%s',"):format(rank - 1, r.err))
   end
@@ -48,17 +47,54 @@ test("two ranks on one GPU", function()
   check.equal(results[2].out, results[1].out)
 end)
 
-test("a rank that is gone is an error of the others, soon", function()
-  local results = ranks.run { 2, [[
+-- Two ranks whose second collective does not come to its end. `after`: what rank 1 does behind the first; more: variables of rank 0,
+-- or of rank `which`.
+local function broken(after, timeout, more, which)
+  return ranks.start { 2, ([[
     local tensor = require "lorarun.tensor"
     local t = tensor.from({ 1, 2 }, { 2 }, "f32", "values", "cuda")
     comm.all_reduce(t)
-    if rank == 1 then os.exit(3) end
+    if rank == 1 then %s end
     comm.all_reduce(t)
-  ]], timeout = 60, seconds = 120, env = function(rank)
-    return { NCCL_HOSTID = "host" .. rank, NCCL_SOCKET_IFNAME = "lo", NCCL_IB_DISABLE = 1, NCCL_MNNVL_ENABLE = 0 }
+  ]]):format(after), timeout = timeout, env = function(rank)
+    local env = ranks.one_gpu(rank)
+    for name, value in pairs(rank == (which or 0) and more or {}) do env[name] = value end
+    return env
   end }
+end
+
+test("a rank that is gone is an error of the others, soon", function()
+  local results = broken("os.exit(3)", 60):wait()
   check.equal(results[2].status, 3)
   check.that(results[1].status ~= 0 and results[1].status ~= 3, "status of rank 0: " .. results[1].status)
   check.that(results[1].err ~= "", "rank 0 said nothing")
 end)
+
+if fake then
+  test("a failure of NCCL is an error of all ranks that says which collective it was", function()
+    local results = broken("", 60, { FAKE_NCCL_fails = 2 }):wait()
+    for _, r in ipairs(results) do check.equal(r.status, 1, r.err) end
+    check.that(results[1].err:find "all_reduce %(collective %d+%): ncclAllReduce: remote process exited", results[1].err)
+    check.that(results[1].seconds < 20 and results[2].seconds < 20, "a rank waited for the other")
+  end)
+
+  test("a rank that is killed while NCCL works is named by the others, soon", function()
+    local job = broken("print 'here'", 60, { FAKE_NCCL_hangs = 2 }, 1)
+    job:await(1, "here")
+    os.execute "sleep 0.3" -- both are in the second collective
+    job:kill(1)
+    local results = job:wait()
+    check.equal(results[2].status, 137)
+    check.equal(results[1].status, 1)
+    check.that(results[1].err:find("lost rank 1: the connection was closed", 1, true), results[1].err)
+    check.that(results[1].seconds < 20, "rank 0 waited")
+  end)
+
+  test("a collective that does not end is given up after the timeout", function()
+    local results = broken("", 2, { FAKE_NCCL_hangs = 2 }):wait()
+    for _, r in ipairs(results) do
+      check.equal(r.status, 1, r.err)
+      check.that(r.err:find("all_reduce", 1, true), r.err)
+    end
+  end)
+end
