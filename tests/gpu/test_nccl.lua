@@ -1,8 +1,10 @@
--- The collectives on CUDA tensors through NCCL: one rank, and two ranks that share one GPU. With LORARUN_SIMT=1, where CUDA's kernels
--- run on the CPU, through tests/nccl/fake_nccl.c, which LORARUN_TEST_NCCL=fake says is there.
+-- The collectives on CUDA tensors through NCCL: one rank, and two ranks that share one GPU. With LORARUN_SIMT=1, where CUDA's
+-- kernels run on the CPU, through tests/nccl/fake_nccl.c, which LORARUN_TEST_NCCL=fake says is there.
 if not require("lorarun").has_gpu() then skip "no GPU" end
 local fake = os.getenv "LORARUN_TEST_NCCL" == "fake"
 if os.getenv "LORARUN_SIMT" and not fake then skip "NCCL needs a GPU, not CUDA's kernels on the CPU" end
+local fs = require "lorarun.fs"
+local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 
 local function run(n, code)
@@ -47,7 +49,7 @@ test("two ranks on one GPU", function()
   check.equal(results[2].out, results[1].out)
 end)
 
--- Two ranks whose second collective does not come to its end. `after`: what rank 1 does behind the first; more: variables of rank 0,
+-- Two ranks whose second collective does not come to its end. `after`: what rank 1 does behind the first; more: variables of rank 0
 -- or of rank `which`.
 local function broken(after, timeout, more, which)
   return ranks.start { 2, ([[
@@ -70,7 +72,42 @@ test("a rank that is gone is an error of the others, soon", function()
   check.that(results[1].err ~= "", "rank 0 said nothing")
 end)
 
+-- Ranks that are launched on a machine with so many GPUs: what each says of its own.
+local function launched(processes, gpus)
+  local result
+  shell.with_folder(function(folder)
+    local script = fs.join(folder, "ranks.lua")
+    fs.write(script, [[
+      local lr = require "lorarun"
+      local job = lr.launch { processes = ]] .. processes .. [[ }
+      local gpu, id = require "lorarun.gpu", require("ffi").new "char[64]"
+      assert(require("lorarun.c").lr_device_uuid(-1, id, 64) == 0)
+      local three = lr.comm.all_reduce(require("lorarun.tensor").full({ 1 }, job.rank + 1)):item()
+      local mine = { job.device, require("ffi").string(id), gpu.ranks(), three }
+      for rank, text in ipairs(lr.comm.all_gather_bytes(table.concat(mine, " "))) do
+        if job.rank == 0 then print(rank - 1, text) end
+      end
+    ]])
+    result = shell.run(("LORARUN_SIMT=%d $L %s"):format(gpus, script))
+  end)
+  return result
+end
+
 if fake then
+  test("each rank that is launched has a GPU of its own", function()
+    local r = launched(2, 2)
+    check.equal(r.status, 0, r.err)
+    local gpu = "GPU-00000000-0000-0000-0000-%012d"
+    check.equal(r.out, ("0\tcuda %s 1 3\n1\tcuda %s 1 3\n"):format(gpu:format(0), gpu:format(1)))
+    r = launched(3, 2)
+    check.equal(r.status, 1)
+    check.that(r.err:find("3 ranks on this machine need a GPU each, and it has 2", 1, true), r.err)
+  end)
+
+  test("ranks know when they share a GPU", function()
+    for _, r in ipairs(run(2, 'print(require("lorarun.gpu").ranks())')) do check.equal(r.out, "2\n") end
+  end)
+
   test("a failure of NCCL is an error of all ranks that says which collective it was", function()
     local results = broken("", 60, { FAKE_NCCL_fails = 2 }):wait()
     for _, r in ipairs(results) do check.equal(r.status, 1, r.err) end

@@ -2,7 +2,7 @@
  *
  * Device memory is a range of addresses of its own, which is open only while a kernel or a copy runs: code of the runtime that follows a
  * device pointer on the host, which a GPU would not forgive, is a segmentation fault here too. All work is done when the call returns, so
- * streams and events are the CPU's. The device is there where LORARUN_SIMT is set. */
+ * streams and events are the CPU's. LORARUN_SIMT=n makes n such devices. */
 #include "cuda/host/device_host.h"
 #include "cuda/cuda.h"
 #include <stdio.h>
@@ -105,13 +105,13 @@ static lr_fault fault;
 /* A program built for these tests is in all else the one for the CPU: who wants this device says so. */
 static int count_devices(void)
 {
-    return getenv("LORARUN_SIMT") != NULL;
+    const char *text = getenv("LORARUN_SIMT");
+    return text != NULL ? atoi(text) : 0;
 }
 
 static int open_device(int index)
 {
-    (void)index; /* there is one */
-    if (getenv("LORARUN_SIMT") == NULL)
+    if (index >= count_devices())
         return lr_fail(LR_EDEVICE,
                        "this lorarun runs CUDA's kernels on the CPU, for tests: LORARUN_SIMT=1 makes that a device");
     return LR_OK;
