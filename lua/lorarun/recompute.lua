@@ -59,6 +59,10 @@ function Policy:need(tokens, layers)
   return self.footprint:step { tokens = tokens, layers = layers } + self.footprint:workspace(tokens, self.device)
 end
 
+function Policy:need_of_evaluation(texts, tokens)
+  return self.footprint:evaluation(texts, tokens) + self.footprint:workspace(tokens, self.device)
+end
+
 -- The fewest layers with which so many tokens fit, or nil.
 function Policy:fewest(tokens)
   local low, high = 0, self.model_layers
@@ -121,10 +125,10 @@ local function check_evaluation(self)
   local o, model = self.run.options, self.run.model
   for _, set in pairs { validation = self.run.validation, test = self.run.test } do
     local texts, tokens = 2 * set.rows, math.min(evaluate.BATCH_BYTES, 2 * set.rows * model.max_length)
-    if self.footprint:evaluation(texts, tokens) + self.footprint:workspace(tokens, self.device) > self.room then
+    if self:need_of_evaluation(texts, tokens) > self.room then
       texts = evaluate.distinct_texts(set, { o.columns[1], o.columns[2] }, self.run.prefixes)
       tokens = math.min(evaluate.BATCH_BYTES / LONG_TOKEN, texts)
-      local needed = self.footprint:evaluation(texts, tokens)
+      local needed = self:need_of_evaluation(texts, tokens)
       if needed > self.room then
         check.fail("evaluating the %d rows of %s (%d different texts) needs %s, and %s are free; give a smaller "
           .. "--max-evaluation-rows", set.rows, set.path, texts, memory.size_text(needed), memory.size_text(self.room))
