@@ -116,7 +116,8 @@ static int start(void)
 /* ---- a product in the library's words ---------------------------------------------------------------------------------- */
 typedef struct lt_product {
     cublasLtMatmulDesc_t operation;
-    cublasLtMatrixLayout_t a, b, c, d; /* as the library counts: its a is our b, its c our r, its d our c */
+    /* As the library counts: its a is our b, its c our r, its d our c. In place c is d. */
+    cublasLtMatrixLayout_t a, b, c, d;
 } lt_product;
 
 static cudaDataType_t type_of(int dtype)
@@ -136,7 +137,7 @@ static void destroy(lt_product *x)
         lt.cublasLtMatrixLayoutDestroy(x->a);
     if (x->b != NULL)
         lt.cublasLtMatrixLayoutDestroy(x->b);
-    if (x->c != NULL)
+    if (x->c != NULL && x->c != x->d)
         lt.cublasLtMatrixLayoutDestroy(x->c);
     if (x->d != NULL)
         lt.cublasLtMatrixLayoutDestroy(x->d);
@@ -178,9 +179,11 @@ static cublasStatus_t describe(lt_product *x, const lr_cuda_product *p)
     if (status == CUBLAS_STATUS_SUCCESS)
         status = layout(&x->b, &p->a);
     if (status == CUBLAS_STATUS_SUCCESS)
-        status = layout(&x->c, &p->r);
-    if (status == CUBLAS_STATUS_SUCCESS)
         status = layout(&x->d, &p->c);
+    if (status == CUBLAS_STATUS_SUCCESS && p->r.data == p->c.data)
+        x->c = x->d;
+    else if (status == CUBLAS_STATUS_SUCCESS)
+        status = layout(&x->c, &p->r);
     if (status != CUBLAS_STATUS_SUCCESS)
         destroy(x);
     return status;

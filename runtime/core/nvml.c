@@ -142,7 +142,7 @@ int lr_gpu_count(int *out)
     return status;
 }
 
-#ifndef LR_HAVE_CUBLASLT
+#ifndef LR_HAVE_CUDA /* else kernels/cuda knows */
 int lr_gpu_blas_version(int *out)
 {
     (void)out;

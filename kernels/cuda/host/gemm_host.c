@@ -74,6 +74,12 @@ static void multiply(const lr_cuda_product *p, float *a, float *b, float *c)
                    n);
 }
 
+int lr_gpu_blas_version(int *out)
+{
+    (void)out;
+    return lr_fail(LR_EUNSUPPORTED, "this lorarun was built without cuBLASLt");
+}
+
 int lr_cuda_gemm(lr_exec *exec, const lr_cuda_product *p)
 {
     (void)exec;

@@ -1,0 +1,30 @@
+/* fake_cuda.h: what the fakes of this folder share.
+ *
+ * kernels/cuda/device.c and cublaslt.c speak to a GPU through three libraries: the CUDA runtime, which is linked (fake_cudart.c), the driver
+ * (fake_driver.c is its libcuda.so.1) and cuBLASLt (fake_cublaslt.c). With these, and kernels that run on the CPU (kernels/cuda/host),
+ * the two files run in tests where there is no GPU. The fakes are written against NVIDIA's documentation, not against those files, and are
+ * stricter than a GPU: what the documentation forbids ends the process with status 99. */
+#ifndef FAKE_CUDA_H
+#define FAKE_CUDA_H
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+enum { FORBIDDEN = 99 };
+#define ALLOWED(x)                                                                                                     \
+    do {                                                                                                               \
+        if (!(x)) {                                                                                                    \
+            (void)fprintf(stderr, "fake CUDA: %s: not allowed: %s\n", __func__, #x);                                   \
+            _exit(FORBIDDEN);                                                                                          \
+        }                                                                                                              \
+    } while (0)
+
+/* Do what was put on streams until now: for whoever works on a stream besides the runtime. fake_cudart.c */
+EXPORT void fake_cuda_flush(void);
+
+/* Bytes of the GPU's memory. fake_driver.c */
+EXPORT void fake_cuda_memory(size_t *free_bytes, size_t *total);
+
+#endif
