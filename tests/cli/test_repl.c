@@ -3,11 +3,10 @@
  * typing. */
 #define _GNU_SOURCE
 #include "lr_test.h"
-#include <fcntl.h>
 #include <poll.h>
+#include <pty.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <termios.h>
@@ -49,18 +48,10 @@ static void start(const char *term, const char *arg1, const char *arg2, const ch
     const char *program = getenv("LORARUN_PROGRAM");
     CHECK(program != NULL);
     session.size = 0;
-    session.terminal = posix_openpt(O_RDWR | O_NOCTTY);
-    CHECK(session.terminal >= 0 && grantpt(session.terminal) == 0 && unlockpt(session.terminal) == 0);
     struct winsize size = {.ws_col = 80, .ws_row = 24};
-    CHECK(ioctl(session.terminal, TIOCSWINSZ, &size) == 0);
-    session.pid = fork();
+    session.pid = forkpty(&session.terminal, NULL, NULL, &size);
     CHECK(session.pid >= 0);
     if (session.pid == 0) {
-        (void)setsid();
-        const int tty = open(ptsname(session.terminal), O_RDWR);
-        if (tty < 0 || ioctl(tty, TIOCSCTTY, 0) != 0 || dup2(tty, 0) < 0 || dup2(tty, 1) < 0 || dup2(tty, 2) < 0)
-            _exit(120);
-        (void)close(session.terminal);
         (void)setenv("TERM", term, 1);
         (void)setenv("HOME", session.home, 1);
         (void)setenv("LC_ALL", "C.UTF-8", 1);

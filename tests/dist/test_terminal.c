@@ -2,8 +2,8 @@
  * others are put above it, Ctrl-C counts once, and a window that changes its size is known to the rank. */
 #define _GNU_SOURCE
 #include "lr_test.h"
-#include <fcntl.h>
 #include <poll.h>
+#include <pty.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
@@ -40,18 +40,10 @@ static void start(const char *recipe)
                   "%s",
                   recipe) > 0 &&
           fclose(f) == 0);
-    session.terminal = posix_openpt(O_RDWR | O_NOCTTY);
-    CHECK(session.terminal >= 0 && grantpt(session.terminal) == 0 && unlockpt(session.terminal) == 0);
     struct winsize size = {.ws_col = 80, .ws_row = 24};
-    CHECK(ioctl(session.terminal, TIOCSWINSZ, &size) == 0);
-    session.pid = fork();
+    session.pid = forkpty(&session.terminal, NULL, NULL, &size);
     CHECK(session.pid >= 0);
     if (session.pid == 0) {
-        (void)setsid();
-        const int tty = open(ptsname(session.terminal), O_RDWR);
-        if (tty < 0 || ioctl(tty, TIOCSCTTY, 0) != 0 || dup2(tty, 0) < 0 || dup2(tty, 1) < 0 || dup2(tty, 2) < 0)
-            _exit(120);
-        (void)close(session.terminal);
         (void)setenv("TERM", "xterm", 1);
         (void)setenv("LC_ALL", "C.UTF-8", 1);
         (void)setenv("ASAN_OPTIONS", "detect_leaks=0", 1); /* it cannot see what LuaJIT's heap points to */
