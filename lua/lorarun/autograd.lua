@@ -208,6 +208,16 @@ function autograd.recompute(fn, ...)
     end
     return unpin(fn(...))
   end
+  -- Backward wants nothing of the results but who they are.
+  local function again(...)
+    local results = { pinned(...) }
+    for i = 1, #results do
+      local passed = false
+      for j = 1, #inputs do passed = passed or results[i] == inputs[j] end
+      if not passed then results[i]:release() end
+    end
+    return unpack(results)
+  end
   local outputs = { tensor.scope(autograd.no_grad, pinned, ...) }
   local n = #outputs
   autograd.record(inputs, outputs, inputs, function(...)
@@ -215,7 +225,7 @@ function autograd.recompute(fn, ...)
     for i = 1, n do
       if d[i] then autograd.share(d[i], 2) end -- the inner walk drops one hold, the outer walk the other
     end
-    return tensor.scope(run_backward, pinned, inputs, d)
+    return tensor.scope(run_backward, again, inputs, d)
   end, true)
   return unpack(outputs)
 end

@@ -6,6 +6,7 @@ local ffi = require "ffi"
 local check = require "lorarun.check"
 local tensor = require "lorarun.tensor"
 local ops = require "lorarun.ops"
+local autograd = require "lorarun.autograd"
 local joined = require "lorarun.joined"
 local backend = require "lorarun.backend"
 
@@ -104,7 +105,8 @@ function nn.linear(x, layer, ctx, r)
   }, r)
 end
 
---- norm(norm, x, r, reader): y = norm(s), s = x (+ r). Returns y, s. reader: the linear layer that reads y, if any.
+--- norm(norm, x, r, reader): y = norm(s), s = x (+ r). Returns y, s. x and r are released. reader: the linear layer that reads y,
+--- if any.
 function nn.norm(norm, x, r, reader)
   local room = reader and reader.joined and reader.joined.room
   local y, s
@@ -113,33 +115,87 @@ function nn.norm(norm, x, r, reader)
   else
     y, s = ops.rms_norm(x, r, norm.w, norm.eps, room)
   end
+  x:release()
+  if r then r:release() end
   if room then y.reader = reader end
   return y, s
 end
 
---- add_and_norm(x[T,K], layer, r[T,N], norm, ctx, reader): the layer's output goes onto the residual stream, s = r + layer(x),
---- y = norm(s), which the linear layer `reader` reads, if any. Returns y, s. x and r are released.
-function nn.add_and_norm(x, layer, r, norm, ctx, reader)
+--- onto(r[T,N], x[T,K], layer, ctx): the layer's output goes onto the residual stream r. Returns the new stream as nn.norm takes
+--- it: its sum, or two tensors whose sum it is, where the norm behind adds them at less cost. x is released, and r where it was
+--- added.
+function nn.onto(r, x, layer, ctx)
   local in_product = backend.of(x.device).residual_in_product
-  local sum = nn.linear(x, layer, ctx, in_product and r or nil)
+  local y = nn.linear(x, layer, ctx, in_product and r or nil)
   x:release()
-  if in_product then
-    r:release()
-    return nn.norm(norm, sum, nil, reader)
-  end
-  local y, s = nn.norm(norm, sum, r, reader)
-  sum:release()
+  if not in_product then return y, r end
   r:release()
-  return y, s
+  return y
 end
 
---- at_pooled(ctx, a, b): behind the last attention nothing but the pooled rows is needed: those of a and b (all rows, which are
---- released), and ctx for them.
-function nn.at_pooled(ctx, a, b)
+-- ---- a stack of layers -----------------------------------------------------------------------------------------------------
+-- Behind the last attention nothing but the pooled rows is needed: the context there.
+local function context_of_pooled(ctx) return setmetatable({ keys = ctx.pooled.keys }, { __index = ctx }) end
+
+--- at_pooled(ctx, behind, a, b): a and b (all rows) behind attention: in the last layer their pooled rows, for which they are
+--- released.
+function nn.at_pooled(ctx, behind, a, b)
+  if behind == ctx then return a, b end
   local a_rows, b_rows = ops.gather_rows(a, ctx.pooled.rows), ops.gather_rows(b, ctx.pooled.rows)
   a:release()
   b:release()
-  return setmetatable({ keys = ctx.pooled.keys }, { __index = ctx }), a_rows, b_rows
+  return a_rows, b_rows
+end
+
+--- layers(list, x, norm, ctx, block): a model's layers on the residual stream x [T,hidden], which is released, and the norm behind
+--- them: hidden states [T,hidden], or with ctx.pooled those of these rows alone.
+---   list    layers, whose last product is that of `down`
+---   block   function(layer, x, r, ctx, behind, unread): what is before that product, on the stream x (+ r), which it releases.
+---           behind: ctx for what is behind attention, see at_pooled. Returns the stream and the product's input; unread: of that
+---           input the gradient alone is wanted.
+--- Of the first ctx.recompute layers the stream alone is kept, and block runs again in backward. The product does not, nor what
+--- makes its input, unless it has adapters: frozen, its gradient is that of its output by its weight.
+function nn.layers(list, x, norm, ctx, block)
+  local r
+  for i, layer in ipairs(list) do
+    local down, behind = layer.down, ctx.pooled and i == #list and context_of_pooled(ctx) or ctx
+    local function run(from, onto, again)
+      local stream, h = block(layer, from, onto, ctx, behind, again and not down.lora)
+      if down.lora then return nn.onto(stream, h, down, behind) end
+      return stream, h
+    end
+    local stream, h -- or, with adapters, the stream behind the layer
+    if i <= (ctx.recompute or 0) then
+      local kept = x
+      if r then -- one tensor is less to keep than two
+        kept = ops.add(x, r)
+        x:release()
+        r:release()
+      end
+      stream, h = autograd.recompute(function(from) return run(from, nil, autograd.recording()) end, kept)
+      kept:release()
+    else
+      stream, h = run(x, r)
+    end
+    if down.lora then x, r = stream, h else x, r = nn.onto(stream, h, down, behind) end
+  end
+  local y, s = nn.norm(norm, x, r)
+  s:release()
+  return y
+end
+
+--- again(list): of the layers' weights the share that nn.layers multiplies by once more where it recomputes them all.
+function nn.again(list)
+  local all, again = 0, 0
+  for _, layer in ipairs(list) do
+    for _, linear in pairs(layer) do
+      if linear.k then
+        all = all + linear.n * linear.k
+        if linear ~= layer.down or linear.lora then again = again + linear.n * linear.k end
+      end
+    end
+  end
+  return again / all
 end
 
 --- RoPE's table cos|sin [positions, head_dim] for frequencies theta^(-2i/head_dim) (Su et al., RoFormer, 2021).

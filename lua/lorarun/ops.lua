@@ -22,6 +22,11 @@ local function rule(names, how)
   for name in names:gmatch("%S+") do ops.gradients[name] = how end
 end
 
+-- An activation's output. unread: nobody reads its values, they are not computed; a stand-in for its gradient (nn.layers).
+local function activation(shape, dtype, device, unread)
+  return unread and new({ 1 }, dtype, "stand-in", device) or new(shape, dtype, "activation", device)
+end
+
 -- ---- movement --------------------------------------------------------------------------------------------------------------
 rule("embedding", "none: tables are frozen")
 --- y[T,H] = table[V,H][ids[T]]; with `into`, added to it.
@@ -214,18 +219,21 @@ local function gradient_of_norm(dy, ds)
   return ds and (writable(ds)) or like(dy, "gradient")
 end
 
+-- The stream behind a norm that adds nothing to it: x under another name, so that backward meets the gradients of both in the norm.
+local function same(x) return x:view(x.shape) end
+
 --- rms_norm(x, r, w, eps, room): s = x + r (r nil: s = x), y = s / rms(s) * w. Returns y, s. room: columns behind y's rows, or nil.
 function ops.rms_norm(x, r, w, eps, room)
   local y = normalised(x, room)
-  local s = r and like(x, "residual") or x
+  local s = r and like(x, "residual") or same(x)
   local rstd = new({ x.shape[1] }, "f32", "norm statistics", x.device)
   call(C.lr_op_rms_norm, y.handle, r and s.handle or nil, rstd.handle, x.handle, handle(r), w.handle, eps)
-  record({ x, r or false }, r and { y, s } or { y }, { s, rstd }, function(dy, ds)
-    if not dy then return autograd.share(ds, 2), ds end
+  record({ x, r or false }, { y, s }, { s, rstd }, function(dy, ds)
+    if not dy then return r and autograd.share(ds, 2) or ds, r and ds end
     local dx = gradient_of_norm(dy, ds)
     call(C.lr_op_rms_norm_backward, dx.handle, dy.handle, s.handle, w.handle, rstd.handle, handle(ds))
     if r then autograd.share(dx, 2) end
-    return dx, r and dx or nil
+    return dx, r and dx
   end)
   rstd:release()
   return y, s
@@ -234,17 +242,17 @@ end
 --- layer_norm(x, r, w, b, eps, room): s = x + r, y = (s - mean) / std * w + b. Returns y, s.
 function ops.layer_norm(x, r, w, b, eps, room)
   local y = normalised(x, room)
-  local s = r and like(x, "residual") or x
+  local s = r and like(x, "residual") or same(x)
   local mean = new({ x.shape[1] }, "f32", "norm statistics", x.device)
   local rstd = new({ x.shape[1] }, "f32", "norm statistics", x.device)
   call(C.lr_op_layer_norm, y.handle, r and s.handle or nil, mean.handle, rstd.handle, x.handle, handle(r), w.handle, b.handle,
     eps)
-  record({ x, r or false }, r and { y, s } or { y }, { s, mean, rstd }, function(dy, ds)
-    if not dy then return autograd.share(ds, 2), ds end
+  record({ x, r or false }, { y, s }, { s, mean, rstd }, function(dy, ds)
+    if not dy then return r and autograd.share(ds, 2) or ds, r and ds end
     local dx = gradient_of_norm(dy, ds)
     call(C.lr_op_layer_norm_backward, dx.handle, dy.handle, s.handle, w.handle, mean.handle, rstd.handle, handle(ds))
     if r then autograd.share(dx, 2) end
-    return dx, r and dx or nil
+    return dx, r and dx
   end)
   mean:release()
   rstd:release()
@@ -291,11 +299,11 @@ end
 
 -- ---- activations -----------------------------------------------------------------------------------------------------------
 rule("gelu gelu_backward swiglu swiglu_backward", "rule")
---- gelu(x[N,W], approximate): x Phi(x) exactly (erf), or with "tanh" its tanh form.
-function ops.gelu(x, approximate)
+--- gelu(x[N,W], approximate): x Phi(x) exactly (erf), or with "tanh" its tanh form. unread: see activation.
+function ops.gelu(x, approximate, unread)
   local form = approximate == "tanh" and 1 or 0
-  local y = like(x, "activation")
-  call(C.lr_op_gelu, y.handle, x.handle, form)
+  local y = activation(x.shape, x.dtype, x.device, unread)
+  if not unread then call(C.lr_op_gelu, y.handle, x.handle, form) end
   record({ x }, { y }, { x }, function(dy)
     local dx = writable(dy)
     call(C.lr_op_gelu_backward, dx.handle, dy.handle, x.handle, form)
@@ -304,10 +312,10 @@ function ops.gelu(x, approximate)
   return y
 end
 
---- swiglu(gu[T,2I]): silu(gate) * up, gate the first I columns, up the others.
-function ops.swiglu(gu)
-  local y = new({ gu.shape[1], gu.shape[2] / 2 }, gu.dtype, "activation", gu.device)
-  call(C.lr_op_swiglu, y.handle, gu.handle)
+--- swiglu(gu[T,2I]): silu(gate) * up, gate the first I columns, up the others. unread: see activation.
+function ops.swiglu(gu, unread)
+  local y = activation({ gu.shape[1], gu.shape[2] / 2 }, gu.dtype, gu.device, unread)
+  if not unread then call(C.lr_op_swiglu, y.handle, gu.handle) end
   record({ gu }, { y }, { gu }, function(dy)
     -- The largest activation of a layer: its gradient takes its place. Safe where this rule is all that saved it.
     local dgu = gu.saved == 1 and gu.released and gu:view(gu.shape) or like(gu, "gradient")

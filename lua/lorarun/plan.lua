@@ -12,6 +12,7 @@ local footprint = require "lorarun.footprint"
 local lengths = require "lorarun.lengths"
 local memory = require "lorarun.memory"
 local micro_step = require "lorarun.micro_step"
+local nn = require "lorarun.nn"
 local optim = require "lorarun.optim"
 local planning = require "lorarun.planning"
 local rates = require "lorarun.rates"
@@ -21,6 +22,7 @@ local suggest = require "lorarun.suggest"
 
 local plan = {}
 
+local FORWARD = 0.5 -- of a step's work: through frozen weights backward is as much again
 local DRIVER = 1e9 -- of a GPU's memory: its context, kernels, and what recompute.lua leaves for those that are loaded later
 local SCALING = 0.97 -- of N times one GPU's rate is what N GPUs are expected to reach
 local EVALUATION_TOKENS = 8192 -- a forward pass of evaluate.lua has about so many
@@ -143,7 +145,7 @@ end
 -- How long it takes on so many ranks. A text is evaluated once, however many rows have it: that takes at most what is said.
 local function times(p, o, trainer, count, flops)
   local share = count > 1 and SCALING or 1
-  local factor = 1 + p.batch.usual_layers / (2 * p.layers) + (p.batch.cached and 0.5 or 0) -- forward is half of a step's work
+  local factor = 1 + p.batch.usual_layers / p.layers * p.again + (p.batch.cached and FORWARD or 0)
   local t = { ranks = count, batch = o.batch * o.accumulate * count }
   t.seconds = o.accumulate * p.batch.mean * p.flops_a_token * factor / flops / share
   t.pairs = t.batch / t.seconds
@@ -203,8 +205,8 @@ local function plan_policies(p, o, need)
   p.policies = {}
   for _, n in ipairs(shown_policies(p.layers, p.batch.layers)) do
     local most = most_tokens(p, o, need, n)
-    p.policies[#p.policies + 1] = { layers = n, tokens = most, pairs = math.floor(most / p.batch.pair), slower = n / (2 * p.layers),
-      unbounded = most == MOST_TOKENS }
+    p.policies[#p.policies + 1] = { layers = n, tokens = most, pairs = math.floor(most / p.batch.pair),
+      slower = n / p.layers * p.again, unbounded = most == MOST_TOKENS }
   end
 end
 
@@ -252,7 +254,8 @@ function plan.train(o, trainer)
   local optimizer = optim.adamw(model.lora.parameters)
   local f = footprint.new(run)
   local p = { job = job, model = model, layers = model.layer_count, draws = d.draws, evaluated = d.evaluated, tested = d.tested,
-    parameters = model.lora.parameters.count, frozen = model:frozen_count(), flops_a_token = rates.flops_a_token(model) }
+    parameters = model.lora.parameters.count, frozen = model:frozen_count(), flops_a_token = rates.flops_a_token(model),
+    again = FORWARD * nn.again(model.built.layers) }
   local ok, err = pcall(function()
     local largest_part
     p.batch, largest_part = lengths.sample { columns = o.columns, prefixes = run.prefixes, max_length = model.max_length,

@@ -169,7 +169,7 @@ test("the allocator takes little more than what a step holds", function()
     local f = require("lorarun.footprint").new { model = model, loss = require("lorarun.loss").cosine_similarity(), part = 128,
       cached = false, prefixes = { "", "" }, options = { columns = { "a", "b" }, batch = 128, seed = 1 } }
     check.equal(C.lr_memory_release_cached(C.LR_META), 0)
-    local held = memory.stats("meta").reserved_bytes
+    local held = memory.stats("meta").live_bytes
     local function reserved(peak, allowed, what)
       local ratio = (memory.stats("meta").reserved_bytes - held) / peak
       check.that(ratio > 1 and ratio < allowed, ("%s: %.4f of the peak are reserved"):format(what, ratio))
@@ -177,7 +177,7 @@ test("the allocator takes little more than what a step holds", function()
     local most = 0
     for i = 0, 9 do
       most = math.max(most, f:step { tokens = 18000 + i * 701 % 2000, layers = 0 })
-      reserved(most, 1.01, "step " .. i)
+      reserved(most, 1.015, "step " .. i)
     end
     for _, spec in ipairs { { 33000, 11 }, { 64000, 22 }, { 100000, 28 } } do
       check.equal(C.lr_memory_release_cached(C.LR_META), 0)
@@ -185,6 +185,41 @@ test("the allocator takes little more than what a step holds", function()
     end
     f:free()
     model:free()
+  end)
+end)
+
+test("a recomputed layer keeps the residual stream alone, and its last product is not repeated, unless it has adapters", function()
+  shell.with_folder(function(folder)
+    fs.write(fs.join(folder, "config.json"), json.encode(NOMIC))
+    local C, ops = require "lorarun.c", require "lorarun.ops"
+    check.equal(C.lr_meta_like(C.LR_CUDA), 0)
+    for _, case in ipairs { { targets = { "q_proj", "v_proj" }, down = 1 }, { targets = { "down_proj" }, down = 2 } } do
+      local model = require("lorarun").load_model(folder, { device = "meta", precision = "bf16", max_length = 512 })
+      model:add_lora { rank = 4, alpha = 8, dropout = 0, targets = case.targets }
+      local f = require("lorarun.footprint").new { model = model, loss = require("lorarun.loss").cosine_similarity(), part = 16,
+        cached = false, prefixes = { "", "" }, options = { columns = { "a", "b" }, batch = 16, seed = 1 } }
+      local calls, projection = {}, ops.projection
+      ops.projection = function(x, layer, ...)
+        local kind = layer.name:match "[^.]+$"
+        calls[kind] = (calls[kind] or 0) + 1
+        return projection(x, layer, ...)
+      end
+      local ok, kept = pcall(function()
+        f:step { tokens = 4096, layers = LAYERS }
+        ops.projection = projection
+        return f:kept { tokens = 4096, layers = LAYERS }
+      end)
+      ops.projection = projection
+      check.that(ok, kept)
+      check.equal(calls.o_proj, 2 * LAYERS)
+      check.equal(calls.down_proj, case.down * LAYERS)
+      local bytes = 0
+      for _, k in ipairs(kept) do bytes = bytes + k.bytes end
+      check.near(bytes / (4096 * (LAYERS + 1) * 2 * 3584), 1, 0.01, "bytes kept, as a share of the stream's") -- and the last norm's
+      check.near(require("lorarun.nn").again(model.built.layers), case.down == 2 and 1 or 1 - 3584 * 18944 * LAYERS / LINEAR, 1e-6)
+      f:free()
+      model:free()
+    end
   end)
 end)
 

@@ -4,7 +4,6 @@ local check = require "lorarun.check"
 local nn = require "lorarun.nn"
 local ops = require "lorarun.ops"
 local tensor = require "lorarun.tensor"
-local autograd = require "lorarun.autograd"
 
 local bert = {
   architectures = { BertModel = true, BertForMaskedLM = true, BertForSequenceClassification = true, BertForPreTraining = true },
@@ -45,6 +44,7 @@ function bert.build(c, source)
     local at = ("encoder.layer.%d."):format(i)
     local self = at .. "attention.self."
     model.layers[i + 1] = {
+      input_norm = model.norm,
       qkv = source.linear(self .. "qkv", c.hidden, {
         { name = self .. "query", out = c.hidden, bias = true }, { name = self .. "key", out = c.hidden, bias = true },
         { name = self .. "value", out = c.hidden, bias = true } }, true),
@@ -52,8 +52,8 @@ function bert.build(c, source)
       attention_norm = norm(at .. "attention.output.LayerNorm"),
       up = linear(at .. "intermediate.dense", c.hidden, c.intermediate, true),
       down = linear(at .. "output.dense", c.intermediate, c.hidden),
-      output_norm = norm(at .. "output.LayerNorm"),
     }
+    model.norm = norm(at .. "output.LayerNorm")
   end
   return model
 end
@@ -62,22 +62,24 @@ function bert.max_length(c) return c.positions end
 
 function bert.prepare() end -- every table is a weight
 
--- One layer: x[T,hidden] to the next layer's input; to that of the pooled rows alone where `pooled` says so.
-local function block(model, layer, next_layer, x, ctx, pooled)
+-- One layer up to its last product: see nn.layers. BERT normalises the stream itself, so a layer begins with the norm that ends the
+-- one before it.
+local function block(model, layer, x, r, ctx, behind, unread)
   local c = model.config
-  local qkv = nn.linear(x, layer.qkv, ctx)
+  local y, s = nn.norm(layer.input_norm, x, r, layer.qkv)
+  s:release()
+  local qkv = nn.linear(y, layer.qkv, ctx)
   local attended = ops.self_attention(qkv, { heads = c.heads, kv_heads = c.heads, head_dim = c.head_dim, causal = false,
     cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length })
   qkv:release()
-  if pooled then ctx, attended, x = nn.at_pooled(ctx, attended, x) end
-  local y, s = nn.add_and_norm(attended, layer.o, x, layer.attention_norm, ctx, layer.up)
+  attended, y = nn.at_pooled(ctx, behind, attended, y)
+  x, r = nn.onto(y, attended, layer.o, behind)
+  y, s = nn.norm(layer.attention_norm, x, r, layer.up)
   s:release()
-  local u = nn.linear(y, layer.up, ctx)
-  local h = ops.gelu(u, c.gelu)
+  local u = nn.linear(y, layer.up, behind)
+  local h = ops.gelu(u, c.gelu, unread)
   u:release()
-  local z, s2 = nn.add_and_norm(h, layer.down, y, layer.output_norm, ctx, next_layer and next_layer.qkv)
-  s2:release()
-  return z
+  return y, h
 end
 
 --- forward(model, ctx): hidden states [T, hidden], or those of ctx.pooled. ctx as in qwen2.lua.
@@ -88,20 +90,7 @@ function bert.forward(model, ctx)
   local types = tensor.zeros(ctx.ids.shape, "i32", "token types", ctx.ids.device)
   ops.embedding(model.type_table, types, e)
   types:release()
-  local x = nn.norm(model.norm, e, nil, model.layers[1].qkv)
-  e:release()
-  for i, layer in ipairs(model.layers) do
-    local next_layer = model.layers[i + 1]
-    local pooled = ctx.pooled and not next_layer
-    if i <= (ctx.recompute or 0) then
-      local x_in = x
-      x = autograd.recompute(function(a) return block(model, layer, next_layer, a, ctx, pooled) end, x_in)
-      x_in:release()
-    else
-      x = block(model, layer, next_layer, x, ctx, pooled)
-    end
-  end
-  return x
+  return nn.layers(model.layers, e, model.norm, ctx, function(...) return block(model, ...) end)
 end
 
 return bert

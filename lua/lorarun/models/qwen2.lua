@@ -3,7 +3,6 @@
 local check = require "lorarun.check"
 local nn = require "lorarun.nn"
 local ops = require "lorarun.ops"
-local autograd = require "lorarun.autograd"
 
 local qwen2 = {
   architectures = { Qwen2Model = true, Qwen2ForCausalLM = true },
@@ -66,45 +65,31 @@ function qwen2.prepare(model, max_length, device)
   model.rope = nn.rope_table(max_length, c.head_dim, c.theta, device)
 end
 
--- One layer on the residual stream. x: the layer's input after its input norm; s: the residual stream. Returns the same two for
--- the next layer, or the final norm's where there is none; of the pooled rows alone where `pooled` says so.
-local function block(model, layer, next_layer, x, s, ctx, pooled)
+-- One layer up to its last product: see nn.layers.
+local function block(model, layer, x, r, ctx, behind, unread)
   local c = model.config
-  local qkv = nn.linear(x, layer.qkv, ctx)
-  x:release()
+  local y, s = nn.norm(layer.input_norm, x, r, layer.qkv)
+  local qkv = nn.linear(y, layer.qkv, ctx)
+  y:release()
   local attended = ops.self_attention(qkv, { heads = c.heads, kv_heads = c.kv_heads, head_dim = c.head_dim, causal = true,
     cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length, rope = model.rope, positions = ctx.positions })
   qkv:release()
-  if pooled then ctx, attended, s = nn.at_pooled(ctx, attended, s) end
-  local y, s2 = nn.add_and_norm(attended, layer.o, s, layer.post_norm, ctx, layer.gate_up)
-  local gu = nn.linear(y, layer.gate_up, ctx)
+  attended, s = nn.at_pooled(ctx, behind, attended, s)
+  x, r = nn.onto(s, attended, layer.o, behind)
+  y, s = nn.norm(layer.post_norm, x, r, layer.gate_up)
+  local gu = nn.linear(y, layer.gate_up, behind)
   y:release()
-  local h = ops.swiglu(gu)
+  local h = ops.swiglu(gu, unread)
   gu:release()
-  if not next_layer then return nn.add_and_norm(h, layer.down, s2, model.norm, ctx) end
-  return nn.add_and_norm(h, layer.down, s2, next_layer.input_norm, ctx, next_layer.qkv)
+  return s, h
 end
 
 --- forward(model, ctx): hidden states [T, hidden] after the final norm; with ctx.pooled, of these rows alone: [B, hidden].
 ---   ctx: { ids, positions, cu_seqlens, max_length, keys, training, seed, step, recompute = n: layers to run again in backward,
 ---   pooled = { rows = [B] i32, keys = [B] i64 } or nil }
 function qwen2.forward(model, ctx)
-  local s = ops.embedding(model.embeddings, ctx.ids)
-  local x = nn.norm(model.layers[1].input_norm, s, nil, model.layers[1].qkv)
-  for i, layer in ipairs(model.layers) do
-    local next_layer = model.layers[i + 1]
-    local pooled = ctx.pooled and not next_layer
-    if i <= (ctx.recompute or 0) then
-      local x_in, s_in = x, s
-      x, s = autograd.recompute(function(a, b) return block(model, layer, next_layer, a, b, ctx, pooled) end, x_in, s_in)
-      x_in:release()
-      s_in:release()
-    else
-      x, s = block(model, layer, next_layer, x, s, ctx, pooled)
-    end
-  end
-  s:release()
-  return x
+  return nn.layers(model.layers, ops.embedding(model.embeddings, ctx.ids), model.norm, ctx,
+    function(...) return block(model, ...) end)
 end
 
 return qwen2
