@@ -75,13 +75,14 @@ result.left, result.planned_left = memory.stats(device).live_tensors, memory.sta
 lr.fs.write(folder .. "/result.json", lr.json.encode(result))
 ]]
 
--- Run it. free: bytes, or nil for what there is; keep: the output of the run before stays. Returns its result, with what was
--- printed as `out`.
-local function train(folder, arch, free, options, keep)
+-- Run it. free: bytes, or nil for what there is; keep: the output of the run before stays; targets: of LoRA, nil: q, k and v.
+-- Returns its result, with what was printed as `out`.
+local function train(folder, arch, free, options, keep, targets)
   local recipe = fs.join(folder, "recipe.lua")
   fs.write(recipe, RECIPE)
   if not keep and fs.exists(fs.join(folder, "out")) then fs.remove(fs.join(folder, "out")) end
-  local words = { recipe, folder, fs.join(golden, arch), FOLDERS[arch], free and ("%d"):format(free) or "", options or "{}" }
+  local words = { recipe, folder, fs.join(golden, arch), targets or FOLDERS[arch], free and ("%d"):format(free) or "",
+    options or "{}" }
   for i, word in ipairs(words) do words[i] = shell.quote(word) end
   local r = shell.run("$L " .. table.concat(words, " "))
   check.equal(r.err, "", "standard error")
@@ -115,6 +116,21 @@ for arch in pairs(FOLDERS) do
       check.that(checkpointing(short):find "where memory is short, on at most [12] of [23] layers", short.out)
       check.equal(short.peak, one.peak)
       check.equal(short.adapters, none.adapters)
+    end)
+  end)
+end
+
+-- A layer's last product is not repeated where it is frozen; where it has adapters, it is.
+for arch, down in pairs { bert = "output.dense", qwen2 = "down_proj" } do
+  test(arch .. ": the same bits with adapters on the last product of a layer", function()
+    shell.with_folder(function(folder)
+      make_data(fs.join(folder, "data"), 16)
+      local targets = FOLDERS[arch] .. "," .. down
+      local none = train(folder, arch, nil, '{ recompute = "none" }', false, targets)
+      local all = train(folder, arch, nil, '{ recompute = "all" }', false, targets)
+      check.equal(none.error, nil)
+      check.equal(all.adapters, none.adapters)
+      check.equal(table.concat(all.norms, " "), table.concat(none.norms, " "))
     end)
   end)
 end
