@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 enum {
-    MOST = LR_CHOICE_SLOTS * 3 / 4, /* beyond that probing takes long; what is chosen then is chosen again each time */
+    MOST = LR_CHOICE_SLOTS * 3 / 4, /* some hundred for each model and precision; beyond that probing takes long */
     LINE = 768,
     WORDS = sizeof(lr_algorithm) / sizeof(uint64_t),
     LOCK_ATTEMPTS = 200, /* 10 ms apart: a rank that was stopped while it held the lock must not stop the others */
@@ -352,17 +352,28 @@ int lr_choose(lr_choices *c, const lr_choice_key *key, const lr_choice_library *
                        "the library has no algorithm for a product of %" PRId64 " x %" PRId64 " x %" PRId64, key->m,
                        key->n, key->k);
     const bool full = c->count >= MOST;
+    static bool told;
+    if (full && !told) {
+        (void)fprintf(
+            stderr,
+            "lorarun: %d products have been chosen, which is as many as are kept: others are chosen anew each "
+            "time, which is slow%s%s\n",
+            c->count, c->path[0] != 0 ? "; delete " : "", c->path);
+        told = true;
+    }
     const lr_choice plain = {.key = *key, .algorithm = candidates[0]};
     lr_choice choice = plain;
+    bool failed = false;
     if (library->seconds != NULL && count > 1 && !full && (c->path[0] != 0 || !key->deterministic)) {
         double seconds;
         const int i = fastest(library, candidates, count, &seconds);
-        if (i >= 0) {
+        failed = i < 0;
+        if (!failed) {
             choice.algorithm = candidates[i];
             choice.nanoseconds = (int64_t)(1e9 * seconds + 0.5);
         }
     }
-    const bool worth_keeping = !full && (choice.nanoseconds > 0 || key->deterministic);
+    const bool worth_keeping = !full && !failed && (choice.nanoseconds > 0 || key->deterministic);
     if (!worth_keeping || !keep(c, &choice)) {
         choice = key->deterministic ? plain : choice; /* as the next run will choose */
         add(c, &choice);

@@ -3,7 +3,8 @@
  * Which algorithm is fastest cannot be told beforehand, and each rounds in its own way. So of those that the library thinks best every
  * one is timed, and the choice is kept in the user's cache: later runs measure nothing and multiply with the same bits. Deterministic,
  * which is the default, means that nothing but what is kept there, or the library's own first choice, is ever used: where no file can be
- * written, nothing is timed, for the next run might measure otherwise.
+ * written, nothing is timed, for the next run might measure otherwise; and where nothing can be timed, the first choice is kept. Only where
+ * every algorithm fails, which is the device's fault and not theirs, nothing is.
  *
  * A file is of one GPU and one version of the library. Ranks that choose at the same time agree: the first to write is followed. This
  * part knows neither CUDA nor the library (cublaslt.c does), so it is tested without a GPU. */
@@ -15,7 +16,7 @@
 extern "C" {
 #endif
 
-enum { LR_CHOICE_CANDIDATES = 16, LR_CHOICE_SLOTS = 2048 };
+enum { LR_CHOICE_CANDIDATES = 16, LR_CHOICE_SLOTS = 8192 };
 
 /* All that an algorithm is chosen by. Compared as bytes: made by memset and assignment. */
 typedef struct lr_choice_key {

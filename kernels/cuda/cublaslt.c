@@ -82,6 +82,9 @@ static int failed(cublasStatus_t status, const char *what)
         return LR_OK;
     if (status == CUBLAS_STATUS_ALLOC_FAILED)
         return lr_fail(LR_ENOMEM, "out of memory in cuBLASLt: %s", what);
+    const int earlier = lr_cuda_failed(cudaDeviceSynchronize(), what); /* then all that follows fails, in many words */
+    if (earlier != LR_OK)
+        return earlier;
     return lr_fail(LR_EINTERNAL, "cuBLASLt: %s: %s", what, lt.cublasLtGetStatusString(status));
 }
 
@@ -349,6 +352,13 @@ static int choose(const lr_exec *exec, const lr_cuda_product *p, const lt_produc
 }
 
 /* ---- multiplying ------------------------------------------------------------------------------------------------------- */
+/* A kernel is loaded at its first use, and the library has several words for there being no memory for it. */
+static bool may_lack_memory(cublasStatus_t status)
+{
+    return status == CUBLAS_STATUS_ALLOC_FAILED || status == CUBLAS_STATUS_NOT_INITIALIZED ||
+           status == CUBLAS_STATUS_INTERNAL_ERROR || status == CUBLAS_STATUS_EXECUTION_FAILED;
+}
+
 int lr_cuda_gemm(lr_exec *exec, const lr_cuda_product *p)
 {
     lt_product x;
@@ -363,6 +373,8 @@ int lr_cuda_gemm(lr_exec *exec, const lr_cuda_product *p)
     status = choose(exec, p, &x, &algorithm);
     if (status == LR_OK) {
         cublasStatus_t done = multiply(exec, &x, p, p->c.data, &algorithm);
+        if (may_lack_memory(done) && lr_memory_release_cached(LR_CUDA) == LR_OK)
+            done = multiply(exec, &x, p, p->c.data, &algorithm);
         if (done == CUBLAS_STATUS_NOT_SUPPORTED || done == CUBLAS_STATUS_INVALID_VALUE) {
             done = ask(p, 1, &algorithm, &count); /* what suits the rounded sizes does not suit these */
             if (done == CUBLAS_STATUS_SUCCESS)

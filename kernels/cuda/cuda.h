@@ -23,7 +23,11 @@ extern "C" {
 
 const lr_backend *lr_cuda_backend(void);
 
-/* The error a kernel left behind, if any, and LR_OK otherwise; it is reported once. */
+/* What a call of the CUDA runtime returned, as a status: LR_OK; LR_ENOMEM where memory lacks and nothing else; or LR_EINTERNAL. what: the
+ * call's purpose, "copying". device.c */
+int lr_cuda_failed(int error, const char *what);
+
+/* The fault a kernel left behind, if any, and LR_OK otherwise; it is reported once. */
 int lr_cuda_take_fault(volatile lr_fault *fault);
 
 /* Fill `rows` pieces of `width` elements, `pitch` elements apart, with an element of `size` bytes (2, 4 or 8). movement.cu */

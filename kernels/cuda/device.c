@@ -5,8 +5,9 @@
  * one may call, staging above all, begins with here(). Else every rank of a machine would also hold memory of the first GPU, and its events
  * would belong to that.
  *
- * A stream here is a cudaStream_t, an event a cudaEvent_t. What goes wrong in a kernel is reported by the next call that waits, and stays:
- * after an illegal access a CUDA context is of no more use. */
+ * A stream here is a cudaStream_t, an event a cudaEvent_t. What goes wrong in a kernel is reported by whichever call comes next, of any
+ * kind, and stays: after an illegal access a CUDA context is of no more use. So no failure but cudaErrorMemoryAllocation is taken for a lack
+ * of memory, and what a kernel did is not said of the call that noticed it. */
 #include "cuda/cuda.h"
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -23,14 +24,51 @@ static cudaStream_t compute;
 static int device_index; /* of the GPU this process uses */
 static lr_fault *fault;  /* in pinned memory, which kernels write to directly */
 
-static int failed(cudaError_t error, const char *what)
+static bool from_a_kernel(cudaError_t error)
 {
+    switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorHardwareStackError:
+    case cudaErrorAssert:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+        return true;
+    default:
+        return false;
+    }
+}
+
+int lr_cuda_failed(int number, const char *what)
+{
+    const cudaError_t error = (cudaError_t)number;
     if (error == cudaSuccess)
         return LR_OK;
     cudaGetLastError(); /* so that it is not found again by a later call */
     if (error == cudaErrorMemoryAllocation)
         return lr_fail(LR_ENOMEM, "out of memory in CUDA: %s", what);
+    if (from_a_kernel(error))
+        return lr_fail(LR_EINTERNAL,
+                       "CUDA: a kernel failed: %s (%s). A later call noticed it (%s); with CUDA_LAUNCH_BLOCKING=1 in "
+                       "the environment the op itself does",
+                       cudaGetErrorString(error), cudaGetErrorName(error), what);
     return lr_fail(LR_EINTERNAL, "CUDA: %s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+static int failed(cudaError_t error, const char *what)
+{
+    return lr_cuda_failed(error, what);
+}
+
+/* The driver numbers its errors as the runtime does. */
+_Static_assert((int)CUDA_ERROR_OUT_OF_MEMORY == (int)cudaErrorMemoryAllocation, "one meaning for both");
+_Static_assert((int)CUDA_ERROR_ILLEGAL_ADDRESS == (int)cudaErrorIllegalAddress, "one meaning for both");
+static int driver_failed(CUresult error, const char *what)
+{
+    return lr_cuda_failed((int)error, what);
 }
 
 /* The calling thread means this process's GPU. */
@@ -172,33 +210,36 @@ static void prepare(lr_exec *exec)
 }
 
 /* ---- memory ------------------------------------------------------------------------------------------------------------ */
-static void *reserve(size_t *bytes)
+static int reserve(void **out, size_t *bytes)
 {
     size_t available, total;
     CUdeviceptr p = 0;
-    if (cudaMemGetInfo(&available, &total) != cudaSuccess) {
-        cudaGetLastError();
-        return NULL;
-    }
+    int status = failed(cudaMemGetInfo(&available, &total), "asking for the GPU's memory");
+    if (status != LR_OK)
+        return status;
     *bytes = (4 * total + MAPPING - 1) / MAPPING * MAPPING;
-    return driver_api.cuMemAddressReserve(&p, *bytes, MAPPING, 0, 0) == CUDA_SUCCESS ? (void *)p : NULL;
+    status = driver_failed(driver_api.cuMemAddressReserve(&p, *bytes, MAPPING, 0, 0), "reserving addresses");
+    *out = (void *)p;
+    return status;
 }
 
-static bool map(void *p, size_t bytes)
+static int map(void *p, size_t bytes)
 {
     const CUmemLocation gpu = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device_index};
     const CUmemAllocationProp what = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = gpu};
     const CUmemAccessDesc access = {.location = gpu, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     CUmemGenericAllocationHandle memory;
-    if (driver_api.cuMemCreate(&memory, bytes, &what, 0) != CUDA_SUCCESS)
-        return false;
-    bool done = driver_api.cuMemMap((CUdeviceptr)p, bytes, 0, memory, 0) == CUDA_SUCCESS;
-    if (done && driver_api.cuMemSetAccess((CUdeviceptr)p, bytes, &access, 1) != CUDA_SUCCESS) {
-        driver_api.cuMemUnmap((CUdeviceptr)p, bytes);
-        done = false;
+    int status = driver_failed(driver_api.cuMemCreate(&memory, bytes, &what, 0), "asking for memory");
+    if (status != LR_OK)
+        return status;
+    status = driver_failed(driver_api.cuMemMap((CUdeviceptr)p, bytes, 0, memory, 0), "mapping memory");
+    if (status == LR_OK) {
+        status = driver_failed(driver_api.cuMemSetAccess((CUdeviceptr)p, bytes, &access, 1), "opening memory");
+        if (status != LR_OK)
+            driver_api.cuMemUnmap((CUdeviceptr)p, bytes);
     }
     driver_api.cuMemRelease(memory); /* it lives as long as it is mapped */
-    return done;
+    return status;
 }
 
 static void unmap(void *p, size_t bytes)
@@ -207,14 +248,10 @@ static void unmap(void *p, size_t bytes)
     driver_api.cuMemUnmap((CUdeviceptr)p, bytes);
 }
 
-static void *alloc_pinned(size_t bytes)
+static int alloc_pinned(void **out, size_t bytes)
 {
-    void *p = NULL;
     here();
-    if (cudaHostAlloc(&p, bytes, cudaHostAllocPortable) == cudaSuccess)
-        return p;
-    cudaGetLastError();
-    return NULL;
+    return failed(cudaHostAlloc(out, bytes, cudaHostAllocPortable), "pinning memory");
 }
 
 static void release_pinned(void *p)

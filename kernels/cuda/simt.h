@@ -59,15 +59,23 @@ static int simt_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 b
                        simt_stream stream, A... arguments)
 {
     cudaError_t error = cudaSuccess;
-    if (shared_bytes > 48 * 1024) /* more must be asked for */
-        error = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error == cudaSuccess) {
-        kernel<<<grid, block, shared_bytes, stream>>>(static_cast<P>(arguments)...);
-        error = cudaGetLastError();
+    for (int tries = 0; tries < 2; tries++) {
+        error = cudaSuccess;
+        if (shared_bytes > 48 * 1024) /* more must be asked for */
+            error = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                         cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+        if (error == cudaSuccess) {
+            kernel<<<grid, block, shared_bytes, stream>>>(static_cast<P>(arguments)...);
+            error = cudaGetLastError();
+        }
+        /* A kernel is loaded when it is first launched, into memory that the allocator may be keeping. */
+        if (error != cudaErrorMemoryAllocation || lr_memory_release_cached(LR_CUDA) != LR_OK)
+            break;
     }
-    if (error == cudaSuccess)
-        return LR_OK;
+    if (error != cudaErrorInvalidConfiguration && error != cudaErrorInvalidValue &&
+        error != cudaErrorLaunchOutOfResources)
+        return lr_cuda_failed(error, name);
+    cudaGetLastError();
     return lr_fail(LR_EINTERNAL,
                    "%s: the GPU refused a launch of %u,%u,%u blocks of %u,%u,%u threads and %zu bytes: %s", name,
                    grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes, cudaGetErrorString(error));

@@ -175,18 +175,19 @@ size_t lr_arena_missing(const lr_arena *a, const lr_piece *p)
     return missing;
 }
 
-bool lr_arena_map(lr_arena *a, const lr_piece *p)
+int lr_arena_map(lr_arena *a, const lr_piece *p)
 {
     const size_t granule = a->source.granule, end = (p->offset + p->bytes + granule - 1) / granule;
     for (size_t i = p->offset / granule; i < end; i++) {
         if (a->mapped[i])
             continue;
-        if (!a->source.map(a->source.context, i * granule, granule))
-            return false;
+        const int status = a->source.map(a->source.context, i * granule, granule);
+        if (status != LR_OK)
+            return status;
         a->mapped[i] = 1;
         a->mapped_bytes += granule;
     }
-    return true;
+    return LR_OK;
 }
 
 void lr_arena_trim(lr_arena *a, size_t bytes)

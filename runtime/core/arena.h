@@ -12,11 +12,11 @@ typedef struct lr_piece {
     struct lr_piece *next_free, *previous_free; /* where it is free */
 } lr_piece;
 
-/* Where the memory behind the addresses comes from, a granule at a time. */
+/* Where the memory behind the addresses comes from, a granule at a time. map returns LR_OK, LR_ENOMEM or another status. */
 typedef struct lr_arena_source {
     void *context;
     size_t granule; /* bytes */
-    bool (*map)(void *context, size_t offset, size_t bytes);
+    int (*map)(void *context, size_t offset, size_t bytes);
     void (*unmap)(void *context, size_t offset, size_t bytes);
 } lr_arena_source;
 
@@ -43,8 +43,8 @@ void lr_arena_give(lr_arena *a, lr_piece *piece);
 /* How many bytes of memory have to be mapped before the piece can be used. */
 size_t lr_arena_missing(const lr_arena *a, const lr_piece *piece);
 
-/* Map what is missing. False: the source has no more; what it gave stays mapped. */
-bool lr_arena_map(lr_arena *a, const lr_piece *piece);
+/* Map what is missing. Where the source fails, its status; what it gave stays mapped. */
+int lr_arena_map(lr_arena *a, const lr_piece *piece);
 
 /* Give memory that is behind free pieces alone back to the source, highest addresses first, until no more than `bytes` are mapped or
  * none is left to give. */

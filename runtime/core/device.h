@@ -39,13 +39,12 @@ typedef struct lr_driver {
     const struct lr_backend *(*kernels)(void);
     void (*prepare)(struct lr_exec *exec); /* fill in what its kernels get */
 
-    /* Addresses for more than the device has memory, at a multiple of 2 MiB; *bytes is how many. NULL: there are none. They are never
-     * given back. */
-    void *(*reserve)(size_t *bytes);
-    bool (*map)(void *p, size_t bytes);   /* memory behind addresses that have none; false: there is no more */
-    void (*unmap)(void *p, size_t bytes); /* as it was mapped; waits for all that the device still does */
-    void *(*alloc_pinned)(
-        size_t bytes); /* host memory that copies run at full speed from and to; NULL: there is no more */
+    /* Memory. LR_ENOMEM says that there is no more, and nothing else does: the allocator then tries again with less. */
+    /* Addresses for more than the device has memory, at a multiple of 2 MiB; *bytes is how many. They are never given back. */
+    int (*reserve)(void **out, size_t *bytes);
+    int (*map)(void *p, size_t bytes);             /* memory behind addresses that have none */
+    void (*unmap)(void *p, size_t bytes);          /* as it was mapped; waits for all that the device still does */
+    int (*alloc_pinned)(void **out, size_t bytes); /* host memory that copies run at full speed from and to */
     void (*release_pinned)(void *p);
 
     /* Host memory of a copy must stay as it is until the stream has got there. */

@@ -52,28 +52,30 @@ static void prepare(lr_exec *exec)
 }
 
 /* Addresses that nothing may touch count for no limit but that of addresses, which some machines set: half as many will do. */
-static void *reserve(size_t *bytes)
+static int reserve(void **out, size_t *bytes)
 {
     int64_t available, total = 0;
-    if (memory_info(&available, &total) != LR_OK)
-        return NULL;
+    const int status = memory_info(&available, &total);
+    if (status != LR_OK)
+        return status;
     for (size_t size = 4 * (size_t)total; size >= (size_t)64 << 20; size /= 2) {
         void *p = mmap(NULL, size + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p == MAP_FAILED)
             continue;
         *bytes = size;
-        return (void *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
+        *out = (void *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
+        return LR_OK;
     }
-    return NULL;
+    return lr_fail(LR_ENOMEM, "out of cpu memory: this process is allowed no addresses for it (ulimit -v)");
 }
 
-static bool map(void *p, size_t bytes)
+static int map(void *p, size_t bytes)
 {
     if (mprotect(p, bytes, PROT_READ | PROT_WRITE) != 0)
-        return false;
+        return lr_fail_errno("asking for %zu bytes of memory", bytes);
     if (bytes > HUGE_PAGE)
         madvise(p, bytes, MADV_HUGEPAGE); /* fewer TLB misses in GEMM; refusal does no harm */
-    return true;
+    return LR_OK;
 }
 
 static void unmap(void *p, size_t bytes)
@@ -82,10 +84,9 @@ static void unmap(void *p, size_t bytes)
     mprotect(p, bytes, PROT_NONE);
 }
 
-static void *alloc_pinned(size_t bytes)
+static int alloc_pinned(void **out, size_t bytes)
 {
-    void *p = NULL;
-    return posix_memalign(&p, HUGE_PAGE, bytes) == 0 ? p : NULL;
+    return posix_memalign(out, HUGE_PAGE, bytes) == 0 ? LR_OK : lr_fail(LR_ENOMEM, "out of memory: %zu bytes", bytes);
 }
 
 static int copy(lr_stream *stream, const lr_copy *c)

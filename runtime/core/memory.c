@@ -168,15 +168,15 @@ static void mark(const memory_pool *pool, const lr_piece *piece, size_t used)
     ASAN_UNPOISON_MEMORY_REGION(pool->base + piece->offset, used);
 }
 
-static bool pool_map(void *context, size_t offset, size_t bytes)
+static int pool_map(void *context, size_t offset, size_t bytes)
 {
     const memory_pool *pool = context;
     if (pool->driver == NULL)
-        return true;
-    if (!pool->driver->map(pool->base + offset, bytes))
-        return false;
-    mark(pool, &(lr_piece){.offset = offset, .bytes = bytes}, 0);
-    return true;
+        return LR_OK;
+    const int status = pool->driver->map(pool->base + offset, bytes);
+    if (status == LR_OK)
+        mark(pool, &(lr_piece){.offset = offset, .bytes = bytes}, 0);
+    return status;
 }
 
 static void pool_unmap(void *context, size_t offset, size_t bytes)
@@ -195,9 +195,11 @@ static int open_pools(int device)
             continue;
         if (device != LR_META) {
             pool->driver = lr_driver_of(device);
-            pool->base = pool->driver->reserve(&bytes);
-            if (pool->base == NULL)
-                return lr_fail(LR_ENOMEM, "out of %s memory: there are no addresses for it", lr_device_name(device));
+            void *base = NULL;
+            const int status = pool->driver->reserve(&base, &bytes);
+            if (status != LR_OK)
+                return status;
+            pool->base = base;
         }
         pool->arena.source = (lr_arena_source){pool, GRANULES[i], pool_map, pool_unmap};
         pool->arena.capacity = bytes / GRANULES[i] * GRANULES[i];
@@ -239,13 +241,14 @@ int lr_memory_limit(int device, int64_t bytes)
 }
 
 /* Memory for a piece. The limit is for what is live; what is free gives way to it, as far as it is whole granules. */
-static bool back(device_memory *m, memory_pool *pool, const lr_piece *piece)
+static int back(device_memory *m, memory_pool *pool, const lr_piece *piece)
 {
     const int64_t missing = (int64_t)lr_arena_missing(&pool->arena, piece);
     if (m->limit > 0 && missing > 0)
         trim(m, lr_max64(0, m->limit - missing));
-    if (lr_arena_map(&pool->arena, piece))
-        return true;
+    const int status = lr_arena_map(&pool->arena, piece);
+    if (status != LR_ENOMEM)
+        return status;
     trim(m, 0);
     return lr_arena_map(&pool->arena, piece);
 }
@@ -259,13 +262,16 @@ static int take(int device, int which, size_t bytes, const char *name, lr_piece 
     device_memory *m = &devices[device];
     memory_pool *pool = &m->pools[which];
     lr_piece *piece = lr_arena_take(&pool->arena, bytes + 1);
-    if (piece != NULL && back(m, pool, piece)) {
+    status = piece != NULL ? back(m, pool, piece) : LR_ENOMEM;
+    if (status == LR_OK) {
         mark(pool, piece, bytes);
         *out = piece;
         return LR_OK;
     }
     if (piece != NULL)
         lr_arena_give(&pool->arena, piece);
+    if (status != LR_ENOMEM)
+        return status;
     return lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for %s, %lld held already", lr_device_name(device), bytes,
                    name, (long long)m->stats.live_bytes);
 }

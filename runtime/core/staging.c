@@ -29,8 +29,13 @@ static int next_slot; /* the one that was sent longest ago */
 static int slot_new(const lr_driver *driver, lr_stage *s)
 {
     if (s->data == NULL) {
-        if (lr_memory_injected() || (s->data = driver->alloc_pinned(LR_STAGE_BYTES)) == NULL)
+        void *data = NULL;
+        const int status = lr_memory_injected() ? LR_ENOMEM : driver->alloc_pinned(&data, LR_STAGE_BYTES);
+        if (status == LR_ENOMEM)
             return lr_fail(LR_ENOMEM, "out of host memory: %d bytes that a device can copy from", LR_STAGE_BYTES);
+        if (status != LR_OK)
+            return status;
+        s->data = data;
     }
     return s->sent != NULL ? LR_OK : driver->event_new(&s->sent);
 }

@@ -203,8 +203,9 @@ TEST(streams_and_events_order_work)
     CHECK_INT(driver->event_new(&written), LR_OK);
     CHECK_INT(driver->event_new(&copied), LR_OK);
     CHECK_INT(driver->event_wait(written), LR_OK); /* never recorded: past */
-    int32_t *pinned = driver->alloc_pinned(N * sizeof *pinned);
-    CHECK(pinned != NULL);
+    void *memory = NULL;
+    CHECK_INT(driver->alloc_pinned(&memory, N * sizeof(int32_t)), LR_OK);
+    int32_t *pinned = memory;
     for (int i = 0; i < N; i++)
         pinned[i] = i * i;
     CHECK_INT(lr_tensor_write(a, 0, N, pinned), LR_OK);

@@ -1,7 +1,8 @@
 /* fake_cublaslt.c: cublasLtMatmul as its documentation defines it: D = alpha op(A) op(B) + beta C + bias, all matrices in column order.
  *
  * There are three algorithms, which add in different orders. The first is slow, so that another is chosen; the second does not do where
- * D has 16 k + 1 columns, though the heuristic offers it for the sizes that such a product is rounded to. */
+ * D has 16 k + 1 columns, though the heuristic offers it for the sizes that such a product is rounded to. With FAKE_CUDA_SPARE=n products
+ * need n MiB of the GPU's memory that nobody holds. */
 #include "fake_cuda.h"
 #include <cublasLt.h>
 #include <math.h>
@@ -280,6 +281,10 @@ EXPORT cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
     const int algorithm = (int)algo->data[0];
     product p;
     ALLOWED(handle != NULL && stream != NULL && (uintptr_t)workspace % 256 == 0);
+    MAY_FAIL(cublasStatus_t);
+    const char *spare = getenv("FAKE_CUDA_SPARE");
+    if (spare != NULL && fake_cuda_available() >> 20 < (size_t)atoll(spare))
+        return CUBLAS_STATUS_NOT_INITIALIZED;
     if (!fits(x, al, bl, cl, dl, &p))
         return CUBLAS_STATUS_INVALID_VALUE;
     ALLOWED(c != d || c_layout == d_layout); /* in place: one description */

@@ -9,6 +9,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
@@ -21,8 +22,25 @@ enum { FORBIDDEN = 99 };
         }                                                                                                              \
     } while (0)
 
+/* FAKE_CUDA_FAILS="cuMemCreate 700": that function returns that number. 0: it is not this one. */
+static inline int fake_cuda_told(const char *function)
+{
+    const char *text = getenv("FAKE_CUDA_FAILS");
+    const size_t n = strlen(function);
+    return text != NULL && strncmp(text, function, n) == 0 && text[n] == ' ' ? atoi(text + n) : 0;
+}
+#define MAY_FAIL(type)                                                                                                 \
+    do {                                                                                                               \
+        const int told = fake_cuda_told(__func__);                                                                     \
+        if (told != 0)                                                                                                 \
+            return (type)told;                                                                                         \
+    } while (0)
+
 /* Do what was put on streams until now: for whoever works on a stream besides the runtime. fake_cudart.c */
 EXPORT void fake_cuda_flush(void);
+
+/* Bytes of the GPU's memory that nobody holds. fake_cudart.c */
+EXPORT size_t fake_cuda_available(void);
 
 /* Bytes of the GPU's memory. fake_driver.c */
 EXPORT void fake_cuda_memory(size_t *free_bytes, size_t *total);

@@ -155,6 +155,12 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
     return cudaSuccess;
 }
 
+size_t fake_cuda_available(void)
+{
+    size_t available, total;
+    return cudaMemGetInfo(&available, &total) == cudaSuccess ? available : 0;
+}
+
 cudaError_t cudaGetLastError(void)
 {
     const cudaError_t error = last_error;
@@ -164,7 +170,7 @@ cudaError_t cudaGetLastError(void)
 
 const char *cudaGetErrorString(cudaError_t error)
 {
-    return error == cudaSuccess ? "no error" : "an error";
+    return error == cudaSuccess ? "no error" : error == cudaErrorIllegalAddress ? "an illegal access" : "an error";
 }
 
 const char *cudaGetErrorName(cudaError_t error)
@@ -174,6 +180,7 @@ const char *cudaGetErrorName(cudaError_t error)
 
 cudaError_t cudaDeviceSynchronize(void)
 {
+    MAY_FAIL(cudaError_t);
     fake_cuda_flush();
     return cudaSuccess;
 }
@@ -181,6 +188,7 @@ cudaError_t cudaDeviceSynchronize(void)
 /* ---- memory ------------------------------------------------------------------------------------------------------------ */
 cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned flags)
 {
+    MAY_FAIL(cudaError_t);
     ALLOWED(flags == cudaHostAllocPortable);
     void *p = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     if (p == NULL)

@@ -73,6 +73,7 @@ static bool reserved(uintptr_t at, size_t bytes)
 EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *out, size_t bytes, const CUmemAllocationProp *what,
                             unsigned long long flags)
 {
+    MAY_FAIL(CUresult);
     ALLOWED(bytes > 0 && bytes % GRANULE == 0 && flags == 0);
     ALLOWED(what->type == CU_MEM_ALLOCATION_TYPE_PINNED && what->location.type == CU_MEM_LOCATION_TYPE_DEVICE &&
             what->location.id == 0 && what->requestedHandleTypes == CU_MEM_HANDLE_TYPE_NONE);
@@ -133,6 +134,7 @@ EXPORT CUresult cuMemSetAccess(CUdeviceptr at, size_t bytes, const CUmemAccessDe
     ALLOWED(count == 1 && access->location.type == CU_MEM_LOCATION_TYPE_DEVICE && access->location.id == 0 &&
             access->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
     ALLOWED(mapping_at((uintptr_t)at, bytes) >= 0);
+    MAY_FAIL(CUresult);
     if (mprotect((void *)(uintptr_t)at, bytes, PROT_READ | PROT_WRITE) != 0)
         return CUDA_ERROR_OUT_OF_MEMORY;
     memset((void *)(uintptr_t)at, 0xa5, 4096);

@@ -12,15 +12,15 @@ typedef struct store {
     int mistakes, unmapped;
 } store;
 
-static bool store_map(void *context, size_t offset, size_t bytes)
+static int store_map(void *context, size_t offset, size_t bytes)
 {
     store *s = context;
     s->mistakes += bytes != GRANULE || offset % GRANULE != 0 || s->mapped[offset / GRANULE];
     if (s->room == 0)
-        return false;
+        return LR_ENOMEM;
     s->room--;
     s->mapped[offset / GRANULE] = true;
-    return true;
+    return LR_OK;
 }
 
 static void store_unmap(void *context, size_t offset, size_t bytes)
@@ -113,15 +113,15 @@ TEST(memory_moves_out_of_holes)
     lr_piece *hole = take(&a, &s, 2 * GRANULE + KIB), *above = take(&a, &s, GRANULE);
     CHECK_INT(lr_arena_missing(&a, hole), 3 * GRANULE);
     CHECK_INT(lr_arena_missing(&a, above), 2 * GRANULE); /* one of them is of both */
-    CHECK(lr_arena_map(&a, hole) && lr_arena_map(&a, above));
+    CHECK(lr_arena_map(&a, hole) == LR_OK && lr_arena_map(&a, above) == LR_OK);
     CHECK_INT(a.mapped_bytes, 4 * GRANULE);
     give(&a, &s, hole);
     lr_piece *large = take(&a, &s, 3 * GRANULE);
     CHECK_INT(lr_arena_missing(&a, large), 3 * GRANULE); /* its end is where the range's free end was */
-    CHECK(!lr_arena_map(&a, large));
+    CHECK_INT(lr_arena_map(&a, large), LR_ENOMEM);
     lr_arena_trim(&a, 0);
     CHECK_INT(s.unmapped, 2); /* the hole's third granule is not its own */
-    CHECK(lr_arena_map(&a, large));
+    CHECK_INT(lr_arena_map(&a, large), LR_OK);
     CHECK_INT(lr_arena_missing(&a, above), 0);
     CHECK_INT(s.room, 0);
     give(&a, &s, large);
@@ -156,9 +156,9 @@ TEST(any_order)
             lr_memory_fail(r[3] / 64 % 2, 1);
         lr_piece *p = lr_arena_take(&a, 1 + r[1] % (r[2] % 8 == 0 ? 40 * GRANULE : 2 * GRANULE));
         lr_memory_fail(-1, 0);
-        if (p == NULL || !lr_arena_map(&a, p)) {
+        if (p == NULL || lr_arena_map(&a, p) != LR_OK) {
             lr_arena_trim(&a, a.mapped_bytes / 2);
-            if (p == NULL || !lr_arena_map(&a, p)) {
+            if (p == NULL || lr_arena_map(&a, p) != LR_OK) {
                 refused++;
                 if (p != NULL)
                     lr_arena_give(&a, p);
@@ -200,7 +200,7 @@ TEST(a_step_takes_what_it_holds)
             lr_piece *inner = take(&a, &s, used[1] * tokens);
             most = most > live + inner->bytes ? most : live + inner->bytes;
             for (const lr_piece *p = a.first; p != NULL; p = p->above)
-                CHECK(!p->taken || lr_arena_map(&a, p));
+                CHECK(!p->taken || lr_arena_map(&a, p) == LR_OK);
             give(&a, &s, inner);
         }
         for (int l = LAYERS - 1; l >= 0; l--) {

@@ -22,18 +22,19 @@ static int64_t mapped_bytes;
 static int openings;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all these: copies may run side by side */
 
-static void *reserve(size_t *bytes)
+static int reserve(void **out, size_t *bytes)
 {
     void *p = mmap(NULL, ADDRESSES + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     int i = 0;
     while (i < RANGES && ranges[i].base != NULL)
         i++;
     if (p == MAP_FAILED || i == RANGES)
-        return NULL;
+        return lr_fail(LR_ENOMEM, "out of addresses: %zu bytes", ADDRESSES);
     ranges[i].base = (char *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
     madvise(ranges[i].base, ADDRESSES, MADV_HUGEPAGE); /* or opening and closing would walk many small pages */
     *bytes = ADDRESSES;
-    return ranges[i].base;
+    *out = ranges[i].base;
+    return LR_OK;
 }
 
 /* Where this fails, the access that follows ends the process and so says it. */
@@ -44,7 +45,7 @@ static void protect(int how)
             mprotect(ranges[i].base, ranges[i].top, how);
 }
 
-static bool map(void *p, size_t bytes)
+static int map(void *p, size_t bytes)
 {
     pthread_mutex_lock(&lock);
     for (int i = 0; i < RANGES; i++) {
@@ -56,7 +57,7 @@ static bool map(void *p, size_t bytes)
     if (openings > 0)
         protect(PROT_READ | PROT_WRITE);
     pthread_mutex_unlock(&lock);
-    return true;
+    return LR_OK;
 }
 
 static void unmap(void *p, size_t bytes)
