@@ -31,9 +31,9 @@ local PRECISION = 1000 -- the count found is within a thousandth of the largest
 -- bytes, rounded up in both directions; and blocks of products.
 local HEAD_COPIES, MORE_ROWS, MORE_COLUMNS, BLOCKS = 8, 96, 32, 2 ^ 20
 
--- Of a GPU: LR_CUDA_GEMM_WORKSPACE of kernels/cuda/cuda.h, the adapters of one product (q, k and v), and by how much working memory
--- is more than what was asked for (memory.c).
-local CUBLASLT, ADAPTERS, GROWN, PAGE = 32 * 2 ^ 20, 3, 9 / 8, 4096
+-- Of a GPU: LR_CUDA_GEMM_WORKSPACE of kernels/cuda/cuda.h, the adapters of one product (q, k and v), a row's two numbers and the
+-- rows of a tile in attention's backward (attention.h), and by how much working memory is more than what was asked for (memory.c).
+local CUBLASLT, ADAPTERS, STATISTICS, TILE_ROWS, GROWN, PAGE = 32 * 2 ^ 20, 3, 8, 64, 9 / 8, 4096
 
 local function new(run)
   local model = run.model
@@ -128,13 +128,16 @@ function Footprint:evaluation(texts, tokens)
   return memory.stats("meta").peak_bytes - before + (texts + shared) * model.dimension * 4
 end
 
---- workspace(tokens, device): at most so many bytes of working memory do a device's kernels take besides. On the CPU each thread's,
---- and where a machine makes products of 16 bits in f32, copies of the widest layer's input and output. On a GPU those of cuBLASLt,
---- and adapters in 16 bits.
-function Footprint:workspace(tokens, device)
+--- workspace(tokens, texts, device): at most so many bytes of working memory do a device's kernels take besides for a step. On the
+--- CPU each thread's, and where a machine makes products of 16 bits in f32, copies of the widest layer's input and output. On a GPU
+--- the most that one op wants: a product (cuBLASLt's, and adapters in 16 bits), or attention's backward.
+function Footprint:workspace(tokens, texts, device)
   local model, widest = self.model, 0
   for _, layer in ipairs(model.linears) do widest = math.max(widest, layer.n + layer.k) end
-  if device == "cuda" then return GROWN * (CUBLASLT + 2 * widest * ADAPTERS * model.lora.config.r) + PAGE end
+  if device == "cuda" then
+    local product = CUBLASLT + 2 * widest * ADAPTERS * model.lora.config.r
+    return GROWN * math.max(product, STATISTICS * model.sizes.heads * (tokens + TILE_ROWS * texts)) + PAGE
+  end
   local rows = HEAD_COPIES * 4 * (model.max_length + MORE_ROWS) * (model.sizes.head_dim + MORE_COLUMNS)
   return C.lr_threads() * (rows + BLOCKS) + (model.dtype == "f32" and 0 or tokens * widest * 4)
 end

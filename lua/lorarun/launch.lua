@@ -4,6 +4,7 @@
 -- A recipe runs up to here in the program that the user started. Where more than one rank is wanted, that program becomes their
 -- launcher (supervisor.lua), starts itself again once for each, and never comes back; in a rank, the same call joins the others and
 -- returns. What the recipe prints before is seen once, from the launcher: a rank's standard output is shown from here on.
+local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local planning = require "lorarun.planning"
@@ -61,13 +62,31 @@ end
 -- What this process is, for recipes.
 local function new_job(s, place)
   local gpus = s.use_cpu and 0 or C.lr_device_count(C.LR_CUDA)
-  -- each rank of a machine its own; a scheduler may have given each one to see
-  if gpus > 0 then check(C.lr_device_choose(C.LR_CUDA, gpus == 1 and 0 or place.local_rank)) end
-  local cuda = gpus > 0 and C.lr_device_available(C.LR_CUDA) ~= 0
-  if cuda then require("lorarun.tensor").default_device = "cuda" end -- where models and tensors are from here on
+  local cuda = gpus > 0
+  if cuda then
+    -- each rank of a machine its own; a scheduler may have given each one to see
+    check(C.lr_device_choose(C.LR_CUDA, gpus == 1 and 0 or place.local_rank))
+    if C.lr_device_available(C.LR_CUDA) == 0 then -- the job would take days on the CPU: nobody meant that
+      check.fail("the GPU cannot be used: %s; `lorarun doctor` tells more, --cpu trains on the CPU",
+        ffi.string(C.lr_device_missing(C.LR_CUDA)))
+    end
+    require("lorarun.tensor").default_device = "cuda" -- where models and tensors are from here on
+  else
+    require("lorarun.preflight").must_have_gpu(s)
+  end
   return { rank = place.rank, world_size = place.world_size, local_rank = place.local_rank,
     local_world_size = place.local_world_size, machine_rank = place.machine_rank, generation = place.generation or 0,
     precision = s.precision, device = cuda and "cuda" or "cpu" }
+end
+
+-- NCCL takes a GPU for one rank alone, and would say so when the first gradients meet. Ranks that say they are on machines of their
+-- own are believed, as NCCL believes them.
+local function refuse_shared_gpus()
+  local sharing = require("lorarun.gpu").ranks()
+  if sharing > 1 and not os.getenv "NCCL_HOSTID" then
+    check.fail("%d ranks have the same GPU, and each needs one of its own: start fewer ranks on this machine, or let each see "
+      .. "another GPU (CUDA_VISIBLE_DEVICES)", sharing)
+  end
 end
 
 local function join(job, at)
@@ -77,6 +96,7 @@ local function join(job, at)
     local_world_size = job.local_world_size, generation = job.generation, host = at.host, port = at.port, secret = at.secret,
     timeout = at.timeout, serve = at.serve }
   C.lr_rank_waits(nil)
+  if job.device == "cuda" then refuse_shared_gpus() end
 end
 
 local function join_launched(s)

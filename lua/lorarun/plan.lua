@@ -24,6 +24,7 @@ local plan = {}
 
 local FORWARD = 0.5 -- of a step's work: through frozen weights backward is as much again
 local DRIVER = 1e9 -- of a GPU's memory: its context, kernels, and what recompute.lua leaves for those that are loaded later
+local NCCL = 1.5e9 -- of each GPU's, where there are several: what others report is 0.5 to 1.6 GB
 local SCALING = 0.97 -- of N times one GPU's rate is what N GPUs are expected to reach
 local EVALUATION_TOKENS = 8192 -- a forward pass of evaluate.lua has about so many
 local MOST_TOKENS = 2 ^ 24 -- beyond any batch
@@ -105,9 +106,12 @@ local function held_by()
   return held
 end
 
--- The memory there is for tensors on one device, and what is taken of it beforehand.
+-- The memory there is for tensors on one device, and what is taken of it beforehand. The plan is for the most ranks that it shows.
 local function memory_of(job)
-  if job.device == "cuda" then return job.memory, DRIVER end
+  if job.device == "cuda" then
+    local most = math.max(job.processes, unpack(job.counts or {}))
+    return job.memory, DRIVER + (most > 1 and NCCL or 0)
+  end
   local free = memory.available "cpu" or check.fail("the system does not say how much memory is free; give --gpu-memory")
   return recompute.usable(free, "cpu", job.processes), 0
 end
@@ -127,9 +131,10 @@ local function open(o, trainer)
 end
 
 -- need(tokens, layers, pairs): bytes of a step, beyond what is held.
-local function needs(job, f)
+local function needs(job, run, f)
   return function(tokens, layers, pairs_)
-    return f:step { tokens = tokens, layers = layers, pairs = pairs_ } + f:workspace(tokens, job.device)
+    return f:step { tokens = tokens, layers = layers, pairs = pairs_ }
+      + f:workspace(tokens, (pairs_ or run.part) * #run.options.columns, job.device)
   end
 end
 
@@ -227,7 +232,7 @@ end
 
 local function compute(p, run, trainer, f, largest_part)
   local o = run.options
-  local need = needs(p.job, f)
+  local need = needs(p.job, run, f)
   p.held = held_by()
   p.memory, p.driver = memory_of(p.job)
   p.room = p.memory - p.driver - p.held.weights - p.held.adapters - p.held.gradients - p.held.optimizer

@@ -10,26 +10,41 @@ local fs = require "lorarun.fs"
 local hardware = require "lorarun.hardware"
 local memory = require "lorarun.memory"
 local report = require "lorarun.report"
+local safetensors = require "lorarun.safetensors"
 
 local preflight = {}
 
-local PACKED_COPIES = 2    -- frozen weights are held twice: packed for the forward product and for the backward one
+local BYTES = { fp32 = 4, bf16 = 2, fp16 = 2 } -- of a weight
+local PACKED_COPIES = 2    -- of frozen weights on a CPU: packed for the forward product and for the backward one
 local RUN_FOLDER_COPIES = 2 -- the model's weights are written once; while a file is replaced, old and new lie side by side
 local SMALL = 64 * 2 ^ 20  -- adapters, optimizer state, logs and checkpoints of a run
 
 local gib = report.gib
 
--- The folder of the model, and the bytes of its weights.
+-- How many weights a file has.
+local function count_weights(path)
+  local file, count = safetensors.open(path), 0
+  for _, name in ipairs(file:names()) do
+    local elements = 1
+    for _, n in ipairs(file:info(name).shape) do elements = elements * n end
+    count = count + elements
+  end
+  file:close()
+  return count
+end
+
+-- The folder of the model, the bytes of its files of weights, and how many weights they have.
 local function weights_of(model)
   local folder = require("lorarun.hub").resolve(model)
-  local bytes = 0
+  local bytes, count = 0, 0
   for _, name in ipairs(fs.list(folder)) do
-    if name:find "%.safetensors$" then bytes = bytes + fs.stat(fs.join(folder, name)).size end
+    local path = fs.join(folder, name)
+    if name:find "%.safetensors$" then bytes, count = bytes + fs.stat(path).size, count + count_weights(path) end
   end
   if not fs.is_file(fs.join(folder, "config.json")) and not fs.is_file(fs.join(folder, "adapter_config.json")) then
     check.fail("model folder %s has neither config.json nor adapter_config.json", folder)
   end
-  return folder, bytes
+  return folder, bytes, count
 end
 
 local function ranks_text(s)
@@ -52,11 +67,16 @@ local function look_at_gpus(s, gpus, say)
   end
 end
 
-local function look_at_cpu(s, say)
+--- must_have_gpu(s): an error where the settings ask for GPUs and there are none.
+function preflight.must_have_gpu(s)
   if s.needs_gpu then
     check.fail("%s asks for GPUs, and lorarun finds none it can use (%s); give --cpu to train on the CPU", s.needs_gpu,
       ffi.string(C.lr_device_missing(C.LR_CUDA)))
   end
+end
+
+local function look_at_cpu(s, say)
+  preflight.must_have_gpu(s)
   local cores = C.lr_cores()
   say("devices", ("%s, %s"):format(ranks_text(s), report.device()))
   if s.ranks_here > cores then
@@ -64,13 +84,16 @@ local function look_at_cpu(s, say)
   end
 end
 
-local function look_at_model(s, model, say)
-  local folder, bytes = weights_of(model)
-  local needed = bytes * PACKED_COPIES * s.ranks_here
-  local free = memory.available()
+-- Each rank has the weights in its device's memory. On the way to a GPU they pass through a few buffers.
+local function look_at_model(s, gpus, model, say)
+  local folder, bytes, count = weights_of(model)
+  local free = gpus == 0 and memory.available() or nil
+  local needed = count * BYTES[s.precision] * PACKED_COPIES * s.ranks_here
   if free and needed > free then
-    check.fail("%d ranks of %s need at least %s of memory for weights, and %s are free; start fewer ranks on this machine, or give "
-      .. "--mixed-precision bf16 to halve what fp32 needs", s.ranks_here, folder, gib(needed), gib(free))
+    check.fail("%d rank%s of %s need%s at least %s of memory for weights, and %s are free; %s%s", s.ranks_here,
+      s.ranks_here == 1 and "" or "s", folder, s.ranks_here == 1 and "s" or "", gib(needed), gib(free),
+      s.ranks_here == 1 and "take a machine with more" or "start fewer ranks on this machine",
+      s.precision == "fp32" and ", or give --mixed-precision bf16, which takes half of that" or "")
   end
   say("model", ("%s, weights of %s"):format(folder, gib(bytes)))
   if free then say("memory", ("%s free"):format(gib(free))) end
@@ -124,7 +147,7 @@ function preflight.check(s, what, say)
   local function line(name, text) say(("  %-8s %s"):format(name, text)) end
   local gpus = s.use_cpu and 0 or C.lr_device_count(C.LR_CUDA)
   if gpus > 0 then look_at_gpus(s, gpus, line) else look_at_cpu(s, line) end
-  local weight_bytes = what.model and look_at_model(s, what.model, line) or 0
+  local weight_bytes = what.model and look_at_model(s, gpus, what.model, line) or 0
   if what.data and what.data ~= "" then look_at_data(what.data, line) end
   if what.output and what.output ~= "" and s.machine_rank == 0 then look_at_output(what.output, weight_bytes, line) end
 end

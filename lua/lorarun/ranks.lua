@@ -82,6 +82,16 @@ end
 ranks.SIGUSR1 = 10
 local SIGNALS = { 15, 2, ranks.SIGUSR1 } -- SIGTERM, SIGINT; where several came, the first of these counts
 
+--- connect(parameters, gathered): the collectives of a step, once, over the gradients before there are any and `gathered` (a shape,
+--- or nil). NCCL takes its memory when it first has something to do; so it does before anybody looks at what memory is free.
+function ranks.connect(parameters, gathered)
+  local exchange = parameters.exchange
+  if comm.world_size == 1 or exchange.device ~= "cuda" then return end
+  comm.all_reduce(exchange, "sum")
+  if not gathered then return end
+  tensor.scope(function() comm.all_gather(tensor.zeros(gathered, "f32", "embeddings", exchange.device)) end)
+end
+
 --- reduce(parameters): add up all ranks' gradients and their shares of the loss: one all-reduce, with the loss and the signals that
 --- arrived riding behind the gradients. Returns the seconds that took, slower ranks included. One rank alone waits for nothing.
 function ranks.reduce(parameters)

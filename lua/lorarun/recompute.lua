@@ -56,11 +56,12 @@ end
 
 -- Bytes that a step of so many tokens needs, working memory included.
 function Policy:need(tokens, layers)
-  return self.footprint:step { tokens = tokens, layers = layers } + self.footprint:workspace(tokens, self.device)
+  return self.footprint:step { tokens = tokens, layers = layers }
+    + self.footprint:workspace(tokens, self.run.part * #self.run.options.columns, self.device)
 end
 
 function Policy:need_of_evaluation(texts, tokens)
-  return self.footprint:evaluation(texts, tokens) + self.footprint:workspace(tokens, self.device)
+  return self.footprint:evaluation(texts, tokens) + self.footprint:workspace(tokens, 0, self.device)
 end
 
 -- The fewest layers with which so many tokens fit, or nil.

@@ -367,6 +367,7 @@ function trainer.train(given)
     dropout = o.model.lora.config.lora_dropout, tf32 = C.lr_tf32(-1) ~= 0 }
   if o.loss.gather ~= nil then run.fixed.compared = o.loss.gather and o.batch * world or o.batch end
   if world > 1 then compare_ranks(run) end
+  ranks.connect(o.model.lora.parameters, o.loss.gather and { o.batch * #o.columns, o.model.dimension })
   run.recompute = recompute.new(run)
   run.fixed.batch_parts = math.ceil(o.batch / run.part)
   run.optimizer = optim.adamw(o.model.lora.parameters, { weight_decay = o.weight_decay, max_grad_norm = o.clip,

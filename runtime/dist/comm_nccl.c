@@ -92,7 +92,7 @@ static cudaStream_t stream(void)
 /* A failure of NCCL on this rank: usually a peer that is gone, whose rank NCCL does not tell. */
 static int fail_nccl(lr_comm *c, const char *what, ncclResult_t result)
 {
-    const char *last = c->nccl != NULL && c->nccl->comm != NULL ? api.ncclGetLastError(c->nccl->comm) : "";
+    const char *last = api.ncclGetLastError(NULL); /* of the process: also where no communicator came about */
     return lr_comm_break(c, LR_EPEER, "%s (collective %llu): %s: %s %s", lr_comm_kind_name(c->slots[c->rank].call.kind),
                          (unsigned long long)c->sequence, what, api.ncclGetErrorString(result), last);
 }
@@ -160,6 +160,7 @@ static int connect_nccl(lr_comm *c, double began)
     c->nccl = lr_calloc(1, sizeof *c->nccl);
     if (c->nccl == NULL)
         return lr_comm_break(c, LR_ENOMEM, "out of memory for an NCCL communicator");
+    (void)lr_memory_release_cached(LR_CUDA); /* NCCL allocates for itself */
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     return settle(c, "connecting", api.ncclCommInitRankConfig(&c->nccl->comm, c->world_size, id, c->rank, &config),

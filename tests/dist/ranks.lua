@@ -29,6 +29,15 @@ function ranks.one_gpu(rank)
   return { NCCL_HOSTID = "host" .. rank, NCCL_SOCKET_IFNAME = "lo", NCCL_IB_DISABLE = 1, NCCL_MNNVL_ENABLE = 0 }
 end
 
+--- free_port(): one that nobody listens on.
+function ranks.free_port()
+  local server = ffi.new "lr_store_server *[1]"
+  check_status(C.lr_store_serve(server, "127.0.0.1", 0, nil, 1))
+  local port = C.lr_store_server_port(server[0])
+  C.lr_store_server_stop(server[0])
+  return port
+end
+
 local Job = {}
 Job.__index = Job
 

@@ -1,24 +1,15 @@
 -- test_machines.lua: a job on two machines, played by two launchers on this one, over its loopback with a secret. What needs two
 -- networks is in test_namespaces.sh.
-local ffi = require "ffi"
-local C = require "lorarun.c"
 local fs = require "lorarun.fs"
 local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
-
-local function free_port()
-  local server = ffi.new "lr_store_server *[1]"
-  check.equal(C.lr_store_serve(server, "127.0.0.1", 0, nil, 1), 0)
-  local port = C.lr_store_server_port(server[0])
-  C.lr_store_server_stop(server[0])
-  return port
-end
+local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 
 -- Run a recipe on machines with two ranks each, then look(machine 0's result, machine 1's, folder, machine 2's ...).
 -- flags, environment: of all machines; flags1, environment1: in their place on machine 1. numbers: { 0, 1 } unless told.
 local function run(options, code, look)
   local flags = options.flags or "--num-processes 4 --num-machines 2"
   local environment = options.environment or "LORARUN_SECRET=open-sesame"
-  local address = ("--main-process-ip 127.0.0.1 --main-process-port %d"):format(free_port())
+  local address = ("--main-process-ip 127.0.0.1 --main-process-port %d"):format(ranks.free_port())
   local numbers = options.numbers or { 0, 1 }
   local command = {}
   for i = 2, #numbers do

@@ -104,6 +104,29 @@ if fake then
     check.that(r.err:find("3 ranks on this machine need a GPU each, and it has 2", 1, true), r.err)
   end)
 
+  test("ranks that share a GPU are refused when they meet", function()
+    local code, free_port = 'lr.launch {} print "met"', ranks.free_port()
+    local function torchrun(rank)
+      return { RANK = rank, WORLD_SIZE = 2, LOCAL_RANK = rank, LOCAL_WORLD_SIZE = 2, MASTER_PORT = free_port, LORARUN_SIMT = 1 }
+    end
+    for _, r in ipairs(ranks.run { 2, code, join = false, serve = false, env = torchrun }) do
+      check.equal(r.status, 1)
+      check.equal(r.out, "")
+      check.that(r.err:find("2 ranks have the same GPU, and each needs one of its own", 1, true), r.err)
+    end
+  end)
+
+  test("a step's collectives before the first step leave the gradients as they are", function()
+    local results = run(2, [[
+      local tensor = require "lorarun.tensor"
+      local t = tensor.zeros({ 1003 }, "f32", "gradients", "cuda")
+      require("lorarun.ranks").connect({ exchange = t }, { 6, 32 })
+      for _, x in ipairs(t:to_table()) do assert(x == 0) end
+      print(comm.all_reduce(tensor.full({ 1 }, rank + 1, "f32", "x", "cuda")):item())
+    ]])
+    check.equal(results[1].out, "3\n")
+  end)
+
   test("ranks know when they share a GPU", function()
     for _, r in ipairs(run(2, 'print(require("lorarun.gpu").ranks())')) do check.equal(r.out, "2\n") end
   end)
