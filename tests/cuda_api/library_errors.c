@@ -1,4 +1,4 @@
-/* test_errors.c: what CUDA's libraries return when something is wrong: what lacks memory is told from what does not, is tried again once
+/* library_errors.c: what CUDA's libraries return when something is wrong: what lacks memory is told from what does not, is tried again once
  * cached memory was given back, and a kernel's failure is not blamed on the call that noticed it. */
 #include "core/device.h"
 #include "cuda/cuda.h"
