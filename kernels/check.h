@@ -44,8 +44,10 @@ static inline int lr_check_pool_mode(const char *op, int64_t mode)
 
 /* ---- attention --------------------------------------------------------------------------------------------------------- */
 static inline int lr_check_attention(const char *op, const lr_tensor *q, const lr_tensor *k, const lr_tensor *lse,
-                                     const lr_tensor *cu, int64_t head_dim, int64_t max_head_dim)
+                                     const lr_tensor *cu, int64_t head_dim, int64_t max_head_dim, double scale)
 {
+    if (!isfinite(scale) || scale == 0.0) /* softmax of the scaled scores is made with scores times scale */
+        return lr_fail(LR_EINVAL, "%s: scale is %g, expected a finite number other than 0", op, scale);
     if (head_dim < 1 || head_dim > max_head_dim)
         return lr_fail(LR_ESHAPE, "%s: head_dim is %lld, expected 1 to %lld", op, (long long)head_dim,
                        (long long)max_head_dim);

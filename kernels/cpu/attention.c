@@ -77,7 +77,7 @@ static int attention_setup(attention_work *w, const char *op, const lr_tensor *q
                            double scale, int64_t causal)
 {
     LR_NEED_CPU_DTYPE(op, q);
-    int status = lr_check_attention(op, q, k, lse, cu, head_dim, LR_RUN);
+    int status = lr_check_attention(op, q, k, lse, cu, head_dim, LR_RUN, scale);
     if (status == LR_OK)
         status = lr_check_cu(op, cu, q->shape[0], max_length);
     if (status != LR_OK)

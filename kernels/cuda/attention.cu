@@ -183,8 +183,7 @@ int lr_cuda_attention(lr_exec *exec, lr_tensor *o, lr_tensor *lse, const lr_tens
                                          rows_of_heads<const T>(v)};
         const simt_stream stream = stream_of(exec);
         return by_head_dim<T>(
-            batch.dim, aligned(batch.tokens, o, q, k, v),
-            [&](auto dim) { return launch<T, decltype(dim)::value>(stream, a); },
+            batch.dim, aligned(2, o, q, k, v), [&](auto dim) { return launch<T, decltype(dim)::value>(stream, a); },
             [&] { return attention_plain(stream, a); });
     });
 }

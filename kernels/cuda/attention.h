@@ -54,7 +54,7 @@ template <class T> struct attention_backward_operands {
     int64_t slots;
 };
 
-static constexpr int MAX_HEAD_DIM = 256;
+static constexpr int MAX_HEAD_DIM = 176; /* what attention_plain.cu has shared memory for */
 static constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
 /* ---- tiles of sequences ------------------------------------------------------------------------------------------------ */
@@ -114,7 +114,7 @@ static inline int attention_batch_of(attention_batch *b, const lr_exec *exec, co
                                      const lr_tensor *q, const lr_tensor *k, const lr_tensor *lse, const lr_tensor *cu,
                                      int64_t head_dim, int64_t max_length, double scale, int64_t causal)
 {
-    const int status = lr_check_attention(op, q, k, lse, cu, head_dim, MAX_HEAD_DIM);
+    const int status = lr_check_attention(op, q, k, lse, cu, head_dim, MAX_HEAD_DIM, scale);
     if (status != LR_OK)
         return status;
     const int64_t heads = q->shape[1] / head_dim, kv_heads = k->shape[1] / head_dim;

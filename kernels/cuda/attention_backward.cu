@@ -269,7 +269,7 @@ int lr_cuda_attention_backward(lr_exec *exec, lr_tensor *dq, lr_tensor *dk, lr_t
                                                   0};
         const simt_stream stream = stream_of(exec);
         return by_head_dim<T>(
-            batch.dim, aligned(batch.tokens, dq, dk, dv, d_o, q, k, v, o),
+            batch.dim, aligned(2, dq, dk, dv, d_o, q, k, v, o),
             [&](auto dim) { return launch<T, decltype(dim)::value>(stream, a); },
             [&] { return attention_backward_plain(stream, a); });
     });

@@ -8,7 +8,8 @@
  * an element, and one more every 32. Between the two a warp's probabilities go through shared memory, where only it reads them.
  *
  * With n = head_dim rounded up to 4, a block of 128 threads has 32 (3 n + 2) + 1024 floats for the forward, 32 (4 n + 2) + 2048 for the
- * backward: at 64 and 128 28 and 53 KiB, 40 and 72 KiB.
+ * backward: at 64 and 128 28 and 53 KiB, 40 and 72 KiB. The smallest GPUs (compute capability 8.6, 8.9 and 12) have 99, which sets the
+ * largest head_dim.
  *
  * Formulas, FLOP and bytes are those of attention.cu and attention_backward.cu, with 32 rows for their 64. Bound: scores by shared memory,
  * which is read 12 times by a warp for 32 multiply-adds a lane (two thirds of an SM's 128 a clock), sums of rows by the multiply-adds
@@ -44,7 +45,7 @@ struct layout {
     }
 };
 
-size_t shared_bytes(int dim, int own_tiles, int weights)
+constexpr size_t shared_bytes(int dim, int own_tiles, int weights)
 {
     const int depth = (dim + 3) / 4 * 4;
     return static_cast<size_t>(TILE * (own_tiles * depth + 2 * (depth + 1) + weights * WARP)) * sizeof(float);
@@ -282,8 +283,9 @@ template <class T, int N> int launch_backward(simt_stream stream, const attentio
 
 template <class T> int attention_plain(simt_stream stream, const attention_operands<T> &a)
 {
-    static_assert(MAX_HEAD_DIM <= 8 * WARP, "a lane keeps up to eight columns");
-    return simt_launch("attention", a.batch.dim > 4 * WARP ? plain_kernel<T, 8> : plain_kernel<T, 4>,
+    static_assert(MAX_HEAD_DIM <= 6 * WARP, "a lane keeps up to six columns");
+    static_assert(shared_bytes(MAX_HEAD_DIM, 2, 2) <= 99 * 1024, "every GPU has so much");
+    return simt_launch("attention", a.batch.dim > 4 * WARP ? plain_kernel<T, 6> : plain_kernel<T, 4>,
                        attention_grid<TILE>(a.batch, a.batch.heads), dim3(PLAIN_THREADS),
                        shared_bytes(a.batch.dim, 1, 1), stream, a);
 }
@@ -293,7 +295,7 @@ template <class T> int attention_backward_plain(simt_stream stream, attention_ba
     const int status = take_statistics<TILE>(&a);
     if (status != LR_OK)
         return status;
-    return a.batch.dim > 4 * WARP ? launch_backward<T, 8>(stream, a) : launch_backward<T, 4>(stream, a);
+    return a.batch.dim > 4 * WARP ? launch_backward<T, 6>(stream, a) : launch_backward<T, 4>(stream, a);
 }
 
 #define FOR_DTYPE(T)                                                                                                   \

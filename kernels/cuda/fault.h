@@ -29,7 +29,8 @@ typedef enum lr_fault_place {
 #undef FAULT
 } lr_fault_place;
 
-/* array[index] is value, expected low to high. Written whole, by whichever thread comes last. */
+/* array[index] is value, expected low to high. Where several numbers are bad, several threads write, and index may be one's and value
+ * another's; place is right. */
 typedef struct lr_fault {
     int32_t place, index, value, low, high;
 } lr_fault;

@@ -36,8 +36,12 @@ template <bool KEPT> struct memory_of_row {
 template <class F> __device__ __forceinline__ void for_my_eights(int64_t width, F f)
 {
     for (int64_t column = static_cast<int64_t>(threadIdx.x) * EIGHT; column < width;
-         column += static_cast<int64_t>(blockDim.x) * EIGHT)
-        f(column, width - column < EIGHT ? static_cast<int>(width - column) : static_cast<int>(EIGHT));
+         column += static_cast<int64_t>(blockDim.x) * EIGHT) {
+        if (width - column >= EIGHT) /* see vec.h */
+            f(column, static_cast<int>(EIGHT));
+        else
+            f(column, static_cast<int>(width - column));
+    }
 }
 
 template <class T> struct norm_operands {

@@ -4,7 +4,10 @@
  *     template <bool ALIGNED> __device__ void run(int64_t row, int64_t column, int n) const
  * that does elements [column, column + n) of a row, n = 8 but at a row's end. for_each_8 gives every eight elements a thread. Where each row
  * of each operand begins at a multiple of 16 bytes (ALIGNED) the eight are loaded and stored 16 bytes at a time: consecutive threads then
- * read consecutive 16 bytes, which is what a GPU's memory is fastest at. Elsewhere, and at the end of a row, they go one by one. */
+ * read consecutive 16 bytes, which is what a GPU's memory is fastest at. Elsewhere, and at the end of a row, they go one by one.
+ *
+ * Whether there are eight is asked once, around the body and not in each load: between two loads with a branch each the first would be
+ * waited for before the second is on its way. */
 #ifndef LR_CUDA_VEC_H
 #define LR_CUDA_VEC_H
 
@@ -97,7 +100,10 @@ static __global__ void __launch_bounds__(THREADS) eights(Body body, int64_t widt
     const int64_t row = per_row == total ? 0 : i / per_row; /* a 64-bit division costs some hundred instructions */
     const int64_t column = (i - row * per_row) * EIGHT;
     const int64_t rest = width - column;
-    body.template run<ALIGNED>(row, column, rest < EIGHT ? static_cast<int>(rest) : static_cast<int>(EIGHT));
+    if (rest >= EIGHT)
+        body.template run<ALIGNED>(row, column, static_cast<int>(EIGHT));
+    else
+        body.template run<false>(row, column, static_cast<int>(rest));
 }
 
 static inline simt_stream stream_of(const lr_exec *exec)
@@ -160,7 +166,7 @@ template <class F> static int by_dtype(int dtype, F f)
 }
 
 /* ---- numbers from the device ------------------------------------------------------------------------------------------- */
-/* Is low <= value <= high? If not, say so for the host. */
+/* Is low <= value <= high? If not, say so for the host. Of several threads that do, one writes last, number by number. */
 static __device__ __forceinline__ bool in_range(lr_fault *fault, lr_fault_place place, int64_t index, int value,
                                                 int64_t low, int64_t high)
 {

@@ -189,7 +189,7 @@ static const int LONG[] = {300, 1, 205, 192, 48, 97};
  * the three places only one is tried there with each head_dim, dtype and mask, a different one each time, and f32 only beside bf16. */
 static void check_attention_cases(bool backward)
 {
-    static const int64_t dims[] = {64, 32, 96, 128, 8, 16, 24, 136};
+    static const int64_t dims[] = {64, 32, 96, 128, 8, 16, 24, 176};
     for (int64_t i = 0; i < (int64_t)LR_COUNT_OF(dims); i++)
         for (int variant = 0; variant < 4 * PLACEMENTS; variant++) {
             const bool causal = (variant & 1) != 0;
@@ -286,6 +286,8 @@ TEST(attention_rejects)
     CHECK_INT(lr_op_attention(o->t, lse->t, q->t, q->t, q->t, cu, 5, 8, 1.0, 0), LR_ESHAPE);
     CHECK_INT(lr_op_attention(o->t, lse->t, q->t, q->t, q->t, cu, 0, 8, 1.0, 0), LR_ESHAPE);
     CHECK_INT(lr_op_attention(o->t, lse->t, q->t, q->t, q->t, cu, 16, 8, 1.0, 0), LR_ESHAPE);
+    CHECK_INT(lr_op_attention(o->t, lse->t, q->t, q->t, q->t, cu, 8, 8, 0.0, 0), LR_EINVAL);
+    CHECK_INT(lr_op_attention(o->t, lse->t, q->t, q->t, q->t, cu, 8, 8, (double)NAN, 0), LR_EINVAL);
     const double nothing = 0;
     CHECK_INT(lr_op_attention(o->t, lse->t, q->t, q->t, q->t, mat_of(&nothing, 1, LR_I32)->t, 8, 8, 1.0, 0), LR_ESHAPE);
     release();

@@ -24,10 +24,10 @@ namespace simt
 
 enum {
     MAX_THREADS = 1024,
-    MAX_DEPOSIT = 48, /* mma's operands in f32 */
-    MAX_SHARED = 163 * 1024,
+    MAX_DEPOSIT = 48,       /* mma's operands in f32 */
+    MAX_SHARED = 99 * 1024, /* of compute capability 8.6, 8.9 and 12; others have more */
     MAX_STATIC_SHARED = 48 * 1024
-}; /* sm_80's limits */
+};
 
 /* End the launch with a message; kernel, block and thread are put before it. */
 [[noreturn]] void fault(const char *fmt, ...) LR_PRINTF(1, 2);
