@@ -52,6 +52,10 @@ end
 
 -- What to change where the batch does not fit.
 local function remedy(p)
+  if p.room <= 0 then
+    local alone = ("the model alone takes %s; take a device with more memory"):format(size(p.memory - p.room))
+    return p.model.precision == "fp32" and alone .. ", or give --precision bf16" or alone
+  end
   local most = p.policies[#p.policies].pairs
   local list, auto = { "a smaller --max-length" }, p.batch.chosen ~= "as the recipe says"
   if auto and p.batch.splittable then -- it is in parts already; what compares all of it is not
@@ -68,7 +72,8 @@ local function batch_block(p)
   local b, rows, kept = p.batch, {}, 0
   for _, k in ipairs(b.kept) do
     kept = kept + k.bytes
-    if k.bytes > b.step / 500 then rows[#rows + 1] = { "  " .. k.name, size(k.bytes), ("%d buffers"):format(k.buffers) } end
+    local buffers = ("%d buffer%s"):format(k.buffers, k.buffers == 1 and "" or "s")
+    if k.bytes > b.step / 500 then rows[#rows + 1] = { "  " .. k.name, size(k.bytes), buffers } end
   end
   table.insert(rows, 1, { "kept for backward", size(kept) })
   rows[#rows + 1] = { "backward's own, at its peak", size(b.step - kept) }
@@ -78,8 +83,8 @@ local function batch_block(p)
   local longest = b.longest and policy(b.longest, p.layers) or "it would not fit"
   local parts = ""
   if b.part < b.pairs then
-    parts = ("\n  in %d parts of %d pairs, at most %s tokens, since it does not fit at once%s"):format(math.ceil(b.pairs / b.part),
-      b.part, count(b.tokens), b.cached and "; each embedded twice (GradCache)" or "")
+    parts = ("\n  in %d parts of %d pair%s, at most %s tokens, since it does not fit at once%s"):format(math.ceil(b.pairs / b.part),
+      b.part, b.part == 1 and "" or "s", count(b.tokens), b.cached and "; each embedded twice (GradCache)" or "")
   end
   return ([[batch of %d pairs, %d texts%s
   tokens: %s on average, %s in the largest of %s (%s)
@@ -103,7 +108,7 @@ local function evaluation_block(p)
     e.fits and "fits" or "may not fit; a smaller --max-evaluation-rows needs less")
 end
 
-local function hours(x) return x and (x >= 10 and "%.0f" or "%.1f"):format(x) or "-" end
+local function hours(x) return x and (x >= 10 and "%.0f" or x >= 1 and "%.1f" or "%.2f"):format(x) or "-" end
 
 local function times_block(p)
   local gpu = p.job.device == "cuda"
