@@ -77,6 +77,10 @@ end
 
 local function look_at_cpu(s, say)
   preflight.must_have_gpu(s)
+  if s.precision == "fp16" then
+    check.fail("mixed_precision is fp16 (%s), which needs a GPU; on the CPU give --mixed-precision bf16, which is as fast and does "
+      .. "not overflow", s.origin.mixed_precision)
+  end
   local cores = C.lr_cores()
   say("devices", ("%s, %s"):format(ranks_text(s), report.device()))
   if s.ranks_here > cores then

@@ -55,6 +55,12 @@ test("GPUs that are not there", function()
   check.raises("--multi-gpu asks for GPUs, and lorarun finds none it can use (", preflight.check, s, {}, function() end)
 end)
 
+test("fp16 without a GPU", function()
+  if require("lorarun").has_gpu() then return end
+  check.raises("mixed_precision is fp16 (recipe), which needs a GPU; on the CPU give --mixed-precision bf16", looked,
+    { precision = "fp16" }, {})
+end)
+
 test("model, data and output that cannot work", function()
   local dir = folder()
   check.raises("neither a folder nor in the Hugging Face cache", looked, {}, { model = "no/such-model" })
