@@ -59,6 +59,14 @@ function checkpoint.save(folder, run)
   return path
 end
 
+--- amend(folder, step, changes): change fields of a checkpoint's state, all at once.
+function checkpoint.amend(folder, step, changes)
+  local path = fs.join(checkpoint.path(folder, step), "state.json")
+  local state = json.decode_file(path)
+  for k, v in pairs(changes) do state[k] = v end
+  fs.write(path, json.encode(state, { indent = 2, sort_keys = true }))
+end
+
 --- prune(folder, keep, protect): remove all but the newest `keep` checkpoints and those in `protect` (a set of steps), and partial
 --- ones that a crash left.
 function checkpoint.prune(folder, keep, protect)

@@ -107,15 +107,18 @@ local function share_out(order, batches)
   return own, place
 end
 
--- The embeddings of this rank's batches, one after the other, or nil where it has none.
-local function encode(model, loader, texts, order, batches, on_progress)
+-- The embeddings of this rank's batches, one after the other, or nil where it has none; and what ended() said, where that left some
+-- of them undone.
+local function encode(model, loader, texts, order, batches, on_progress, ended)
   local count = 0
   for _, batch in ipairs(batches) do count = count + batch.last - batch.first + 1 end
   if count == 0 then return nil end
   local mine = tensor.persistent(tensor.new, { count, model.dimension }, "f32", "evaluation embeddings", model.device)
-  local submitted, done = 0, 0
+  local submitted, done, by = 0, 0, nil
   local ok, err = pcall(function()
     for _, batch in ipairs(batches) do
+      by = ended and ended()
+      if by then return end
       while loader:room() > 0 and submitted < #batches do
         submitted = submitted + 1
         local rows, columns, keys = {}, {}, {}
@@ -138,7 +141,7 @@ local function encode(model, loader, texts, order, batches, on_progress)
     mine:free()
     error(err, 0)
   end
-  return mine
+  return mine, by
 end
 
 -- Cosine of the embeddings of two texts, for every row.
@@ -156,7 +159,9 @@ local function row_products(all, first, second, rows)
 end
 
 --- similarities(model, set, options): cosine of the two text columns of every row, a C array of doubles, and the number of
---- distinct texts. options: columns = { "current_line", "context" }, prefixes, threads, on_progress(done, total) of this rank.
+--- distinct texts. options: columns = { "current_line", "context" }, prefixes, threads, on_progress(done, total) of this rank, and
+--- ended(), asked before every batch and after the last: a number other than 0 on any rank ends it, which returns nil and that
+--- number on all of them.
 function evaluate.similarities(model, set, options)
   local columns, prefixes = options.columns, options.prefixes or {}
   local index, texts = distinct(set, columns, prefixes)
@@ -164,9 +169,14 @@ function evaluate.similarities(model, set, options)
   local own, place = share_out(order, batches)
   local loader = data.loader(set, model.tokenizer, { columns = columns, prefixes = prefixes, max_length = model.max_length,
     threads = options.threads or 1, queue = 4 })
-  local ok, mine = pcall(encode, model, loader, texts, order, own, options.on_progress)
+  local ok, mine, by = pcall(encode, model, loader, texts, order, own, options.on_progress, options.ended)
   loader:close()
   if not ok then error(mine, 0) end
+  if options.ended then by = comm.all_reduce(by or options.ended() or 0, "max") end
+  if (by or 0) ~= 0 then
+    if mine then mine:free() end
+    return nil, by
+  end
   local all = mine
   if comm.world_size > 1 then
     ok, all = pcall(tensor.persistent, comm.all_gather_rows, mine, model.dimension)
@@ -229,10 +239,12 @@ end
 
 --- run(model, set, options): all figures of one data set. options: columns, score = name of the number column, group = name of a
 --- text column to split by (or nil), prefixes, threads, sweep = number of thresholds (default 0: none).
---- Returns { rows, distinct_texts, seconds, pearson, spearman, accuracy, ..., by_group = { name = {...} }, sweep = {...} }
+--- Returns { rows, distinct_texts, seconds, pearson, spearman, accuracy, ..., by_group = { name = {...} }, sweep = {...} }; nil and
+--- a number where that of options.ended() ended it.
 function evaluate.run(model, set, options)
   local started = C.lr_time()
   local similarity, texts = evaluate.similarities(model, set, options)
+  if not similarity then return nil, texts end
   return ranks.from_rank_0(function()
     local result = figures(set, similarity, options)
     result.distinct_texts, result.seconds = texts, C.lr_time() - started

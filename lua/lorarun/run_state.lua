@@ -15,15 +15,27 @@ local function folder_of(run) return fs.join(run.options.output, "checkpoints") 
 
 local function note(fmt, ...) io.stderr:write("lorarun: ", fmt:format(...), "\n") end
 
---- save(run, step): write a checkpoint, remove those that are no longer wanted.
-function run_state.save(run, step)
+local function prune(run)
+  checkpoint.prune(folder_of(run), run.options.keep, run.best and { [run.best.step] = true } or {})
+end
+
+--- save(run, step, evaluation_due): write a checkpoint, remove those that are no longer wanted. evaluation_due: the step is yet to
+--- be evaluated, and will be by whoever goes on from here.
+function run_state.save(run, step, evaluation_due)
   comm.on_rank_0(function()
-    local folder = folder_of(run)
-    checkpoint.save(folder, { model = run.model, optimizer = run.optimizer, state = { step = step, best = run.best,
-      baseline = run.baseline, settings = run.fixed } })
-    checkpoint.prune(folder, run.options.keep, run.best and { [run.best.step] = true } or {})
+    checkpoint.save(folder_of(run), { model = run.model, optimizer = run.optimizer, state = { step = step, best = run.best,
+      baseline = run.baseline, settings = run.fixed, evaluation_due = evaluation_due or false } })
+    prune(run)
   end)
   run.saved = step
+end
+
+--- evaluated(run, step): the checkpoint of that step has its evaluation.
+function run_state.evaluated(run, step)
+  comm.on_rank_0(function()
+    checkpoint.amend(folder_of(run), step, { best = run.best, baseline = run.baseline, evaluation_due = false })
+    prune(run)
+  end)
 end
 
 --- load_best(run): put the best checkpoint's adapter into the model.
@@ -88,7 +100,8 @@ local function choose(run)
   return path, state
 end
 
---- resume(run): put a checkpoint into the run, where one is to be gone on from. Returns the step it was written after, or 0.
+--- resume(run): put a checkpoint into the run, where one is to be gone on from. Returns the step it was written after, or 0, and
+--- whether that is yet to be evaluated.
 function run_state.resume(run)
   local found = ranks.from_rank_0(function()
     local path, state = choose(run)
@@ -101,6 +114,7 @@ function run_state.resume(run)
         folder_of(run))
       state.best = nil
     end
+    state.evaluation_due = state.evaluation_due and fs.is_directory(checkpoint.path(folder_of(run), state.step))
     print(("resuming from %s, step %d of %d"):format(path, state.step, run.total_steps))
     return { state = state }
   end)
@@ -116,7 +130,7 @@ function run_state.resume(run)
     local aside = checkpoint.set_aside(folder_of(run), first)
     if aside then note("checkpoints beyond step %d are not of this run; they are in %s now", first, aside) end
   end)
-  return first
+  return first, state and state.evaluation_due
 end
 
 return run_state

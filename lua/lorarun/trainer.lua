@@ -132,14 +132,22 @@ local function count_steps(o, draws, world)
   return epoch, o.max_steps > 0 and math.min(total, o.max_steps) or total
 end
 
+-- The signal that has come to this rank and ends the run, or nil.
+local function ending_signal()
+  local signal = C.lr_signal_pending()
+  return signal ~= 0 and signal ~= ranks.SIGUSR1 and signal or nil
+end
+
+-- An evaluation may take much longer than a step, so a signal ends it: nil then, and run.ended_by says which, on every rank.
 local function evaluate_split(run, step, name, set)
   local o = run.options
   C.lr_rank_report(step, run.total_steps, "evaluating " .. name)
   local bar = run.main and progress.new { description = "evaluating " .. name, total = 1, transient = true } or nil
-  local result = evaluate.run(run.model, set, { columns = { o.columns[1], o.columns[2] }, score = o.score,
+  local result, ended_by = evaluate.run(run.model, set, { columns = { o.columns[1], o.columns[2] }, score = o.score,
     group = o.group and set:has(o.group) and o.group or nil, prefixes = run.prefixes, threads = o.loader_threads, sweep = 21,
-    on_progress = bar and function(done, total) bar:update(done, nil, total) end or nil })
+    ended = ending_signal, on_progress = bar and function(done, total) bar:update(done, nil, total) end or nil })
   if bar then bar:close() end
+  run.ended_by = ended_by
   return result
 end
 
@@ -148,6 +156,7 @@ local function evaluate_now(run, step)
   ranks.agree(("after step %d"):format(step), { ["checksum of the adapters"] = ranks.checksum(run.model.lora.parameters.value) })
   if not run.validation then return end
   local r = evaluate_split(run, step, "validation", run.validation)
+  if run.ended_by then return end
   local epoch = step / run.steps_per_epoch
   run.files:evaluation("validation", epoch, step, r)
   run.files:log { kind = "evaluation", split = "validation", step = step, epoch = epoch, spearman = r.spearman,
@@ -239,7 +248,13 @@ local function check_step(run, step, loss, skipped)
   end
 end
 
--- The steps from `first` to the last. Returns the number of the last step done, and the signal that stopped the run, if one did.
+-- A step is saved before it is evaluated: a signal, or a failure, costs none.
+local function evaluate_saved(run, step)
+  evaluate_now(run, step)
+  if not run.ended_by then run_state.evaluated(run, step) end
+end
+
+-- The steps from `first` to the last. Returns the number of the last step done. A signal that ended them is run.ended_by.
 local function loop(run, first)
   local o, window = run.options, new_window()
   for step = first + 1, run.total_steps do
@@ -264,25 +279,24 @@ local function loop(run, first)
       window = new_window()
     end
     signal = signal or C.lr_signal_pending() -- one rank need not wait for the next sum to hear of it
-    local leave = signal ~= 0 and signal ~= ranks.SIGUSR1 -- which asks for a checkpoint, and to go on
-    local evaluation = not leave and (step % o.evaluation_steps == 0 or step == run.total_steps)
+    if signal ~= 0 and signal ~= ranks.SIGUSR1 then run.ended_by = signal end -- SIGUSR1 asks for a checkpoint, and to go on
+    local evaluation = step % o.evaluation_steps == 0 or step == run.total_steps
     if evaluation or signal ~= 0 then
       close_window(run, window)
-      if evaluation then evaluate_now(run, step) end
       C.lr_rank_report(step, run.total_steps, "writing a checkpoint")
-      run_state.save(run, step)
+      run_state.save(run, step, evaluation)
+      if evaluation and not run.ended_by then evaluate_saved(run, step) end
       if signal == ranks.SIGUSR1 then run.bar:print(("signal %d: a checkpoint was written after step %d"):format(signal, step)) end
       run.bar:skip_time()
       window = new_window()
-      if leave then return step, signal end
+      if run.ended_by then return step end
     end
   end
   return run.total_steps
 end
 
--- The best adapter, evaluated on everything, and written in every form.
-local function finish(run, seconds)
-  local o, model = run.options, run.model
+-- The best adapter, evaluated on everything.
+local function evaluate_best(run)
   local last = run.total_steps
   run.best = run.best or { step = last, spearman = -1 }
   if run.best.step ~= last then run_state.load_best(run) end
@@ -290,10 +304,18 @@ local function finish(run, seconds)
   if run.validation then
     results.validation = run.best_result or evaluate_split(run, last, "validation", run.validation)
   end
-  if run.test then
+  if run.test and not run.ended_by then
     results.test = evaluate_split(run, last, "test", run.test)
+  end
+  if results.test then
     run.files:evaluation("test", last / run.steps_per_epoch, last, results.test)
   end
+  return results
+end
+
+-- ... and written in every form.
+local function finish(run, results, seconds)
+  local o, model, last = run.options, run.model, run.total_steps
   local score = results.validation and results.validation.spearman
   local card = score and ("Validation Spearman %.4f at step %d of %d."):format(score, run.best.step, last) or nil
   results.best_step, results.baseline = run.best.step, run.baseline
@@ -378,7 +400,7 @@ function trainer.train(given)
     print(report.banner(run))
   end)
 
-  local first = run_state.resume(run)
+  local first, evaluation_due = run_state.resume(run)
   run.skipped = first - run.optimizer.steps
   comm.on_rank_0(function() begin_files(run, first) end)
   run.stream = batches.new { set = run.train, model = o.model, columns = o.columns, labels = labels, draws = draws,
@@ -389,29 +411,31 @@ function trainer.train(given)
   run.bar = run.main and progress.new { total = run.total_steps, initial = first, description = "" } or ranks.silent
   check(C.lr_signal_catch(1))
   run.started = C.lr_time()
-  local ok, step, signal = pcall(function()
+  local ok, step = pcall(function()
     if o.evaluate_first and first == 0 then
       evaluate_now(run, 0)
-      run.bar:skip_time()
+    elseif evaluation_due then
+      evaluate_saved(run, first)
     end
-    return loop(run, first)
+    run.bar:skip_time()
+    return run.ended_by and first or loop(run, first)
   end)
   memory.at = nil
   if run.ahead then micro_step.discard(run.ahead.info) end -- the run ends before its last step
   run.bar:close()
   run.stream:close()
+  local result, seconds = step, C.lr_time() - run.started
+  if ok and not run.ended_by then ok, result = pcall(evaluate_best, run) end
   C.lr_signal_catch(0)
-  local result
-  if ok and signal then
+  if ok and run.ended_by then
     if run.main then
-      print(("stopped by signal %d after step %d of %d; a checkpoint was written. To go on: the same command with --resume latest")
-        :format(signal, step, run.total_steps))
+      print(("stopped by signal %d after step %d of %d; %s"):format(run.ended_by, step, run.total_steps,
+        run.saved and "a checkpoint was written. To go on: the same command with --resume latest"
+        or "there was nothing to save yet"))
     end
-    os.exit(128 + signal, true)
+    os.exit(128 + run.ended_by, true)
   elseif ok then
-    ok, result = pcall(finish, run, C.lr_time() - run.started)
-  else
-    result = step
+    ok, result = pcall(finish, run, result, seconds)
   end
   run.optimizer:free()
   run.recompute:free()

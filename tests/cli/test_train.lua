@@ -61,15 +61,34 @@ local function losses(output)
   return list
 end
 
--- train() with a recipe that sends itself a signal after a step.
-local function train_and_stop(folder, step, signal, data, output, options)
+-- train() with other text in place of the recipe's `lr.train {`.
+local function train_with(folder, hook, data, output, options)
   local stopper = fs.join(folder, "stopper.lua")
-  local hook = ("lr.train { on_step = function(s) if s.step == %d then os.execute('kill -%s $PPID') end end,"):format(step, signal)
   local text, n = fs.read(fs.join(root, "recipes", "bugdetect.lua")):gsub("lr%.train {", function() return hook end, 1)
   assert(n == 1, "the recipe calls lr.train")
   fs.write(stopper, text)
   return run(("$L %s --model %s --data %s --output %s %s %s"):format(quote(stopper), quote(bert), data, quote(output), SMALL,
     options))
+end
+
+-- train() with a recipe that sends itself a signal after a step.
+local function train_and_stop(folder, step, signal, data, output, options)
+  return train_with(folder, ("lr.train { on_step = function(s) if s.step == %d then os.execute('kill -%s $PPID') end end,"):format(
+    step, signal), data, output, options)
+end
+
+-- The same, in the middle of its n-th evaluation.
+local function stop_evaluation(folder, n, signal, data, output, options)
+  return train_with(folder, ([[
+    local evaluate, left = require "lorarun.evaluate", %d
+    local run = evaluate.run
+    function evaluate.run(model, set, o)
+      left = left - 1
+      local tell = o.on_progress
+      if left == 0 then o.on_progress = function(...) os.execute "kill -%s $PPID" tell(...) end end
+      return run(model, set, o)
+    end
+    lr.train {]]):format(n, signal), data, output, options)
 end
 
 -- The adapter's bytes: what two runs must agree in.
@@ -162,6 +181,33 @@ test("SIGTERM: finish the step, write a checkpoint, leave; resume to the same bi
     r = train(data, parts, options .. " --resume latest")
     check.equal(r.status, 0, r.err)
     check.that(adapter_bytes(whole) == adapter_bytes(parts), "the adapters differ")
+  end)
+end)
+
+test("SIGTERM ends an evaluation at once; the step it was about is saved, and evaluated when the run goes on", function()
+  with_data(function(folder, data)
+    local whole, options = fs.join(folder, "whole"), "--epochs 2 --evaluation-steps 6"
+    check.equal(train(data, whole, options).status, 0)
+    local function scores(output)
+      local path = fs.join(output, "similarity_evaluation_validation_results.csv")
+      return fs.exists(path) and lines_of(path) or {}
+    end
+    -- of the validation rows after step 6; after step 12; of the test rows, when all steps are done
+    for n, step in ipairs { 6, 12, 12 } do
+      local parts = fs.join(folder, "parts" .. n)
+      local r = stop_evaluation(folder, n, "TERM", data, parts, options)
+      check.equal(r.status, 143, r.err)
+      check.equal(r.err, "")
+      check.that(r.out:find(("stopped by signal 15 after step %d of 12; a checkpoint was written"):format(step), 1, true), r.out)
+      check.equal(#scores(parts), ({ 0, 2, 3 })[n], "evaluations and a head")
+      check.that(not fs.exists(fs.join(parts, "model.safetensors")), "it was stopped before the end")
+      r = train(data, parts, options .. " --resume latest")
+      check.equal(r.status, 0, r.err)
+      check.that(adapter_bytes(whole) == adapter_bytes(parts), "the adapters differ")
+      check.equal(table.concat(scores(parts), "\n"), table.concat(scores(whole), "\n"), "evaluations")
+      check.equal(fs.read(fs.join(parts, "evaluation.json")):gsub('"seconds": [^,\n]*', ""),
+        (fs.read(fs.join(whole, "evaluation.json")):gsub('"seconds": [^,\n]*', "")))
+    end
   end)
 end)
 

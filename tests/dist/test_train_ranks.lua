@@ -266,6 +266,27 @@ test("SIGTERM to any rank: all finish the same step, one checkpoint, all leave; 
   end)
 end)
 
+test("SIGTERM to any rank in an evaluation: all leave, and the step is evaluated when the run goes on", function()
+  with_data(36, function(folder)
+    local given = "{ batch = 6 }"
+    local whole = trained(folder, "whole", 2, given)
+    local results = train(folder, "parts", 2, given, { before = [[
+      local evaluate = require "lorarun.evaluate"
+      local run = evaluate.run
+      function evaluate.run(model, set, o)
+        if rank == 1 then os.execute "kill -TERM $PPID" end
+        return run(model, set, o)
+      end]] })
+    check_all_ended(results, 143)
+    check.that(results[1].out:find("stopped by signal 15 after step 3 of 6; a checkpoint was written", 1, true), results[1].out)
+    local again = trained(folder, "parts", 2, "{ batch = 6, resume = true }")
+    check.equal(again[1].spearman, whole[1].spearman)
+    check.that(adapter_bytes(folder, "parts") == adapter_bytes(folder, "whole"), "the adapters differ")
+    local function scores(name) return fs.read(fs.join(folder, name, "similarity_evaluation_validation_results.csv")) end
+    check.equal(scores "parts", scores "whole")
+  end)
+end)
+
 test("SIGUSR1 to any rank: a checkpoint, and on", function()
   with_data(48, function(folder)
     local given = "{ batch = 4, epochs = 1, evaluation_steps = 100 }"
