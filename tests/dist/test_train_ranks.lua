@@ -280,7 +280,7 @@ test("SIGTERM to any rank in an evaluation: all leave, and the step is evaluated
     check_all_ended(results, 143)
     check.that(results[1].out:find("stopped by signal 15 after step 3 of 6; a checkpoint was written", 1, true), results[1].out)
     local again = trained(folder, "parts", 2, "{ batch = 6, resume = true }")
-    check.equal(again[1].spearman, whole[1].spearman)
+    check.equal(again.spearman, whole.spearman)
     check.that(adapter_bytes(folder, "parts") == adapter_bytes(folder, "whole"), "the adapters differ")
     local function scores(name) return fs.read(fs.join(folder, name, "similarity_evaluation_validation_results.csv")) end
     check.equal(scores "parts", scores "whole")
