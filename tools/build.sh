@@ -2,7 +2,7 @@
 # build.sh FOLDER [CMAKE-OPTION...]: configures FOLDER when that is due, then builds what changed: all, or $TARGET.
 #
 # CMake itself notices changed CMake files and new sources. What it cannot mend is done here: a folder that was configured for
-# another place (the tree was moved or copied), and other options than last time.
+# another place (the tree was moved or copied), with other options than last time, or before there was a CUDA toolkit.
 set -euo pipefail
 folder=$1
 shift
@@ -11,7 +11,8 @@ root=$(cd "$(dirname "$0")/.." && pwd -P)
 unset MAKEFLAGS MFLAGS GNUMAKEFLAGS MAKELEVEL
 jobs=${JOBS:-$(nproc)}
 
-options="$root $*"
+nvcc=$(PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin:/usr/local/cuda/bin command -v nvcc || true)
+options="$root $* $nvcc"
 if [ ! -f "$folder/CMakeCache.txt" ] || [ "$(cat "$folder/.configured" 2>/dev/null)" != "$options" ]; then
   rm -rf "$folder/CMakeCache.txt" "$folder/CMakeFiles"
   mkdir -p "$folder"
@@ -24,5 +25,8 @@ if [ ! -f "$folder/CMakeCache.txt" ] || [ "$(cat "$folder/.configured" 2>/dev/nu
     exit 1
   fi
   printf '%s\n' "$options" >"$folder/.configured"
+  if [ -z "$nvcc" ] && grep -q '^-- CUDA: off' "$folder/configure.log"; then
+    echo "building for the CPU alone: there is no nvcc (for GPUs: the CUDA toolkit, 12.4 or later)"
+  fi
 fi
 exec cmake --build "$folder" --parallel "$jobs" ${TARGET:+--target "$TARGET"}

@@ -56,7 +56,7 @@ local function look_at_visibility(facts, add)
   local hidden = facts.cuda.visible_devices
   if not facts.cuda.built then
     add("error", ("this lorarun was built without CUDA, and the machine has %s"):format(gpus_text(present(facts))),
-      "install the CUDA toolkit (12.4 or later) and build again with -DLORARUN_CUDA=on")
+      "install the CUDA toolkit (12.4 or later) and make again")
   elseif facts.cuda.devices == 0 and hidden then
     add("error", ("CUDA_VISIBLE_DEVICES is '%s', which leaves no GPU"):format(hidden), "unset it, or name GPUs that are there")
   elseif facts.cuda.devices == 0 and (facts.cuda.missing or ""):find "not yet initialized" then

@@ -64,8 +64,14 @@ local function new_job(s, place)
   local gpus = s.use_cpu and 0 or C.lr_device_count(C.LR_CUDA)
   local cuda = gpus > 0
   if cuda then
-    -- each rank of a machine its own; a scheduler may have given each one to see
-    check(C.lr_device_choose(C.LR_CUDA, gpus == 1 and 0 or place.local_rank))
+    -- Each rank of a machine its own. A launcher of ours lets its ranks see those that gpu_ids names, in that order; a scheduler
+    -- may have given each one to see.
+    local index = gpus == 1 and 0 or place.local_rank
+    if s.gpus and C.lr_rank_launched() == 0 then
+      require("lorarun.preflight").must_have_ids(s, gpus)
+      index = s.gpus[place.local_rank + 1]
+    end
+    check(C.lr_device_choose(C.LR_CUDA, index))
     if C.lr_device_available(C.LR_CUDA) == 0 then -- the job would take days on the CPU: nobody meant that
       check.fail("the GPU cannot be used: %s; `lorarun doctor` tells more, --cpu trains on the CPU",
         ffi.string(C.lr_device_missing(C.LR_CUDA)))

@@ -53,9 +53,19 @@ local function ranks_text(s)
   return ("%s, %d to %d of %d"):format(text, s.first_rank, s.first_rank + s.ranks_here - 1, s.num_processes)
 end
 
+--- must_have_ids(s, gpus): an error where the settings name a GPU that is none of the machine's.
+function preflight.must_have_ids(s, gpus)
+  for _, id in ipairs(s.gpus or {}) do
+    if id >= gpus then
+      check.fail("gpu_ids is %s (%s), and the GPUs here are numbered 0 to %d", s.gpu_ids, s.origin.gpu_ids, gpus - 1)
+    end
+  end
+end
+
 -- Counting GPUs starts none: the launcher holds no memory there.
 local function look_at_gpus(s, gpus, say)
-  if s.ranks_here > gpus and not (s.gpu_ids and s.gpu_ids ~= "all") then
+  preflight.must_have_ids(s, gpus)
+  if s.ranks_here > gpus then
     check.fail("%d ranks on this machine need a GPU each, and it has %d; lower num_processes, or give --cpu", s.ranks_here, gpus)
   end
   say("devices", ("%s, %d GPU%s"):format(ranks_text(s), gpus, gpus == 1 and "" or "s"))

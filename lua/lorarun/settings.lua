@@ -201,16 +201,18 @@ local function check_together(s)
   end
   if s.use_cpu then s.needs_gpu = nil end
   if s.gpu_ids and s.gpu_ids ~= "all" and not s.use_cpu then
-    local ids, seen = 0, {}
+    local ids, seen = {}, {}
     for id in (s.gpu_ids .. ","):gmatch "%s*([^,]*),%s*" do
       if not id:find "^%d+%s*$" then check.fail("%s, expected numbers with commas between them, or all", said(s, "gpu_ids")) end
       if seen[id] then check.fail("%s: %s is there twice", said(s, "gpu_ids"), id) end
-      ids, seen[id] = ids + 1, true
+      ids[#ids + 1], seen[id] = tonumber(id), true
     end
-    if ids < s.ranks_here then
-      check.fail("%s: %d for %d ranks on this machine; name one for each, or lower num_processes", said(s, "gpu_ids"), ids,
+    if #ids < s.ranks_here then
+      check.fail("%s: %d for %d ranks on this machine; name one for each, or lower num_processes", said(s, "gpu_ids"), #ids,
         s.ranks_here)
     end
+    s.gpus = ids
+    if s.origin.gpu_ids == "command line" then s.needs_gpu = s.needs_gpu or "--gpu-ids" end -- a file's may be for other machines
   end
 end
 

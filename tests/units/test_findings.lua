@@ -87,7 +87,7 @@ end)
 test("a build without CUDA, hidden GPUs, a sleeping fabric, refused devices", function()
   local facts = blind "this lorarun was built without CUDA"
   facts.cuda.built = nil
-  expect(facts, "error", "built without CUDA, and the machine has 2 NVIDIA GPUs", "-DLORARUN_CUDA=on", true)
+  expect(facts, "error", "built without CUDA, and the machine has 2 NVIDIA GPUs", "and make again", true)
   facts = blind "there is no NVIDIA GPU"
   facts.cuda.visible_devices = ""
   expect(facts, "error", "CUDA_VISIBLE_DEVICES is ''", "unset it", true)
