@@ -7,7 +7,7 @@
 BUILD  ?= build
 PREFIX ?= /usr/local
 ARGS   ?=
-JOBS    = $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS)))
+JOBS   := $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),$(JOBS))
 export DESTDIR JOBS
 
 .NOTPARALLEL:

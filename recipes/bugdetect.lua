@@ -27,6 +27,7 @@ local args = lr.args {
   { "dropout", 0.1, "on the adapters' input" },
   { "targets", "q_proj,k_proj,v_proj", "layers to adapt: names with commas, all-linear, or a regex" },
   { "max-length", 512, "tokens a text is cut to", type = "integer", min = 1 },
+  { "pooling", "", "of token embeddings: mean, cls, last ...; empty: as the model's folder says" },
   { "precision", "auto", "of the forward and backward pass; auto: bf16 on a GPU, fp32 on a CPU",
     choices = { "auto", "fp32", "bf16", "fp16" } },
   { "tf32", false, "in fp32 on a GPU: multiply with 10 bits of each number, several times as fast" },
@@ -63,7 +64,8 @@ lr.threads(args.threads)
 lr.tf32(args.tf32)
 if args.data == "" then args.data = lr.bugdata.from_this_machine { seed = args.seed } end
 
-local model = lr.load_model(args.model, { max_length = args.max_length, precision = job.precision })
+local model = lr.load_model(args.model, { max_length = args.max_length, precision = job.precision,
+  pooling = args.pooling ~= "" and args.pooling or nil })
 local targets = args.targets
 if targets:find("^[%w_,.]+$") and targets ~= "all-linear" then targets = lr.split(targets, ",") end
 model:add_lora { rank = args.rank, alpha = args.alpha, dropout = args.dropout, targets = targets, seed = args.seed }

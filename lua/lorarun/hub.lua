@@ -1,6 +1,7 @@
 -- hub.lua: where a model is: a folder, a Hugging Face id in the local hub cache, or lorarun's own small model. It never
 -- downloads.
 local fs = require "lorarun.fs"
+local planning = require "lorarun.planning"
 local check = require "lorarun.check"
 
 local hub = {}
@@ -52,6 +53,10 @@ function hub.resolve(model, revision)
   if not model:find("/", 1, true) then
     local own = fs.join(hub.lorarun_cache(), "models", model)
     if fs.is_directory(own) then return own end
+  end
+  if planning.job then
+    check.fail("model '%s' is neither a folder nor in the Hugging Face cache (%s). To fetch what a plan needs of it: "
+      .. "hf download %s --include '*.json'", model, hub.cache(), model)
   end
   check.fail("model '%s' is neither a folder nor in the Hugging Face cache (%s). To fetch it: hf download %s   (HF_HOME moves the "
     .. "cache); or give the path of a folder with config.json, tokenizer.json and model.safetensors", model, hub.cache(), model)

@@ -140,6 +140,7 @@ function lora.add(model, spec)
     if not FIELDS[key] then check.fail("add_lora: unknown field '%s'", tostring(key)) end
   end
   local rank, alpha, dropout = spec.rank or 16, spec.alpha or 32, spec.dropout or 0
+  if type(alpha) ~= "number" or not (alpha > 0) then check.fail("LoRA: alpha is %s, expected more than 0", tostring(alpha)) end
   if type(rank) ~= "number" or rank < 1 or rank % 1 ~= 0 then check.fail("add_lora: rank is %s", tostring(rank)) end
   if type(dropout) ~= "number" or dropout < 0 or dropout >= 1 then
     check.fail("add_lora: dropout is %s, expected 0 <= dropout < 1", tostring(dropout))

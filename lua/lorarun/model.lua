@@ -17,12 +17,16 @@ local nn = require "lorarun.nn"
 local hub = require "lorarun.hub"
 local data = require "lorarun.data"
 local planning = require "lorarun.planning"
+local suggest = require "lorarun.suggest"
 local safetensors = require "lorarun.safetensors"
 local sentence_transformers = require "lorarun.sentence_transformers"
 
 local Model = {}
 Model.__index = Model
 
+local OPTIONS = { precision = true, max_length = true, pooling = true, normalize = true, device = true, revision = true,
+  settings_folder = true }
+local ENCODE_OPTIONS = { prompt = true, prompt_name = true, batch_tokens = true }
 local PRECISION = { fp32 = "f32", bf16 = "bf16", fp16 = "f16" }
 
 -- config.json with checked access: config:integer "hidden_size", config:number("rms_norm_eps", 1e-6).
@@ -40,7 +44,7 @@ local function read_config(path)
   end
   function methods.integer(self, key, default)
     local v = methods.number(self, key, default)
-    if v % 1 ~= 0 or v < 0 then check.fail("%s: '%s' is %g, expected a whole number", path, key, v) end
+    if v % 1 ~= 0 or v < 1 then check.fail("%s: '%s' is %g, expected a whole number of at least 1", path, key, v) end
     return v
   end
   return setmetatable({}, { __index = function(_, key)
@@ -74,6 +78,15 @@ local function architecture(config, path)
   return arch
 end
 
+-- What every architecture here needs of its heads.
+local function check_heads(config, c, path)
+  if not config.head_dim and c.hidden % c.heads ~= 0 then
+    check.fail("%s: 'hidden_size' %d is no multiple of 'num_attention_heads' %d", path, c.hidden, c.heads)
+  elseif c.heads % c.kv_heads ~= 0 then
+    check.fail("%s: 'num_key_value_heads' %d does not divide 'num_attention_heads' %d", path, c.kv_heads, c.heads)
+  end
+end
+
 -- The frozen layers. o: { load = function(name, t), dtype, device, max_length }
 local function assemble(arch, sizes, o)
   local source = nn.source(o)
@@ -94,6 +107,7 @@ end
 --- An adapter folder (adapter_config.json without config.json) loads its base model with the adapter on it.
 local function load(name, options)
   options = options or {}
+  suggest.refuse_unknown("lr.load_model", options, OPTIONS)
   local folder = hub.resolve(name, options.revision)
   if not fs.is_file(fs.join(folder, "config.json")) and fs.is_file(fs.join(folder, "adapter_config.json")) then
     local lora = require "lorarun.lora"
@@ -111,6 +125,7 @@ local function load(name, options)
   local config = read_config(config_path)
   local arch = architecture(config, config_path)
   local c = arch.configure(config, config_path)
+  check_heads(config, c, config_path)
   local precision = options.precision or "fp32"
   local dtype = PRECISION[precision]
   if not dtype then check.fail("there is no precision '%s'; there are fp32, bf16, and on a GPU fp16", tostring(precision)) end
@@ -118,7 +133,9 @@ local function load(name, options)
   if dtype == "f16" and (planning.job and planning.job.device or device) == "cpu" then
     check.fail("precision fp16 needs a GPU; on the CPU use bf16, which is as fast and does not overflow, or fp32")
   end
-  local pooling = options.pooling or settings.pooling or device == "meta" and "mean"
+  local pooling = options.pooling or settings.pooling
+  local assumed = not pooling and device == "meta"
+  if assumed then pooling = "mean" end
   if not pooling then
     check.fail("%s says nothing about pooling (there is no modules.json); say pooling = \"mean\", \"cls\" or \"last\": a wrong one "
       .. "gives worthless embeddings", folder)
@@ -126,6 +143,9 @@ local function load(name, options)
   if not ops.pooling_modes[pooling] then check.fail("there is no pooling '%s'", tostring(pooling)) end
   local limit = arch.max_length(c)
   local max_length = options.max_length or settings.max_length or math.min(limit, 512)
+  if type(max_length) ~= "number" or max_length % 1 ~= 0 or max_length < 1 then
+    check.fail("max_length is %s, expected a whole number of at least 1", tostring(max_length))
+  end
   if max_length > limit then
     if options.max_length then
       check.fail("max_length %d is more than the %d positions of %s", max_length, limit, name)
@@ -160,7 +180,7 @@ local function load(name, options)
     model.name, model.folder, model.weights_folder, model.prefix = name, folder, weights_folder, prefix
     model.config, model.tokenizer, model.settings = config, tokenizer, settings
     model.dimension, model.precision, model.limit = c.hidden, precision, limit
-    model.pooling, model.normalize, model.layer_count = pooling, normalize, c.layers
+    model.pooling, model.normalize, model.layer_count, model.pooling_assumed = pooling, normalize, c.layers, assumed
     return model
   end)
 end
@@ -225,6 +245,7 @@ local ENCODE_TOKENS = 8192 -- tokens a forward pass of encode(): enough for the 
 function Model:encode(texts, options)
   if type(texts) == "string" then texts = { texts } end
   if #texts == 0 then check.fail("encode() was given no text") end
+  suggest.refuse_unknown("encode()", options or {}, ENCODE_OPTIONS)
   local prompt = self:prompt(options)
   local order = {}
   for i, text in ipairs(texts) do

@@ -28,6 +28,7 @@ local NCCL = 1.5e9 -- of each GPU's, where there are several: what others report
 local SCALING = 0.97 -- of N times one GPU's rate is what N GPUs are expected to reach
 local EVALUATION_TOKENS = 8192 -- a forward pass of evaluate.lua has about so many
 local MOST_TOKENS = 2 ^ 24 -- beyond any batch
+local SAMPLED_STEPS = 200
 
 -- ---- the command line -----------------------------------------------------------------------------------------------------------
 local UNITS = { KB = 1e3, MB = 1e6, GB = 1e9, TB = 1e12, KIB = 2 ^ 10, MIB = 2 ^ 20, GIB = 2 ^ 30, TIB = 2 ^ 40 }
@@ -60,9 +61,21 @@ local function gpu_named(text)
   return text:lower()
 end
 
+plan.USAGE = [[
+usage: lorarun plan [--gpu-memory 80GB] [--gpu h100] [--gpus 1,2,4,8] [settings of ranks] RECIPE.lua [arguments of the recipe]
+
+What the recipe's lr.train would need and how long it would take. Nothing is loaded; a model's config.json is enough.
+
+  --gpu-memory SIZE   plan for a GPU with so much memory: 80GB, 80GiB
+  --gpu NAME          what the times are for, and its memory: a100, h100, h200, l4, l40s
+  --gpus LIST         compare so many GPUs: 1,2,4,8
+With none of these, for this machine's CPU and what is free of its memory.
+]]
+
 local OPTIONS = { ["--gpu-memory"] = bytes_of, ["--gpus"] = counts_of, ["--gpu"] = gpu_named }
 
---- read(words): what stands behind `plan` on the command line. Sets planning.job; returns the recipe's path and its own words.
+--- read(words): what stands behind `plan` on the command line. Sets planning.job; returns the recipe's path and its own words;
+--- nothing where help is asked for.
 function plan.read(words)
   local given, own, recipe, i = {}, {}, nil, 1
   while i <= #words do
@@ -76,6 +89,8 @@ function plan.read(words)
       given[name] = OPTIONS[name](text)
     elseif recipe then
       own[#own + 1] = words[i]
+    elseif name == "--help" or name == "-h" then
+      return nil
     elseif name:sub(1, 1) ~= "-" then
       recipe = name
     else
@@ -150,12 +165,18 @@ end
 -- How long it takes on so many ranks. A text is evaluated once, however many rows have it: that takes at most what is said.
 local function times(p, o, trainer, count, flops)
   local share = count > 1 and SCALING or 1
+  if p.job.device == "cpu" then share = 1 / count end -- the ranks of a machine have its one CPU among them
   local factor = 1 + p.batch.usual_layers / p.layers * p.again + (p.batch.cached and FORWARD or 0)
   local t = { ranks = count, batch = o.batch * o.accumulate * count }
-  t.seconds = o.accumulate * p.batch.mean * p.flops_a_token * factor / flops / share
-  t.pairs = t.batch / t.seconds
+  local pairs_, steps = t.batch, nil
   if p.draws > 0 then
-    local _, steps = trainer.count_steps(o, p.draws, count)
+    local epoch
+    epoch, steps = trainer.count_steps(o, p.draws, count)
+    pairs_ = p.draws / epoch -- the last step of an epoch has fewer
+  end
+  t.seconds = pairs_ / count * p.batch.pair * p.flops_a_token * factor / flops / share
+  t.pairs, t.steps = pairs_ / t.seconds, steps
+  if steps then
     local rows = math.ceil(steps / o.evaluation_steps) * p.evaluated + p.tested
     t.training = steps * t.seconds / 3600
     t.evaluating = rows * p.batch.pair * p.flops_a_token / 2 / flops / share / count / 3600
@@ -215,13 +236,13 @@ local function plan_policies(p, o, need)
   end
 end
 
-local function rate_of(job, precision)
-  if job.device == "cuda" then return rates.of_gpu(job.gpu, precision) end
-  return rates.of_cpu(precision)
+local function rate_of(job, model)
+  if job.device == "cuda" then return rates.of_gpu(job.gpu, model) end
+  return rates.of_cpu(model.precision)
 end
 
 local function plan_times(p, o, trainer, need)
-  local flops, source, measured = rate_of(p.job, p.model.precision)
+  local flops, source, measured = rate_of(p.job, p.model)
   p.rate_source, p.measured, p.times = source, measured, {}
   for _, count in ipairs(flops and (p.job.counts or { p.job.processes }) or {}) do
     local t = times(p, o, trainer, count, flops)
@@ -238,10 +259,11 @@ local function compute(p, run, trainer, f, largest_part)
   p.room = p.memory - p.driver - p.held.weights - p.held.adapters - p.held.gradients - p.held.optimizer
   plan_batch(p, run, need, f, largest_part)
   plan_policies(p, o, need)
-  if p.evaluated > 0 then
-    local texts = 2 * p.evaluated
+  local rows = math.max(p.evaluated, p.tested)
+  if rows > 0 then
+    local texts = 2 * rows
     local bytes = f:evaluation(texts, math.min(EVALUATION_TOKENS, texts * p.model.max_length))
-    p.evaluation = { rows = p.evaluated, bytes = bytes, fits = bytes <= p.room }
+    p.evaluation = { rows = rows, bytes = bytes, fits = bytes <= p.room }
   end
   plan_times(p, o, trainer, need)
 end
@@ -255,16 +277,18 @@ function plan.train(o, trainer)
     run.prefixes[c] = o.prompts[name] and model:prompt { prompt_name = o.prompts[name] } or ""
   end
   local d = open(o, trainer)
-  local _, total_steps = trainer.count_steps(o, math.max(1, d.draws), 1)
+  local draws = d.draws > 0 and d.draws or SAMPLED_STEPS * o.batch * o.accumulate -- of lengths alone, where nobody knows the rows
+  local _, total_steps = trainer.count_steps(o, draws, 1)
   local optimizer = optim.adamw(model.lora.parameters)
   local f = footprint.new(run)
   local p = { job = job, model = model, layers = model.layer_count, draws = d.draws, evaluated = d.evaluated, tested = d.tested,
+    assumed = not d.train,
     parameters = model.lora.parameters.count, frozen = model:frozen_count(), flops_a_token = rates.flops_a_token(model),
     again = FORWARD * nn.again(model.built.layers) }
   local ok, err = pcall(function()
     local largest_part
     p.batch, largest_part = lengths.sample { columns = o.columns, prefixes = run.prefixes, max_length = model.max_length,
-      batch = o.batch, accumulate = o.accumulate, draws = math.max(1, d.draws), total_steps = total_steps,
+      batch = o.batch, accumulate = o.accumulate, draws = draws, total_steps = total_steps,
       threads = o.loader_threads, set = d.train, sample = d.sample, tokenizer = model.tokenizer }
     compute(p, run, trainer, f, largest_part)
   end)

@@ -31,9 +31,10 @@ local function title(p)
   local job, model = p.job, p.model
   local where = job.device == "cuda" and ("a GPU of %s"):format(size(job.memory)) or "this machine's CPU"
   if job.device == "cpu" and job.processes > 1 then where = ("one of %d ranks on %s"):format(job.processes, where) end
-  return ([[plan: %s (%s, %d layers, dimension %d) in %s, LoRA rank %d, on %s
+  local pooling = model.pooling .. " pooling" .. (model.pooling_assumed and " (assumed: there is no modules.json)" or "")
+  return ([[plan: %s (%s, %d layers, dimension %d, %s) in %s, LoRA rank %d, on %s
 Nothing was loaded. Memory is what lorarun will hold, found by a step without bytes; what is estimated says so.]]):format(
-    model.name, tostring(model.config.model_type), p.layers, model.dimension, model.precision, model.lora.config.r, where)
+    model.name, tostring(model.config.model_type), p.layers, model.dimension, pooling, model.precision, model.lora.config.r, where)
 end
 
 local function memory_block(p)
@@ -110,7 +111,19 @@ end
 
 local function hours(x) return x and (x >= 10 and "%.0f" or x >= 1 and "%.1f" or "%.2f"):format(x) or "-" end
 
+-- What the hours are of.
+local function steps_line(p)
+  local steps = #p.times > 0 and p.times[1].steps
+  if not steps then return "" end
+  return ("\n  %s steps on %d%s, of %s training rows%s"):format(count(steps), p.times[1].ranks,
+    p.job.device == "cuda" and (p.times[1].ranks == 1 and " GPU" or " GPUs") or p.times[1].ranks == 1 and " rank" or " ranks",
+    count(p.draws), p.assumed and " (as many as the recipe takes at most: there is no data yet)" or "")
+end
+
 local function times_block(p)
+  if #p.times == 0 then
+    return ("time\n  unknown: no run of twenty seconds or more in %s has been timed on this CPU yet"):format(p.model.precision)
+  end
   local gpu = p.job.device == "cuda"
   local rows = { { gpu and "GPUs" or "ranks", "pairs a step", gpu and "memory a GPU" or "memory a rank", "s a step", "pairs/s",
     "hours to the end", "of them evaluating, at most" } }
@@ -119,13 +132,13 @@ local function times_block(p)
     rows[#rows + 1] = { count(t.ranks), count(t.batch), size(t.memory), ("%.3g"):format(t.seconds), ("%.1f"):format(t.pairs),
       hours(t.training and t.training + t.evaluating), hours(t.evaluating), known }
   end
-  return ("time\n%s\n  speed: %s"):format(aligned(rows, 7), p.rate_source)
+  return ("time\n%s\n  speed: %s%s"):format(aligned(rows, 7), p.rate_source, steps_line(p))
 end
 
 function plan_report.text(p)
   local blocks = { title(p), memory_block(p), batch_block(p), policies_block(p) }
   if p.evaluation then blocks[#blocks + 1] = evaluation_block(p) end
-  if #p.times > 0 then blocks[#blocks + 1] = times_block(p) end
+  blocks[#blocks + 1] = times_block(p)
   return table.concat(blocks, "\n\n")
 end
 

@@ -23,6 +23,9 @@ end
 --- launch(settings): what lr.launch returns when ranks are planned and not started.
 function planning.launch(settings)
   local job = planning.job
+  if settings.needs_gpu and job.device == "cpu" then
+    check.fail("%s asks for GPUs; say which to plan for: --gpu h100, or --gpu-memory 80GB", settings.needs_gpu)
+  end
   job.processes = settings.num_processes
   return { rank = 0, world_size = 1, local_rank = 0, local_world_size = 1, machine_rank = 0, generation = 0,
     precision = settings.precision, device = job.device }

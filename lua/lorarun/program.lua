@@ -125,6 +125,9 @@ local function plan_recipe(argv, options)
   if not ok then
     complain(recipe.message)
     return EXIT_USAGE
+  elseif not recipe then
+    io.write(require("lorarun.plan").USAGE)
+    return EXIT_OK
   end
   set_arg({ [0] = argv[0], recipe, unpack(words) }, 1)
   local chunk, load_error = load_recipe(recipe)

@@ -21,11 +21,11 @@ local LEAST_SECONDS = 20 -- of training, for a rate that is worth keeping
 -- GPUs: memory, the most FLOP/s that the data sheet promises for dense products, and the share of them that whole steps of a large
 -- model are expected to reach.
 rates.GPUS = {
-  a100 = { memory = 80e9, bf16 = 312e12, fp32 = 19.5e12, share = 0.65 },
-  h100 = { memory = 80e9, bf16 = 989e12, fp32 = 67e12, share = 0.55 },
-  h200 = { memory = 141e9, bf16 = 989e12, fp32 = 67e12, share = 0.55 },
-  l4 = { memory = 24e9, bf16 = 121e12, fp32 = 30e12, share = 0.55 },
-  l40s = { memory = 48e9, bf16 = 362e12, fp32 = 91e12, share = 0.55 },
+  a100 = { memory = 80e9, bf16 = 312e12, tf32 = 156e12, fp32 = 19.5e12, share = 0.65 },
+  h100 = { memory = 80e9, bf16 = 989e12, tf32 = 494e12, fp32 = 67e12, share = 0.55 },
+  h200 = { memory = 141e9, bf16 = 989e12, tf32 = 494e12, fp32 = 67e12, share = 0.55 },
+  l4 = { memory = 24e9, bf16 = 121e12, tf32 = 60e12, fp32 = 30e12, share = 0.55 },
+  l40s = { memory = 48e9, bf16 = 362e12, tf32 = 183e12, fp32 = 91e12, share = 0.55 },
 }
 
 --- flops_a_token(model): the useful work of a training step.
@@ -54,6 +54,11 @@ local function device_line(device)
   return ffi.string(text)
 end
 
+-- Under what a model's rate is kept: fp32 that a GPU may multiply as TF32 is another precision.
+local function kind_of(model)
+  return model.precision == "fp32" and model.device ~= "cpu" and C.lr_tf32(-1) ~= 0 and "tf32" or model.precision
+end
+
 --- remember(run): keep the rate of a training run that is done (trainer.lua's table), where it is one: long enough, and nothing
 --- was computed twice.
 function rates.remember(run)
@@ -62,7 +67,8 @@ function rates.remember(run)
   pcall(function() -- a run that has come so far does not fail for this
     local all, device = read(), device_line(model.device)
     all[device] = type(all[device]) == "table" and all[device] or {}
-    all[device][model.precision] = { flops = rates.flops_a_token(model) * t.tokens / t.seconds / comm.world_size,
+    local sharing = model.device == "cpu" and comm.local_world_size or 1 -- ranks that had this device among them
+    all[device][kind_of(model)] = { flops = rates.flops_a_token(model) * t.tokens / t.seconds / comm.world_size * sharing,
       model = model.name, date = os.date "%Y-%m-%d" }
     fs.make(fs.dirname(path()))
     fs.write(path(), json.encode(all, { indent = 2, sort_keys = true }) .. "\n")
@@ -79,15 +85,16 @@ function rates.of_cpu(precision)
   if record then return measured(record) end
 end
 
---- of_gpu(name, precision): the same of a GPU of rates.GPUS; where none of that name was measured on this machine, an estimate, and
---- false.
-function rates.of_gpu(name, precision)
+--- of_gpu(name, model): the same of a GPU of rates.GPUS for a model's precision; where none of that name was measured on this
+--- machine, an estimate, and false.
+function rates.of_gpu(name, model)
+  local precision = kind_of(model)
   for device, records in pairs(read()) do
     local record = device:lower():find("%f[%w]" .. name .. "%f[%W]") and record_of(records, precision)
     if record then return measured(record) end
   end
   local gpu = rates.GPUS[name]
-  local flops = (precision == "fp32" and gpu.fp32 or gpu.bf16) * gpu.share -- fp16 is as fast as bf16
+  local flops = (gpu[precision] or gpu.bf16) * gpu.share -- fp16 is as fast as bf16
   return flops, ("estimated: %.0f TFLOP/s, %.0f%% of the peak of %s in %s"):format(flops / 1e12, 100 * gpu.share,
     name:upper(), precision), false
 end

@@ -1,6 +1,8 @@
 -- suggest.lua: "did you mean". Who mistypes a name gets the nearest one that exists.
 --   suggest.closest(word, candidates)  -> the nearest candidate, or nil where none is near
 --   suggest.did_you_mean(word, candidates, format)  -> "; did you mean 'x'?" ready to be appended to a message, or ""
+local check = require "lorarun.check"
+
 local suggest = {}
 
 -- Edits that turn a into b: insert, delete, replace, or swap neighbours, one each (optimal string alignment).
@@ -44,6 +46,17 @@ end
 function suggest.did_you_mean(word, candidates, format)
   local closest = suggest.closest(word, candidates)
   return closest and "; did you mean " .. (format or "'%s'"):format(closest) .. "?" or ""
+end
+
+--- refuse_unknown(what, given, known): an error where the table has an option that is not among `known` (names to anything).
+function suggest.refuse_unknown(what, given, known)
+  for name in pairs(given) do
+    if known[name] == nil then
+      local names = {}
+      for k in pairs(known) do names[#names + 1] = k end
+      check.fail("%s has no option '%s'%s", what, tostring(name), suggest.did_you_mean(tostring(name), names))
+    end
+  end
 end
 
 return suggest

@@ -51,14 +51,8 @@ local DEFAULTS = {
 local function complete(given)
   local o = {}
   for key, value in pairs(DEFAULTS) do o[key] = value end
-  for key, value in pairs(given) do
-    if DEFAULTS[key] == nil then
-      local names = {}
-      for name in pairs(DEFAULTS) do names[#names + 1] = name end
-      check.fail("lr.train has no option '%s'%s", tostring(key), suggest.did_you_mean(tostring(key), names))
-    end
-    o[key] = value
-  end
+  suggest.refuse_unknown("lr.train", given, DEFAULTS)
+  for key, value in pairs(given) do o[key] = value end
   for _, key in ipairs { "model", "data", "output" } do
     if not o[key] then check.fail("lr.train needs '%s'", key) end
   end
@@ -68,7 +62,12 @@ local function complete(given)
     end
   end
   if not o.model.lora then check.fail("the model has nothing to train: call model:add_lora first") end
-  if not (o.learning_rate >= 0) then check.fail("learning_rate is %s", tostring(o.learning_rate)) end
+  for _, key in ipairs { "learning_rate", "weight_decay", "clip" } do
+    if type(o[key]) ~= "number" or not (o[key] >= 0) then
+      check.fail("%s is %s, expected a number of at least 0", key, tostring(o[key]))
+    end
+  end
+  if type(o.epochs) ~= "number" or not (o.epochs > 0) then check.fail("epochs is %s, expected more than 0", tostring(o.epochs)) end
   o.loss = o.loss or require("lorarun.loss").cosine_similarity()
   if type(o.loss) == "function" then o.loss = { compute = o.loss, needs_labels = true } end
   o.schedule = o.schedule or schedules.warmup_linear(o.warmup or 0)

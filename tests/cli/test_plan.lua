@@ -52,7 +52,10 @@ test("with config.json alone, no tokenizer, no data: everything is planned, and 
       quote(fs.join(folder, "out"))))
     check.equal(r.err, "")
     check.equal(r.status, 0)
-    has(r, "(qwen2, 3 layers, dimension 64) in bf16, LoRA rank 16, on a GPU of 24.0 GB", "weights", "74,976 parameters",
+    has(r, "(qwen2, 3 layers, dimension 64, mean pooling (assumed: there is no modules.json)) in bf16, LoRA rank 16",
+      "on a GPU of 24.0 GB",
+      "steps on 1 GPU, of 850,000 training rows (as many as the recipe takes at most",
+      "weights", "74,976 parameters",
       "adapters", "gradients", "optimizer", "driver and libraries", "estimated", "left for a batch", "batch of 64 pairs, 128 texts",
       "assumed, there being no data", "recompute: none (as few as fit the memory)", "kept for backward", "layers.*.mlp.gate_up",
       "layers.*.self_attn.qkv", "attention", "the largest batch that fits", "none", "all 3 layers", "evaluation of 780,000 rows",
@@ -62,6 +65,8 @@ test("with config.json alone, no tokenizer, no data: everything is planned, and 
     check.equal(batches["1"], 64)
     check.equal(batches["2"], 128)
     check.equal(batches["8"], 512)
+    local unknown = plan(("%s --model %s --gpus 1 --max-train-rows 0 --max-length 64"):format(recipe, model)) -- how many rows
+    check.equal(unknown.out:match "\n  tokens: (%d+)", r.out:match "\n  tokens: (%d+)")
     check.that(not fs.exists(fs.join(folder, "out")), "an output folder was made")
     check.that(not fs.exists(fs.join(folder, "lorarun")), "data was made in the cache")
   end)
@@ -126,6 +131,7 @@ test("speeds that were measured here count, and say so", function()
     has(r, "speed: measured here on 2026-01-02 with m")
     check.that(r.out:find "\n  1 [^\n]*measured" and r.out:find "\n  4 [^\n]*estimated", r.out)
     has(plan(words .. "fp32"), "speed: estimated: 37 TFLOP/s")
+    has(plan(words .. "fp32 --tf32"), "speed: estimated: 272 TFLOP/s, 55% of the peak of H100 in tf32")
     has(plan(words .. "bf16 --gpu a100"), "speed: estimated: 203 TFLOP/s, 65% of the peak of A100 in bf16")
     for _, damaged in ipairs { "{", "[]", '{"NVIDIA H100": 3}', '{"NVIDIA H100": {"bf16": {"flops": "fast"}}}' } do
       rates(damaged)
@@ -152,8 +158,16 @@ test("a run's speed is remembered for plans of the same machine", function()
     local r = run(("XDG_CACHE_HOME=%s $L %s"):format(quote(folder), quote(fs.join(folder, "remember.lua"))))
     check.equal(r.err, "")
     local data = make_data(fs.join(folder, "data"), 60)
-    has(plan(("%s --model %s --data %s --targets query,key,value --max-length 32"):format(recipe, quote(fs.join(golden, "bert")),
-      data)), "ranks", "measured here on ", " with tiny")
+    local words = ("%s --model %s --data %s --targets query,key,value --max-length 32 --batch 4"):format(recipe,
+      quote(fs.join(golden, "bert")), data)
+    r = plan(words)
+    has(r, "ranks", "measured here on ", " with tiny")
+    local function rate(result) return tonumber(result.out:match "\n  %d +%d+ +[%d.]+ %aB +[%d.e-]+ +([%d.]+)") end
+    local two = plan("--num-processes 2 " .. words) -- share the CPU
+    check.that(rate(two) < 1.1 * rate(r) and rate(two) > 0.9 * rate(r), two.out)
+    local large = plan(words .. "00") -- more than there are rows
+    check.that(rate(large) < 1.1 * rate(r) and rate(large) > 0.9 * rate(r), large.out)
+    has(plan(words .. " --precision bf16"), "time\n  unknown: no run of twenty seconds or more in bf16 has been timed")
   end)
 end)
 
@@ -179,6 +193,9 @@ end)
 test("a recipe of one's own: --help, what comes after lr.train, several trainings, none", function()
   with_cache(function(folder, plan)
     has(plan(recipe .. " --help"), "usage: lorarun", "--learning-rate")
+    local help = plan "--help"
+    check.equal(help.status, 0)
+    has(help, "usage: lorarun plan", "--gpu-memory SIZE")
     local path = fs.join(folder, "own.lua")
     local function own(code, words)
       fs.write(path, ([[
@@ -212,6 +229,9 @@ test("what can be wrong, each in one line on standard error, status not 0", func
     fs.write(bad, "local local")
     for words, part in pairs {
       [""] = "lorarun plan needs a recipe: lorarun plan RECIPE.lua",
+      ["--multi-gpu " .. recipe .. " --model " .. quote(fs.join(golden, "bert"))] =
+        "--multi-gpu asks for GPUs; say which to plan for: --gpu h100, or --gpu-memory 80GB",
+      ["--gpu h100 " .. recipe .. " --model a/b"] = "To fetch what a plan needs of it: hf download a/b --include '*.json'",
       ["--gpu-memory"] = "--gpu-memory needs a value",
       ["--gpu-memory lots " .. recipe] = "--gpu-memory is 'lots', expected a size like 80GB or 80GiB",
       [recipe .. " --gpu-memory 80"] = "--gpu-memory is '80', expected a size",

@@ -371,6 +371,20 @@ test("what can be wrong, each in one line on standard error, status not 0", func
     refused("--bacth 3", "did you mean --batch?")
     refused("--batch many", "--batch")
     refused("--precision fp64", "--precision")
+    refused("--epochs -1", "epochs is -1, expected more than 0")
+    refused("--clip -1", "clip is -1, expected a number of at least 0")
+    refused("--weight-decay -0.1", "weight_decay is -0.1, expected a number of at least 0")
+    refused("--alpha 0", "alpha is 0, expected more than 0")
+    refused("--pooling max", "there is no pooling 'max'")
+    for code, part in pairs {
+      ["lr.load_model(%q, { precison = 'bf16' })"] = "lr.load_model has no option 'precison'; did you mean 'precision'?",
+      ["lr.load_model(%q, { max_length = 0 })"] = "max_length is 0, expected a whole number of at least 1",
+      ["lr.load_model(%q):encode({ 'a' }, { promt = 'x' })"] = "encode() has no option 'promt'; did you mean 'prompt'?",
+    } do
+      local r = run("$L -e " .. quote(code:format(bert)))
+      check.equal(r.status, 1)
+      check.that(r.err:find(part, 1, true), r.err)
+    end
     refused("--targets nothing", "the targets match no linear layer of the model; it has: query, key, value, dense")
     refused("--targets '(bad'", "regular expression '(bad'")
     refused("--max-length 65", "max_length 65 is more than the 64 positions")
@@ -413,6 +427,11 @@ test("what can be wrong, each in one line on standard error, status not 0", func
     copy_model()
     edit("config.json", '"intermediate_size": %d+', '"intermediate_size": 70')
     refused("", "has shape [72, 48]; config.json makes it [70, 48]", nil, broken)
+    copy_model()
+    edit("config.json", '"num_attention_heads": %d+', '"num_attention_heads": 5')
+    refused("", "config.json: 'hidden_size' 48 is no multiple of 'num_attention_heads' 5", nil, broken)
+    edit("config.json", '"num_attention_heads": %d+', '"num_attention_heads": 0')
+    refused("", "config.json: 'num_attention_heads' is 0, expected a whole number of at least 1", nil, broken)
     copy_model()
     edit("config.json", '"num_hidden_layers": %d+', '"num_hidden_layers": 3')
     refused("", "tensor 'encoder.layer.2.", nil, broken)

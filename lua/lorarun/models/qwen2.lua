@@ -26,7 +26,7 @@ function qwen2.configure(config, where)
     eps = config:number("rms_norm_eps", 1e-6), theta = rope.rope_theta or config:number("rope_theta", 10000),
   }
   c.kv_heads = config:integer("num_key_value_heads", c.heads)
-  c.head_dim = config:integer("head_dim", c.hidden / c.heads)
+  c.head_dim = config:integer("head_dim", math.max(1, math.floor(c.hidden / c.heads)))
   if config.use_sliding_window then c.window = config:integer("sliding_window", 4096) end
   return c
 end
