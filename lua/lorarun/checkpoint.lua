@@ -147,7 +147,10 @@ end
 
 --- load(path, state, run): put a checkpoint's adapter and optimizer state into run.model and run.optimizer.
 function checkpoint.load(path, state, run)
-  lora.read_into(run.model, path)
+  local fits, why = pcall(lora.read_into, run.model, path)
+  if not fits then
+    error(why .. "; a run goes on with the rank and targets that it began with: give them, or begin anew without --resume", 0)
+  end
   local file = safetensors.open(fs.join(path, "optimizer.safetensors"))
   local ok, err = pcall(function()
     for name, t in pairs { ["adamw.m"] = run.optimizer.m, ["adamw.v"] = run.optimizer.v } do

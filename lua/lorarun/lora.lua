@@ -127,6 +127,7 @@ local function scale_of(config, alpha, rank)
   return config.use_rslora and alpha / math.sqrt(rank) or alpha / rank
 end
 
+local MOST_RANK = 8192 -- more than the width of most layers, where an adapter has as many numbers as they
 local FIELDS = { rank = true, alpha = true, dropout = true, targets = true, rslora = true, seed = true, rank_pattern = true,
   alpha_pattern = true }
 
@@ -140,8 +141,10 @@ function lora.add(model, spec)
     if not FIELDS[key] then check.fail("add_lora: unknown field '%s'", tostring(key)) end
   end
   local rank, alpha, dropout = spec.rank or 16, spec.alpha or 32, spec.dropout or 0
-  if type(alpha) ~= "number" or not (alpha > 0) then check.fail("LoRA: alpha is %s, expected more than 0", tostring(alpha)) end
-  if type(rank) ~= "number" or rank < 1 or rank % 1 ~= 0 then check.fail("add_lora: rank is %s", tostring(rank)) end
+  if type(alpha) ~= "number" or not (alpha > 0) then check.fail("add_lora: alpha is %s, expected more than 0", tostring(alpha)) end
+  if type(rank) ~= "number" or rank < 1 or rank > MOST_RANK or rank % 1 ~= 0 then
+    check.fail("add_lora: rank is %s, expected a whole number from 1 to %d", tostring(rank), MOST_RANK)
+  end
   if type(dropout) ~= "number" or dropout < 0 or dropout >= 1 then
     check.fail("add_lora: dropout is %s, expected 0 <= dropout < 1", tostring(dropout))
   end

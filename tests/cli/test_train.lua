@@ -234,6 +234,9 @@ test("checkpoints: the last few and the best are kept; a damaged one is refused 
     check.that(r.err:find("step-00000012 is damaged", 1, true), r.err)
     r = train(data, output, "--resume nowhere")
     check.that(r.status == 1 and r.err:find("there is no checkpoint 'nowhere'", 1, true), r.err)
+    r = run(("$L %s --model %s --data %s --output %s --targets query --rank 2 --max-length 32 --resume latest"):format(recipe,
+      quote(bert), data, quote(output)))
+    check.that(r.status == 1 and r.err:find("a run goes on with the rank and targets that it began with", 1, true), r.err)
     r = train(data, output, "--epochs 2 --evaluation-steps 2 --seed 2 --resume latest")
     check.that(r.err:find("warning: seed was 1", 1, true), r.err)
   end)
@@ -374,6 +377,7 @@ test("what can be wrong, each in one line on standard error, status not 0", func
     refused("--epochs -1", "epochs is -1, expected more than 0")
     refused("--clip -1", "clip is -1, expected a number of at least 0")
     refused("--weight-decay -0.1", "weight_decay is -0.1, expected a number of at least 0")
+    refused("--dropout 1", "dropout is 1, expected 0 <= dropout < 1")
     refused("--alpha 0", "alpha is 0, expected more than 0")
     refused("--pooling max", "there is no pooling 'max'")
     for code, part in pairs {
