@@ -58,18 +58,9 @@ int lr_cuda_failed(int number, const char *what)
     return lr_fail(LR_EINTERNAL, "CUDA: %s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
-static int failed(cudaError_t error, const char *what)
-{
-    return lr_cuda_failed(error, what);
-}
-
-/* The driver numbers its errors as the runtime does. */
+/* The driver numbers its errors as the runtime does: lr_cuda_failed takes both. */
 _Static_assert((int)CUDA_ERROR_OUT_OF_MEMORY == (int)cudaErrorMemoryAllocation, "one meaning for both");
 _Static_assert((int)CUDA_ERROR_ILLEGAL_ADDRESS == (int)cudaErrorIllegalAddress, "one meaning for both");
-static int driver_failed(CUresult error, const char *what)
-{
-    return lr_cuda_failed((int)error, what);
-}
 
 /* The calling thread means this process's GPU. */
 static void here(void)
@@ -94,7 +85,7 @@ static int find_device(int index)
     if (index >= count)
         return lr_fail(LR_EDEVICE, "there is no NVIDIA GPU%s", count > 0 ? " of that number" : "");
     struct cudaDeviceProp properties;
-    const int status = failed(cudaGetDeviceProperties(&properties, index), "asking for the GPU's properties");
+    const int status = lr_cuda_failed(cudaGetDeviceProperties(&properties, index), "asking for the GPU's properties");
     if (status == LR_OK && properties.major * 10 + properties.minor < OLDEST)
         return lr_fail(LR_EDEVICE,
                        "the GPU, %s, has compute capability %d.%d; 8.0 (Ampere) is the oldest that is supported",
@@ -151,14 +142,14 @@ static int open_device(int index)
 {
     int status = find_device(index);
     if (status == LR_OK)
-        status = failed(cudaSetDevice(index), "starting the GPU");
+        status = lr_cuda_failed(cudaSetDevice(index), "starting the GPU");
     if (status == LR_OK)
         status = open_driver(index);
     device_index = index;
     if (status == LR_OK)
-        status = failed(cudaStreamCreateWithFlags(&compute, cudaStreamNonBlocking), "making a stream");
+        status = lr_cuda_failed(cudaStreamCreateWithFlags(&compute, cudaStreamNonBlocking), "making a stream");
     if (status == LR_OK)
-        status = failed(cudaHostAlloc((void **)&fault, sizeof *fault, cudaHostAllocPortable), "pinning memory");
+        status = lr_cuda_failed(cudaHostAlloc((void **)&fault, sizeof *fault, cudaHostAllocPortable), "pinning memory");
     if (status == LR_OK)
         memset(fault, 0, sizeof *fault);
     return status;
@@ -168,11 +159,11 @@ static int describe(char *buf, size_t cap)
 {
     struct cudaDeviceProp p;
     int driver = 0, index = 0;
-    int status = failed(cudaGetDevice(&index), "asking which GPU it is");
+    int status = lr_cuda_failed(cudaGetDevice(&index), "asking which GPU it is");
     if (status == LR_OK)
-        status = failed(cudaGetDeviceProperties(&p, index), "asking for the GPU's properties");
+        status = lr_cuda_failed(cudaGetDeviceProperties(&p, index), "asking for the GPU's properties");
     if (status == LR_OK)
-        status = failed(cudaDriverGetVersion(&driver), "asking for the driver's version");
+        status = lr_cuda_failed(cudaDriverGetVersion(&driver), "asking for the driver's version");
     if (status == LR_OK)
         snprintf(buf, cap, "%s (sm_%d%d, %d multiprocessors, %.1f GiB, driver for CUDA %d.%d)", p.name, p.major,
                  p.minor, p.multiProcessorCount, (double)p.totalGlobalMem / (1 << 30), driver / 1000,
@@ -183,7 +174,7 @@ static int describe(char *buf, size_t cap)
 static int memory_info(int64_t *free_bytes, int64_t *total_bytes)
 {
     size_t free_now, total;
-    const int status = failed(cudaMemGetInfo(&free_now, &total), "asking for the GPU's memory");
+    const int status = lr_cuda_failed(cudaMemGetInfo(&free_now, &total), "asking for the GPU's memory");
     if (status == LR_OK) {
         *free_bytes = (int64_t)free_now;
         *total_bytes = (int64_t)total;
@@ -194,7 +185,7 @@ static int memory_info(int64_t *free_bytes, int64_t *total_bytes)
 static int uuid(int index, char *buf, size_t cap)
 {
     struct cudaDeviceProp p;
-    const int status = failed(cudaGetDeviceProperties(&p, index), "asking for the GPU's properties");
+    const int status = lr_cuda_failed(cudaGetDeviceProperties(&p, index), "asking for the GPU's properties");
     if (status != LR_OK)
         return status;
     const unsigned char *b = (const unsigned char *)p.uuid.bytes;
@@ -214,11 +205,11 @@ static int reserve(void **out, size_t *bytes)
 {
     size_t available, total;
     CUdeviceptr p = 0;
-    int status = failed(cudaMemGetInfo(&available, &total), "asking for the GPU's memory");
+    int status = lr_cuda_failed(cudaMemGetInfo(&available, &total), "asking for the GPU's memory");
     if (status != LR_OK)
         return status;
     *bytes = (4 * total + MAPPING - 1) / MAPPING * MAPPING;
-    status = driver_failed(driver_api.cuMemAddressReserve(&p, *bytes, MAPPING, 0, 0), "reserving addresses");
+    status = lr_cuda_failed(driver_api.cuMemAddressReserve(&p, *bytes, MAPPING, 0, 0), "reserving addresses");
     *out = (void *)p;
     return status;
 }
@@ -229,12 +220,12 @@ static int map(void *p, size_t bytes)
     const CUmemAllocationProp what = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = gpu};
     const CUmemAccessDesc access = {.location = gpu, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     CUmemGenericAllocationHandle memory;
-    int status = driver_failed(driver_api.cuMemCreate(&memory, bytes, &what, 0), "asking for memory");
+    int status = lr_cuda_failed(driver_api.cuMemCreate(&memory, bytes, &what, 0), "asking for memory");
     if (status != LR_OK)
         return status;
-    status = driver_failed(driver_api.cuMemMap((CUdeviceptr)p, bytes, 0, memory, 0), "mapping memory");
+    status = lr_cuda_failed(driver_api.cuMemMap((CUdeviceptr)p, bytes, 0, memory, 0), "mapping memory");
     if (status == LR_OK) {
-        status = driver_failed(driver_api.cuMemSetAccess((CUdeviceptr)p, bytes, &access, 1), "opening memory");
+        status = lr_cuda_failed(driver_api.cuMemSetAccess((CUdeviceptr)p, bytes, &access, 1), "opening memory");
         if (status != LR_OK)
             driver_api.cuMemUnmap((CUdeviceptr)p, bytes);
     }
@@ -251,7 +242,7 @@ static void unmap(void *p, size_t bytes)
 static int alloc_pinned(void **out, size_t bytes)
 {
     here();
-    return failed(cudaHostAlloc(out, bytes, cudaHostAllocPortable), "pinning memory");
+    return lr_cuda_failed(cudaHostAlloc(out, bytes, cudaHostAllocPortable), "pinning memory");
 }
 
 static void release_pinned(void *p)
@@ -267,10 +258,10 @@ static int copy(lr_stream *stream, const lr_copy *c)
     const bool dense = c->rows == 1 || (c->to_pitch == c->width && c->from_pitch == c->width);
     const cudaStream_t s = (cudaStream_t)stream;
     here();
-    return failed(dense ? cudaMemcpyAsync(c->to, c->from, c->width * c->rows, kinds[c->direction], s)
-                        : cudaMemcpy2DAsync(c->to, c->to_pitch, c->from, c->from_pitch, c->width, c->rows,
-                                            kinds[c->direction], s),
-                  "copying");
+    return lr_cuda_failed(dense ? cudaMemcpyAsync(c->to, c->from, c->width * c->rows, kinds[c->direction], s)
+                                : cudaMemcpy2DAsync(c->to, c->to_pitch, c->from, c->from_pitch, c->width, c->rows,
+                                                    kinds[c->direction], s),
+                          "copying");
 }
 
 static int fill(lr_stream *stream, const lr_copy *c, const void *element, size_t size)
@@ -281,8 +272,8 @@ static int fill(lr_stream *stream, const lr_copy *c, const void *element, size_t
         return lr_cuda_fill(stream, c->to, (int64_t)c->to_pitch / n, (int64_t)c->width / n, (int64_t)c->rows, element,
                             (int)size);
     if (c->rows == 1)
-        return failed(cudaMemsetAsync(c->to, 0, c->width, (cudaStream_t)stream), "filling");
-    return failed(cudaMemset2DAsync(c->to, c->to_pitch, 0, c->width, c->rows, (cudaStream_t)stream), "filling");
+        return lr_cuda_failed(cudaMemsetAsync(c->to, 0, c->width, (cudaStream_t)stream), "filling");
+    return lr_cuda_failed(cudaMemset2DAsync(c->to, c->to_pitch, 0, c->width, c->rows, (cudaStream_t)stream), "filling");
 }
 
 /* ---- order ------------------------------------------------------------------------------------------------------------- */
@@ -294,7 +285,7 @@ static lr_stream *compute_stream(void)
 static int stream_new(lr_stream **out)
 {
     cudaStream_t s = NULL;
-    const int status = failed(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "making a stream");
+    const int status = lr_cuda_failed(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "making a stream");
     if (status == LR_OK)
         *out = (lr_stream *)s;
     return status;
@@ -308,20 +299,20 @@ static void stream_free(lr_stream *stream)
 
 static int stream_wait(lr_stream *stream)
 {
-    const int status = failed(cudaStreamSynchronize((cudaStream_t)stream), "waiting for the GPU");
+    const int status = lr_cuda_failed(cudaStreamSynchronize((cudaStream_t)stream), "waiting for the GPU");
     return status == LR_OK ? lr_cuda_take_fault(fault) : status;
 }
 
 static int stream_wait_event(lr_stream *stream, lr_device_event *event)
 {
-    return failed(cudaStreamWaitEvent((cudaStream_t)stream, (cudaEvent_t)event, 0), "ordering two streams");
+    return lr_cuda_failed(cudaStreamWaitEvent((cudaStream_t)stream, (cudaEvent_t)event, 0), "ordering two streams");
 }
 
 static int event_new(lr_device_event **out)
 {
     cudaEvent_t e = NULL;
     here();
-    const int status = failed(cudaEventCreate(&e), "making an event");
+    const int status = lr_cuda_failed(cudaEventCreate(&e), "making an event");
     if (status == LR_OK)
         *out = (lr_device_event *)e;
     return status;
@@ -336,20 +327,20 @@ static void event_free(lr_device_event *event)
 static int event_record(lr_device_event *event, lr_stream *stream)
 {
     here();
-    return failed(cudaEventRecord((cudaEvent_t)event, (cudaStream_t)stream), "recording an event");
+    return lr_cuda_failed(cudaEventRecord((cudaEvent_t)event, (cudaStream_t)stream), "recording an event");
 }
 
 static int event_wait(lr_device_event *event)
 {
     here();
-    return failed(cudaEventSynchronize((cudaEvent_t)event), "waiting for the GPU");
+    return lr_cuda_failed(cudaEventSynchronize((cudaEvent_t)event), "waiting for the GPU");
 }
 
 static int event_seconds(lr_device_event *from, lr_device_event *to, double *seconds)
 {
     float milliseconds = 0.0f;
     const int status =
-        failed(cudaEventElapsedTime(&milliseconds, (cudaEvent_t)from, (cudaEvent_t)to), "taking the time");
+        lr_cuda_failed(cudaEventElapsedTime(&milliseconds, (cudaEvent_t)from, (cudaEvent_t)to), "taking the time");
     if (status == LR_OK)
         *seconds = 1e-3 * (double)milliseconds;
     return status;

@@ -38,6 +38,10 @@ function checkpoint.steps(folder)
   return steps
 end
 
+local function write_state(path, state)
+  fs.write(fs.join(path, "state.json"), json.encode(state, { indent = 2, sort_keys = true }))
+end
+
 --- save(folder, run): run = { model, optimizer, state = { step =, ... } }. Returns the checkpoint's path.
 function checkpoint.save(folder, run)
   local path = checkpoint.path(folder, run.state.step)
@@ -53,7 +57,7 @@ function checkpoint.save(folder, run)
   local state = { format = FORMAT, optimizer = o:state(), crc32c = {} }
   for k, v in pairs(run.state) do state[k] = v end
   for _, file in ipairs(FILES) do state.crc32c[file] = fs.crc32c(fs.join(partial, file)) end
-  fs.write(fs.join(partial, "state.json"), json.encode(state, { indent = 2, sort_keys = true }))
+  write_state(partial, state)
   remove_if_there(path)
   fs.rename(partial, path)
   return path
@@ -61,10 +65,10 @@ end
 
 --- amend(folder, step, changes): change fields of a checkpoint's state, all at once.
 function checkpoint.amend(folder, step, changes)
-  local path = fs.join(checkpoint.path(folder, step), "state.json")
-  local state = json.decode_file(path)
+  local path = checkpoint.path(folder, step)
+  local state = json.decode_file(fs.join(path, "state.json"))
   for k, v in pairs(changes) do state[k] = v end
-  fs.write(path, json.encode(state, { indent = 2, sort_keys = true }))
+  write_state(path, state)
 end
 
 --- prune(folder, keep, protect): remove all but the newest `keep` checkpoints and those in `protect` (a set of steps), and partial

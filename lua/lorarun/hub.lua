@@ -54,12 +54,10 @@ function hub.resolve(model, revision)
     local own = fs.join(hub.lorarun_cache(), "models", model)
     if fs.is_directory(own) then return own end
   end
-  if planning.job then
-    check.fail("model '%s' is neither a folder nor in the Hugging Face cache (%s). To fetch what a plan needs of it: "
-      .. "hf download %s --include '*.json'", model, hub.cache(), model)
-  end
-  check.fail("model '%s' is neither a folder nor in the Hugging Face cache (%s). To fetch it: hf download %s   (HF_HOME moves the "
-    .. "cache); or give the path of a folder with config.json, tokenizer.json and model.safetensors", model, hub.cache(), model)
+  local remedy = planning.job and "To fetch what a plan needs of it: hf download %s --include '*.json'"
+    or "To fetch it: hf download %s   (HF_HOME moves the cache); or give the path of a folder with config.json, tokenizer.json and "
+    .. "model.safetensors"
+  check.fail("model '%s' is neither a folder nor in the Hugging Face cache (%s). " .. remedy, model, hub.cache(), model)
 end
 
 return hub

@@ -113,11 +113,11 @@ local function hours(x) return x and (x >= 10 and "%.0f" or x >= 1 and "%.1f" or
 
 -- What the hours are of.
 local function steps_line(p)
-  local steps = #p.times > 0 and p.times[1].steps
-  if not steps then return "" end
-  return ("\n  %s steps on %d%s, of %s training rows%s"):format(count(steps), p.times[1].ranks,
-    p.job.device == "cuda" and (p.times[1].ranks == 1 and " GPU" or " GPUs") or p.times[1].ranks == 1 and " rank" or " ranks",
-    count(p.draws), p.assumed and " (as many as the recipe takes at most: there is no data yet)" or "")
+  local t = p.times[1]
+  if not t.steps then return "" end
+  return ("\n  %s steps on %d %s%s, of %s training rows%s"):format(count(t.steps), t.ranks,
+    p.job.device == "cuda" and "GPU" or "rank", t.ranks == 1 and "" or "s", count(p.draws),
+    p.assumed and " (as many as the recipe takes at most: there is no data yet)" or "")
 end
 
 local function times_block(p)

@@ -131,11 +131,8 @@ local function count_steps(o, draws, world)
   return epoch, o.max_steps > 0 and math.min(total, o.max_steps) or total
 end
 
--- The signal that has come to this rank and ends the run, or nil.
-local function ending_signal()
-  local signal = C.lr_signal_pending()
-  return signal ~= 0 and signal ~= ranks.SIGUSR1 and signal or nil
-end
+-- The signal where it is one that ends the run, or nil. SIGUSR1 asks for a checkpoint, and to go on.
+local function ending(signal) return signal ~= 0 and signal ~= ranks.SIGUSR1 and signal or nil end
 
 -- An evaluation may take much longer than a step, so a signal ends it: nil then, and run.ended_by says which, on every rank.
 local function evaluate_split(run, step, name, set)
@@ -144,7 +141,8 @@ local function evaluate_split(run, step, name, set)
   local bar = run.main and progress.new { description = "evaluating " .. name, total = 1, transient = true } or nil
   local result, ended_by = evaluate.run(run.model, set, { columns = { o.columns[1], o.columns[2] }, score = o.score,
     group = o.group and set:has(o.group) and o.group or nil, prefixes = run.prefixes, threads = o.loader_threads, sweep = 21,
-    ended = ending_signal, on_progress = bar and function(done, total) bar:update(done, nil, total) end or nil })
+    ended = function() return ending(C.lr_signal_pending()) end,
+    on_progress = bar and function(done, total) bar:update(done, nil, total) end or nil })
   if bar then bar:close() end
   run.ended_by = ended_by
   return result
@@ -278,7 +276,7 @@ local function loop(run, first)
       window = new_window()
     end
     signal = signal or C.lr_signal_pending() -- one rank need not wait for the next sum to hear of it
-    if signal ~= 0 and signal ~= ranks.SIGUSR1 then run.ended_by = signal end -- SIGUSR1 asks for a checkpoint, and to go on
+    run.ended_by = ending(signal)
     local evaluation = step % o.evaluation_steps == 0 or step == run.total_steps
     if evaluation or signal ~= 0 then
       close_window(run, window)
@@ -303,10 +301,10 @@ local function evaluate_best(run)
   if run.validation then
     results.validation = run.best_result or evaluate_split(run, last, "validation", run.validation)
   end
-  if run.test and not run.ended_by then
+  if run.ended_by then return end
+  if run.test then
     results.test = evaluate_split(run, last, "test", run.test)
-  end
-  if results.test then
+    if run.ended_by then return end
     run.files:evaluation("test", last / run.steps_per_epoch, last, results.test)
   end
   return results

@@ -39,8 +39,8 @@ typedef struct lr_driver {
     const struct lr_backend *(*kernels)(void);
     void (*prepare)(struct lr_exec *exec); /* fill in what its kernels get */
 
-    /* Memory. LR_ENOMEM says that there is no more, and nothing else does: the allocator then tries again with less. */
-    /* Addresses for more than the device has memory, at a multiple of 2 MiB; *bytes is how many. They are never given back. */
+    /* Memory. LR_ENOMEM says that there is no more, and nothing else does: the allocator then tries again with less.
+     * Addresses for more than the device has memory, at a multiple of 2 MiB; *bytes is how many. They are never given back. */
     int (*reserve)(void **out, size_t *bytes);
     int (*map)(void *p, size_t bytes);             /* memory behind addresses that have none */
     void (*unmap)(void *p, size_t bytes);          /* as it was mapped; waits for all that the device still does */
