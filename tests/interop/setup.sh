@@ -1,10 +1,12 @@
 #!/bin/sh
-# setup.sh: makes the virtual environment with PyTorch, transformers, PEFT and sentence-transformers that the
+# setup.sh [--check] [5 | 6]: makes the virtual environment with PyTorch, transformers, PEFT and sentence-transformers that the
 # interoperability tests, the reference benchmark and make_golden.py run in, and prints its folder on standard output:
 #     venv=$(tests/interop/setup.sh) && "$venv/bin/python" ...
-# With --check it makes nothing: status 1 where there is none yet. Progress goes to standard error. The folder is
-# $LORARUN_VENV, or else lorarun/venv-<hash of requirements.txt> in the user's cache folder: new pins give a new
-# environment. A finished one has a mark inside and is returned at once.
+# The number is sentence-transformers' generation: 5 (the default, of requirements.txt) comes with transformers 4, and 6
+# (requirements-6.txt) with transformers 5. With --check it makes nothing: status 1 where there is none yet. Progress goes
+# to standard error. The folder is $LORARUN_VENV, or else lorarun/venv-<hash of requirements.txt> in the user's cache folder,
+# and generation 6 lies inside it, because torch and all that did not change is found there by both: new pins give new
+# environments. A finished one has a mark inside and is returned at once.
 #
 # PyPI's Linux wheels of torch are CUDA builds. Everything is installed with --no-deps from the full list of pins, and the
 # CUDA libraries that torch wants at import come from the system (its library cache, then $CUDA_HOME or /usr/local/cuda,
@@ -21,6 +23,15 @@ cuda_wheels='cuda-toolkit[cublas,cudart,cufft,cupti,curand,cusolver,cusparse,nvj
 say() { echo "setup.sh: $*" >&2; }
 die() { say "$*"; exit 1; }
 
+check=0 generation=5
+for word in "$@"; do
+  case $word in
+    --check) check=1 ;;
+    5 | 6) generation=$word ;;
+    *) die "unknown argument '$word'; usage: setup.sh [--check] [5 | 6]" ;;
+  esac
+done
+
 command -v "$python" >/dev/null 2>&1 ||
   die "$python is missing. On Debian: apt-get install python3 python3-venv (or set PYTHON)"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
@@ -30,7 +41,6 @@ command -v "$python" >/dev/null 2>&1 ||
 
 hash=$(sha256sum "$requirements" | cut -c1-12)
 venv=${LORARUN_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/lorarun/venv-$hash}
-mark=$venv/lorarun-$hash.complete
 mkdir -p "$(dirname -- "$venv")"
 
 # Two builds at once wait for each other here.
@@ -38,45 +48,68 @@ if command -v flock >/dev/null 2>&1; then
   exec 9>"$venv.lock"
   flock 9
 fi
-if [ -e "$mark" ]; then
-  echo "$venv"
-  exit 0
-fi
-[ "${1:-}" != --check ] || exit 1
 
-say "making $venv (downloads about 1 GB, takes 2.1 GB of disk)"
-"$python" -m venv "$venv" >&2
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$requirements" >&2 ||
-  die "pip failed; the environment in $venv is incomplete. Run this again once the cause above is gone"
+site() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+install() { # FOLDER PIP-ARGUMENT...
+  folder=$1
+  shift
+  "$venv/bin/python" -m pip --python "$folder/bin/python" install --quiet --disable-pip-version-check "$@" >&2 ||
+    die "pip failed; the environment in $folder is incomplete. Run this again once the cause above is gone"
+}
+finish() { # FOLDER MARK
+  "$1/bin/python" -c 'import torch, peft, accelerate, sentence_transformers, sklearn, scipy' >&2 ||
+    die "the packages are installed in $1 but cannot be imported: see the error above"
+  : >"$2"
+  say "done"
+}
 
-torch=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch/lib
+# The libraries that torch wants and does not find.
 missing() {
   ldd "$torch/libtorch_cuda.so" "$torch/libtorch_python.so" |
     sed -n 's/^[[:space:]]*\([^ ]*\) => not found.*/\1/p' | sort -u
 }
 
-# A linked library may want further ones: repeat until no link helps.
-linked=1
-while [ "$linked" -gt 0 ]; do
-  linked=0
-  for name in $(missing); do
-    for folder in "${CUDA_HOME:-/usr/local/cuda}/lib64" "${CUDA_HOME:-/usr/local/cuda}/lib"; do
-      if [ -e "$folder/$name" ] && [ ! -e "$torch/$name" ]; then
-        ln -s "$folder/$name" "$torch/$name"
-        linked=$((linked + 1))
-      fi
+if [ ! -e "$venv/lorarun-$hash.complete" ]; then
+  [ "$check" = 0 ] || exit 1
+  say "making $venv (downloads about 1 GB, takes 2.1 GB of disk)"
+  "$python" -m venv "$venv" >&2
+  install "$venv" --no-deps -r "$requirements"
+  torch=$(site "$venv")/torch/lib
+
+  # A linked library may want further ones: repeat until no link helps.
+  linked=1
+  while [ "$linked" -gt 0 ]; do
+    linked=0
+    for name in $(missing); do
+      for folder in "${CUDA_HOME:-/usr/local/cuda}/lib64" "${CUDA_HOME:-/usr/local/cuda}/lib"; do
+        if [ -e "$folder/$name" ] && [ ! -e "$torch/$name" ]; then
+          ln -s "$folder/$name" "$torch/$name"
+          linked=$((linked + 1))
+        fi
+      done
     done
   done
-done
-if [ -n "$(missing)" ]; then
-  say "no CUDA 13 toolkit here; installing torch's CUDA libraries (2 GB), which it needs at import even on a CPU"
-  # shellcheck disable=SC2086 # a list of words
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $cuda_wheels >&2 ||
-    die "pip failed on the CUDA libraries; run this again once the cause above is gone"
+  if [ -n "$(missing)" ]; then
+    say "no CUDA 13 toolkit here; installing torch's CUDA libraries (2 GB), which it needs at import even on a CPU"
+    # shellcheck disable=SC2086 # a list of words
+    install "$venv" $cuda_wheels
+  fi
+  finish "$venv" "$venv/lorarun-$hash.complete"
 fi
+[ "$generation" = 6 ] || {
+  echo "$venv"
+  exit 0
+}
 
-"$venv/bin/python" -c 'import torch, peft, accelerate, sentence_transformers, sklearn, scipy' >&2 ||
-  die "the packages are installed in $venv but cannot be imported: see the error above"
-: >"$mark"
-say "done"
-echo "$venv"
+hash=$(sha256sum "$here/requirements-6.txt" | cut -c1-12)
+newer=$venv/generation-6-$hash
+if [ ! -e "$newer/lorarun.complete" ]; then
+  [ "$check" = 0 ] || exit 1
+  say "making $newer (downloads about 25 MB, takes 200 MB of disk)"
+  "$python" -m venv --clear --without-pip "$newer" >&2
+  # pip first, the path then: pip must not take the first environment's packages for this one's.
+  install "$newer" --no-deps -r "$here/requirements-6.txt"
+  site "$venv" >"$(site "$newer")/first.pth"
+  finish "$newer" "$newer/lorarun.complete"
+fi
+echo "$newer"
