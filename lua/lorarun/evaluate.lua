@@ -210,11 +210,18 @@ local function two_valued(labels, n)
   return true
 end
 
+local NAMES = { "similarities", "labels" } -- of what is compared, in a reason why a figure does not exist
+
 local function scores_of(similarity, labels, n)
-  local result = { rows = n, pearson = metrics.pearson(similarity, labels, n), spearman = metrics.spearman(similarity, labels, n) }
+  local pearson, why = metrics.pearson(similarity, labels, n, NAMES)
+  local result = { rows = n, pearson = pearson, spearman = metrics.spearman(similarity, labels, n, NAMES) }
+  local undefined = why and { pearson = why, spearman = why } or {}
   if two_valued(labels, n) then
-    for k, v in pairs(metrics.binary(similarity, labels, n)) do result[k] = v end
+    local binary = metrics.binary(similarity, labels, n)
+    for k, v in pairs(binary.undefined) do undefined[k] = v end
+    for k, v in pairs(binary) do result[k] = v end
   end
+  result.undefined = next(undefined) and undefined or nil
   return result
 end
 
@@ -239,8 +246,9 @@ end
 
 --- run(model, set, options): all figures of one data set. options: columns, score = name of the number column, group = name of a
 --- text column to split by (or nil), prefixes, threads, sweep = number of thresholds (default 0: none).
---- Returns { rows, distinct_texts, seconds, pearson, spearman, accuracy, ..., by_group = { name = {...} }, sweep = {...} }; nil and
---- a number where that of options.ended() ended it.
+--- Returns { rows, distinct_texts, seconds, pearson, spearman, accuracy, ..., by_group = { name = {...} }, sweep = {...} }; a figure
+--- that does not exist is not there, and undefined = { spearman = "all labels are 1", ... } says why (nil where all exist). Returns
+--- nil and a number where that of options.ended() ended it.
 function evaluate.run(model, set, options)
   local started = C.lr_time()
   local similarity, texts = evaluate.similarities(model, set, options)

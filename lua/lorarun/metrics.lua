@@ -1,5 +1,5 @@
 -- metrics.lua: figures that compare scores with labels: correlation, and how well a threshold separates two classes.
---   pearson(x, y [, n])                        -1 .. 1, or nil where it is undefined (under 2 rows, or x or y constant)
+--   pearson(x, y [, n])                        -1 .. 1; nil and the reason where it is undefined: under 2 rows, or x or y constant
 --   spearman(x, y [, n])                       the same of the ranks; equal values share their average rank
 --   binary(scores, labels [, n])               table, see there
 --   threshold_sweep(scores, labels, k [, n])   rows of k thresholds from the lowest score to the highest
@@ -114,12 +114,8 @@ end
 
 -- Mean, and the largest distance from it, by which the deviations are divided so that no square overflows or vanishes.
 local function mean_and_spread(x, n)
-  local sum, constant = 0, true
-  for i = 0, n - 1 do
-    sum = sum + x[i] / n
-    if x[i] ~= x[0] then constant = false end
-  end
-  if constant then return sum, 0 end -- the mean of equal values may differ from them in the last bit
+  local sum = 0
+  for i = 0, n - 1 do sum = sum + x[i] / n end
   local spread = 0
   for i = 0, n - 1 do
     local distance = math.abs(x[i] - sum)
@@ -128,11 +124,25 @@ local function mean_and_spread(x, n)
   return sum, spread
 end
 
+-- Why rows have no correlation, or nil where they have one. names: what x and y are called.
+local function no_correlation(x, y, n, names)
+  if n < 2 then return n == 0 and "there are no rows" or "there is only one row" end
+  local function constant(values)
+    for i = 1, n - 1 do
+      if values[i] ~= values[0] then return false end
+    end
+    return true
+  end
+  local function why(values, name)
+    return constant(values) and ("all %s are %.6g"):format(name, values[0]) or nil
+  end
+  return why(y, names and names[2] or "y") or why(x, names and names[1] or "x")
+end
+
+-- Pearson's r: the mean product of deviations over the product of their standard deviations (Pearson, 1895). Not of constants.
 local function correlation(x, y, n)
-  if n < 2 then return nil end
   local x_mean, x_spread = mean_and_spread(x, n)
   local y_mean, y_spread = mean_and_spread(y, n)
-  if x_spread == 0 or y_spread == 0 then return nil end
   local xx, yy, xy = 0, 0, 0
   for i = 0, n - 1 do
     local dx, dy = (x[i] - x_mean) / x_spread, (y[i] - y_mean) / y_spread
@@ -158,16 +168,20 @@ local function ranks(x, n)
   return out
 end
 
---- pearson(x, y [, n]): the linear correlation, or nil where there is none.
-function metrics.pearson(x, y, n)
+--- pearson(x, y [, n [, names]]): the linear correlation; nil and the reason, a text, where there is none. names: what the reason
+--- calls x and y, { "similarities", "labels" }.
+function metrics.pearson(x, y, n, names)
   local a, b, rows = pair(x, "x", y, "y", n)
+  local why = no_correlation(a, b, rows, names)
+  if why then return nil, why end
   return correlation(a, b, rows)
 end
 
---- spearman(x, y [, n]): the correlation of the ranks, or nil where there is none.
-function metrics.spearman(x, y, n)
+--- spearman(x, y [, n [, names]]): the correlation of the ranks (Spearman, 1904); nil and the reason where there is none.
+function metrics.spearman(x, y, n, names)
   local a, b, rows = pair(x, "x", y, "y", n)
-  if rows < 2 then return nil end
+  local why = no_correlation(a, b, rows, names)
+  if why then return nil, why end
   return correlation(ranks(a, rows), ranks(b, rows), rows)
 end
 
@@ -184,7 +198,8 @@ end
 ---   f1, precision, recall, f1_threshold, confusion = { tp, fp, tn, fn }     at the threshold of the best F1
 ---   average_precision = pr_auc       sum of precision times the step in recall, as scikit-learn has it
 ---   roc_auc                          the share of (1, 0) pairs of rows in the right order, ties counting half
---- The three areas are nil where all labels are alike. Thresholds lie midway between neighbouring different scores; of
+--- The areas are nil where all labels are alike; undefined = { name = reason } then says so, and is empty else. Precision, recall and
+--- F1 are 0 where no row is of class 1, as in scikit-learn. Thresholds lie midway between neighbouring different scores; of
 --- equally good ones the highest is taken. Where all scores are equal, the only threshold is that score.
 function metrics.binary(scores, labels, n)
   local s, l, rows = scores_and_labels(scores, labels, n)
@@ -225,7 +240,12 @@ function metrics.binary(scores, labels, n)
   local precision, recall, f1 = precision_recall_f1(best_tp, best_fp, positives - best_tp)
   local both = positives > 0 and negatives > 0
   local average_precision = both and precision_sum / positives or nil
+  local undefined = {}
+  if not both then
+    for _, name in ipairs { "average_precision", "pr_auc", "roc_auc" } do undefined[name] = ("all labels are %d"):format(l[0]) end
+  end
   return {
+    undefined = undefined,
     accuracy = best_accuracy,
     accuracy_threshold = accuracy_threshold,
     f1 = f1,

@@ -90,16 +90,23 @@ end
 local function percent(x) return x and ("%.2f%%"):format(100 * x) or "-" end
 local function score(x) return x and ("%.4f"):format(x) or "-" end
 
+-- Spearman and Pearson, and where they do not exist why not.
+local function correlations(r)
+  local why = r.undefined and r.undefined.spearman
+  return score(r.spearman), score(r.pearson), why and (" (undefined: %s)"):format(why) or ""
+end
+
 --- One line of an evaluation.
 function report.evaluation(name, step, r)
   local binary = r.accuracy and ("  accuracy %s  F1 %s  ROC-AUC %s  PR-AUC %s"):format(percent(r.accuracy), score(r.f1),
     score(r.roc_auc), score(r.pr_auc)) or ""
-  return ("%s at step %d: Spearman %s  Pearson %s%s  (%s rows, %.1f s)"):format(name, step, score(r.spearman), score(r.pearson),
-    binary, report.count(r.rows), r.seconds)
+  local spearman, pearson, why = correlations(r)
+  return ("%s at step %d: Spearman %s  Pearson %s%s%s  (%s rows, %.1f s)"):format(name, step, spearman, pearson, why, binary,
+    report.count(r.rows), r.seconds)
 end
 
 local function details(name, r)
-  local rows = { { "Spearman, Pearson", score(r.spearman) .. ", " .. score(r.pearson) } }
+  local rows = { { "Spearman, Pearson", ("%s, %s%s"):format(correlations(r)) } }
   if r.accuracy then
     rows[#rows + 1] = { "accuracy", ("%s at threshold %.4f"):format(percent(r.accuracy), r.accuracy_threshold) }
     rows[#rows + 1] = { "precision, recall, F1", ("%s, %s, %s at threshold %.4f"):format(score(r.precision), score(r.recall),

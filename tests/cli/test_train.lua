@@ -318,7 +318,7 @@ test("triplets without scores, through lr.train: a ranking loss with hard negati
   end)
 end)
 
-test("labels that are all alike: no correlation, and no crash", function()
+test("labels that are all alike: no correlation, the reason in every place, and no crash", function()
   with_data(function(folder)
     local same = make_data(fs.join(folder, "same"), 12)
     for _, split in ipairs { "validation", "test" } do
@@ -328,7 +328,12 @@ test("labels that are all alike: no correlation, and no crash", function()
     local output = fs.join(folder, "out")
     local r = train(quote(same), output, "--max-steps 2 --evaluation-steps 1")
     check.equal(r.status, 0, r.err)
-    check.that(r.out:find("Spearman -", 1, true), r.out)
+    check.that(r.out:find("Spearman -  Pearson - (undefined: all labels are 1)", 1, true), r.out)
+    local figures = json.decode_file(fs.join(output, "evaluation.json")).validation
+    check.equal(figures.spearman, nil)
+    check.equal(figures.undefined.spearman, "all labels are 1")
+    check.equal(figures.undefined.roc_auc, "all labels are 1")
+    check.equal(figures.by_group.context_full.undefined.pearson, "all labels are 1")
     check.that(fs.read(fs.join(output, "similarity_evaluation_validation_results.csv")):find("nan,nan", 1, true), "nan in the CSV")
   end)
 end)

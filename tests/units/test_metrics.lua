@@ -84,9 +84,25 @@ test("neighbouring doubles with no number between them", function()
   check.that(r.accuracy_threshold > low and r.accuracy_threshold <= high, "the threshold does not separate them")
 end)
 
-test("too few rows for a correlation", function()
-  check.equal(metrics.pearson({}, {}), nil)
-  check.equal(metrics.spearman({ 1 }, { 2 }), nil)
+test("a figure that does not exist is nil, with the reason", function()
+  for _, name in ipairs { "pearson", "spearman" } do
+    for _, case in ipairs {
+      { {}, {}, "there are no rows" }, { { 1 }, { 2 }, "there is only one row" },
+      { { 0.1, 0.1, 0.1 }, { 1, 2, 3 }, "all similarities are 0.1" }, { { 1, 2, 3 }, { 1, 1, 1 }, "all labels are 1" },
+      { { 7, 7 }, { 0, 0 }, "all labels are 0" } } do -- the labels are what a user can mend
+      local r, why = metrics[name](case[1], case[2], nil, { "similarities", "labels" })
+      check.equal(r, nil, name)
+      check.equal(why, case[3], name)
+      check.equal(select("#", metrics[name]({ 1, 2 }, { 2, 1 })), 1, "values of one that exists")
+    end
+    check.equal((select(2, metrics[name]({ 3, 3 }, { 1, 2 }))), "all x are 3")
+  end
+  local r = metrics.binary({ 0.1, 0.2 }, { 1, 1 })
+  check.equal(r.roc_auc, nil)
+  for _, name in ipairs { "roc_auc", "pr_auc", "average_precision" } do
+    check.equal(r.undefined[name], "all labels are 1", name)
+  end
+  check.equal(next(metrics.binary({ 0.1, 0.2 }, { 0, 1 }).undefined), nil)
 end)
 
 test("a sweep over equal scores is one row", function()
