@@ -246,9 +246,9 @@ end
 
 --- run(model, set, options): all figures of one data set. options: columns, score = name of the number column, group = name of a
 --- text column to split by (or nil), prefixes, threads, sweep = number of thresholds (default 0: none).
---- Returns { rows, distinct_texts, seconds, pearson, spearman, accuracy, ..., by_group = { name = {...} }, sweep = {...} }; a figure
---- that does not exist is not there, and undefined = { spearman = "all labels are 1", ... } says why (nil where all exist). Returns
---- nil and a number where that of options.ended() ended it.
+--- Returns { rows, distinct_texts, seconds, pearson, spearman, accuracy, ..., by_group = { name = {...} }, sweep = {...} }. A
+--- figure that does not exist is not there, and undefined = { spearman = "all labels are 1", ... } says why (nil where all exist).
+--- Returns nil and a number where that of options.ended() ended it.
 function evaluate.run(model, set, options)
   local started = C.lr_time()
   local similarity, texts = evaluate.similarities(model, set, options)

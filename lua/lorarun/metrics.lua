@@ -198,8 +198,8 @@ end
 ---   f1, precision, recall, f1_threshold, confusion = { tp, fp, tn, fn }     at the threshold of the best F1
 ---   average_precision = pr_auc       sum of precision times the step in recall, as scikit-learn has it
 ---   roc_auc                          the share of (1, 0) pairs of rows in the right order, ties counting half
---- The areas are nil where all labels are alike; undefined = { name = reason } then says so, and is empty else. Precision, recall and
---- F1 are 0 where no row is of class 1, as in scikit-learn. Thresholds lie midway between neighbouring different scores; of
+--- The areas are nil where all labels are alike; undefined = { name = reason } then says so, and is empty else. Precision, recall
+--- and F1 are 0 where no row is of class 1, as in scikit-learn. Thresholds lie midway between neighbouring different scores; of
 --- equally good ones the highest is taken. Where all scores are equal, the only threshold is that score.
 function metrics.binary(scores, labels, n)
   local s, l, rows = scores_and_labels(scores, labels, n)
