@@ -210,8 +210,11 @@ typedef struct lr_json_value {
     const char *string; /* NUL-terminated, may hold further NULs */
     int64_t length;     /* bytes of string, elements of array, members of object */
 } lr_json_value;
-/* Parse one JSON text. name (a path) goes into the error, with line and column. */
+/* Parse one JSON text. name (a path) goes into the error, with line and column. Strict: RFC 8259, and no key twice. */
 int lr_json_parse(lr_json **out, const char *text, int64_t size, const char *name);
+/* The same as Python's json reads it: NaN, Infinity and -Infinity are numbers, so is what is beyond 1.8e308 (infinite), and of a
+ * key that occurs twice the last value counts, at the first one's place. */
+int lr_json_parse_python(lr_json **out, const char *text, int64_t size, const char *name);
 const lr_json_node *lr_json_root(const lr_json *doc);
 void lr_json_value_of(const lr_json_node *node, lr_json_value *out);
 const lr_json_node *lr_json_item(const lr_json_node *array, int64_t index); /* from 0; NULL past the end */

@@ -73,19 +73,24 @@ local function convert(node)
   return t
 end
 
---- decode(text, name): the value. name (a path) stands in front of the error, with line and column.
-function json.decode(text, name)
+local PARSE = { strict = C.lr_json_parse, python = C.lr_json_parse_python }
+
+--- decode(text, name, reader): the value. name (a path) stands in front of the error, with line and column.
+---   reader: "strict" (default), or "python": as Python's json reads, for the files that transformers and its kin read: NaN and
+---   Infinity are numbers, and of a key that occurs twice the last value counts.
+function json.decode(text, name, reader)
+  local parse = PARSE[reader or "strict"] or check.fail("json.decode: there is no reader '%s'", tostring(reader))
   if type(text) ~= "string" then check.fail("%s: the JSON text is a %s", name or "json.decode", type(text)) end
   local out = ffi.new "lr_json *[1]"
-  check.call(C.lr_json_parse, out, text, #text, name or "JSON text")
+  check.call(parse, out, text, #text, name or "JSON text")
   local doc = ffi.gc(out[0], C.lr_json_free)
   local value = convert(C.lr_json_root(doc))
   C.lr_json_free(ffi.gc(doc, nil))
   return value
 end
 
---- decode_file(path): the value of a whole file.
-function json.decode_file(path) return json.decode(fs.read(path), path) end
+--- decode_file(path, reader): the value of a whole file.
+function json.decode_file(path, reader) return json.decode(fs.read(path), path, reader) end
 
 -- ---- writing: strings and numbers ------------------------------------------------------------------------------
 local ESCAPE = { ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n", ["\r"] = "\\r",

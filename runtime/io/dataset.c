@@ -5,6 +5,7 @@
  * garbage. */
 #define _GNU_SOURCE
 #include "io/dataset.h"
+#include "io/file.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -42,7 +43,7 @@ static int check_magic(const lr_dataset *d)
             return lr_fail(LR_EFORMAT, "%s is %s, expected %s in UTF-8 (%s)", d->path, magics[i].what,
                            d->csv ? "CSV" : "JSON Lines", magics[i].remedy);
     }
-    return LR_OK;
+    return lr_file_refuse_pointer(d->path, d->data, (size_t)d->size);
 }
 
 /* Map the file and leave its descriptor at *fd, for a second look at its size. */

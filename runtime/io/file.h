@@ -26,6 +26,9 @@ int lr_file_open(const char *path, int *fd, int64_t *size);
  * message, so that worker threads may call it. */
 int lr_file_read_at(int fd, int64_t offset, void *data, size_t size);
 
+/* LR_EFORMAT where these first bytes of the file `path` say that it only stands for the real one (Git LFS); else LR_OK. */
+int lr_file_refuse_pointer(const char *path, const void *head, size_t size);
+
 /* lr_crc32c without the processor's own instruction: what other machines run, and what the tests compare with. */
 uint32_t lr_crc32c_portable(uint32_t crc, const void *data, size_t size);
 

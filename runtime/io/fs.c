@@ -29,6 +29,14 @@ int lr_file_stat(const char *path, lr_stat *out)
     return LR_OK;
 }
 
+int lr_file_refuse_pointer(const char *path, const void *head, size_t size)
+{
+    static const char BEGIN[] = "version https://git-lfs.github.com/";
+    if (size < sizeof BEGIN - 1 || memcmp(head, BEGIN, sizeof BEGIN - 1) != 0)
+        return LR_OK;
+    return lr_fail(LR_EFORMAT, "%s is a git-lfs pointer, not the file itself; fetch it with: git lfs pull", path);
+}
+
 /* ---- folders
  * --------------------------------------------------------------------------------------------------------- */
 static bool is_dots(const char *name)

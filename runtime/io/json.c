@@ -1,4 +1,4 @@
-/* json.c: a JSON reader (RFC 8259, strict).
+/* json.c: a JSON reader: RFC 8259, strict; or as Python's json reads, which is how transformers reads a model's settings.
  *
  * Why one of our own: every allocation may fail here, and jansson 2.14 writes beyond its buffer when one of its lexer's
  * does; it also refuses integers beyond 64 bits, which tokenizer_config.json has ("model_max_length":
@@ -11,11 +11,13 @@
  * Invariants
  *   - Strings in the document are valid UTF-8 and NUL-terminated; only values, not keys, may hold further NULs.
  *   - Members keep the order of the text. A key that occurs twice is refused: one of the two values would be lost in
- * silence.
+ * silence. Python loses the first, and what its libraries read must mean here what it means there.
  *   - Nesting is bounded, so that hostile input cannot exhaust the C stack. */
 #define _GNU_SOURCE /* strtod_l */
 #include "io/json.h"
+#include "io/file.h"
 #include <locale.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,6 +58,7 @@ struct lr_json {
 typedef struct parser {
     const char *text, *name;
     size_t at, size;
+    bool python; /* as Python's json reads */
     lr_json *doc;
     void *stack; /* of member */
     size_t height, capacity;
@@ -267,7 +270,7 @@ static int convert_number(parser *p, size_t start, size_t end, double *out)
     memcpy(copy, p->text + start, end - start);
     copy[end - start] = 0;
     *out = strtod_l(copy, NULL, c_locale);
-    if (*out > 1.7976931348623157e308 || *out < -1.7976931348623157e308)
+    if (!p->python && (*out > 1.7976931348623157e308 || *out < -1.7976931348623157e308))
         return fail_at(p, start, "a number beyond 1.8e308");
     return LR_OK;
 }
@@ -339,17 +342,40 @@ static int fail_duplicate(const parser *p, const member *m)
     return fail_at(p, m->at, what);
 }
 
-/* No two of the members on the stack from base on share a key. */
-static int check_keys(const parser *p, size_t base)
+/* Member i has the key of member `first`, before it. */
+static int meet_again(const parser *p, member *m, size_t first, size_t i)
 {
-    const member *m = top(p, base);
+    if (!p->python)
+        return fail_duplicate(p, &m[i]);
+    m[first].value = m[i].value;
+    m[i].key = NULL;
+    return LR_OK;
+}
+
+/* Close the gaps that meet_again leaves. */
+static void drop_repeated(parser *p, size_t base)
+{
+    member *m = (member *)p->stack + base;
+    size_t kept = 0;
+    for (size_t i = 0; i < p->height - base; i++)
+        if (m[i].key != NULL)
+            m[kept++] = m[i];
+    p->height = base + kept;
+}
+
+/* No two of the members on the stack from base on share a key: of those that do, one stays, or it is an error. */
+static int check_keys(parser *p, size_t base)
+{
+    member *m = (member *)p->stack + base;
     const size_t n = p->height - base;
     if (n <= FEW_MEMBERS) {
-        for (size_t i = 1; i < n; i++)
-            for (size_t k = 0; k < i; k++)
-                if (strcmp(m[i].key, m[k].key) == 0)
-                    return fail_duplicate(p, &m[i]);
-        return LR_OK;
+        int status = LR_OK;
+        for (size_t i = 1; i < n && status == LR_OK; i++)
+            for (size_t k = 0; k < i && m[i].key != NULL && status == LR_OK; k++)
+                if (m[k].key != NULL && strcmp(m[i].key, m[k].key) == 0)
+                    status = meet_again(p, m, k, i);
+        drop_repeated(p, base);
+        return status;
     }
     size_t slots = 64;
     while (slots < 2 * n)
@@ -363,10 +389,12 @@ static int check_keys(const parser *p, size_t base)
         while (table[slot] != 0 && strcmp(m[table[slot] - 1].key, m[i].key) != 0)
             slot = (slot + 1) & (slots - 1);
         if (table[slot] != 0)
-            status = fail_duplicate(p, &m[i]);
-        table[slot] = i + 1;
+            status = meet_again(p, m, table[slot] - 1, i);
+        else
+            table[slot] = i + 1;
     }
     lr_free(table);
+    drop_repeated(p, base);
     return status;
 }
 
@@ -471,6 +499,18 @@ static int parse_word(parser *p, lr_json_node *out)
             return LR_OK;
         }
     }
+    static const struct {
+        const char *word;
+        double number;
+    } NUMBERS[] = {{"NaN", (double)NAN}, {"Infinity", (double)INFINITY}, {"-Infinity", -(double)INFINITY}};
+    for (size_t i = 0; p->python && i < LR_COUNT_OF(NUMBERS); i++) {
+        const size_t n = strlen(NUMBERS[i].word);
+        if (p->size - p->at >= n && memcmp(p->text + p->at, NUMBERS[i].word, n) == 0) {
+            *out = (lr_json_node){.kind = LR_JSON_NUMBER, .number = NUMBERS[i].number};
+            p->at += n;
+            return LR_OK;
+        }
+    }
     return unexpected(p, "a value");
 }
 
@@ -492,6 +532,9 @@ static int parse_value(parser *p, lr_json_node *out, int depth)
         out->length = (int64_t)length;
         return status;
     case '-':
+        if (p->python && p->at + 1 < p->size && p->text[p->at + 1] == 'I')
+            return parse_word(p, out);
+        return parse_number(p, out);
     case '0' ... '9':
         return parse_number(p, out);
     default:
@@ -499,15 +542,30 @@ static int parse_value(parser *p, lr_json_node *out, int depth)
     }
 }
 
-int lr_json_parse(lr_json **out, const char *text, int64_t size, const char *name)
+/* What a JSON file is at times instead of one. */
+static int refuse_other(const parser *p)
+{
+    if (p->size == 0)
+        return lr_fail(LR_EFORMAT, "%s is empty; it should hold JSON. Was its download cut off?", p->name);
+    if (p->size >= 3 && memcmp(p->text, "\xef\xbb\xbf", 3) == 0)
+        return lr_fail(LR_EFORMAT, "%s: not valid JSON: it begins with a byte order mark; save it as UTF-8 without BOM",
+                       p->name);
+    return lr_file_refuse_pointer(p->name, p->text, p->size);
+}
+
+static int parse(lr_json **out, const char *text, int64_t size, const char *name, bool python)
 {
     if (size < 0)
         return lr_fail(LR_EINVAL, "%s: a JSON text of %lld bytes", name, (long long)size);
+    parser p = {.text = text, .name = name, .size = (size_t)size, .python = python};
+    int status = refuse_other(&p);
+    if (status != LR_OK)
+        return status;
     lr_json *doc = lr_calloc(1, sizeof *doc);
     if (doc == NULL)
         return LR_ENOMEM;
-    parser p = {.text = text, .name = name, .size = (size_t)size, .doc = doc};
-    int status = parse_value(&p, &doc->root, 0);
+    p.doc = doc;
+    status = parse_value(&p, &doc->root, 0);
     skip_space(&p);
     if (status == LR_OK && p.at < p.size)
         status = unexpected(&p, "the end");
@@ -518,6 +576,16 @@ int lr_json_parse(lr_json **out, const char *text, int64_t size, const char *nam
     }
     *out = doc;
     return LR_OK;
+}
+
+int lr_json_parse(lr_json **out, const char *text, int64_t size, const char *name)
+{
+    return parse(out, text, size, name, false);
+}
+
+int lr_json_parse_python(lr_json **out, const char *text, int64_t size, const char *name)
+{
+    return parse(out, text, size, name, true);
 }
 
 void lr_json_free(lr_json *doc)

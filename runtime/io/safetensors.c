@@ -92,12 +92,14 @@ static int refuse_kind(const char *path, const char *head, size_t size, uint64_t
     static const struct {
         const char *magic, *what;
     } KINDS[] = {
-        {"version https://git-lfs", "a git-lfs pointer, not the weights; fetch them with: git lfs pull"},
         {"PK\3\4", "a PyTorch pickle (zip), which can run code when read; convert it to safetensors"},
         {"\x80\2", "a Python pickle, which can run code when read; convert it to safetensors"},
         {"\x80\4", "a Python pickle, which can run code when read; convert it to safetensors"},
         {"GGUF", "a GGUF file; lorarun reads safetensors"},
     };
+    const int status = lr_file_refuse_pointer(path, head, size);
+    if (status != LR_OK)
+        return status;
     for (size_t i = 0; i < LR_COUNT_OF(KINDS); i++)
         if (size >= strlen(KINDS[i].magic) && memcmp(head, KINDS[i].magic, strlen(KINDS[i].magic)) == 0)
             return lr_fail(LR_EFORMAT, "%s is %s", path, KINDS[i].what);
@@ -110,7 +112,7 @@ static int refuse_kind(const char *path, const char *head, size_t size, uint64_t
 /* Read the header's text: *text of *size bytes, NUL-terminated. */
 static int read_header(lr_safetensors *f, int64_t file_size, char **text, int64_t *size)
 {
-    char head[24] = {0};
+    char head[64] = {0};
     const size_t n = file_size < (int64_t)sizeof head ? (size_t)file_size : sizeof head;
     if (!lr_file_read_at(f->fd, 0, head, n))
         return lr_fail_errno("%s: cannot read the header", f->path);

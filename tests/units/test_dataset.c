@@ -245,6 +245,8 @@ TEST(files_that_are_no_data)
     refuse("e.jsonl", "\xFF\xFE{", LR_EFORMAT,
            " is UTF-16 text, expected JSON Lines in UTF-8 (convert it: iconv -f UTF-16 -t UTF-8)");
     refuse("e.csv", "\x1F\x8B!", LR_EFORMAT, " is compressed with gzip, expected CSV in UTF-8 (unpack it: gunzip)");
+    refuse("e.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n", LR_EFORMAT,
+           " is a git-lfs pointer, not the file itself; fetch it with: git lfs pull");
     refuse("e.parquet", "PAR1", LR_EFORMAT,
            " is a Parquet file, expected JSON Lines in UTF-8 (export it as JSON Lines)");
     lr_dataset *d = NULL;

@@ -96,7 +96,8 @@ TEST(errors_name_the_place)
     static const struct {
         const char *text, *message;
     } BAD[] = {
-        {"", "f.json:1:1: not valid JSON: the text ends where a value is expected"},
+        {"", "f.json is empty"},
+        {"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n", "f.json is a git-lfs pointer"},
         {" \n ", "f.json:2:2: not valid JSON: the text ends"},
         {"{\"a\": 1,\n \"a\": 2}", "f.json:2:2: not valid JSON: the key 'a' occurs twice"},
         {"[1,\n2,\n]", "f.json:3:1: not valid JSON: ']' where a value is expected"},
@@ -131,7 +132,7 @@ TEST(errors_name_the_place)
         {"{\"a\" 1}", "f.json:1:6: not valid JSON: '1' where ':' is expected"},
         {"{\"a\\u0000\":1}", "a key with a NUL"},
         {"{\"a\":1,}", "f.json:1:8"},
-        {"\xef\xbb\xbf[]", "f.json:1:1: not valid JSON: byte 0xef"},
+        {"\xef\xbb\xbf[]", "f.json: not valid JSON: it begins with a byte order mark"},
     };
     lr_json *doc;
     for (size_t i = 0; i < LR_COUNT_OF(BAD); i++) {
@@ -170,6 +171,29 @@ TEST(objects_of_every_size_refuse_a_second_key)
         lr_free(text);
         CHECK_INT(status, LR_EFORMAT);
         CHECK_HAS(lr_last_error(), "the key 'k0' occurs twice");
+    }
+}
+
+/* Python's json keeps the last value of a key, at the place of its first. */
+TEST(python_takes_the_last_of_equal_keys)
+{
+    for (int n = 3; n < 3000; n = n < 40 ? n + 1 : n * 3) {
+        lr_json *doc;
+        lr_json_value v;
+        const char *key = NULL;
+        char *text = object_text(n, "k1");
+        const int status = lr_json_parse_python(&doc, text, (int64_t)strlen(text), "f.json");
+        lr_free(text);
+        CHECK_INT(status, LR_OK);
+        const lr_json_node *root = lr_json_root(doc);
+        lr_json_value_of(root, &v);
+        CHECK_INT(v.length, n - 1);
+        lr_json_value_of(lr_json_member(root, 1, &key), &v);
+        CHECK_STR(key, "k1");
+        CHECK(v.number == n - 1);
+        lr_json_member(root, n - 2, &key);
+        CHECK(n == 3 || strcmp(key, "k1") != 0);
+        lr_json_free(doc);
     }
 }
 
