@@ -87,7 +87,9 @@ function config.run(words)
     end
   end
   if show then
-    io.write(settings.show(settings.resolve {}), "\n")
+    local s = settings.resolve {}
+    for _, text in ipairs(s.warnings) do io.stderr:write("lorarun: warning: ", text, "\n") end
+    io.write(settings.show(s), "\n")
     return
   end
   local path = settings.given "config" or DEFAULT_FILE

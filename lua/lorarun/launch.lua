@@ -182,6 +182,9 @@ function launch.launch(given)
   if current then check.fail("the job is under way: lr.launch comes once, and before the model, training or lr.comm") end
   given = given or {}
   local s = require("lorarun.settings").resolve(given)
+  if C.lr_rank_launched() == 0 then -- a rank's launcher has said it
+    for _, text in ipairs(s.warnings) do io.stderr:write("lorarun: warning: ", text, "\n") end
+  end
   if planning.job then
     current = planning.launch(s)
     return current

@@ -108,7 +108,7 @@ end
 local function load(name, options)
   options = options or {}
   suggest.refuse_unknown("lr.load_model", options, OPTIONS)
-  local folder = hub.resolve(name, options.revision)
+  local folder = hub.resolve(name, options.revision, options.device == "meta")
   if not fs.is_file(fs.join(folder, "config.json")) and fs.is_file(fs.join(folder, "adapter_config.json")) then
     local lora = require "lorarun.lora"
     local base = lora.base_of(folder)

@@ -6,7 +6,8 @@
 --   settings.flag_help()          -> lines for lorarun --help
 --
 -- Besides the fields of FIELDS, a result has: precision (fp32, bf16, fp16: mixed_precision in the words of a recipe), ranks_here,
--- first_rank (of this machine), secret, config (the path of the file, or nil), needs_gpu (who asks for GPUs, or nil).
+-- first_rank (of this machine), secret, config (the path of the file, or nil), needs_gpu (who asks for GPUs, or nil), and warnings
+-- (lines for the user).
 local args = require "lorarun.args"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
@@ -56,11 +57,20 @@ local from_command_line = {}
 
 -- ---- values ---------------------------------------------------------------------------------------------------------
 
+-- The number that a text is in decimal digits, as Python's int() and float() take it from a command line; Lua's own tonumber would
+-- take 0x10 and 1e3 for whole numbers.
+local function number_of(value, kind)
+  if type(value) == "number" then return value end
+  local text = tostring(value):match "^%s*(.-)%s*$"
+  local form = kind == "integer" and "^[-+]?%d+$" or "^[-+]?[%d.]+[eE]?[-+]?%d*$"
+  return text:find(form) and tonumber(text) or nil
+end
+
 -- Returns the value as the field wants it; raises an error that begins with `who`: "--num-processes", "c.yaml:3: num_processes".
 local function checked(field, value, who)
   local kind = field.type
   if kind == "integer" or kind == "number" then
-    local n = tonumber(value)
+    local n = number_of(value, kind)
     if not n or kind == "integer" and n % 1 ~= 0 or n ~= n then
       check.fail("%s is '%s', expected a %s", who, tostring(value), kind == "integer" and "whole number" or "number")
     elseif n < field.min or n > field.max then
@@ -226,14 +236,14 @@ function settings.resolve(recipe)
     if given[name] == nil then given[name] = ours[name] end
   end
   local path = given.config or ours.config
-  local file, places = {}, {}
+  local file, places, warnings = {}, {}, {}
   if path then
     local accelerate = require "lorarun.accelerate"
     if path == "default" then path = accelerate.default_path() end
-    file, places = accelerate.read(path)
+    file, places, warnings = accelerate.read(path)
   end
 
-  local result = { origin = {} }
+  local result = { origin = {}, warnings = warnings }
   for name, field in pairs(BY_NAME) do
     local default = { [name] = field.default }
     for _, source in ipairs { { given, COMMAND_LINE }, { file, places[name] }, { ours, RECIPE }, { default, DEFAULT } } do

@@ -34,7 +34,7 @@ int lr_yaml_open(lr_yaml **out, const char *text, int64_t size, const char *name
         lr_free(y);
         return lr_fail(LR_ENOMEM, "out of host memory for a YAML parser");
     }
-    yaml_parser_set_encoding(&y->parser, YAML_UTF8_ENCODING);
+    /* no yaml_parser_set_encoding: without it libyaml looks for a byte order mark, and is UTF-8 where there is none */
     yaml_parser_set_input_string(&y->parser, (const unsigned char *)text, (size_t)size);
     *out = y;
     return LR_OK;

@@ -12,12 +12,9 @@ local function resolved(name_or_text, recipe, ...)
   settings.forget()
   local argv = { ... }
   for i = 1, #argv, 2 do settings.take_flag(argv, i) end
-  local path = sample(name_or_text)
   local own = name_or_text:find "\n"
-  if own then
-    path = os.tmpname()
-    fs.write(path, name_or_text)
-  end
+  local path = own and os.tmpname() or sample(name_or_text)
+  if own then fs.write(path, name_or_text) end
   recipe = recipe or {}
   recipe.config = path
   local ok, result = pcall(settings.resolve, recipe)
@@ -40,6 +37,10 @@ test("files as accelerate config writes them", function()
   s = resolved "multi_cpu"
   check.equal(s.use_cpu, true)
   check.equal(s.precision, "fp32")
+  s = resolved "multi_cpu_ipex" -- of Accelerate 1.12, which asks for Intel's extension on every CPU
+  check.equal(s.num_processes, 2)
+  check.equal(s.use_cpu, true)
+  check.equal(#s.warnings, 0)
   s = resolved "old_fp16"
   check.equal(s.precision, "fp16")
 end)
@@ -74,6 +75,70 @@ test("other ways to train are refused", function()
     "compute_environment: AMAZON_SAGEMAKER\ndistributed_type: NO\n")
   check.raises("FILE:2: mixed_precision is fp8, which is not supported", resolved, "distributed_type: NO\nmixed_precision: fp8\n")
   check.raises("FILE:2: dynamo_backend is INDUCTOR", resolved, "distributed_type: NO\ndynamo_backend: INDUCTOR\n")
+end)
+
+test("sections that say nothing", function()
+  for _, section in ipairs { "ipex_config:\n  ipex: false\n  use_xpu: false", "deepspeed_config: {}", "fsdp_config: null",
+    "fsdp_config:\n  fsdp_sync_module_states: false", "megatron_lm_config: ''", "parallelism_config: []",
+    "dynamo_config:\n  dynamo_backend: 'no'\n  dynamo_mode: default", "dynamo_config:\n  dynamo_mode: default",
+    "dynamo_config:\n  dynamo_backend: NO", "dynamo_backend: NO", "dynamo_backend: 'no'" } do
+    check.equal(#resolved("distributed_type: NO\n" .. section .. "\n").warnings, 0, section)
+  end
+  check.raises("FILE:2: ipex_config is set, and Intel's extension for PyTorch is not supported", resolved,
+    "distributed_type: NO\nipex_config:\n  ipex: true\n")
+  check.raises("FILE:2: dynamo_config is set", resolved, "distributed_type: NO\ndynamo_config:\n  dynamo_backend: EAGER\n")
+end)
+
+test("keys of a newer Accelerate: a warning where they say nothing, an error where they say something", function()
+  for _, value in ipairs { "{}", "null", "[]", "''", "false", "~", "{ a: false, b: [{}] }" } do
+    local warnings = resolved("distributed_type: NO\nsome_config: " .. value .. "\n").warnings
+    check.equal(#warnings, 1, value)
+    check.that(warnings[1]:find(":2: the key 'some_config' is unknown and left out", 1, true), warnings[1])
+  end
+  check.that(resolved("distributed_type: NO\nuse_cpuu: false\n").warnings[1]:find "did you mean 'use_cpu'")
+  for _, value in ipairs { "true", "1", "x", "{ a: [0] }", "'no'" } do
+    check.raises("FILE:2: unknown key 'some_config'", resolved, "distributed_type: NO\nsome_config: " .. value .. "\n")
+  end
+end)
+
+test("byte order marks", function()
+  local text = "distributed_type: MULTI_CPU\nnum_processes: 2\n"
+  check.equal(resolved("\239\187\191" .. text).num_processes, 2)
+  check.equal(resolved("\255\254" .. text:gsub(".", "%0\0")).num_processes, 2, "UTF-16, little end first")
+  check.equal(resolved("\254\255" .. text:gsub(".", "\0%0")).num_processes, 2, "UTF-16, big end first")
+  check.raises("FILE: not valid YAML: invalid", resolved, "\239\187\191distributed_type: \255\n")
+end)
+
+test("gpu_ids as a number, a text and a list", function()
+  local function ids(text) return resolved("distributed_type: NO\ngpu_ids: " .. text .. "\n").gpu_ids end
+  check.equal(ids "3", "3")
+  check.equal(ids "0,1", "0,1")
+  check.equal(ids "[0, 1]", "0,1")
+  check.equal(ids "\n- '2'\n- 3", "2,3")
+  check.raises("FILE:2: gpu_ids is '[[0, 1]]', expected numbers with commas", ids, "[[0, 1]]")
+  check.raises("FILE:2: gpu_ids is '{\"a\": 1}', expected numbers", ids, "{ a: 1 }")
+  check.raises("FILE:2: gpu_ids is '0.1', expected numbers", ids, "0.1") -- a slip of 0,1
+  check.raises("FILE:2: gpu_ids is '[]'", ids, "[]")
+end)
+
+test("what Accelerate would read otherwise than it looks", function()
+  check.equal(resolved("distributed_type: NO\nmixed_precision: null\nfp16: true\n").precision, "fp32")
+  check.equal(resolved("distributed_type: NO\nmixed_precision: BF16\n").precision, "bf16")
+  check.raises("FILE:2: fp16 is the text 'no', which Accelerate takes for true", resolved, "distributed_type: NO\nfp16: 'no'\n")
+  check.raises("FILE:3: use_cpu is true, but distributed_type is MULTI_GPU", resolved,
+    "distributed_type: MULTI_GPU\nnum_processes: 2\nuse_cpu: true\n")
+  check.that(resolved("distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: false\n").warnings[1]:find "ranks run on the CPU")
+  check.raises("FILE:4: rdzv_backend is etcd", resolved,
+    "distributed_type: MULTI_CPU\nnum_processes: 2\nnum_machines: 2\nrdzv_backend: etcd\n")
+  check.raises("FILE:1: compute_environment is AMAZON_SAGEMAKER", resolved,
+    "compute_environment: AMAZON_SAGEMAKER\nbase_job_name: a\ndistributed_type: NO\n")
+  check.raises("FILE:2: num_processes is '1e3', expected a whole number", resolved,
+    "distributed_type: MULTI_CPU\nnum_processes: 1e3\n")
+  check.raises("FILE:2: num_processes is '0x2', expected a whole number", resolved,
+    "distributed_type: MULTI_CPU\nnum_processes: '0x2'\n")
+  check.equal(resolved("distributed_type: MULTI_CPU\nnum_processes: '2'\n").num_processes, 2)
+  check.raises("FILE:2: main_process_ip is '12.5', expected a word", resolved, "distributed_type: NO\nmain_process_ip: 12.5\n")
+  check.equal(resolved("distributed_type: NO\nuse_cpu: 'Off'\n").use_cpu, false)
 end)
 
 test("mistakes in a file", function()
@@ -111,6 +176,10 @@ test("JSON, and the place where Accelerate keeps its file", function()
   fs.write(path, '{"distributed_type": "MULTI_CPU", "num_processes": 2}')
   settings.forget()
   check.equal(settings.resolve({ config = path }).num_processes, 2)
+  fs.write(path, '\239\187\191{"distributed_type": "MULTI_CPU", "num_processes": 3}')
+  check.equal(settings.resolve({ config = path }).num_processes, 3)
+  fs.write(path, "null")
+  check.raises("is no Accelerate configuration", settings.resolve, { config = path })
   os.remove(path)
   check.that(accelerate.default_path():find "/accelerate/default_config%.yaml$")
   check.raises("no-such-file.yaml", settings.resolve, { config = "no-such-file.yaml" })

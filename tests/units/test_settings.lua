@@ -85,6 +85,13 @@ end)
 
 test("mistakes are named", function()
   check.raises("--num-processes is 'four', expected a whole number", flags, "--num-processes", "four")
+  for _, text in ipairs { "1e1", "0x4", "2.0", "1_0", "nan", "" } do -- numbers to Lua, some of them, and to nobody else
+    check.raises(("--num-processes is '%s', expected a whole number"):format(text), flags, "--num-processes=" .. text)
+  end
+  check.raises("--timeout is 'inf', expected a number", flags, "--timeout", "inf")
+  check.raises("--timeout is '0x10', expected a number", flags, "--timeout", "0x10")
+  flags("--timeout", "1.5e2")
+  check.equal(settings.resolve {}.timeout, 150)
   check.raises("--num-processes is 0, expected 1 to", flags, "--num-processes", "0")
   check.raises("--timeout needs a value: --timeout SECONDS", flags, "--timeout")
   check.raises("--cpu takes no value", flags, "--cpu=yes")
