@@ -218,6 +218,8 @@ int lr_json_parse_python(lr_json **out, const char *text, int64_t size, const ch
 const lr_json_node *lr_json_root(const lr_json *doc);
 void lr_json_value_of(const lr_json_node *node, lr_json_value *out);
 const lr_json_node *lr_json_item(const lr_json_node *array, int64_t index); /* from 0; NULL past the end */
+/* The value of a member, or NULL where `object` is no object or has no such key. Looks at one key after the other. */
+const lr_json_node *lr_json_get(const lr_json_node *object, const char *key);
 /* All members of an object in the order written: keys[i], values[i], i < length. */
 int lr_json_members(const lr_json_node *object, const char **keys, const lr_json_node **values);
 void lr_json_free(lr_json *doc);
@@ -280,6 +282,13 @@ void lr_safetensors_writer_free(lr_safetensors_writer *w);
 typedef struct lr_tokenizer lr_tokenizer; /* immutable after loading: any number of threads may encode with it */
 /* path: a tokenizer.json, or the folder that holds one. */
 int lr_tokenizer_load(lr_tokenizer **out, const char *path);
+/* The same of a tokenizer.json that is parsed (path: its name), with parts from elsewhere: a member of `changes`, an object,
+ * stands for the file's. Members, all optional: normalizer, pre_tokenizer, post_processor, added_tokens, as in the file (but
+ * these added tokens have the ids that the list gives them);
+ * truncation_side, "right" or "left": which end a text that is too long loses; split_special_tokens: whether special tokens
+ * within a text are plain text. changes_name goes into errors about them. */
+int lr_tokenizer_load_changed(lr_tokenizer **out, const lr_json *file, const char *path, const lr_json *changes,
+                              const char *changes_name);
 void lr_tokenizer_free(lr_tokenizer *tok);
 int64_t lr_tokenizer_vocab_size(const lr_tokenizer *tok);            /* highest id + 1 */
 int32_t lr_tokenizer_id(const lr_tokenizer *tok, const char *token); /* -1 where unknown */

@@ -4,8 +4,6 @@
 
 #include "core/core.h"
 
-/* The value of a member, or NULL where `object` is no object or has no such key. Looks at one key after the other. */
-const lr_json_node *lr_json_get(const lr_json_node *object, const char *key);
 /* Member number `index` in the order written; index < length. Constant time. */
 const lr_json_node *lr_json_member(const lr_json_node *object, int64_t index, const char **key);
 

@@ -19,6 +19,8 @@ static int32_t find_sibling(const lr_trie *t, int32_t node, unsigned char byte)
 /* Where two tokens are the same string, the first holds. */
 static int trie_insert(lr_trie *t, const char *text, size_t size, int32_t token)
 {
+    if (t->count + size >= INT32_MAX)
+        return lr_fail(LR_EUNSUPPORTED, "the added tokens of a tokenizer have more than 2 GB of text");
     const int status = lr_reserve((void **)&t->nodes, &t->cap, t->count + size + 1, sizeof t->nodes[0]);
     if (status != LR_OK)
         return status;
@@ -89,9 +91,16 @@ static size_t trie_candidate(const lr_trie *t, const char *text, size_t from, si
 typedef struct token_spec {
     const char *text;
     size_t size;
-    bool special;
     lr_added_token token;
 } token_spec;
+
+static int check_size(const lr_place *at, size_t size)
+{
+    return size <= LR_TEXT_ADDED_BYTES
+               ? LR_OK
+               : lr_spec_unsupported(at, "an added token of %zu bytes; at most %d are supported", size,
+                                     LR_TEXT_ADDED_BYTES);
+}
 
 static int read_token(token_spec *s, const lr_place *at, const lr_json_node *spec)
 {
@@ -99,40 +108,59 @@ static int read_token(token_spec *s, const lr_place *at, const lr_json_node *spe
     *s = (token_spec){0};
     int status = lr_spec_string(at, spec, "content", true, &s->text, &s->size);
     if (status == LR_OK)
+        status = check_size(&(lr_place){at, "content", 0}, s->size);
+    if (status == LR_OK)
         status = lr_spec_integer(at, spec, "id", true, 0, LR_TOKEN_ID_LIMIT - 1, &id);
     const struct {
         const char *key;
         bool *value;
-    } flags[] = {{"special", &s->special},
+    } flags[] = {{"special", &s->token.special},
                  {"single_word", &s->token.single_word},
                  {"lstrip", &s->token.lstrip},
                  {"rstrip", &s->token.rstrip},
                  {"normalized", &s->token.normalized}};
     for (size_t i = 0; i < LR_COUNT_OF(flags) && status == LR_OK; i++)
         status = lr_spec_bool(at, spec, flags[i].key, true, flags[i].value);
+    s->token.id = (int32_t)id;
     return status;
 }
 
-/* Give the token its id and remember it. */
-static int add(lr_added *a, const lr_vocab *v, token_spec *s, int32_t *next_id, const lr_place *at)
+static bool same_flags(const lr_added_token *a, const lr_added_token *b)
 {
-    if (lr_vocab_get(&a->vocab, s->text, s->size) >= 0)
-        return lr_spec_bad(at, "the token \"%.60s\" is there twice", s->text);
-    int32_t id = lr_vocab_get(v, s->text, s->size);
-    if (id < 0)
-        id = (*next_id)++;
-    if (id >= LR_TOKEN_ID_LIMIT)
-        return lr_spec_bad(at, "more than %d tokens", LR_TOKEN_ID_LIMIT);
-    int status = lr_vocab_put(&a->vocab, s->text, s->size, id);
-    if (status == LR_OK)
-        status = lr_reserve((void **)&a->tokens, &a->cap, a->count + 1, sizeof a->tokens[0]);
-    if (status != LR_OK)
-        return status;
-    s->token.id = id;
-    a->tokens[a->count++] = s->token;
-    return LR_OK;
+    return a->single_word == b->single_word && a->lstrip == b->lstrip && a->rstrip == b->rstrip &&
+           a->normalized == b->normalized && a->special == b->special;
 }
 
+/* Give the token its id and remember it. `seen` has the number of each token in a->tokens. */
+static int add(lr_added *a, const lr_vocab *v, lr_vocab *seen, token_spec *s, int32_t *next_id, bool given_ids,
+               const lr_place *at)
+{
+    const int32_t known = lr_vocab_get(seen, s->text, s->size);
+    if (known >= 0) /* once more: harmless where it says the same */
+        return same_flags(&a->tokens[known], &s->token)
+                   ? LR_OK
+                   : lr_spec_bad(at, "the token \"%.60s\" is there twice, with other flags", s->text);
+    if (!given_ids)
+        s->token.id = lr_vocab_get(v, s->text, s->size);
+    if (s->token.id < 0)
+        s->token.id = (*next_id)++;
+    if (s->token.id >= LR_TOKEN_ID_LIMIT)
+        return lr_spec_bad(at, "more than %d tokens", LR_TOKEN_ID_LIMIT);
+    const char *other = lr_vocab_token(&a->vocab, s->token.id);
+    if (other != NULL)
+        return lr_spec_bad(at, "the token \"%.60s\" has the id %d, as the token \"%.60s\" has", s->text,
+                           (int)s->token.id, other);
+    int status = lr_vocab_put(&a->vocab, s->text, s->size, s->token.id);
+    if (status == LR_OK)
+        status = lr_vocab_put(seen, s->text, s->size, (int32_t)a->count);
+    if (status == LR_OK)
+        status = lr_reserve((void **)&a->tokens, &a->cap, a->count + 1, sizeof a->tokens[0]);
+    if (status == LR_OK)
+        a->tokens[a->count++] = s->token;
+    return status;
+}
+
+/* Make the token's string one to look for. */
 static int insert(lr_added *a, const lr_normalizer *n, lr_encoder *e, const token_spec *s, int32_t index,
                   const lr_place *at)
 {
@@ -140,7 +168,9 @@ static int insert(lr_added *a, const lr_normalizer *n, lr_encoder *e, const toke
     size_t size = s->size;
     if (!s->token.normalized)
         return trie_insert(&a->raw, text, size, index);
-    const int status = lr_normalizer_run(n, e, &text, &size);
+    int status = lr_normalizer_run(n, e, &text, &size);
+    if (status == LR_OK)
+        status = check_size(&(lr_place){at, "content", 0}, size);
     if (status != LR_OK)
         return status;
     if (size == 0)
@@ -148,30 +178,34 @@ static int insert(lr_added *a, const lr_normalizer *n, lr_encoder *e, const toke
     return trie_insert(&a->normalized, text, size, index);
 }
 
-int lr_added_load(lr_added *a, const lr_vocab *v, const lr_normalizer *n, lr_encoder *e, const lr_place *at,
-                  const lr_json_node *spec)
+static int load_list(lr_added *a, const lr_vocab *v, lr_vocab *seen, const lr_normalizer *n, lr_encoder *e,
+                     const lr_place *at, const lr_json_node *list, bool given_ids)
 {
-    const lr_json_node *list = NULL;
     token_spec s;
     int32_t next_id = (int32_t)v->count;
-    int status = lr_spec_array(at, spec, "added_tokens", &list);
-    const lr_place here = {at, "added_tokens", 0};
+    int status = LR_OK;
     for (size_t i = 0; status == LR_OK && i < lr_spec_length(list); i++) {
-        const lr_place token = {&here, NULL, i};
+        const lr_place token = {at, NULL, i};
         status = read_token(&s, &token, lr_spec_item(list, i));
         if (status == LR_OK && s.size > 0)
-            status = add(a, v, &s, &next_id, &token);
+            status = add(a, v, seen, &s, &next_id, given_ids, &token);
     }
-    for (int special = 1; special >= 0; special--) { /* special ones first: of equal strings, those hold */
-        int32_t index = 0;
+    for (int special = 1; special >= 0; special--) /* special ones first: of equal strings, those hold */
         for (size_t i = 0; status == LR_OK && i < lr_spec_length(list); i++) {
-            const lr_place token = {&here, NULL, i};
+            const lr_place token = {at, NULL, i};
             status = read_token(&s, &token, lr_spec_item(list, i));
-            if (status == LR_OK && s.size > 0 && s.special == (special == 1))
-                status = insert(a, n, e, &s, index, &token);
-            index += s.size > 0;
+            if (status == LR_OK && s.size > 0 && s.token.special == (special == 1))
+                status = insert(a, n, e, &s, lr_vocab_get(seen, s.text, s.size), &token);
         }
-    }
+    return status;
+}
+
+int lr_added_load(lr_added *a, const lr_vocab *v, const lr_normalizer *n, lr_encoder *e, const lr_place *at,
+                  const lr_json_node *list, bool given_ids)
+{
+    lr_vocab seen = {0};
+    const int status = load_list(a, v, &seen, n, e, at, list, given_ids);
+    lr_vocab_free(&seen);
     trie_finish(&a->raw);
     trie_finish(&a->normalized);
     return status;
@@ -235,6 +269,8 @@ int32_t lr_added_next(lr_added_search *s, size_t *begin, size_t *end)
             continue;
         const lr_added_token *token = &s->added->tokens[index];
         size_t stop = at + size;
+        if (token->special && s->added->split_special)
+            continue;
         if (token->single_word && within_word(s->text, at, stop, s->size))
             continue;
         if (token->lstrip)

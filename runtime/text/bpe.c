@@ -155,14 +155,19 @@ static int refuse_settings(const lr_place *at, const lr_json_node *model, bool a
         if (*affix != 0)
             return lr_spec_unsupported(&(lr_place){at, affixes[i], 0}, "BPE with \"%.60s\"", affix);
     }
-    const double dropout = lr_spec_value(lr_spec_find(model, "dropout")).number;
-    if (dropout != 0)
-        return lr_spec_unsupported(&(lr_place){at, "dropout", 0}, "dropping merges at random (%g)", dropout);
+    const lr_json_node *dropout = lr_spec_find(model, "dropout");
+    if (dropout != NULL && lr_spec_value(dropout).kind != LR_JSON_NUMBER)
+        return lr_spec_bad(&(lr_place){at, "dropout", 0}, "expected a number");
+    if (lr_spec_value(dropout).number != 0)
+        return lr_spec_unsupported(&(lr_place){at, "dropout", 0}, "dropping merges at random (%g)",
+                                   lr_spec_value(dropout).number);
     const char *unknown = NULL;
-    bool byte_fallback = false;
+    bool byte_fallback = false, fuse = false;
     int status = lr_spec_string(at, model, "unk_token", false, &unknown, NULL);
     if (status == LR_OK)
         status = lr_spec_bool(at, model, "byte_fallback", false, &byte_fallback);
+    if (status == LR_OK)
+        status = lr_spec_bool(at, model, "fuse_unk", false, &fuse); /* of unknown tokens, which there are none of */
     if (status == LR_OK && !all_bytes && unknown != NULL)
         return lr_spec_unsupported(&(lr_place){at, "unk_token", 0}, "BPE with an unknown token (\"%.60s\")", unknown);
     if (status == LR_OK && !all_bytes && byte_fallback)

@@ -81,6 +81,7 @@ static int load_step(lr_normalizer *n, const lr_place *at, const lr_json_node *s
                  {"Lowercase", STEP_LOWERCASE},
                  {"StripAccents", STEP_STRIP_ACCENTS},
                  {"BertNormalizer", STEP_BERT},
+                 {"Bert", STEP_BERT},
                  {"Strip", STEP_STRIP},
                  {"Replace", STEP_REPLACE},
                  {"Prepend", STEP_PREPEND}};
@@ -89,6 +90,8 @@ static int load_step(lr_normalizer *n, const lr_place *at, const lr_json_node *s
         k++;
     if (k == LR_COUNT_OF(kinds))
         return lr_spec_unsupported(at, "the normalizer \"%.60s\" is not supported", type);
+    if (n->count == LR_TEXT_STEPS)
+        return lr_spec_unsupported(at, "more than %d normalizers are not supported", LR_TEXT_STEPS);
     int status = lr_reserve((void **)&n->steps, &n->cap, n->count + 1, sizeof n->steps[0]);
     if (status != LR_OK)
         return status;
@@ -111,8 +114,15 @@ static int load_step(lr_normalizer *n, const lr_place *at, const lr_json_node *s
 
 int lr_normalizer_load(lr_normalizer *n, const lr_place *at, const lr_json_node *spec)
 {
+    static const lr_spec_kind kinds[] = {{"BertNormalizer", {"clean_text", "handle_chinese_chars", "lowercase"}},
+                                         {"Strip", {"strip_left", "strip_right"}},
+                                         {"Sequence", {"normalizers"}},
+                                         {"Replace", {"pattern", "content"}},
+                                         {"Prepend", {"prepend"}}};
     const char *type = NULL;
-    int status = lr_spec_type(at, spec, &type);
+    int status = lr_spec_depth(at);
+    if (status == LR_OK)
+        status = lr_spec_type_or_keys(at, spec, kinds, LR_COUNT_OF(kinds), &type);
     if (status != LR_OK || strcmp(type, "Sequence") != 0)
         return status != LR_OK ? status : load_step(n, at, spec, type);
     const lr_json_node *parts = NULL;
@@ -243,6 +253,17 @@ static int bert_clean(const lr_normalizer_step *step, lr_string *out, const char
 
 /* ---- the rest
  * -------------------------------------------------------------------------------------------------------- */
+/* A chain of replacements can double the text at each link. */
+static int check_growth(const lr_encoder *e, size_t now, size_t before)
+{
+    if (now / LR_TEXT_GROWTH <= before + LR_TEXT_GROWTH)
+        return LR_OK;
+    return lr_fail(
+        LR_EUNSUPPORTED,
+        "%s: at normalizer: %zu bytes of text become %zu or more; more than %d times as many are not supported",
+        e->tokenizer->path, before, now, LR_TEXT_GROWTH);
+}
+
 static int replace(const lr_normalizer_step *step, lr_encoder *e, lr_string *out, const char *s, size_t size)
 {
     size_t done = 0, begin, end;
@@ -266,6 +287,8 @@ static int replace(const lr_normalizer_step *step, lr_encoder *e, lr_string *out
         int status = lr_string_append(out, s + done, begin - done);
         if (status == LR_OK)
             status = lr_string_append(out, step->text, step->size);
+        if (status == LR_OK)
+            status = check_growth(e, out->size, size);
         if (status != LR_OK)
             return status;
         done = end;
@@ -371,7 +394,9 @@ int lr_normalizer_run(const lr_normalizer *n, lr_encoder *e, const char **text, 
 {
     passage p = {e, *text, *size, 0};
     for (size_t i = 0; i < n->count && p.size > 0; i++) {
-        const int status = run_step(&n->steps[i], &p);
+        int status = run_step(&n->steps[i], &p);
+        if (status == LR_OK)
+            status = check_growth(e, p.size, *size);
         if (status != LR_OK)
             return status;
     }

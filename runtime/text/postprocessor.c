@@ -3,6 +3,24 @@
 #include "text/text.h"
 #include <string.h>
 
+static int too_many(const lr_place *at, size_t count)
+{
+    return count < LR_TEXT_SPECIAL
+               ? LR_OK
+               : lr_spec_unsupported(at, "more than %d special tokens around a text are not supported",
+                                     LR_TEXT_SPECIAL);
+}
+
+/* The template's type_id. BERT's are all 0 for a text without a second; others would be another embedding. */
+static int check_type_id(const lr_place *at, const lr_json_node *piece)
+{
+    int64_t type_id = 0;
+    const int status = lr_spec_integer(at, piece, "type_id", true, 0, UINT32_MAX, &type_id);
+    if (status == LR_OK && type_id != 0)
+        return lr_spec_unsupported(&(lr_place){at, "type_id", 0}, "token types other than 0 are not supported");
+    return status;
+}
+
 static int put_after(lr_postprocessor *p, int32_t id)
 {
     const int status = lr_reserve((void **)&p->after, &p->after_cap, p->after_count + 1, sizeof p->after[0]);
@@ -38,6 +56,10 @@ static int load_cls_sep(lr_postprocessor *p, const lr_place *at, const lr_json_n
     if (status == LR_OK)
         status = read_pair(at, spec, "sep", &sep);
     if (status == LR_OK)
+        status = too_many(at, p->before_count);
+    if (status == LR_OK)
+        status = too_many(at, p->after_count);
+    if (status == LR_OK)
         status = put_before(p, 0, cls);
     return status == LR_OK ? put_after(p, sep) : status;
 }
@@ -49,6 +71,8 @@ static int put_special(lr_postprocessor *p, const lr_place *at, const lr_json_no
     const char *name = NULL;
     const lr_json_node *ids = NULL;
     int status = lr_spec_string(at, piece, "id", true, &name, NULL);
+    if (status == LR_OK)
+        status = check_type_id(at, piece);
     if (status != LR_OK)
         return status;
     const lr_json_node *token = lr_json_get(tokens, name);
@@ -58,6 +82,8 @@ static int put_special(lr_postprocessor *p, const lr_place *at, const lr_json_no
     for (size_t i = 0; status == LR_OK && i < lr_spec_length(ids); i++) {
         int32_t id = 0;
         status = lr_spec_id(at, lr_spec_item(ids, i), &id);
+        if (status == LR_OK)
+            status = too_many(at, after ? p->after_count : p->before_count);
         if (status == LR_OK)
             status = after ? put_after(p, id) : put_before(p, (*index)++, id);
     }
@@ -79,6 +105,8 @@ static int load_template(lr_postprocessor *p, const lr_place *at, const lr_json_
         if (sequence != NULL) {
             const char *which = NULL;
             status = lr_spec_string(&place, sequence, "id", true, &which, NULL);
+            if (status == LR_OK)
+                status = check_type_id(&(lr_place){&place, "Sequence", 0}, sequence);
             if (status == LR_OK && (after || strcmp(which, "A") != 0))
                 status = lr_spec_unsupported(&place, "a template must have the text, A, once");
             after = true;
@@ -96,8 +124,11 @@ static int load_template(lr_postprocessor *p, const lr_place *at, const lr_json_
 
 int lr_postprocessor_load(lr_postprocessor *p, const lr_place *at, const lr_json_node *spec)
 {
+    static const lr_spec_kind kinds[] = {{"BertProcessing", {"sep", "cls"}}};
     const char *type = NULL;
-    int status = lr_spec_type(at, spec, &type);
+    int status = lr_spec_depth(at);
+    if (status == LR_OK)
+        status = lr_spec_type_or_keys(at, spec, kinds, LR_COUNT_OF(kinds), &type);
     if (status != LR_OK || strcmp(type, "ByteLevel") == 0) /* ByteLevel is about offsets only */
         return status;
     if (strcmp(type, "TemplateProcessing") == 0)

@@ -115,6 +115,8 @@ static int load_digits(lr_pretokenizer *p, const lr_place *at, const lr_json_nod
 
 static int load_one(lr_pretokenizer *p, const lr_place *at, const lr_json_node *spec, const char *type)
 {
+    if (p->count + 2 > LR_TEXT_STEPS) /* each may be two steps; they run within each other, on the stack */
+        return lr_spec_unsupported(at, "more than %d pre-tokenizers are not supported", LR_TEXT_STEPS);
     if (p->byte_level)
         return lr_spec_unsupported(at, "the pre-tokenizer \"%.60s\" after ByteLevel is not supported", type);
     if (strcmp(type, "ByteLevel") == 0)
@@ -142,7 +144,9 @@ static int load_one(lr_pretokenizer *p, const lr_place *at, const lr_json_node *
 int lr_pretokenizer_load(lr_pretokenizer *p, const lr_place *at, const lr_json_node *spec)
 {
     const char *type = NULL;
-    int status = lr_spec_type(at, spec, &type);
+    int status = lr_spec_depth(at);
+    if (status == LR_OK)
+        status = lr_spec_type(at, spec, &type);
     if (status != LR_OK || strcmp(type, "Sequence") != 0)
         return status != LR_OK ? status : load_one(p, at, spec, type);
     const lr_json_node *parts = NULL;

@@ -5,6 +5,7 @@
 #include "text/text.h"
 
 enum { JIT_STACK_START = 32 << 10, JIT_STACK_MAX = 16 << 20 };
+enum { TRANSLATED_MAX = 1 << 20 }; /* bytes of a pattern in PCRE2's words: one \\w alone takes 2 KB */
 
 static void *hook_alloc(size_t size, void *unused)
 {
@@ -36,6 +37,8 @@ static int compile(pcre2_code **out, bool *jit, const lr_place *at, const char *
     lr_string text = {0};
     int status = lr_pattern_translate(&text, at, pattern, size, ascii), error = 0;
     PCRE2_SIZE offset;
+    if (status == LR_OK && text.size > TRANSLATED_MAX)
+        status = lr_spec_unsupported(at, "the pattern \"%.200s\" is too large", pattern);
     if (status == LR_OK) {
         const uint32_t options = PCRE2_MULTILINE | (ascii ? 0 : PCRE2_UTF | PCRE2_NO_UTF_CHECK);
         *out = pcre2_compile((PCRE2_SPTR)text.data, text.size, options, &error, &offset, context);
@@ -59,6 +62,10 @@ int lr_regex_compile(lr_regex *re, const lr_place *at, const char *pattern, size
     int status = context == NULL ? no_memory() : LR_OK;
     re->jit = true;
     if (status == LR_OK) {
+        re->place = lr_spec_describe(at);
+        status = re->place == NULL ? LR_ENOMEM : LR_OK;
+    }
+    if (status == LR_OK) {
         pcre2_set_newline(context, PCRE2_NEWLINE_LF);
         status = compile(&re->unicode, &re->jit, at, pattern, size, false, context);
     }
@@ -73,6 +80,7 @@ void lr_regex_free(lr_regex *re)
 {
     pcre2_code_free(re->unicode);
     pcre2_code_free(re->ascii);
+    lr_free(re->place);
     *re = (lr_regex){0};
 }
 
@@ -123,9 +131,8 @@ int lr_regex_next(lr_regex_search *s, lr_matcher *m, size_t *begin, size_t *end)
         if (n < 0) {
             PCRE2_UCHAR why[160];
             pcre2_get_error_message(n, why, sizeof why);
-            return lr_fail(LR_EINVAL,
-                           "the tokenizer's pattern cannot be matched at byte %zu of a text of %zu bytes: %s", s->from,
-                           s->size, (const char *)why);
+            return lr_fail(LR_EINVAL, "%s: the pattern cannot be matched at byte %zu of a text of %zu bytes: %s",
+                           s->re->place, s->from, s->size, (const char *)why);
         }
         const PCRE2_SIZE *offsets = pcre2_get_ovector_pointer(m->data);
         if (offsets[0] == offsets[1] && s->any && s->last_end == offsets[1]) {

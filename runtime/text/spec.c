@@ -19,6 +19,14 @@ static const char *describe(const lr_place *at, char *buf, size_t *used)
     return file;
 }
 
+char *lr_spec_describe(const lr_place *at)
+{
+    char place[PLACE_SIZE] = "";
+    size_t used = 0;
+    const char *file = describe(at, place, &used);
+    return lr_format("%s: at %s", file, place);
+}
+
 static int fail_at(int status, const lr_place *at, const char *fmt, va_list args)
 {
     char place[PLACE_SIZE] = "", message[MESSAGE_SIZE];
@@ -155,6 +163,38 @@ int lr_spec_type(const lr_place *at, const lr_json_node *object, const char **ou
     return lr_spec_string(at, object, "type", true, out, NULL);
 }
 
+int lr_spec_type_or_keys(const lr_place *at, const lr_json_node *object, const lr_spec_kind *kinds, size_t count,
+                         const char **out)
+{
+    *out = NULL;
+    const int status = lr_spec_string(at, object, "type", false, out, NULL);
+    if (status != LR_OK || *out != NULL)
+        return status;
+    if (lr_json_get(object, "type") != NULL)
+        return lr_spec_bad(&(lr_place){at, "type", 0}, "expected a string, found null");
+    for (size_t i = 0; i < count; i++) {
+        size_t k = 0;
+        while (k < LR_COUNT_OF(kinds[i].keys) && kinds[i].keys[k] != NULL &&
+               lr_json_get(object, kinds[i].keys[k]) != NULL)
+            k++;
+        if (k == LR_COUNT_OF(kinds[i].keys) || kinds[i].keys[k] == NULL) {
+            *out = kinds[i].type;
+            return LR_OK;
+        }
+    }
+    return lr_spec_bad(at, "\"type\" is missing, and the keys are those of no type");
+}
+
+int lr_spec_depth(const lr_place *at)
+{
+    int depth = 0;
+    for (const lr_place *p = at; p != NULL; p = p->up)
+        depth += p->key == NULL; /* one index for each Sequence */
+    return depth <= LR_TEXT_DEPTH
+               ? LR_OK
+               : lr_spec_unsupported(at, "Sequences nested more than %d deep are not supported", LR_TEXT_DEPTH);
+}
+
 int lr_spec_id(const lr_place *at, const lr_json_node *node, int32_t *id)
 {
     const lr_json_value value = lr_spec_value(node);
@@ -175,5 +215,8 @@ int lr_spec_pattern(const lr_place *at, const lr_json_node *object, bool *is_reg
     status = lr_spec_string(&here, pattern, *is_regex ? "Regex" : "String", true, text, size);
     if (status == LR_OK && *size == 0)
         return lr_spec_unsupported(&here, "an empty pattern");
+    if (status == LR_OK && *size > LR_TEXT_PATTERN_BYTES)
+        return lr_spec_unsupported(&here, "a pattern of %zu bytes; at most %d are supported", *size,
+                                   LR_TEXT_PATTERN_BYTES);
     return status;
 }

@@ -20,6 +20,16 @@
 
 enum { LR_STOP = 1 };
 enum { LR_TOKEN_ID_LIMIT = 1 << 24 }; /* ids are below: a damaged file must not ask for gigabytes */
+/* What no tokenizer in use comes near, and a hostile file would exhaust the stack, the memory or the user's patience with. */
+enum {
+    LR_TEXT_STEPS = 64,           /* normalizers, and pre-tokenizers, in a row */
+    LR_TEXT_DEPTH = 16,           /* Sequences within each other */
+    LR_TEXT_SPECIAL = 256,        /* ids around a text, on either side */
+    LR_TEXT_TOKEN_BYTES = 4096,   /* of a token of the vocabulary */
+    LR_TEXT_ADDED_BYTES = 512,    /* of an added token */
+    LR_TEXT_PATTERN_BYTES = 4096, /* of a regular expression */
+    LR_TEXT_GROWTH = 64           /* times that normalizers may lengthen a text; NFKC makes 11 of 1 at worst */
+};
 
 typedef struct lr_encoder lr_encoder;
 typedef struct lr_encoder_pool lr_encoder_pool;
@@ -49,6 +59,16 @@ int lr_spec_string(const lr_place *at, const lr_json_node *object, const char *k
 int lr_spec_array(const lr_place *at, const lr_json_node *object, const char *key, const lr_json_node **out);
 int lr_spec_object(const lr_place *at, const lr_json_node *object, const char *key, const lr_json_node **out);
 int lr_spec_type(const lr_place *at, const lr_json_node *object, const char **out); /* its "type" */
+/* What a part without a "type" is, by its keys, as in files of tokenizers' first releases: the first kind whose keys it has,
+ * else "". */
+typedef struct lr_spec_kind {
+    const char *type, *keys[4];
+} lr_spec_kind;
+int lr_spec_type_or_keys(const lr_place *at, const lr_json_node *object, const lr_spec_kind *kinds, size_t count,
+                         const char **out);
+int lr_spec_depth(const lr_place *at); /* LR_EUNSUPPORTED where Sequences are nested too deep */
+/* "file: at normalizer[3]", to be freed. NULL: LR_ENOMEM. */
+char *lr_spec_describe(const lr_place *at);
 /* One entry of {"String": ...} or {"Regex": ...}. */
 int lr_spec_pattern(const lr_place *at, const lr_json_node *object, bool *is_regex, const char **text, size_t *size);
 
@@ -91,6 +111,7 @@ typedef struct lr_regex {
     pcre2_code *unicode; /* for any text */
     pcre2_code *ascii;   /* the same language over ASCII alone, in byte mode: several times faster */
     bool jit;
+    char *place; /* in tokenizer.json, for errors */
 } lr_regex;
 /* The pattern in PCRE2's words, for subjects of ASCII alone or of any text. LR_EUNSUPPORTED names what has no equal
  * there. */
@@ -179,7 +200,7 @@ int lr_wordpiece_word(const lr_wordpiece *w, const lr_vocab *v, lr_encoder *e, c
  * ------------------------------------------------------------------------------------------- */
 typedef struct lr_added_token {
     int32_t id;
-    bool single_word, lstrip, rstrip, normalized;
+    bool single_word, lstrip, rstrip, normalized, special;
 } lr_added_token;
 typedef struct lr_trie_node {
     int32_t child, sibling; /* 0: none */
@@ -197,10 +218,12 @@ typedef struct lr_added {
     size_t count, cap;
     lr_trie raw, normalized; /* tokens to find before and after normalisation */
     lr_vocab vocab;
+    bool split_special; /* special tokens in a text are text like any other */
 } lr_added;
-/* Needs the model's vocabulary for ids and the normalizer for tokens that are matched normalised. */
+/* list: the array at `at`. Needs the model's vocabulary for ids, unless the list's own are right (given_ids), and the
+ * normalizer for tokens that are matched normalised. */
 int lr_added_load(lr_added *a, const lr_vocab *v, const lr_normalizer *n, lr_encoder *e, const lr_place *at,
-                  const lr_json_node *spec);
+                  const lr_json_node *list, bool given_ids);
 void lr_added_free(lr_added *a);
 typedef struct lr_added_search {
     const lr_added *added;
@@ -234,6 +257,7 @@ struct lr_tokenizer {
     lr_bpe bpe;
     lr_wordpiece wordpiece;
     int64_t file_max_length;
+    bool truncate_left; /* a text that is too long loses its beginning */
     lr_encoder_pool *pool;
 };
 struct lr_encoder {

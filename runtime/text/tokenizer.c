@@ -4,14 +4,32 @@
 
 /* ---- loading
  * --------------------------------------------------------------------------------------------------------- */
+/* Where the parts of a tokenizer stand: in tokenizer.json, unless `changes`, when there are some, has the part. */
+typedef struct parts {
+    const lr_json_node *file, *changes;
+    lr_place file_at, changes_at;
+} parts;
+
+/* A part, NULL where it is missing or null, and the place of what holds it. */
+static const lr_json_node *find_part(const parts *p, const char *key, const lr_place **at)
+{
+    const bool changed = p->changes != NULL && lr_json_get(p->changes, key) != NULL;
+    *at = changed ? &p->changes_at : &p->file_at;
+    return lr_spec_find(changed ? p->changes : p->file, key);
+}
+
 static int load_model(lr_tokenizer *t, const lr_place *at, const lr_json_node *root)
 {
+    static const lr_spec_kind kinds[] = {
+        {"BPE", {"vocab", "merges"}},
+        {"WordPiece", {"unk_token", "continuing_subword_prefix", "max_input_chars_per_word", "vocab"}},
+        {"WordLevel", {"unk_token", "vocab"}}};
     const lr_json_node *model = NULL;
     const char *type = NULL;
     const lr_place here = {at, "model", 0};
     int status = lr_spec_object(at, root, "model", &model);
     if (status == LR_OK)
-        status = lr_spec_type(&here, model, &type);
+        status = lr_spec_type_or_keys(&here, model, kinds, LR_COUNT_OF(kinds), &type);
     if (status != LR_OK)
         return status;
     t->is_bpe = strcmp(type, "BPE") == 0;
@@ -27,49 +45,77 @@ static int load_model(lr_tokenizer *t, const lr_place *at, const lr_json_node *r
                      : lr_wordpiece_load(&t->wordpiece, &t->vocab, &here, model);
 }
 
-static int load_truncation(lr_tokenizer *t, const lr_place *at, const lr_json_node *root)
+static int load_side(lr_tokenizer *t, const lr_place *at, const lr_json_node *spec, const char *key, const char *right,
+                     const char *left)
 {
-    const lr_json_node *spec = lr_spec_find(root, "truncation");
-    const lr_place here = {at, "truncation", 0};
-    const char *direction = "Right";
-    if (spec == NULL)
-        return LR_OK;
-    int status = lr_spec_integer(&here, spec, "max_length", true, 0, LR_SPEC_LARGEST, &t->file_max_length);
-    if (status == LR_OK)
-        status = lr_spec_string(&here, spec, "direction", false, &direction, NULL);
-    if (status == LR_OK && strcmp(direction, "Right") != 0)
-        status = lr_spec_unsupported(&here, "truncation on the side \"%.60s\" is not supported, only Right", direction);
+    const char *side = right;
+    const int status = lr_spec_string(at, spec, key, false, &side, NULL);
+    if (status != LR_OK)
+        return status;
+    t->truncate_left = strcmp(side, left) == 0;
+    if (!t->truncate_left && strcmp(side, right) != 0)
+        return lr_spec_bad(&(lr_place){at, key, 0}, "\"%.60s\" is neither \"%s\" nor \"%s\"", side, right, left);
+    return LR_OK;
+}
+
+static int load_truncation(lr_tokenizer *t, const parts *p)
+{
+    const lr_json_node *spec = lr_spec_find(p->file, "truncation");
+    const lr_place here = {&p->file_at, "truncation", 0};
+    int status = LR_OK;
+    if (spec != NULL)
+        status = lr_spec_integer(&here, spec, "max_length", true, 0, LR_SPEC_LARGEST, &t->file_max_length);
+    if (status == LR_OK && spec != NULL)
+        status = load_side(t, &here, spec, "direction", "Right", "Left");
+    if (status == LR_OK && p->changes != NULL && lr_spec_find(p->changes, "truncation_side") != NULL)
+        status = load_side(t, &p->changes_at, p->changes, "truncation_side", "right", "left");
     return status;
 }
 
-static int load_parts(lr_tokenizer *t, const lr_place *at, const lr_json_node *root)
+static int load_added(lr_tokenizer *t, const parts *p)
 {
-    const lr_json_node *normalizer = lr_spec_find(root, "normalizer"),
-                       *pretokenizer = lr_spec_find(root, "pre_tokenizer");
-    const lr_json_node *postprocessor = lr_spec_find(root, "post_processor");
-    const char *version = "1.0";
-    int status = lr_spec_string(at, root, "version", false, &version, NULL);
-    if (status == LR_OK && strcmp(version, "1.0") != 0)
-        return lr_spec_unsupported(at, "version \"%.60s\" is not supported, only 1.0", version);
-    if (status == LR_OK)
-        status = load_truncation(t, at, root);
-    if (status == LR_OK && normalizer != NULL)
-        status = lr_normalizer_load(&t->normalizer, &(lr_place){at, "normalizer", 0}, normalizer);
-    if (status == LR_OK && pretokenizer != NULL)
-        status = lr_pretokenizer_load(&t->pretokenizer, &(lr_place){at, "pre_tokenizer", 0}, pretokenizer);
-    if (status == LR_OK)
-        status = load_model(t, at, root);
-    if (status == LR_OK && postprocessor != NULL)
-        status = lr_postprocessor_load(&t->postprocessor, &(lr_place){at, "post_processor", 0}, postprocessor);
+    const lr_place *at;
+    const lr_json_node *list = find_part(p, "added_tokens", &at);
+    const lr_place here = {at, "added_tokens", 0};
     lr_encoder *e = NULL;
-    if (status == LR_OK && lr_spec_find(root, "added_tokens") != NULL) {
-        status = lr_encoder_take(&e, t);
-        if (status == LR_OK) {
-            status = lr_added_load(&t->added, &t->vocab, &t->normalizer, e, at, root);
-            lr_encoder_give(e);
-        }
+    int status = LR_OK;
+    if (p->changes != NULL)
+        status = lr_spec_bool(&p->changes_at, p->changes, "split_special_tokens", false, &t->added.split_special);
+    if (status != LR_OK || list == NULL)
+        return status;
+    if (lr_spec_value(list).kind != LR_JSON_ARRAY)
+        return lr_spec_bad(&here, "expected an array");
+    status = lr_encoder_take(&e, t);
+    if (status == LR_OK) {
+        status = lr_added_load(&t->added, &t->vocab, &t->normalizer, e, &here, list, at == &p->changes_at);
+        lr_encoder_give(e);
     }
     return status;
+}
+
+static int load_parts(lr_tokenizer *t, const parts *p)
+{
+    const char *version = "1.0";
+    const lr_place *at;
+    if (lr_spec_value(p->file).kind != LR_JSON_OBJECT)
+        return lr_spec_bad(&p->file_at, "this is no tokenizer.json: its top is not an object");
+    int status = lr_spec_string(&p->file_at, p->file, "version", false, &version, NULL);
+    if (status == LR_OK && strcmp(version, "1.0") != 0)
+        return lr_spec_unsupported(&p->file_at, "version \"%.60s\" is not supported, only 1.0", version);
+    if (status == LR_OK)
+        status = load_truncation(t, p);
+    const lr_json_node *part = find_part(p, "normalizer", &at);
+    if (status == LR_OK && part != NULL)
+        status = lr_normalizer_load(&t->normalizer, &(lr_place){at, "normalizer", 0}, part);
+    part = find_part(p, "pre_tokenizer", &at);
+    if (status == LR_OK && part != NULL)
+        status = lr_pretokenizer_load(&t->pretokenizer, &(lr_place){at, "pre_tokenizer", 0}, part);
+    if (status == LR_OK)
+        status = load_model(t, &p->file_at, p->file);
+    part = find_part(p, "post_processor", &at);
+    if (status == LR_OK && part != NULL)
+        status = lr_postprocessor_load(&t->postprocessor, &(lr_place){at, "post_processor", 0}, part);
+    return status == LR_OK ? load_added(t, p) : status;
 }
 
 static int load_file(lr_tokenizer *t)
@@ -83,11 +129,7 @@ static int load_file(lr_tokenizer *t)
     lr_free(text);
     if (status != LR_OK)
         return status;
-    const lr_json_node *root = lr_json_root(doc);
-    const lr_place top = {NULL, t->path, 0};
-    status = lr_spec_value(root).kind == LR_JSON_OBJECT
-                 ? load_parts(t, &top, root)
-                 : lr_spec_bad(&top, "this is no tokenizer.json: its top is not an object");
+    status = load_parts(t, &(parts){lr_json_root(doc), NULL, {NULL, t->path, 0}, {0}});
     lr_json_free(doc);
     return status;
 }
@@ -111,25 +153,54 @@ static int find_file(char **out, const char *path)
     return status;
 }
 
-int lr_tokenizer_load(lr_tokenizer **out, const char *path)
+static int new_tokenizer(lr_tokenizer **out)
 {
-    if (out == NULL || path == NULL)
-        return lr_fail(LR_EINVAL, "lr_tokenizer_load: out or path is NULL");
     lr_unicode_init();
     lr_tokenizer *t = lr_calloc(1, sizeof *t);
     if (t == NULL)
         return LR_ENOMEM;
-    int status = find_file(&t->path, path);
-    if (status == LR_OK)
-        status = lr_encoder_pool_new(&t->pool);
-    if (status == LR_OK)
-        status = load_file(t);
-    if (status != LR_OK) {
+    const int status = lr_encoder_pool_new(&t->pool);
+    if (status != LR_OK)
         lr_tokenizer_free(t);
+    else
+        *out = t;
+    return status;
+}
+
+/* Hands the tokenizer out, or frees it where it could not be loaded. */
+static int finish(lr_tokenizer **out, lr_tokenizer *t, int status)
+{
+    if (status == LR_OK)
+        *out = t;
+    else
+        lr_tokenizer_free(t);
+    return status;
+}
+
+int lr_tokenizer_load(lr_tokenizer **out, const char *path)
+{
+    lr_tokenizer *t;
+    if (out == NULL || path == NULL)
+        return lr_fail(LR_EINVAL, "lr_tokenizer_load: out or path is NULL");
+    int status = new_tokenizer(&t);
+    if (status != LR_OK)
         return status;
-    }
-    *out = t;
-    return LR_OK;
+    status = find_file(&t->path, path);
+    return finish(out, t, status == LR_OK ? load_file(t) : status);
+}
+
+int lr_tokenizer_load_changed(lr_tokenizer **out, const lr_json *file, const char *path, const lr_json *changes,
+                              const char *changes_name)
+{
+    lr_tokenizer *t;
+    if (out == NULL || file == NULL || path == NULL || changes == NULL || changes_name == NULL)
+        return lr_fail(LR_EINVAL, "lr_tokenizer_load_changed: an argument is NULL");
+    const int status = new_tokenizer(&t);
+    if (status != LR_OK)
+        return status;
+    t->path = lr_strdup(path);
+    const parts all = {lr_json_root(file), lr_json_root(changes), {NULL, t->path, 0}, {NULL, changes_name, 0}};
+    return finish(out, t, t->path == NULL ? LR_ENOMEM : load_parts(t, &all));
 }
 
 void lr_tokenizer_free(lr_tokenizer *t)
@@ -204,13 +275,16 @@ int lr_tokenizer_encode(const lr_tokenizer *t, const char *text, int64_t size, i
     int status = lr_encoder_take(&e, t);
     if (status != LR_OK)
         return status;
-    e->limit = max_length > 0 ? (size_t)max_length - special : SIZE_MAX;
+    const size_t wanted = max_length > 0 ? (size_t)max_length - special : SIZE_MAX;
+    e->limit = t->truncate_left ? SIZE_MAX : wanted; /* the last ids are known only when all are */
     status = lr_encoder_text(e, text, (size_t)size);
     if (status == LR_OK) {
         size_t used = 0;
+        const size_t first = e->count > wanted ? e->count - wanted : 0;
         if (add_special_tokens)
             used = append(ids, (size_t)cap, used, around->before, around->before_count);
-        used = append(ids, (size_t)cap, used, e->ids, e->count);
+        if (e->count > first)
+            used = append(ids, (size_t)cap, used, e->ids + first, e->count - first);
         if (add_special_tokens)
             used = append(ids, (size_t)cap, used, around->after, around->after_count);
         *count = (int64_t)used;

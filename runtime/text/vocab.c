@@ -5,6 +5,8 @@
 #include "text/text.h"
 #include <string.h>
 
+enum { FREE_IDS = 1 << 20 }; /* ids up to here cost little; beyond, memory is in proportion to the tokens */
+
 static uint32_t fold(uint64_t hash)
 {
     hash ^= hash >> 29;
@@ -114,9 +116,16 @@ int lr_vocab_load(lr_vocab *v, const lr_place *at, const lr_json_node *model)
         const char *token;
         int32_t id = 0;
         const lr_json_node *value = lr_json_member(entries, (int64_t)i, &token);
-        status = lr_spec_id(&(lr_place){&here, token, 0}, value, &id);
+        const lr_place place = {&here, token, 0};
+        const size_t size = strlen(token);
+        status = lr_spec_id(&place, value, &id);
+        if (status == LR_OK && (size_t)id > FREE_IDS + 4 * count)
+            status = lr_spec_unsupported(&place, "the id %d in a vocabulary of %zu tokens", (int)id, count);
+        if (status == LR_OK && size > LR_TEXT_TOKEN_BYTES)
+            status = lr_spec_unsupported(&place, "a token of %zu bytes; at most %d are supported", size,
+                                         LR_TEXT_TOKEN_BYTES);
         if (status == LR_OK)
-            status = lr_vocab_put(v, token, strlen(token), id);
+            status = lr_vocab_put(v, token, size, id);
     }
     return status;
 }

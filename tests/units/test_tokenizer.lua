@@ -101,8 +101,8 @@ local REFUSED = {
   { "BPE with \"##\"", "qwen2", function(s) s.model.continuing_subword_prefix = "##" end },
   { "at random", "qwen2", function(s) s.model.dropout = 0.1 end },
   { "the post-processor \"Other\"", "qwen2", function(s) s.post_processor.type = "Other" end },
-  { "the side \"Left\"", "qwen2", function(s)
-    s.truncation = { max_length = 5, direction = "Left", stride = 0, strategy = "LongestFirst" } end },
+  { "truncation.direction: \"Middle\"", "qwen2", function(s)
+    s.truncation = { max_length = 5, direction = "Middle", stride = 0, strategy = "LongestFirst" } end },
   { "version \"2.0\"", "qwen2", function(s) s.version = "2.0" end },
   { "model.merges[3]: ", "qwen2", function(s) s.model.merges[4] = { "no", "such" } end },
   { "model.merges[0]: a merge is", "qwen2", function(s) s.model.merges[1] = "abc" end },
@@ -125,6 +125,127 @@ for _, case in ipairs(REFUSED) do
     check.that(err:find(case[1], 1, true), err)
   end)
 end
+
+
+-- What no tokenizer in use has: an error that names the file and the place instead of an exhausted stack, memory or afternoon.
+local function many(n, part)
+  local list = json.array {}
+  for i = 1, n do list[i] = part end
+  return list
+end
+local function nested(n, key, type, innermost)
+  for _ = 1, n do innermost = { type = type, [key] = json.array { innermost } } end
+  return innermost
+end
+local HOSTILE = {
+  { "pre_tokenizer.pretokenizers[63]: more than 64 pre-tokenizers", "bert", function(s)
+    s.pre_tokenizer = { type = "Sequence", pretokenizers = many(40000, { type = "WhitespaceSplit" }) } end },
+  { "Sequences nested more than 16 deep", "bert", function(s)
+    s.pre_tokenizer = nested(300, "pretokenizers", "Sequence", s.pre_tokenizer) end },
+  { "Sequences nested more than 16 deep", "bert", function(s)
+    s.normalizer = nested(300, "normalizers", "Sequence", s.normalizer) end },
+  { "Sequences nested more than 16 deep", "bert", function(s)
+    s.post_processor = nested(300, "processors", "Sequence", s.post_processor) end },
+  { "normalizer.normalizers[64]: more than 64 normalizers", "bert", function(s)
+    s.normalizer = { type = "Sequence", normalizers = many(40000, { type = "NFC" }) } end },
+  { "added_tokens[0].content: an added token of 102400 bytes", "bert", function(s)
+    s.added_tokens[1].content = ("x"):rep(102400) end },
+  { "added_tokens[0].content: an added token of 1505 bytes", "bert", function(s) -- long only once it is normalised
+    s.added_tokens[1].content, s.added_tokens[1].normalized = "yxy" .. ("x"):rep(500), true
+    s.normalizer = { type = "Replace", pattern = { String = "x" }, content = "123" } end },
+  { "at normalizer: ", "bert", function(s) -- 2^60 times the text, at a token that is matched normalised
+    s.added_tokens[1].normalized = true
+    s.normalizer = { type = "Sequence", normalizers = many(60, { type = "Replace", pattern = { String = "[" }, content = "[[" }) }
+  end },
+  { "the id 16777215 in a vocabulary of", "bert", function(s) s.model.vocab.sparse = 16777215 end },
+  { "model.vocab.sparse: expected a token id", "bert", function(s) s.model.vocab.sparse = 2147483648 end },
+  { "a token of 5000 bytes", "bert", function(s) s.model.vocab[("x"):rep(5000)] = 300 end },
+  { "pre_tokenizer.pretokenizers[0].pattern: a pattern of 5000 bytes", "qwen2", function(s)
+    s.pre_tokenizer.pretokenizers[1].pattern.Regex = ("x"):rep(5000) end },
+  { "is too large", "qwen2", function(s) s.pre_tokenizer.pretokenizers[1].pattern.Regex = ("\\w"):rep(2000) end },
+  { "post_processor.single[0]: more than 256 special tokens", "bert", function(s)
+    s.post_processor = { type = "TemplateProcessing", single = json.array { { SpecialToken = { id = "[CLS]", type_id = 0 } },
+      { Sequence = { id = "A", type_id = 0 } } }, special_tokens = { ["[CLS]"] = { id = "[CLS]", ids = many(300, 2) } } } end },
+  { "token types other than 0", "bert", function(s)
+    s.post_processor = { type = "TemplateProcessing", single = json.array { { Sequence = { id = "A", type_id = 1 } } },
+      special_tokens = {} } end },
+  { "added_tokens[5]: the token \"[PAD]\" is there twice, with other flags", "bert", function(s)
+    s.added_tokens[6] = { id = 0, content = "[PAD]", special = true, normalized = false, lstrip = true, rstrip = false,
+      single_word = false } end },
+}
+for i, case in ipairs(HOSTILE) do
+  test(("hostile %d: %s"):format(i, case[1]), function()
+    local tok, err = altered(case[2], case[3])
+    check.equal(tok, nil, "a tokenizer")
+    check.that(err:find(case[1], 1, true), err)
+    check.that(err:find("/[^ :]+: at [%w_]+[^ ]*: "), err)
+  end)
+end
+
+test("a text that normalizers or a pattern blow up is an error", function()
+  local tok = altered("bert", function(s)
+    s.normalizer = { type = "Sequence", normalizers = many(60, { type = "Replace", pattern = { String = "a" }, content = "aa" }) }
+  end)
+  check.raises("more than 64 times as many", tok.encode, tok, "a")
+  check.that(#tok:encode "b" == 3)
+  tok:free()
+  tok = altered("bert", function(s) -- one link that does it alone
+    s.normalizer = { type = "Replace", pattern = { Regex = "x*" }, content = ("y"):rep(100000) } end)
+  check.raises("more than 64 times as many", tok.encode, tok, ("a"):rep(1000))
+  tok:free()
+  tok = altered("qwen2", function(s) s.pre_tokenizer.pretokenizers[1].pattern.Regex = "(?:a|a|aa)*[cd]" end)
+  check.raises("at pre_tokenizer.pretokenizers[0]: the pattern cannot be matched at byte 0 of a text of 64 bytes", tok.encode,
+    tok, ("a"):rep(64))
+  tok:free()
+end)
+
+test("parts without a type are known by their keys", function()
+  local plain = altered("bert", function() end)
+  local old = altered("bert", function(s) -- as in the files of the first releases
+    s.model.type, s.normalizer.type, s.post_processor.type = nil, nil, nil
+    s.normalizer = { normalizers = json.array { s.normalizer } }
+  end)
+  check.array(old:encode "The Résumé, 日本 x", plain:encode "The Résumé, 日本 x")
+  old:free()
+  local alias = altered("bert", function(s) s.normalizer.type = "Bert" end)
+  check.array(alias:encode "The Résumé", plain:encode "The Résumé")
+  alias:free()
+  plain:free()
+  plain = altered("qwen2", function() end)
+  old = altered("qwen2", function(s) s.model.type = nil end)
+  check.array(old:encode "def f(x):\n    return x", plain:encode "def f(x):\n    return x")
+  old:free()
+  plain:free()
+  local _, err = altered("bert", function(s) s.model.type, s.model.max_input_chars_per_word = nil, nil end)
+  check.that(err:find("the model \"WordLevel\" is not supported", 1, true), err)
+  _, err = altered("bert", function(s) s.model = { vocab = s.model.vocab } end)
+  check.that(err:find("at model: \"type\" is missing, and the keys are those of no type", 1, true), err)
+  _, err = altered("bert", function(s) s.pre_tokenizer.type = nil end)
+  check.that(err:find("at pre_tokenizer: \"type\" is missing", 1, true), err)
+end)
+
+test("truncation on the left keeps the end and the special tokens", function()
+  for _, name in ipairs { "bert", "qwen3_embedding" } do
+    local right = altered(name, function() end)
+    local left = altered(name, function(s)
+      s.truncation = { max_length = 5, direction = "Left", stride = 0, strategy = "LongestFirst" } end)
+    local text = "def total(rows): return sum(rows) [MASK] <|endoftext|> end"
+    local all, plain = right:encode(text), right:encode(text, { add_special_tokens = false })
+    local special = #all - #plain
+    check.array(left:encode(text), all)
+    for length = math.max(1, special), #all + 1 do
+      local expected, n = {}, math.min(#plain, length - special)
+      for _, id in ipairs(name == "bert" and { all[1] } or {}) do expected[1] = id end
+      for i = #plain - n + 1, #plain do expected[#expected + 1] = plain[i] end
+      expected[#expected + 1] = all[#all]
+      check.array(left:encode(text, { max_length = length }), expected, 0, name .. " " .. length)
+      local bare = left:encode(text, { max_length = length, add_special_tokens = false })
+      check.equal(bare[#bare], plain[#plain])
+    end
+    right:free()
+    left:free()
+  end
+end)
 
 test("the file's own truncation is told, not applied", function()
   local tok = altered("bert", function(s)
