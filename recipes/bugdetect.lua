@@ -25,7 +25,7 @@ local args = lr.args {
   { "rank", 16, "of the LoRA adapters", type = "integer", min = 1 },
   { "alpha", 32.0, "their scale is alpha / rank" },
   { "dropout", 0.1, "on the adapters' input" },
-  { "targets", "q_proj,k_proj,v_proj", "layers to adapt: names with commas, all-linear, or a regex" },
+  { "targets", "auto", "layers to adapt: names with commas, all-linear, or a regex; auto: queries, keys and values" },
   { "max-length", 512, "tokens a text is cut to", type = "integer", min = 1 },
   { "pooling", "", "of token embeddings: mean, cls, last ...; empty: as the model's folder says" },
   { "precision", "auto", "of the forward and backward pass; auto: bf16 on a GPU, fp32 on a CPU",
@@ -46,8 +46,9 @@ local args = lr.args {
 
 -- No GPU and no model chosen: the same job at a size that a CPU finishes while you watch.
 local function small_preset()
-  print "No GPU and no --model: taking the small preset, all-MiniLM-L6-v2 on bugs planted in this machine's Python sources."
-  local preset = { model = lr.hub.small_model(), targets = "query,key,value", batch = 32, epochs = 1, warmup = 50,
+  print(("No GPU and no --model: taking the small preset, all-MiniLM-L6-v2 on %s."):format(args.data ~= "" and args.data
+    or "bugs planted in this machine's Python sources"))
+  local preset = { model = lr.hub.small_model(), batch = 32, epochs = 1, warmup = 50,
     learning_rate = 1e-3, max_length = 128, max_steps = 300, evaluation_steps = 100, max_evaluation_rows = 3000 }
   for name, value in pairs(preset) do
     if not lr.given(args, name) then args[name] = value end
@@ -66,6 +67,7 @@ if args.data == "" then args.data = lr.bugdata.from_this_machine { seed = args.s
 
 local model = lr.load_model(args.model, { max_length = args.max_length, precision = job.precision,
   pooling = args.pooling ~= "" and args.pooling or nil })
+if args.targets == "auto" then args.targets = table.concat(model:attention_targets(), ",") end
 local targets = args.targets
 if targets:find("^[%w_,.]+$") and targets ~= "all-linear" then targets = lr.split(targets, ",") end
 model:add_lora { rank = args.rank, alpha = args.alpha, dropout = args.dropout, targets = targets, seed = args.seed }

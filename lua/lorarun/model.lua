@@ -288,6 +288,12 @@ end
 --- add_lora{ rank, alpha, dropout, targets, rslora, seed }: see lora.lua.
 function Model:add_lora(spec) return require("lorarun.lora").add(self, spec) end
 
+--- attention_targets(): what this architecture calls its layers of queries, keys and values: targets for add_lora.
+function Model:attention_targets()
+  return { unpack(self.arch.attention or check.fail("models/%s.lua does not say what its layers of queries, keys and values are "
+    .. "called (attention = { ... }); name the targets", tostring(self.config.model_type))) }
+end
+
 --- load_adapter(folder): put a PEFT adapter on the model.
 function Model:load_adapter(folder) return require("lorarun.lora").load(self, folder) end
 

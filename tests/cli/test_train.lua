@@ -26,7 +26,7 @@ local function make_data(folder, rows)
   return folder
 end
 
-local SMALL = " --targets query,key,value --rank 4 --batch 8 --warmup 2 --learning-rate 5e-3 --max-length 32 --threads 1 "
+local SMALL = " --rank 4 --batch 8 --warmup 2 --learning-rate 5e-3 --max-length 32 --threads 1 "
 
 local function with_data(fn)
   shell.with_folder(function(folder) fn(folder, quote(make_data(fs.join(folder, "data"), 48))) end)
@@ -458,3 +458,22 @@ test("what can be wrong, each in one line on standard error, status not 0", func
   end)
 end)
 
+test("the small preset says which data it takes; without --targets a model's own names are adapted", function()
+  with_data(function(folder, data)
+    -- without the small model, whose folder would be here, nothing is trained
+    local function said(words)
+      return run(("XDG_CACHE_HOME=%s HOME=%s $L --cpu %s --output %s %s"):format(quote(folder), quote(folder), recipe,
+        quote(fs.join(folder, "out")), words))
+    end
+    local r = said("--data " .. data)
+    check.that(r.status ~= 0 and r.err:find("all-MiniLM-L6-v2", 1, true), r.err)
+    check.that(r.out:find("all-MiniLM-L6-v2 on " .. fs.join(folder, "data"), 1, true), r.out)
+    check.that(not r.out:find "planted", r.out)
+    check.that(said("").out:find("all-MiniLM-L6-v2 on bugs planted in", 1, true))
+  end)
+  for name, targets in pairs { bert = "query key value", qwen2 = "q_proj k_proj v_proj" } do
+    local r = run("$L -e " .. quote(("print(unpack(lr.load_model(%q, { device = 'meta' }):attention_targets()))"):format(
+      fs.join(os.getenv "LORARUN_TESTS", "golden", name))))
+    check.equal(r.out:gsub("%s+", " "), targets .. " ")
+  end
+end)

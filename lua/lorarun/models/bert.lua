@@ -9,6 +9,7 @@ local bert = {
   architectures = { BertModel = true, BertForMaskedLM = true, BertForSequenceClassification = true, BertForPreTraining = true },
   prefixes = { "", "bert." },
   probe = "embeddings.word_embeddings.weight",
+  attention = { "query", "key", "value" },
   unused = { ["pooler.dense"] = true }, -- linear layers of the checkpoint that no embedding depends on
 }
 

@@ -8,6 +8,7 @@ local qwen2 = {
   architectures = { Qwen2Model = true, Qwen2ForCausalLM = true },
   prefixes = { "", "model." },
   probe = "embed_tokens.weight",
+  attention = { "q_proj", "k_proj", "v_proj" },
   unused = {}, -- linear layers of the checkpoint that no embedding depends on
 }
 
