@@ -21,7 +21,21 @@ local prompt  -- whether the job is to have a prompt
 -- rank of ours has started finds the same variables, and is none.
 local function started_by_others()
   if C.lr_rank_launched() ~= 0 or os.getenv "LORARUN_LAUNCHER" then return nil end
-  return require("lorarun.environment").detect()
+  local given = require("lorarun.settings").given
+  local said = { MASTER_ADDR = given "main_process_ip", MASTER_PORT = given "main_process_port" } -- beat the variables
+  return require("lorarun.environment").detect(function(name) return said[name] and tostring(said[name]) or os.getenv(name) end)
+end
+
+-- Is a process that somebody else started to start ranks itself? One that was started alone is, where several are wanted; so is
+-- one of as many as there are machines: `srun --ntasks-per-node=1 lorarun --num-machines 2 --num-processes 8` starts a launcher on
+-- each, and tells it the machine's number.
+local function is_launcher(s, found)
+  if found.world_size == 1 then return true end
+  if s.num_machines ~= found.world_size or s.num_processes == found.world_size or s.origin.num_machines == "default" then
+    return false
+  end
+  if s.origin.machine_rank == "default" then require("lorarun.settings").set_machine(s, found.rank, found.by) end
+  return true
 end
 
 --- Before any code of the user's runs: only rank 0 prints.
@@ -69,7 +83,8 @@ local function new_job(s, place)
     local index = gpus == 1 and 0 or place.local_rank
     if s.gpus and C.lr_rank_launched() == 0 then
       require("lorarun.preflight").must_have_ids(s, gpus)
-      index = s.gpus[place.local_rank + 1]
+      index = s.gpus[place.local_rank + 1] or check.fail("gpu_ids is %s (%s), and this machine has %d ranks; name a GPU for each",
+        s.gpu_ids, s.origin.gpu_ids, place.local_world_size)
     end
     check(C.lr_device_choose(C.LR_CUDA, index))
     if C.lr_device_available(C.LR_CUDA) == 0 then -- the job would take days on the CPU: nobody meant that
@@ -116,13 +131,42 @@ local function join_launched(s)
   return job
 end
 
+-- Nothing that the user said about ranks is passed over where others have started them. A recipe's own numbers are those for a
+-- start without them.
+local function refuse_contradictions(s, found)
+  local function said(name) return ("%s is %s (%s)"):format(name, tostring(s[name]), s.origin[name]) end
+  local theirs = ("%s started %d ranks"):format(found.by, found.world_size)
+  local number = s.origin.num_processes
+  if number ~= "default" and number ~= "recipe" and s.num_processes ~= found.world_size then
+    check.fail("%s, but %s; leave it away, or: %s", said "num_processes", theirs, found.fewer)
+  end
+  for _, name in ipairs { "num_machines", "machine_rank", "max_restarts", "log_dir" } do
+    if s.origin[name] == "command line" then
+      check.fail("%s, but %s: machines, restarts and logs are its own; leave --%s away, or: %s", said(name), theirs,
+        (name:gsub("_", "-")), found.fewer)
+    end
+  end
+end
+
+-- The number of this machine where nobody told it: machines count in the order of their first ranks. All ranks call it.
+local function count_machines()
+  local f = io.open("/proc/sys/kernel/random/boot_id", "r")
+  local own, known, n = f and f:read "*l" or "", {}, -1
+  if f then f:close() end
+  local comm = require "lorarun.comm"
+  for _, machine in ipairs(comm.all_gather_bytes(own)) do
+    if not known[machine] then known[machine], n = n + 1, n + 1 end
+  end
+  return known[own]
+end
+
 -- Started by others: rank 0 serves the store itself.
 local function join_others(s, found)
-  if s.origin.num_processes == "command line" and s.num_processes ~= found.world_size then
-    check.fail("num_processes is %d (command line), but %s started %d ranks", s.num_processes, found.by, found.world_size)
-  end
+  refuse_contradictions(s, found)
+  if s.num_cpu_threads_per_process > 0 then check(C.lr_threads_set(s.num_cpu_threads_per_process)) end
   local job = new_job(s, found)
   join(job, { host = found.main_process_ip, port = found.main_process_port, secret = s.secret, timeout = s.timeout, serve = true })
+  job.machine_rank = job.machine_rank or count_machines()
   return job
 end
 
@@ -192,7 +236,7 @@ function launch.launch(given)
   local found = started_by_others()
   if C.lr_rank_launched() ~= 0 then
     current = join_launched(s)
-  elseif found then
+  elseif found and not is_launcher(s, found) then
     current = join_others(s, found)
   elseif s.num_processes > 1 or s.max_restarts > 0 or s.log_dir then
     supervise(s, given)

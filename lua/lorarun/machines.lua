@@ -55,6 +55,9 @@ local function connect(job)
   return out[0]
 end
 
+-- An address of IPv6 has colons of its own.
+local function address_of(job) return (job.host:find ":" and "[%s]:%d" or "%s:%d"):format(job.host, job.port) end
+
 -- ---- the start --------------------------------------------------------------------------------------------------------
 
 -- Machine 0: until all others have said hello -> nothing where all agree, or what is wrong.
@@ -66,11 +69,11 @@ function Link:receive(say)
     while not hello do
       local left = deadline - C.lr_time()
       if left <= 0 then
-        return ("machine %d of %d did not come to %s:%d within %d s"):format(machine, job.machines, job.host, job.port,
+        return ("machine %d of %d did not come to %s within %d s"):format(machine, job.machines, address_of(job),
           job.rendezvous_timeout)
       end
       hello = self:get("hello/" .. machine, math.min(left, PATIENCE))
-      if not hello then say(("waiting for machine %d of %d at %s:%d"):format(machine, job.machines, job.host, job.port)) end
+      if not hello then say(("waiting for machine %d of %d at %s"):format(machine, job.machines, address_of(job))) end
     end
     self.hosts[machine], self.heard[machine] = hello.host, { at = C.lr_time() }
     if hello.num_processes ~= job.world_size then
@@ -95,7 +98,7 @@ function Link:introduce()
   local job = self.job
   self:set("hello/" .. job.machine_rank, { num_processes = job.world_size, host = job.host_name })
   local welcome = self:get("welcome", job.rendezvous_timeout + SILENCE) -- machine 0 gives up first, and says on whom it waited
-  if not welcome then check.fail("machine 0 at %s:%d does not go on", job.host, job.port) end
+  if not welcome then check.fail("machine 0 at %s does not go on", address_of(job)) end
   if welcome.wrong then
     self:leave()
     check.fail("%s", welcome.wrong)

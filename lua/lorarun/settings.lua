@@ -10,6 +10,7 @@
 -- (lines for the user).
 local args = require "lorarun.args"
 local check = require "lorarun.check"
+local environment = require "lorarun.environment"
 local fs = require "lorarun.fs"
 local suggest = require "lorarun.suggest"
 
@@ -197,6 +198,13 @@ local function check_together(s)
     check.fail("%s, but %s; machines are numbered from 0", said(s, "machine_rank"), said(s, "num_machines"))
   end
   s.first_rank = s.machine_rank * s.ranks_here
+  if s.main_process_ip then
+    local host, port = environment.address(s.main_process_ip, ("main_process_ip (%s)"):format(s.origin.main_process_ip))
+    if port and s.main_process_port and s.main_process_port ~= port then
+      check.fail("%s, which names a port, and %s", said(s, "main_process_ip"), said(s, "main_process_port"))
+    end
+    s.main_process_ip, s.main_process_port = host, s.main_process_port or port
+  end
   if s.num_machines > 1 then
     if not s.main_process_ip then
       check.fail("%s, but nothing says where machine 0 is: give --main-process-ip (or main_process_ip in the file) on every "
@@ -265,6 +273,11 @@ function settings.resolve(recipe)
   result.secret, result.origin.secret = read_secret(result)
   check_together(result)
   return result
+end
+
+--- set_machine(s, rank, by): the number of this machine is known after all; `by` whom.
+function settings.set_machine(s, rank, by)
+  s.machine_rank, s.origin.machine_rank, s.first_rank = rank, by, rank * s.ranks_here
 end
 
 --- The settings in effect as text: one line each, with where it came from.

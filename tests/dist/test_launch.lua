@@ -111,6 +111,50 @@ test("ranks that others started join, serve the store themselves, and only rank 
   end, "RANK=0 WORLD_SIZE=3 $L --num-processes 2 recipe.lua")
 end)
 
+test("one process that others started alone starts the ranks it is told", function()
+  for _, variables in ipairs { "RANK=0 WORLD_SIZE=1", "SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0",
+    "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=1 RANK=0 WORLD_SIZE=1" } do
+    launch("local job = lr.launch {} io.stderr:write(job.rank, ' of ', job.world_size, '\\n')", function(r)
+      expect(r, 0, "")
+      expect_text(r, "0 of 2\n", "[rank 1] 1 of 2\n")
+    end, variables .. " $L --num-processes 2 recipe.lua")
+  end
+end)
+
+test("what was said about ranks is not passed over where others have started them", function()
+  local function refused(flags, part)
+    launch("lr.launch {}", function(r)
+      expect(r, 1)
+      expect_text(r, part, "torchrun started 2 ranks", "unset RANK and WORLD_SIZE")
+    end, "RANK=0 WORLD_SIZE=2 $L " .. flags .. " recipe.lua")
+  end
+  refused("--num-processes 3", "num_processes is 3 (command line), but")
+  refused("--max-restarts 1", "max_restarts is 1 (command line), but")
+  refused("--log-dir logs", "leave --log-dir away")
+  launch("lr.launch {}", function(r)
+    expect_text(r, "num_processes is 3 (c.yaml:2), but torchrun started 2 ranks")
+  end, "printf 'distributed_type: MULTI_CPU\\nnum_processes: 3\\n' >c.yaml; RANK=0 WORLD_SIZE=2 $L --config c.yaml recipe.lua")
+end)
+
+test("ranks of Open MPI find each other at an address of IPv6, and the machine's number is not their place on it", function()
+  if not fs.exists "/proc/net/if_inet6" then return end
+  local port = 21000 + C.lr_time() * 1000 % 9000
+  local function rank(n)
+    return ("OMPI_COMM_WORLD_RANK=%d OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_RANK=%d OMPI_COMM_WORLD_LOCAL_SIZE=%s "
+      .. "OMPI_COMM_WORLD_NODE_RANK=%d $L --main-process-ip [::1] recipe.lua"):format(n, n, "$LOCAL", n)
+  end
+  for _, here in ipairs { 2, 1 } do -- 1: as if on machines of their own, which they find not to be
+    launch([[
+      local job = lr.launch {}
+      io.stderr:write(("rank %d machine %d sum %d\n"):format(job.rank, job.machine_rank, lr.comm.all_reduce(job.rank + 1)))
+    ]], function(r)
+      expect(r, 0)
+      expect_text(r, "rank 0 machine 0 sum 3\n", "rank 1 machine 0 sum 3\n")
+    end, ("export MASTER_PORT=%d LORARUN_SECRET=open-sesame-open-sesame; %s & %s; s=$?; wait; (exit $s)"):format(port,
+      rank(1):gsub("LOCAL_RANK=1", "LOCAL_RANK=" .. here - 1):gsub("%$LOCAL", here), rank(0):gsub("%$LOCAL", here)))
+  end
+end)
+
 test("a program that a rank starts is a program of its own", function()
   launch([[
     local job = lr.launch { processes = 2 }

@@ -52,6 +52,19 @@ test("four ranks on two machines", function()
   end)
 end)
 
+test("a launcher on each of Slurm's machines knows its number", function()
+  local words = ("$L --num-machines 2 --num-processes 4 --main-process-ip 127.0.0.1 --main-process-port %d ./recipe.lua"):format(
+    ranks.free_port())
+  local function task(n) return ("SLURM_STEP_ID=0 SLURM_NTASKS=2 SLURM_LOCALID=0 SLURM_PROCID=%d %s"):format(n, words) end
+  launched.run([[
+    local job = lr.launch {}
+    io.stderr:write(("rank %d machine %d\n"):format(job.rank, job.machine_rank))
+  ]], function(r)
+    check.equal(r.status, 0)
+    has(r.err, "rank 0 machine 0\n", "[rank 1] rank 1 machine 0\n", "[rank 2] rank 2 machine 1\n", "[rank 3] rank 3 machine 1\n")
+  end, ("export LORARUN_SECRET=open-sesame-open-sesame; %s & %s; s=$?; wait; (exit $s)"):format(task(1), task(0)))
+end)
+
 local WORK = [[
   local job = lr.launch {}
   mark("pid" .. job.rank)

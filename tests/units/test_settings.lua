@@ -70,6 +70,22 @@ test("machines share ranks evenly, know where machine 0 is, and have a secret", 
   check.raises("machine_rank is 1 (command line), but num_machines is 1 (default)", settings.resolve, {})
 end)
 
+test("addresses of machine 0", function()
+  local function address(ip, port)
+    flags("--main-process-ip", ip, "--main-process-port", port or "29500")
+    if not port then flags("--main-process-ip", ip) end
+    local s = settings.resolve {}
+    return s.main_process_ip .. " " .. tostring(s.main_process_port)
+  end
+  check.equal(address "[::1]", "::1 nil")
+  check.equal(address("[::1]", "29501"), "::1 29501")
+  check.equal(address "[::1]:29502", "::1 29502")
+  check.equal(address("node1:29502", "29502"), "node1 29502")
+  check.raises("main_process_ip is a:1 (command line), which names a port, and main_process_port is 2 (command line)", address,
+    "a:1", "2")
+  check.raises("main_process_ip (command line) is 'http://a', expected", address, "http://a")
+end)
+
 test("GPUs: one for each rank", function()
   flags("--num-processes", "4", "--gpu-ids", "0,1, 2")
   check.raises("gpu_ids is 0,1, 2 (command line): 3 for 4 ranks", settings.resolve, {})
