@@ -349,7 +349,7 @@ local function python_folders()
     end
   end
   -- and wherever the python3 of the PATH has its own (a folder that is named twice is read once)
-  local pipe = io.popen("python3 -c 'import os; print(os.path.dirname(os.__file__))' 2>/dev/null", "r")
+  local pipe = io.popen("python3 -I -c 'import os; print(os.path.dirname(os.__file__))' 2>/dev/null", "r")
   local own = pipe and pipe:read("*l")
   if pipe then pipe:close() end
   if own and fs.is_directory(own) then found[#found + 1] = own end

@@ -185,12 +185,12 @@ local function is_code_fix(message)
 end
 
 function bugdata_sources.git(options, skip)
-  git.check(options.git)
+  local repo = git.open(options.git)
   local extensions = {}
   for extension in pairs(options.extensions) do extensions[#extensions + 1] = extension end
   table.sort(extensions)
-  local changes, commits = git.changes(options.git, { pattern = options.message_pattern, extensions = extensions,
-    max_commits = options.max_commits, wanted = is_code_fix })
+  local changes, commits = repo:changes { pattern = options.message_pattern, extensions = extensions,
+    max_commits = options.max_commits, wanted = is_code_fix }
   local source = { items = {}, commits = commits }
   for _, change in ipairs(changes) do
     if is_utf8(change.path) then
@@ -208,9 +208,9 @@ function bugdata_sources.git(options, skip)
       ids[#ids + 1] = item.change.after
     end
     local before
-    git.blobs(options.git, ids, fs.join(options.output, "objects.partial"), function(i, text)
+    repo:blobs(ids, fs.join(options.output, "objects.partial"), options.max_file_size, function(i, text, absent)
       local item = list[math.ceil(i / 2)]
-      local reason = not text and "missing from the repository" or bugdata_sources.screen(text, options.max_file_size)
+      local reason = absent or bugdata_sources.screen(text, options.max_file_size)
       if i % 2 == 1 then
         before = not reason and text or nil
         if reason then skip(reason, item.name) end
