@@ -47,7 +47,7 @@ local function write_settings(model, folder)
     default_prompt_name = model.settings.default_prompt or json.null, similarity_fn_name = "cosine",
     __version__ = { sentence_transformers = "5.2.0", lorarun = require("lorarun.version") },
   })
-  for _, name in ipairs(TOKENIZER) do copy_if_there(model.weights_folder, folder, name) end
+  for _, name in ipairs(TOKENIZER) do copy_if_there(model.tokenizer_folder, folder, name) end
 end
 
 local function write_card(model, folder, form, text)
@@ -66,9 +66,7 @@ end
 function export.adapter(model, folder, options)
   options = options or {}
   fs.make(folder)
-  local base = options.base or (fs.is_directory(model.name) and fs.real(model.name) or
-    (model.name:find("/", 1, true) and model.name or fs.real(model.folder)))
-  lora.write(model, folder, base)
+  lora.write(model, folder, options.base)
   write_settings(model, folder)
   write_card(model, folder, "adapter", options.card)
 end

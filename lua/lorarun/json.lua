@@ -53,7 +53,9 @@ end
 local value_t, node_array, key_array = ffi.typeof "lr_json_value", ffi.typeof "const lr_json_node *[?]",
   ffi.typeof "const char *[?]"
 
-local function convert(node)
+local file_order = setmetatable({}, { __mode = "k" }) -- object -> its keys, of texts read as Python does
+
+local function convert(node, ordered)
   local v = value_t()
   C.lr_json_value_of(node, v)
   local kind, length = v.kind, tonumber(v.length)
@@ -64,12 +66,18 @@ local function convert(node)
   if kind == C.LR_JSON_FALSE then return false end
   local t = {}
   if kind == C.LR_JSON_ARRAY then
-    for i = 1, length do t[i] = convert(C.lr_json_item(node, i - 1)) end
+    for i = 1, length do t[i] = convert(C.lr_json_item(node, i - 1), ordered) end
     return setmetatable(t, Array)
   end
   local keys, values = key_array(length), node_array(length)
   check(C.lr_json_members(node, keys, values))
-  for i = 0, length - 1 do t[ffi.string(keys[i])] = convert(values[i]) end
+  local names = ordered and {}
+  for i = 0, length - 1 do
+    local key = ffi.string(keys[i])
+    t[key] = convert(values[i], ordered)
+    if names then names[i + 1] = key end
+  end
+  file_order[t] = names or nil
   return t
 end
 
@@ -77,20 +85,29 @@ local PARSE = { strict = C.lr_json_parse, python = C.lr_json_parse_python }
 
 --- decode(text, name, reader): the value. name (a path) stands in front of the error, with line and column.
 ---   reader: "strict" (default), or "python": as Python's json reads, for the files that transformers and its kin read: NaN and
----   Infinity are numbers, and of a key that occurs twice the last value counts.
+---   Infinity are numbers, of a key that occurs twice the last value counts, and json.keys gives keys in the order of the text.
 function json.decode(text, name, reader)
   local parse = PARSE[reader or "strict"] or check.fail("json.decode: there is no reader '%s'", tostring(reader))
   if type(text) ~= "string" then check.fail("%s: the JSON text is a %s", name or "json.decode", type(text)) end
   local out = ffi.new "lr_json *[1]"
   check.call(parse, out, text, #text, name or "JSON text")
   local doc = ffi.gc(out[0], C.lr_json_free)
-  local value = convert(C.lr_json_root(doc))
+  local value = convert(C.lr_json_root(doc), reader == "python")
   C.lr_json_free(ffi.gc(doc, nil))
   return value
 end
 
 --- decode_file(path, reader): the value of a whole file.
 function json.decode_file(path, reader) return json.decode(fs.read(path), path, reader) end
+
+--- keys(t): the keys of an object that the reader "python" read, in the order of the text; of any other table, sorted.
+function json.keys(t)
+  if file_order[t] then return file_order[t] end
+  local keys = {}
+  for key in pairs(t) do keys[#keys + 1] = key end
+  table.sort(keys, function(a, b) return tostring(a) < tostring(b) end)
+  return keys
+end
 
 -- ---- writing: strings and numbers ------------------------------------------------------------------------------
 local ESCAPE = { ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n", ["\r"] = "\\r",

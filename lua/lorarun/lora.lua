@@ -3,15 +3,15 @@
 --
 -- All adapters of a model live in one flat f32 buffer, their gradients in another: one clip, one optimizer step, one all-reduce.
 -- Within it, the A's of the parts of one stacked layer lie next to each other, so that one product computes all their A x.
-local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local peft = require "lorarun.peft"
 local tensor = require "lorarun.tensor"
 local joined = require "lorarun.joined"
 local backend = require "lorarun.backend"
 local safetensors = require "lorarun.safetensors"
+local suggest = require "lorarun.suggest"
 
 local lora = {}
 local Adapter = {}
@@ -21,32 +21,6 @@ local PURPOSE_INIT = 0x4C0000 -- lr_tensor_uniform streams of the A matrices
 -- Numbers behind the gradients, on the device: the step's loss, what ranks tell each other in the same all-reduce (ranks.lua), a
 -- copy of an fp16 run's scale of the loss, and the gradient's norm. One read gets them all.
 local ROOM = 8
-local matched = ffi.new "int[1]"
-
-local function fullmatch(pattern, text)
-  check(C.lr_regex_fullmatch(pattern, text, matched))
-  return matched[0] ~= 0
-end
-
--- ---- which modules -----------------------------------------------------------------------------------------------------------
--- targets as PEFT's target_modules: "all-linear", a regex that matches the full name, or a list of names or last components.
-local function is_target(targets, name)
-  if targets == "all-linear" then return true end
-  if type(targets) == "string" then return fullmatch(targets, name) end
-  for _, t in ipairs(targets) do
-    if name == t or name:sub(-#t - 1) == "." .. t then return true end
-  end
-  return false
-end
-
--- PEFT's rank_pattern and alpha_pattern: the first key k for which the regex (.*\.)?(k)$ matches.
-local function pattern_value(patterns, name, default)
-  for key, value in pairs(patterns or {}) do
-    if fullmatch("(.*\\.)?(" .. key .. ")", name) then return value end
-  end
-  return default
-end
-
 local function known_targets(model)
   local seen, list = {}, {}
   for _, layer in ipairs(model.linears) do
@@ -58,16 +32,16 @@ local function known_targets(model)
   return table.concat(list, ", ")
 end
 
--- Lay the adapters out in flat buffers and attach them to the layers.  choose(name, part, layer) returns rank, scale or nil.
+-- Lay the adapters out in flat buffers and attach them to the layers.  choose(name) returns rank, alpha or nil.
 local function attach(model, config, choose)
   if model.lora then check.fail("the model has adapters already") end
   local plan, count = {}, 0
   for _, layer in ipairs(model.linears) do
     local entry = { layer = layer, parts = {}, rank = 0 }
     for _, part in ipairs(layer.parts) do
-      local rank, scale = choose(part.name, part, layer)
+      local rank, alpha = choose(part.name)
       if rank then
-        entry.parts[#entry.parts + 1] = { part = part, rank = rank, scale = scale }
+        entry.parts[#entry.parts + 1] = { part = part, rank = rank, alpha = alpha, scale = peft.scale(config, alpha, rank) }
         entry.rank = entry.rank + rank
       end
     end
@@ -110,7 +84,7 @@ local function attach(model, config, choose)
         state.adapters[#state.adapters + 1] = { b = b, b_grad = b_grad, from = p.part.from, to = p.part.to, r_from = r,
           r_to = r + p.rank, scale = p.scale }
         adapter.modules[#adapter.modules + 1] = { name = p.part.name, a = own(a:slice_rows(r, r + p.rank)), b = b,
-          rank = p.rank, scale = p.scale, input = layer.k }
+          rank = p.rank, alpha = p.alpha, scale = p.scale, input = layer.k }
         r = r + p.rank
       end
       layer.lora = state
@@ -123,10 +97,6 @@ local function attach(model, config, choose)
 end
 
 -- ---- making --------------------------------------------------------------------------------------------------------------------
-local function scale_of(config, alpha, rank)
-  return config.use_rslora and alpha / math.sqrt(rank) or alpha / rank
-end
-
 local MOST_RANK = 8192 -- more than the width of most layers, where an adapter has as many numbers as they
 local FIELDS = { rank = true, alpha = true, dropout = true, targets = true, rslora = true, seed = true, rank_pattern = true,
   alpha_pattern = true }
@@ -135,11 +105,11 @@ local FIELDS = { rank = true, alpha = true, dropout = true, targets = true, rslo
 --- is what it was.
 ---   spec: { rank = 16, alpha = 32, dropout = 0, targets = { "q_proj", ... } | "all-linear" | "regex", rslora = false,
 --- seed = 0, rank_pattern, alpha_pattern }
+--- rank_pattern = { q_proj = 8 } or { { "layers.0.*", 4 }, { "q_proj", 8 } }: regular expressions for a name or its last
+--- components, as PEFT's; of a list the first that matches counts.
 function lora.add(model, spec)
   spec = spec or {}
-  for key in pairs(spec) do
-    if not FIELDS[key] then check.fail("add_lora: unknown field '%s'", tostring(key)) end
-  end
+  suggest.refuse_unknown("add_lora", spec, FIELDS)
   local rank, alpha, dropout = spec.rank or 16, spec.alpha or 32, spec.dropout or 0
   if type(alpha) ~= "number" or not (alpha > 0) then check.fail("add_lora: alpha is %s, expected more than 0", tostring(alpha)) end
   if type(rank) ~= "number" or rank < 1 or rank > MOST_RANK or rank % 1 ~= 0 then
@@ -151,12 +121,16 @@ function lora.add(model, spec)
   if not spec.targets then
     check.fail("add_lora: targets is missing; the model's linear layers are: %s", known_targets(model))
   end
+  peft.check_targets(spec.targets, "add_lora: targets")
   local config = { r = rank, lora_alpha = alpha, lora_dropout = dropout, target_modules = spec.targets,
-    use_rslora = spec.rslora or false, rank_pattern = spec.rank_pattern or {}, alpha_pattern = spec.alpha_pattern or {} }
+    use_rslora = spec.rslora or false,
+    rank_pattern = peft.pattern_from(spec.rank_pattern, "add_lora: rank_pattern", "rank"),
+    alpha_pattern = peft.pattern_from(spec.alpha_pattern, "add_lora: alpha_pattern", "alpha") }
   local adapter = attach(model, config, function(name)
-    if not is_target(spec.targets, name) then return nil end
-    local r = pattern_value(spec.rank_pattern, name, rank)
-    return r, scale_of(config, pattern_value(spec.alpha_pattern, name, alpha), r)
+    if not peft.is_target(config, name) then return nil end
+    peft.refuse_overlap(config.rank_pattern, name, "add_lora: rank_pattern")
+    peft.refuse_overlap(config.alpha_pattern, name, "add_lora: alpha_pattern")
+    return peft.pattern_value(config.rank_pattern, name, rank), peft.pattern_value(config.alpha_pattern, name, alpha)
   end)
   adapter:reset(spec.seed or 0)
   return adapter
@@ -168,7 +142,7 @@ function lora.like(model, other)
   for _, m in ipairs(other.lora.modules) do modules[m.name] = m end
   return attach(model, other.lora.config, function(name)
     local m = modules[name]
-    if m then return m.rank, m.scale end
+    if m then return m.rank, m.alpha end
   end)
 end
 
@@ -196,113 +170,142 @@ function Adapter:free()
 end
 
 -- ---- reading -------------------------------------------------------------------------------------------------------------------
-local KNOWN = { alpha_pattern = 1, auto_mapping = 1, base_model_name_or_path = 1, bias = 1, fan_in_fan_out = 1, inference_mode = 1,
-  init_lora_weights = 1, layers_pattern = 1, layers_to_transform = 1, loftq_config = 1, lora_alpha = 1, lora_dropout = 1,
-  modules_to_save = 1, peft_type = 1, r = 1, rank_pattern = 1, revision = 1, target_modules = 1, task_type = 1, use_dora = 1,
-  use_rslora = 1, exclude_modules = 1, megatron_config = 1, megatron_core = 1, layer_replication = 1, eva_config = 1,
-  corda_config = 1, lora_bias = 1, trainable_token_indices = 1, target_parameters = 1, use_qalora = 1, qalora_group_size = 1,
-  peft_version = 1, alora_invocation_tokens = 1, arrow_config = 1, ensure_weight_tying = 1, use_bdlora = 1, lora_ga_config = 1,
-  velora_config = 1, monteclora_config = 1, kappa_tune_config = 1 }
+-- Heads of the models that adapters are trained on; no embedding depends on them.
+local HEADS = { lm_head = true, score = true, classifier = true, ["classifier.dense"] = true, ["classifier.out_proj"] = true,
+  ["cls.predictions.transform.dense"] = true, ["cls.predictions.decoder"] = true, ["cls.seq_relationship"] = true,
+  qa_outputs = true }
 
-local function read_config(folder)
-  local path = fs.join(folder, "adapter_config.json")
-  if not fs.is_file(path) then check.fail("%s is missing: this is no PEFT adapter folder", path) end
-  local raw = json.decode(fs.read(path), path)
-  local function get(key, default)
-    local v = raw[key]
-    if v == nil or v == json.null then return default end
-    return v
+local FOREIGN = { { "lora_embedding_", "a LoRA on an embedding table" }, { "lora_magnitude_vector", "DoRA's magnitude" },
+  { "lora_B%.bias", "lora_bias" }, { "lora_", "another kind of LoRA" }, { "", "no part of a LoRA adapter (modules_to_save?)" } }
+
+local function refuse_tensor(file, key)
+  for _, kind in ipairs(FOREIGN) do
+    if key:find(kind[1]) then check.fail("%s: tensor '%s' is %s, which is not supported", file.path, key, kind[2]) end
   end
-  if get "peft_type" ~= "LORA" then
-    check.fail("%s: peft_type is '%s'; only LORA is supported", path, tostring(get "peft_type"))
-  end
-  local function refuse(when, what) if when then check.fail("%s: %s is not supported", path, what) end end
-  refuse(get("use_dora", false), "DoRA (use_dora)")
-  refuse(get("bias", "none") ~= "none", "bias = '" .. tostring(get("bias", "none")) .. "'")
-  refuse(get("lora_bias", false), "lora_bias")
-  refuse(get("fan_in_fan_out", false), "fan_in_fan_out")
-  refuse(get("use_qalora", false), "use_qalora")
-  local save = get("modules_to_save")
-  refuse(save ~= nil and next(save) ~= nil, "modules_to_save")
-  refuse(get("layer_replication") ~= nil, "layer_replication")
-  local warnings = {}
-  for key in pairs(raw) do
-    if not KNOWN[key] then warnings[#warnings + 1] = key end
-  end
-  table.sort(warnings)
-  return { r = get("r", 8), lora_alpha = get("lora_alpha", 8), lora_dropout = get("lora_dropout", 0),
-    target_modules = get("target_modules"), use_rslora = get("use_rslora", false), rank_pattern = get("rank_pattern", {}),
-    alpha_pattern = get("alpha_pattern", {}), base_model_name_or_path = get("base_model_name_or_path") }, warnings, path
 end
 
---- base_of(folder): the base model an adapter folder names.
-function lora.base_of(folder)
-  local config, _, path = read_config(folder)
-  if not config.base_model_name_or_path then check.fail("%s: base_model_name_or_path is missing", path) end
-  return config.base_model_name_or_path
+-- PEFT's name of a module, in parts: what its model has in front of our name, and our name; nil where the model has no such layer.
+local function split_name(model, name, linears)
+  for _, prefix in ipairs(model.arch.prefixes) do
+    local ours = name:sub(#prefix + 1)
+    if name:sub(1, #prefix) == prefix and (linears[ours] or model.arch.unused[ours]) then return prefix, ours end
+  end
 end
 
--- The modules in an adapter file: { name = { A = key, B = key } }, without those that no embedding depends on (`unused`, of the
--- architecture: BERT's pooler).
-local function modules_of(file, unused)
-  local found = {}
+-- The modules in an adapter file: a list of { name, A = key, B = key }, which is also a table by name, and the prefix that their
+-- names have. Without those that no embedding depends on: heads, and what the architecture leaves `unused` (BERT's pooler).
+local function modules_of(file, model)
+  local found, linears, first = {}, {}, nil
+  for _, layer in ipairs(model.linears) do
+    for _, part in ipairs(layer.parts) do linears[part.name] = true end
+  end
   for _, key in ipairs(file:names()) do
     -- base_model.model.[model.|bert.]NAME.lora_A[.default].weight
-    local name, side = key:match("^base_model%.model%.(.+)%.lora_([AB])%.weight$")
-    if not name then name, side = key:match("^base_model%.model%.(.+)%.lora_([AB])%.default%.weight$") end
-    if not name then check.fail("%s: tensor '%s' is not of a LoRA adapter", file.path, key) end
-    name = name:gsub("^model%.", ""):gsub("^bert%.", "")
-    if not unused[name] then
-      found[name] = found[name] or {}
+    local whole, side = key:gsub("%.default%.weight$", ".weight"):match("^(.+)%.lora_([AB])%.weight$")
+    if not whole then refuse_tensor(file, key) end
+    whole = whole:gsub("^base_model%.model%.", "")
+    local prefix, name = split_name(model, whole, linears)
+    if not name and not HEADS[whole] then check.fail("%s: the model has no linear layer '%s'", file.path, whole) end
+    if name and (found.prefix or prefix) ~= prefix then
+      check.fail("%s: '%s' and '%s' are modules of different models", file.path, first, whole)
+    end
+    if name then found.prefix, first = prefix, first or whole end
+    if name and linears[name] then
+      if not found[name] then
+        found[name] = { name = name }
+        found[#found + 1] = found[name]
+      end
+      if found[name][side] then check.fail("%s: '%s' and '%s' are the same tensor", file.path, found[name][side], key) end
       found[name][side] = key
     end
   end
-  for name, pair in pairs(found) do
-    if not pair.A or not pair.B then check.fail("%s: module '%s' has only one of lora_A and lora_B", file.path, name) end
+  for _, module in ipairs(found) do
+    if not module.A or not module.B then
+      check.fail("%s: module '%s' has only one of lora_A and lora_B", file.path, module.name)
+    end
   end
   return found
 end
+
+local SIDES = { "A", "B" }
 
 -- Read every tensor of the file into the adapter; both must have the same modules.
 local function read_tensors(adapter, file, found)
   local known = {}
   for _, m in ipairs(adapter.modules) do
     known[m.name] = true
-    local pair = found[m.name] or check.fail("%s: module '%s' is missing", file.path, m.name)
-    for side, t in pairs { A = m.a, B = m.b } do
-      local shape = file:info(pair[side]).shape
-      if shape[1] ~= t.shape[1] or shape[2] ~= t.shape[2] then
+    local pair, mine = found[m.name] or check.fail("%s: module '%s' is missing", file.path, m.name), { A = m.a, B = m.b }
+    for _, side in ipairs(SIDES) do
+      local shape, t = file:info(pair[side]).shape, mine[side]
+      if #shape ~= 2 or shape[1] ~= t.shape[1] or shape[2] ~= t.shape[2] then
         check.fail("%s: '%s' has shape [%s], expected [%s]", file.path, pair[side], table.concat(shape, ", "),
           table.concat(t.shape, ", "))
       end
       file:load(pair[side], t)
     end
   end
-  for name in pairs(found) do
-    if not known[name] then check.fail("%s: the model has no linear layer '%s'", file.path, name) end
+  for _, module in ipairs(found) do
+    if not known[module.name] then check.fail("%s: the run has no adapter on '%s'", file.path, module.name) end
   end
 end
 
 local function with_file(folder, fn)
-  local file = safetensors.open(fs.join(folder, "adapter_model.safetensors"))
-  local ok, result = pcall(fn, file, folder)
+  local path = fs.join(folder, "adapter_model.safetensors")
+  if not fs.is_file(path) and fs.is_file(fs.join(folder, "adapter_model.bin")) then
+    check.fail("%s has only adapter_model.bin, a Python pickle, which can run any code when it is read. Convert it once, in "
+      .. "Python: import torch; from safetensors.torch import save_file; save_file({k: v.contiguous() for k, v in "
+      .. "torch.load('adapter_model.bin', weights_only=True).items()}, 'adapter_model.safetensors', {'format': 'pt'})", folder)
+  elseif not fs.is_file(path) then
+    check.fail("%s is missing: an adapter folder holds adapter_config.json and adapter_model.safetensors", path)
+  end
+  local file = safetensors.open(path)
+  local ok, result = pcall(fn, file)
   file:close()
   if not ok then error(result, 0) end
   return result
 end
 
---- load(model, folder): the adapter that PEFT (or lorarun) saved there. Every tensor of the file must find its module.
-function lora.load(model, folder)
-  local config, warnings, path = read_config(folder)
-  for _, key in ipairs(warnings) do
-    io.stderr:write(("lorarun: warning: %s: '%s' is unknown and ignored\n"):format(path, key))
+-- The modules that config.json of the adapter speaks of must be those that the file has. PEFT begins one that the file lacks anew,
+-- with B = 0, and says so; what the file has beyond them it leaves out.
+local function compare_modules(model, config, file, found)
+  local prefix, missing = found.prefix or "", {}
+  for _, layer in ipairs(model.linears) do
+    for _, part in ipairs(layer.parts) do
+      local wanted = peft.is_target(config, prefix .. part.name)
+      if found[part.name] and not wanted then
+        check.fail("%s: the file has an adapter on '%s', which %s of %s does not name: PEFT would leave it out", file.path,
+          prefix .. part.name, peft.selection(config), config.path)
+      elseif wanted and not found[part.name] then
+        missing[#missing + 1] = prefix .. part.name
+      end
+    end
   end
+  if #found == 0 then check.fail("%s has no adapter on a layer that an embedding depends on", file.path) end
+  if #missing == 0 then return end
+  local text = ("%s lacks %d of the modules that target_modules names, such as '%s'"):format(file.path, #missing, missing[1])
+  if not config.init_lora_weights then check.fail("%s; with init_lora_weights = false PEFT makes random ones", text) end
+  io.stderr:write(("lorarun: warning: %s: as in PEFT, these are without an adapter\n"):format(text))
+end
+
+--- load(model, folder): the adapter that PEFT (or lorarun) saved there. Every tensor of the file must find its module, of the rank
+--- that the configuration gives it.
+function lora.load(model, folder)
+  local config = peft.read(folder, model.config.model_type)
   return with_file(folder, function(file)
-    local found = modules_of(file, model.arch.unused)
-    local adapter = attach(model, config, function(name)
+    local found = modules_of(file, model)
+    compare_modules(model, config, file, found)
+    local kept = { r = config.r, lora_alpha = config.lora_alpha, lora_dropout = config.lora_dropout, use_rslora = config.use_rslora,
+      target_modules = config.target_modules, rank_pattern = config.rank_pattern, alpha_pattern = config.alpha_pattern }
+    local adapter = attach(model, kept, function(name)
       if not found[name] then return nil end
-      local rank = file:info(found[name].A).shape[1]
-      return rank, scale_of(config, pattern_value(config.alpha_pattern, name, config.lora_alpha), rank)
+      local full = (found.prefix or "") .. name
+      local rank, by = peft.pattern_value(config.rank_pattern, full, config.r)
+      local has = file:info(found[name].A).shape[1]
+      if has ~= rank then
+        check.fail("%s: '%s' has rank %s, but %s makes it %d", file.path, found[name].A, tostring(has),
+          by and ("rank_pattern's '%s'"):format(by) or "r of adapter_config.json", rank)
+      end
+      return rank, (peft.pattern_value(config.alpha_pattern, full, config.lora_alpha))
     end)
     local ok, err = pcall(read_tensors, adapter, file, found)
     if not ok then
@@ -316,52 +319,15 @@ end
 
 --- read_into(model, folder): overwrite the model's adapters with those of an adapter folder of the same modules and ranks.
 function lora.read_into(model, folder)
-  with_file(folder, function(file) read_tensors(model.lora, file, modules_of(file, model.arch.unused)) end)
+  with_file(folder, function(file) read_tensors(model.lora, file, modules_of(file, model)) end)
 end
 
--- target_modules for PEFT: what the user asked for, unless PEFT would find layers with it that lorarun has left out (BERT's
--- pooler): then the shortest ends of the modules' names that fit none of those. "all-linear" is stored as what it stands for,
--- as PEFT does.
-local function peft_targets(model)
-  local targets, clash = model.lora.config.target_modules, false
-  for name in pairs(model.arch.unused) do clash = clash or is_target(targets or "all-linear", name) end
-  local list, seen = {}, {}
-  if type(targets) == "table" and not clash then
-    for i, t in ipairs(targets) do list[i] = t end
-  elseif type(targets) == "string" and targets ~= "all-linear" and not clash then
-    return targets
-  else
-    for _, m in ipairs(model.lora.modules) do
-      local ending, rest = m.name:match("([^.]+)$"), m.name:match("^(.*)%.[^.]+$")
-      local function fits_unused()
-        for name in pairs(model.arch.unused) do
-          if is_target({ ending }, name) then return true end
-        end
-      end
-      while fits_unused() and rest do
-        ending, rest = (rest:match("([^.]+)$")) .. "." .. ending, rest:match("^(.*)%.[^.]+$")
-      end
-      if not seen[ending] then seen[ending], list[#list + 1] = true, ending end
-    end
-  end
-  table.sort(list)
-  return json.array(list)
-end
-
---- write(model, folder, base): adapter_config.json and adapter_model.safetensors as PEFT writes them. base: what
---- base_model_name_or_path says; default: the model's name.
+--- write(model, folder, base): adapter_config.json and adapter_model.safetensors as PEFT writes them for AutoModel's modules. base:
+--- what base_model_name_or_path says; default: the base's absolute path, or its Hugging Face id.
 function lora.write(model, folder, base)
   local adapter = model.lora or check.fail("the model has no adapter to save")
-  local config = adapter.config
-  local targets = peft_targets(model)
   fs.make(folder)
-  fs.write(fs.join(folder, "adapter_config.json"), json.encode({
-    alpha_pattern = config.alpha_pattern, auto_mapping = json.null, base_model_name_or_path = base or model.name, bias = "none",
-    fan_in_fan_out = false, inference_mode = true, init_lora_weights = true, layers_pattern = json.null,
-    layers_to_transform = json.null, loftq_config = {}, lora_alpha = config.lora_alpha, lora_dropout = config.lora_dropout,
-    modules_to_save = json.null, peft_type = "LORA", r = config.r, rank_pattern = config.rank_pattern, revision = json.null,
-    target_modules = targets, task_type = "FEATURE_EXTRACTION", use_dora = false, use_rslora = config.use_rslora,
-  }, { indent = 2, sort_keys = true }))
+  peft.write(model, folder, base)
   local entries = {}
   for _, m in ipairs(adapter.modules) do
     local key = "base_model.model." .. m.name

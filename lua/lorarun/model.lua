@@ -25,7 +25,7 @@ local Model = {}
 Model.__index = Model
 
 local OPTIONS = { precision = true, max_length = true, pooling = true, normalize = true, device = true, revision = true,
-  settings_folder = true }
+  settings = true, tokenizer_folder = true }
 local ENCODE_OPTIONS = { prompt = true, prompt_name = true, batch_tokens = true }
 local PRECISION = { fp32 = "f32", bf16 = "bf16", fp16 = "f16" }
 
@@ -104,23 +104,36 @@ end
 ---   device      "cpu", "cuda" (default: tensor.default_device), or "meta": shapes without bytes, for which config.json is
 ---               enough: what needs a tokenizer then has none
 ---   revision    of a Hugging Face id
---- An adapter folder (adapter_config.json without config.json) loads its base model with the adapter on it.
-local function load(name, options)
+--- An adapter folder (adapter_config.json without config.json) loads its base model with the adapter on it. What it has of its own,
+--- a tokenizer, or modules.json and with it pooling, prompts and length, is taken from it; all else is the base's.
+local load
+
+local function load_adapted(folder, settings, options)
+  local adapter_folder = require "lorarun.adapter_folder"
+  local inner = {}
+  for key, value in pairs(options) do inner[key] = value end
+  local base, revision = adapter_folder.base(folder, options.device == "meta")
+  inner.revision, inner.settings = revision, settings.modules and settings or nil
+  inner.tokenizer_folder = adapter_folder.has_tokenizer(folder) and folder or nil
+  local model = load(base, inner)
+  local ok, why = pcall(model.load_adapter, model, folder)
+  if not ok then
+    model:free()
+    error(why, 0)
+  end
+  return model
+end
+
+function load(name, options)
   options = options or {}
   suggest.refuse_unknown("lr.load_model", options, OPTIONS)
   local folder = hub.resolve(name, options.revision, options.device == "meta")
-  if not fs.is_file(fs.join(folder, "config.json")) and fs.is_file(fs.join(folder, "adapter_config.json")) then
-    local lora = require "lorarun.lora"
-    local base = lora.base_of(folder)
-    local inner = {}
-    for k, v in pairs(options) do inner[k] = v end
-    inner.settings_folder = folder
-    local model = load(base, inner)
-    model:load_adapter(folder)
-    return model
+  local own = sentence_transformers.read(folder)
+  local weights_folder = fs.join(folder, own.transformer)
+  if not fs.is_file(fs.join(weights_folder, "config.json")) and fs.is_file(fs.join(weights_folder, "adapter_config.json")) then
+    return load_adapted(weights_folder, own, options)
   end
-  local settings = sentence_transformers.read(options.settings_folder or folder)
-  local weights_folder = fs.join(folder, options.settings_folder and "" or settings.transformer)
+  local settings = options.settings or own
   local config_path = fs.join(weights_folder, "config.json")
   local config = read_config(config_path)
   local arch = architecture(config, config_path)
@@ -169,7 +182,7 @@ local function load(name, options)
       file:close()
       if not ok then error(err, 0) end
     end
-    local tokenizer_folder, tokenizer = options.settings_folder or weights_folder, nil
+    local tokenizer_folder, tokenizer = options.tokenizer_folder or weights_folder, nil
     if device ~= "meta" or fs.is_file(fs.join(tokenizer_folder, "tokenizer.json")) then
       tokenizer = require("lorarun.tokenizer").load_tokenizer(tokenizer_folder)
       if tokenizer.vocab_size > c.vocabulary then
@@ -179,6 +192,7 @@ local function load(name, options)
     end
     model.name, model.folder, model.weights_folder, model.prefix = name, folder, weights_folder, prefix
     model.config, model.tokenizer, model.settings = config, tokenizer, settings
+    model.tokenizer_folder, model.revision = tokenizer_folder, options.revision
     model.dimension, model.precision, model.limit = c.hidden, precision, limit
     model.pooling, model.normalize, model.layer_count, model.pooling_assumed = pooling, normalize, c.layers, assumed
     return model

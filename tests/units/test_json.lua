@@ -153,3 +153,12 @@ test("what cannot be written names its place", function()
   local shared = { 1 } -- twice, but not inside itself
   check.equal(json.encode { shared, shared }, "[[1], [1]]")
 end)
+
+test("keys of an object: in the order of the text as Python keeps it, else sorted", function()
+  local text = '{"b": 1, "a": {"z": [], "y": {"d": 1, "c": 2}}, "10": 0}'
+  local kept, plain = json.decode(text, nil, "python"), json.decode(text)
+  check.equal(table.concat(json.keys(kept), " "), "b a 10")
+  check.equal(table.concat(json.keys(kept.a), " ") .. " " .. table.concat(json.keys(kept.a.y), " "), "z y d c")
+  check.equal(table.concat(json.keys(plain), " "), "10 a b")
+  check.equal(table.concat(json.keys { [2] = true, x = true }, " "), "2 x")
+end)
