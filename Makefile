@@ -3,15 +3,17 @@
 #
 #   make run ARGS="--max-steps 10"       options of the recipe
 #   make install PREFIX=/usr DESTDIR=... staged installs
+#   make fuzz SECONDS=600                so long each
 #   make -j4                             is passed on to the build
-BUILD  ?= build
-PREFIX ?= /usr/local
-ARGS   ?=
-JOBS   := $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),$(JOBS))
+BUILD   ?= build
+PREFIX  ?= /usr/local
+ARGS    ?=
+SECONDS ?= 60
+JOBS    := $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),$(JOBS))
 export DESTDIR JOBS
 
 .NOTPARALLEL:
-.PHONY: all run test install bench bench-gpu interop lint sanitize clean help
+.PHONY: all run test install bench bench-gpu interop lint sanitize fuzz clean help
 
 all: ## install what is missing, build build/lorarun
 	@tools/setup.sh build
@@ -59,8 +61,12 @@ sanitize: ## every test, and CUDA's kernels on the CPU, under AddressSanitizer a
 	@tools/build.sh build-asan -DCMAKE_BUILD_TYPE=Debug -DLORARUN_SANITIZE=address,undefined -DLORARUN_CUDA=host
 	@tools/ctest.sh build-asan $(ARGS)
 
+fuzz: ## libFuzzer on every parser and the store's two sides, SECONDS=60 each, in build-fuzz
+	@tools/setup.sh build fuzz
+	@tools/fuzz.sh build-fuzz "$(SECONDS)" $(ARGS)
+
 clean: ## remove the build folders
-	rm -rf "$(BUILD)" build-asan
+	rm -rf "$(BUILD)" build-asan build-fuzz
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# build.sh FOLDER [CMAKE-OPTION...]: configures FOLDER when that is due, then builds what changed: all, or $TARGET.
+# build.sh FOLDER [CMAKE-OPTION...]: configures FOLDER when that is due, then builds what changed: all, or $TARGET. $SOURCE: the folder
+# with the CMakeLists.txt, where it is not the root's.
 #
 # CMake itself notices changed CMake files and new sources. What it cannot mend is done here: a folder that was configured for
 # another place (the tree was moved or copied), with other options than last time, or before there was a CUDA toolkit.
@@ -20,7 +21,7 @@ if [ ! -f "$folder/CMakeCache.txt" ] || [ "$(cat "$folder/.configured" 2>/dev/nu
   if [ -z "${CMAKE_GENERATOR:-}" ] && command -v ninja >/dev/null 2>&1; then
     generator=(-G Ninja)
   fi
-  if ! cmake -S "$root" -B "$folder" ${generator[@]+"${generator[@]}"} "$@" >"$folder/configure.log" 2>&1; then
+  if ! cmake -S "${SOURCE:-$root}" -B "$folder" ${generator[@]+"${generator[@]}"} "$@" >"$folder/configure.log" 2>&1; then
     cat "$folder/configure.log" >&2
     exit 1
   fi

@@ -2,7 +2,7 @@
 # setup.sh GROUP...: installs what the named groups need and this machine lacks.
 #   build     compiler, CMake, libraries        model     what fetching the small model needs, until it is there
 #   test      what the tests call               lint      formatters and linters
-#   interop   Python with virtual environments
+#   interop   Python with virtual environments              fuzz      clang with libFuzzer
 #
 # What is missing is found by trying it (does a program with this header compile? does pkg-config know the module?), not by asking
 # the package manager: a hand-built library counts, and where nothing is missing neither network nor root is needed. Debian and
@@ -54,6 +54,11 @@ check_lint() {
 check_interop() {
   python3 -c 'import ensurepip, venv' 2>/dev/null || want python3 python3-venv
 }
+check_fuzz() {
+  # A program with libFuzzer, AddressSanitizer and UndefinedBehaviorSanitizer, which are packages of their own.
+  echo 'int LLVMFuzzerTestOneInput(const char *d, long n); int LLVMFuzzerTestOneInput(const char *d, long n) { return d != 0 && n > 9; }' |
+    "${CLANG:-clang}" -fsanitize=fuzzer,address,undefined -x c -o /dev/null - >/dev/null 2>&1 || want clang libclang-rt-dev
+}
 
 find_missing() {
   missing=()
@@ -81,7 +86,7 @@ apt() {
 
 for group in "$@"; do
   if ! declare -F "check_$group" >/dev/null; then
-    echo "setup: unknown group '$group'; known are build, model, test, lint, interop" >&2
+    echo "setup: unknown group '$group'; known are build, model, test, lint, interop, fuzz" >&2
     exit 2
   fi
 done

@@ -314,9 +314,10 @@ static int parse_number(parser *p, lr_json_node *out)
 
 /* ---- objects and arrays
  * ---------------------------------------------------------------------------------------------- */
-static const member *top(const parser *p, size_t base)
+/* The stack from base on; NULL while it is empty and was never used, for nothing may be added to NULL, not even 0. */
+static member *top(const parser *p, size_t base)
 {
-    return (const member *)p->stack + base;
+    return p->stack != NULL ? (member *)p->stack + base : NULL;
 }
 
 static int push(parser *p, const member *m)
@@ -355,7 +356,7 @@ static int meet_again(const parser *p, member *m, size_t first, size_t i)
 /* Close the gaps that meet_again leaves. */
 static void drop_repeated(parser *p, size_t base)
 {
-    member *m = (member *)p->stack + base;
+    member *m = top(p, base);
     size_t kept = 0;
     for (size_t i = 0; i < p->height - base; i++)
         if (m[i].key != NULL)
@@ -366,7 +367,7 @@ static void drop_repeated(parser *p, size_t base)
 /* No two of the members on the stack from base on share a key: of those that do, one stays, or it is an error. */
 static int check_keys(parser *p, size_t base)
 {
-    member *m = (member *)p->stack + base;
+    member *m = top(p, base);
     const size_t n = p->height - base;
     if (n <= FEW_MEMBERS) {
         int status = LR_OK;

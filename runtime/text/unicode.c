@@ -223,6 +223,8 @@ static int normalize_around_opaque(lr_string *out, const char *s, const char *en
 
 int lr_unicode_normalize(lr_string *out, const char *s, size_t size, lr_form form, lr_code_points *work)
 {
+    if (size == 0) /* s may be NULL */
+        return LR_OK;
     const char *p = s, *const end = s + size;
     const char *copied = s, *starter = s; /* all before `copied` is in out; `starter` is the last stable character */
     while (p < end) {
