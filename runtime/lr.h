@@ -191,6 +191,20 @@ void lr_free(void *p);
 int lr_file_crc32c(const char *path, uint32_t *out);
 uint32_t lr_crc32c(uint32_t crc, const void *data, size_t size);
 
+/* ---- a file that one process at a time holds (io/lock.c) ------------------------------------------------------------- */
+typedef enum lr_lock_state {
+    LR_LOCK_MADE = 0, /* the caller made the file, and holds it */
+    LR_LOCK_LEFT =
+        1, /* the caller holds it; its text is of a holder that is gone, or of another machine's, whom nobody sees */
+    LR_LOCK_HELD = 2, /* another process holds it: no handle */
+    LR_LOCK_UNKNOWN =
+        3 /* it was there, and this file system cannot say whether anybody holds it: the handle holds nothing */
+} lr_lock_state;
+typedef struct lr_lock lr_lock;
+int lr_lock_take(lr_lock **out, const char *path, int *state); /* never waits */
+int lr_lock_write(lr_lock *lock, const char *text, int64_t size);
+void lr_lock_free(lr_lock *lock, int remove); /* remove: the file as well, where it is still this one */
+
 /* ---- JSON (io/json.c) ------------------------------------------------------------------------------------------------ */
 typedef enum lr_json_kind {
     LR_JSON_NULL = 0,

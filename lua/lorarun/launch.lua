@@ -202,19 +202,28 @@ local function environment_of_ranks(s)
   return environment
 end
 
+local function has_output(given) return given.output ~= nil and given.output ~= "" end
+
 local function supervise(s, given)
   io.stdout:flush()
   local function say(text) io.stderr:write(text, "\n") end -- standard output is the recipe's
   say(("starting %d rank%s; checked first:"):format(s.num_processes, s.num_processes == 1 and "" or "s"))
   require("lorarun.preflight").check(s, given, say)
-  local several = s.num_machines > 1
+  local several, environment, lock = s.num_machines > 1, environment_of_ranks(s), nil
+  if has_output(given) and s.machine_rank == 0 then -- rank 0, which writes there, is this machine's
+    lock = require("lorarun.run_lock").take(given.output)
+    lock:for_ranks(environment)
+  end
   local status = require("lorarun.supervisor").run {
-    words = own_words(), input = input, prompt = prompt, environment = environment_of_ranks(s), world_size = s.num_processes,
+    words = own_words(), input = input, prompt = prompt, environment = environment, world_size = s.num_processes,
     first_rank = s.first_rank, ranks = s.ranks_here, machine_rank = s.machine_rank, machines = s.num_machines,
     host = several and s.main_process_ip or "127.0.0.1", port = s.main_process_port or 0, secret = s.secret or new_secret(),
     timeout = s.timeout, rendezvous_timeout = s.rendezvous_timeout, max_restarts = s.max_restarts, log_dir = s.log_dir,
   }
-  if given.output then require("lorarun.run_files").sweep(given.output) end -- what killed ranks left behind
+  if lock then
+    require("lorarun.run_files").sweep(given.output) -- what killed ranks left behind
+    lock:release()
+  end
   os.exit(status, true)
 end
 

@@ -309,7 +309,11 @@ function Model:attention_targets()
 end
 
 --- load_adapter(folder): put a PEFT adapter on the model.
-function Model:load_adapter(folder) return require("lorarun.lora").load(self, folder) end
+function Model:load_adapter(folder)
+  local adapter = require("lorarun.lora").load(self, folder)
+  self.adapter_folder = folder
+  return adapter
+end
 
 --- parameters(): the flat trainable state { value, grad, count }, or nil without adapters.
 function Model:parameters() return self.lora and self.lora.parameters or nil end

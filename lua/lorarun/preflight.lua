@@ -10,6 +10,7 @@ local fs = require "lorarun.fs"
 local hardware = require "lorarun.hardware"
 local memory = require "lorarun.memory"
 local report = require "lorarun.report"
+local run_paths = require "lorarun.run_paths"
 local safetensors = require "lorarun.safetensors"
 
 local preflight = {}
@@ -143,7 +144,10 @@ local function look_at_data(data, say)
   check.fail("there is no train.jsonl (or train.csv) in '%s'", data)
 end
 
-local function look_at_output(output, weight_bytes, say)
+local function look_at_output(what, weight_bytes, say)
+  local output, inputs = what.output, run_paths.of_data(what.data)
+  if what.model then inputs[#inputs + 1] = { "the model", require("lorarun.hub").resolve(what.model) } end
+  run_paths.refuse_overlap("--output", output, inputs)
   fs.make(output)
   local probe = fs.join(output, (".writable-%d"):format(math.random(2 ^ 30)))
   fs.write(probe, "")
@@ -163,7 +167,7 @@ function preflight.check(s, what, say)
   if gpus > 0 then look_at_gpus(s, gpus, line) else look_at_cpu(s, line) end
   local weight_bytes = what.model and look_at_model(s, gpus, what.model, line) or 0
   if what.data and what.data ~= "" then look_at_data(what.data, line) end
-  if what.output and what.output ~= "" and s.machine_rank == 0 then look_at_output(what.output, weight_bytes, line) end
+  if what.output and what.output ~= "" and s.machine_rank == 0 then look_at_output(what, weight_bytes, line) end
 end
 
 return preflight

@@ -4,22 +4,33 @@ local check = require "lorarun.check"
 
 local schedule = {}
 
-local function warmup_then(warmup, after)
-  if type(warmup) ~= "number" or warmup < 0 then check.fail("warmup is %s, expected steps >= 0", tostring(warmup)) end
-  return function(step, total)
+local made = setmetatable({}, { __mode = "k" }) -- function -> { name, warmup } of those that are made here
+
+local function warmup_then(name, warmup, after)
+  if type(warmup) ~= "number" or not (warmup >= 0 and warmup < math.huge) or warmup % 1 ~= 0 then
+    check.fail("warmup is %s, expected a whole number of steps, at least 0", tostring(warmup))
+  end
+  local function factor(step, total)
     if step < warmup then return step / math.max(1, warmup) end
     return after(step, total)
   end
+  made[factor] = { name = name, warmup = warmup }
+  return factor
 end
+
+--- describe(fn): { name, warmup } of a schedule that was made here, by the names of by_name; nil of a function of somebody else's.
+function schedule.describe(fn) return made[fn] end
 
 --- 0 to 1 over `warmup` steps, then linearly to 0 at `total`.
 function schedule.warmup_linear(warmup)
-  return warmup_then(warmup, function(step, total) return math.max(0, (total - step) / math.max(1, total - warmup)) end)
+  return warmup_then("linear", warmup, function(step, total)
+    return math.max(0, (total - step) / math.max(1, total - warmup))
+  end)
 end
 
 --- 0 to 1 over `warmup` steps, then half a cosine to 0 at `total`.
 function schedule.warmup_cosine(warmup)
-  return warmup_then(warmup, function(step, total)
+  return warmup_then("cosine", warmup, function(step, total)
     local progress = (step - warmup) / math.max(1, total - warmup)
     return math.max(0, 0.5 * (1 + math.cos(math.pi * progress)))
   end)
@@ -27,7 +38,7 @@ end
 
 --- 0 to 1 over `warmup` steps (default 0), then 1.
 function schedule.constant(warmup)
-  return warmup_then(warmup or 0, function() return 1 end)
+  return warmup_then("constant", warmup or 0, function() return 1 end)
 end
 
 local NAMES = { linear = schedule.warmup_linear, cosine = schedule.warmup_cosine, constant = schedule.constant }

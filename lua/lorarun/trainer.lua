@@ -29,50 +29,15 @@ local rates = require "lorarun.rates"
 local recompute = require "lorarun.recompute"
 local report = require "lorarun.report"
 local run_files = require "lorarun.run_files"
+local run_lock = require "lorarun.run_lock"
+local run_paths = require "lorarun.run_paths"
 local run_state = require "lorarun.run_state"
 local sampler = require "lorarun.sampler"
-local schedules = require "lorarun.schedule"
-local suggest = require "lorarun.suggest"
+local train_options = require "lorarun.train_options"
 
 local trainer = {}
 
 local MOST_OVERFLOWS = 40 -- on end: the scale of an fp16 run's loss has then been halved from 2^16 to 2^-24
-
-local DEFAULTS = {
-  model = false, data = false, output = false, loss = false, schedule = false, -- given by the recipe
-  columns = { "current_line", "context" }, score = "score", group = "context_type", prompts = {},
-  batch = 64, accumulate = 1, epochs = 3, max_steps = 0, learning_rate = 3e-4, weight_decay = 0, clip = 1,
-  sampling = "weighted", evaluation_steps = 2000, evaluate_first = false, keep = 3, seed = 1, recompute = "auto",
-  resume = false, on_bad_row = "error", max_train_rows = 0, max_evaluation_rows = 0, loader_threads = 1,
-  settings = false, recipe = false, on_step = false, warmup = false, deterministic = true,
-}
-
--- Fill in defaults and refuse what nobody knows or cannot be.
-local function complete(given)
-  local o = {}
-  for key, value in pairs(DEFAULTS) do o[key] = value end
-  suggest.refuse_unknown("lr.train", given, DEFAULTS)
-  for key, value in pairs(given) do o[key] = value end
-  for _, key in ipairs { "model", "data", "output" } do
-    if not o[key] then check.fail("lr.train needs '%s'", key) end
-  end
-  for key, least in pairs { batch = 1, accumulate = 1, evaluation_steps = 1, keep = 1, max_steps = 0, loader_threads = 1 } do
-    if type(o[key]) ~= "number" or o[key] % 1 ~= 0 or o[key] < least then
-      check.fail("%s is %s, expected a whole number of at least %d", key, tostring(o[key]), least)
-    end
-  end
-  if not o.model.lora then check.fail("the model has nothing to train: call model:add_lora first") end
-  for _, key in ipairs { "learning_rate", "weight_decay", "clip" } do
-    if type(o[key]) ~= "number" or not (o[key] >= 0) then
-      check.fail("%s is %s, expected a number of at least 0", key, tostring(o[key]))
-    end
-  end
-  if type(o.epochs) ~= "number" or not (o.epochs > 0) then check.fail("epochs is %s, expected more than 0", tostring(o.epochs)) end
-  o.loss = o.loss or require("lorarun.loss").cosine_similarity()
-  if type(o.loss) == "function" then o.loss = { compute = o.loss, needs_labels = true } end
-  o.schedule = o.schedule or schedules.warmup_linear(o.warmup or 0)
-  return o
-end
 
 -- The three data sets: data = folder with train/validation/test .jsonl or .csv, or { train = path, validation =, test = }.
 local function open_data(o)
@@ -357,14 +322,9 @@ local function begin_files(run, first)
     jit = jit.version, lora = o.model.lora.config, loss = o.loss.name or "function", peak_memory = memory.stats().peak_bytes })
 end
 
---- train(options): see DEFAULTS above and docs/reference.md. Returns the final evaluation { validation, test, best_step }.
-function trainer.train(given)
-  local o = complete(given)
-  if planning.job then
-    return require("lorarun.plan").train(o, { open_data = open_data, choose_rows = choose_rows, count_steps = count_steps })
-  end
-  local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0,
-    totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 }, overflows = 0, skipped = 0 }
+-- The whole run, from the data to its last file.
+local function train(run)
+  local o = run.options
   C.lr_deterministic(o.deterministic and 1 or 0)
   run.train, run.validation, run.test = open_data(o)
   run.data_text = type(o.data) == "string" and o.data or o.data.train
@@ -430,6 +390,7 @@ function trainer.train(given)
         run.saved and "a checkpoint was written. To go on: the same command with --resume latest"
         or "there was nothing to save yet"))
     end
+    run.lock:release()
     os.exit(128 + run.ended_by, true)
   elseif ok then
     ok, result = pcall(finish, run, result, seconds)
@@ -437,6 +398,29 @@ function trainer.train(given)
   run.optimizer:free()
   run.recompute:free()
   for _, set in pairs { run.train, run.validation, run.test } do set:close() end
+  if not ok then error(result, 0) end
+  return result
+end
+
+-- What must hold before anything is read or written: the output is apart from what is read, and nobody else's.
+local function take_output(o)
+  local inputs = run_paths.of_model(o.model)
+  for _, input in ipairs(run_paths.of_data(o.data)) do inputs[#inputs + 1] = input end
+  run_paths.refuse_overlap("output", o.output, inputs)
+  return run_lock.take(o.output)
+end
+
+--- train(options): see train_options.lua and docs/reference.md. Returns the final evaluation { validation, test, best_step }.
+function trainer.train(given)
+  local o = train_options.complete(given)
+  if planning.job then
+    return require("lorarun.plan").train(o, { open_data = open_data, choose_rows = choose_rows, count_steps = count_steps })
+  end
+  local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0, lock = ranks.silent,
+    totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 }, overflows = 0, skipped = 0 }
+  comm.on_rank_0(function() run.lock = take_output(o) end)
+  local ok, result = pcall(train, run)
+  run.lock:release()
   if not ok then error(result, 0) end
   return result
 end

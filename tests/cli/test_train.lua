@@ -4,43 +4,12 @@
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local training = dofile(os.getenv "LORARUN_TESTS" .. "/cli/training.lua")
 local quote, run = shell.quote, shell.run
-
-local root = fs.dirname(os.getenv "LORARUN_TESTS")
-local recipe = quote(fs.join(root, "recipes", "bugdetect.lua"))
-local bert = fs.join(os.getenv "LORARUN_TESTS", "golden", "bert")
-
--- A data folder: rows whose label follows from the text, so that there is something to learn.
-local function make_data(folder, rows)
-  fs.make(folder)
-  for _, split in ipairs { "train", "validation", "test" } do
-    local lines = {}
-    for i = 1, rows do
-      local good = i % 3 ~= 0
-      lines[i] = json.encode({ current_line = good and ("x = %d"):format(i) or ("x == %d"):format(i), context = ("def f%d(y):\n"
-        .. "    x = %d\n    return x + y"):format(i, i), score = good and 1 or 0,
-        context_type = i % 2 == 0 and "context_full" or "context_before" }, { sort_keys = true })
-    end
-    fs.write(fs.join(folder, split .. ".jsonl"), table.concat(lines, "\n") .. "\n")
-  end
-  return folder
-end
-
-local SMALL = " --rank 4 --batch 8 --warmup 2 --learning-rate 5e-3 --max-length 32 --threads 1 "
-
-local function with_data(fn)
-  shell.with_folder(function(folder) fn(folder, quote(make_data(fs.join(folder, "data"), 48))) end)
-end
-
-local function train(data, output, options)
-  return run(("$L %s --model %s --data %s --output %s %s %s"):format(recipe, quote(bert), data, quote(output), SMALL, options))
-end
-
-local function lines_of(path)
-  local list = {}
-  for line in fs.read(path):gmatch "[^\n]+" do list[#list + 1] = line end
-  return list
-end
+local train, train_with, train_and_stop = training.train, training.train_with, training.train_and_stop
+local with_data, make_data, lines_of = training.with_data, training.make_data, training.lines_of
+local adapter_bytes = training.adapter_bytes
+local recipe, bert, SMALL = training.recipe, training.bert, training.SMALL
 
 -- The records of a run's steps, which must be numbered from 1 without a gap.
 local function steps_of(output)
@@ -61,23 +30,7 @@ local function losses(output)
   return list
 end
 
--- train() with other text in place of the recipe's `lr.train {`.
-local function train_with(folder, hook, data, output, options)
-  local stopper = fs.join(folder, "stopper.lua")
-  local text, n = fs.read(fs.join(root, "recipes", "bugdetect.lua")):gsub("lr%.train {", function() return hook end, 1)
-  assert(n == 1, "the recipe calls lr.train")
-  fs.write(stopper, text)
-  return run(("$L %s --model %s --data %s --output %s %s %s"):format(quote(stopper), quote(bert), data, quote(output), SMALL,
-    options))
-end
-
--- train() with a recipe that sends itself a signal after a step.
-local function train_and_stop(folder, step, signal, data, output, options)
-  return train_with(folder, ("lr.train { on_step = function(s) if s.step == %d then os.execute('kill -%s $PPID') end end,"):format(
-    step, signal), data, output, options)
-end
-
--- The same, in the middle of its n-th evaluation.
+-- train() with a recipe that sends itself a signal in the middle of its n-th evaluation.
 local function stop_evaluation(folder, n, signal, data, output, options)
   return train_with(folder, ([[
     local evaluate, left = require "lorarun.evaluate", %d
@@ -90,9 +43,6 @@ local function stop_evaluation(folder, n, signal, data, output, options)
     end
     lr.train {]]):format(n, signal), data, output, options)
 end
-
--- The adapter's bytes: what two runs must agree in.
-local function adapter_bytes(output) return fs.read(fs.join(output, "adapter", "adapter_model.safetensors")) end
 
 test("a run of 12 steps: banner, evaluations, every file it promises", function()
   with_data(function(folder, data)

@@ -23,6 +23,7 @@ lr.train { model = model, data = arg[2], output = folder .. "/out", learning_rat
 ]]
 
 local function make_data(folder)
+  fs.make(folder)
   for _, split in ipairs { "train", "validation" } do
     local lines = {}
     for i = 1, 60 do
@@ -71,9 +72,10 @@ test("killed at random moments, the run ends in the same bits", function()
   shell.with_folder(function(folder)
     local recipe = folder .. "/recipe.lua"
     fs.write(recipe, RECIPE:format(RANKS, bert))
-    make_data(folder)
+    local data = folder .. "/data"
+    make_data(data)
     local undisturbed = folder .. "/undisturbed"
-    begin(undisturbed, recipe, folder)
+    begin(undisturbed, recipe, data)
     local started = C.lr_time()
     check.equal(ended(undisturbed), 0, fs.read(undisturbed .. "/err.txt"))
     local duration = C.lr_time() - started
@@ -81,7 +83,7 @@ test("killed at random moments, the run ends in the same bits", function()
     math.randomseed(7)
     for round = 1, ROUNDS do
       local here = ("%s/round%d"):format(folder, round)
-      begin(here, recipe, folder)
+      begin(here, recipe, data)
       local victim = math.random(RANKS) - 1
       local pid = wait_for("the ranks", 60, function()
         local path = ("%s/pid-0-%d"):format(here, victim)

@@ -102,12 +102,13 @@ local function trained(kind, device)
   shell.with_folder(function(folder)
     local rows = {}
     for i = 1, 6 do rows[i] = json.encode { current_line = "x = " .. i, context = "y", score = i % 2 } end
-    fs.write(fs.join(folder, "train.jsonl"), table.concat(rows, "\n") .. "\n")
+    fs.make(fs.join(folder, "data"))
+    fs.write(fs.join(folder, "data", "train.jsonl"), table.concat(rows, "\n") .. "\n")
     local r = run(kind, "LORARUN_SIMT=1", ([[
       local model = lr.load_model(%q, { max_length = 8, device = %q })
       model:add_lora { rank = 2, targets = { "query" } }
-      lr.train { model = model, data = %q, output = %q, batch = 2, max_steps = 2, group = false }]]):format(bert, device, folder,
-      fs.join(folder, "out")))
+      lr.train { model = model, data = %q, output = %q, batch = 2, max_steps = 2, group = false }]]):format(bert, device,
+      fs.join(folder, "data"), fs.join(folder, "out")))
     check.equal(r.status, 0, r.err)
     local log = fs.read(fs.join(folder, "out", "log.jsonl"))
     result = { out = r.out, step = json.decode(log:match "[^\n]+") }

@@ -32,8 +32,9 @@ end
 test("what is well gets a line each", function()
   local dir = folder()
   local model = model_in(dir, 1000)
-  fs.write(fs.join(dir, "train.jsonl"), "{}\n")
-  local text = looked({ processes = 2 }, { model = model, data = dir, output = fs.join(dir, "out/put") })
+  fs.make(fs.join(dir, "data"))
+  fs.write(fs.join(dir, "data/train.jsonl"), "{}\n")
+  local text = looked({ processes = 2 }, { model = model, data = fs.join(dir, "data"), output = fs.join(dir, "out/put") })
   for _, part in ipairs { "2 ranks here", "model    " .. model, "free", "train.jsonl", "out/put" } do
     check.that(text:find(part, 1, true), ("'%s' is missing in\n%s"):format(part, text))
   end

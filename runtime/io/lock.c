@@ -1,0 +1,107 @@
+/* lock.c: a file that says who holds a folder, and that one process at a time holds.
+ *
+ * The kernel's lock on the open file (flock) tells the living from the dead: it goes with the process that took it, whatever ends
+ * that, and is seen through containers of one machine and, on NFS, by other machines. The text in the file tells people and
+ * other hosts who it is. Where a file system has no flock (Lustre without its option), whoever creates the file (O_EXCL) holds it,
+ * and what a text from before means is the caller's to say.
+ *
+ * A holder removes the file while it still has the kernel's lock, so one that waited for it may find that what it opened has no
+ * name any more: it begins anew. */
+#include "core/core.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct lr_lock {
+    int fd;
+    char *path;
+};
+
+/* Is the open file the one that bears the name? */
+static bool still_named(int fd, const char *path)
+{
+    struct stat opened, named;
+    return fstat(fd, &opened) == 0 && stat(path, &named) == 0 && opened.st_dev == named.st_dev &&
+           opened.st_ino == named.st_ino;
+}
+
+static int take_kernel_lock(int fd)
+{
+    int result;
+    do
+        result = flock(fd, LOCK_EX | LOCK_NB);
+    while (result != 0 && errno == EINTR);
+    return result == 0 ? 0 : errno;
+}
+
+/* One try. *state as in lr.h, or -1: the file went away meanwhile. An open file stays in *fd unless it is held by another. */
+static int try_once(const char *path, int *fd, int *state)
+{
+    bool made = true;
+    *fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (*fd < 0 && errno == EEXIST) {
+        made = false;
+        *fd = open(path, O_RDWR | O_CLOEXEC);
+        if (*fd < 0 && errno == ENOENT) {
+            *state = -1;
+            return LR_OK;
+        }
+    }
+    if (*fd < 0)
+        return lr_fail_errno("cannot lock %s", path);
+    const int error = take_kernel_lock(*fd);
+    if (error == EWOULDBLOCK)
+        *state = LR_LOCK_HELD;
+    else if (error != 0)
+        *state = made ? LR_LOCK_MADE : LR_LOCK_UNKNOWN; /* no flock here */
+    else if (!still_named(*fd, path))
+        *state = -1;
+    else
+        *state = made ? LR_LOCK_MADE : LR_LOCK_LEFT;
+    if (*state == LR_LOCK_HELD || *state == -1) {
+        close(*fd);
+        *fd = -1;
+    }
+    return LR_OK;
+}
+
+int lr_lock_take(lr_lock **out, const char *path, int *state)
+{
+    lr_lock *lock = lr_alloc(sizeof *lock);
+    char *name = lr_strdup(path);
+    int status = lock != NULL && name != NULL ? LR_OK : LR_ENOMEM, fd = -1, found = -1;
+    while (status == LR_OK && found == -1)
+        status = try_once(path, &fd, &found);
+    if (status != LR_OK || fd < 0) {
+        lr_free(name);
+        lr_free(lock);
+        lock = NULL;
+    } else {
+        *lock = (lr_lock){.fd = fd, .path = name};
+    }
+    if (status == LR_OK) {
+        *out = lock;
+        *state = found;
+    }
+    return status;
+}
+
+int lr_lock_write(lr_lock *lock, const char *text, int64_t size)
+{
+    if (ftruncate(lock->fd, 0) != 0 || pwrite(lock->fd, text, (size_t)size, 0) != size || fsync(lock->fd) != 0)
+        return lr_fail_errno("cannot write %s", lock->path);
+    return LR_OK;
+}
+
+void lr_lock_free(lr_lock *lock, int remove)
+{
+    if (lock == NULL)
+        return;
+    if (remove && still_named(lock->fd, lock->path))
+        (void)unlink(lock->path);
+    close(lock->fd);
+    lr_free(lock->path);
+    lr_free(lock);
+}

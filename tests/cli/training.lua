@@ -1,0 +1,72 @@
+-- training.lua: for tests: small runs of recipes/bugdetect.lua through the program, as a user starts them:
+--   local training = dofile(os.getenv "LORARUN_TESTS" .. "/cli/training.lua")
+--   training.with_data(function(folder, data) local r = training.train(data, folder .. "/out", "--max-steps 2") end)
+-- `data` and what is made of it are words of a shell command; results are { status, out, err }.
+local fs = require "lorarun.fs"
+local json = require "lorarun.json"
+local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local quote, run = shell.quote, shell.run
+
+local root = fs.dirname(os.getenv "LORARUN_TESTS")
+local training = { recipe = quote(fs.join(root, "recipes", "bugdetect.lua")),
+  bert = fs.join(os.getenv "LORARUN_TESTS", "golden", "bert"),
+  SMALL = " --rank 4 --batch 8 --warmup 2 --learning-rate 5e-3 --max-length 32 --threads 1 " }
+
+--- A data folder: rows whose label follows from the text, so that there is something to learn.
+function training.make_data(folder, rows)
+  fs.make(folder)
+  for _, split in ipairs { "train", "validation", "test" } do
+    local lines = {}
+    for i = 1, rows do
+      local good = i % 3 ~= 0
+      lines[i] = json.encode({ current_line = good and ("x = %d"):format(i) or ("x == %d"):format(i), context = ("def f%d(y):\n"
+        .. "    x = %d\n    return x + y"):format(i, i), score = good and 1 or 0,
+        context_type = i % 2 == 0 and "context_full" or "context_before" }, { sort_keys = true })
+    end
+    fs.write(fs.join(folder, split .. ".jsonl"), table.concat(lines, "\n") .. "\n")
+  end
+  return folder
+end
+
+function training.with_data(fn)
+  shell.with_folder(function(folder) fn(folder, quote(training.make_data(fs.join(folder, "data"), 48))) end)
+end
+
+--- The command of a run; recipe: another file than bugdetect.lua.
+function training.command(data, output, options, recipe)
+  return ("$L %s --model %s --data %s --output %s %s %s"):format(recipe and quote(recipe) or training.recipe, quote(training.bert),
+    data, quote(output), training.SMALL, options or "")
+end
+
+function training.train(data, output, options) return run(training.command(data, output, options)) end
+
+--- A recipe in `folder` that is bugdetect.lua with other text in place of its `lr.train {`; its path.
+function training.hooked(folder, hook)
+  local path = fs.join(folder, "hooked.lua")
+  local text, n = fs.read(fs.join(root, "recipes", "bugdetect.lua")):gsub("lr%.train {", function() return hook end, 1)
+  assert(n == 1, "the recipe calls lr.train")
+  fs.write(path, text)
+  return path
+end
+
+--- train() with that recipe.
+function training.train_with(folder, hook, data, output, options)
+  return run(training.command(data, output, options, training.hooked(folder, hook)))
+end
+
+--- train() with a recipe that sends itself a signal after a step.
+function training.train_and_stop(folder, step, signal, data, output, options)
+  return training.train_with(folder, ("lr.train { on_step = function(s) if s.step == %d then os.execute('kill -%s $PPID') end end,")
+    :format(step, signal), data, output, options)
+end
+
+function training.lines_of(path)
+  local list = {}
+  for line in fs.read(path):gmatch "[^\n]+" do list[#list + 1] = line end
+  return list
+end
+
+--- The adapter's bytes: what two runs must agree in.
+function training.adapter_bytes(output) return fs.read(fs.join(output, "adapter", "adapter_model.safetensors")) end
+
+return training
