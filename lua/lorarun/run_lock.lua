@@ -63,7 +63,8 @@ function run_lock.verdict(holder, own, known)
     return same_host and holder.machine == own.machine and "taken" or "elsewhere"
   end
   if same_host and holder.started and started(holder.pid) == holder.started then return "running" end
-  return (known or same_host) and "taken" or "elsewhere" -- another host of the same kernel is a container, whose processes are hidden
+  -- another host of the same kernel is a container, whose processes are hidden
+  return (known or same_host) and "taken" or "elsewhere"
 end
 
 local function text_of(holder)
@@ -76,8 +77,8 @@ local function refuse(folder, path, holder, verdict)
     check.fail("%s is the output of another run, which is still at work there: %s. Wait for it, end it, or choose another output",
       folder, text_of(holder))
   end
-  check.fail("%s is the output of another run: %s. From here nobody sees whether it still runs: wait for it or choose another output; "
-    .. "where it is known to have ended, remove %s", folder, text_of(holder), path)
+  check.fail("%s is the output of another run: %s. From here nobody sees whether it still runs: wait for it or choose another "
+    .. "output; where it is known to have ended, remove %s", folder, text_of(holder), path)
 end
 
 -- The handle of the lock file, or an error.

@@ -39,8 +39,8 @@ function run_paths.refuse_overlap(option, output, inputs)
       local real = fs.real(path)
       local relation = real == folder and "is" or inside(folder, real) and "lies inside" or inside(real, folder) and "holds"
       if relation then
-        check.fail("%s %s %s %s (%s): writing there would change what is read; choose another folder", option, output, relation, what,
-          path)
+        check.fail("%s %s %s %s (%s): writing there would change what is read; choose another folder", option, output, relation,
+          what, path)
       end
     end
   end

@@ -1,5 +1,5 @@
--- train_options.lua: the options of lr.train: their defaults, and which values they may have. What cannot be meant is refused by the
--- option's name before anything is read or written.
+-- train_options.lua: the options of lr.train: their defaults, and which values they may have. What cannot be meant is refused by
+-- the option's name before anything is read or written.
 local check = require "lorarun.check"
 local planning = require "lorarun.planning"
 local schedules = require "lorarun.schedule"
@@ -27,7 +27,8 @@ local function expected(name, value, what) check.fail("%s is %s, expected %s", n
 
 -- Whole numbers, the least of each, and what 0 means where it means something.
 local WHOLE = { { "batch", 1 }, { "accumulate", 1 }, { "evaluation_steps", 1 }, { "keep", 1 }, { "loader_threads", 1 },
-  { "max_steps", 0, " (0: no limit)" }, { "max_train_rows", 0, " (0: all)" }, { "max_evaluation_rows", 0, " (0: all)" }, { "seed", 0 } }
+  { "max_steps", 0, " (0: no limit)" }, { "max_train_rows", 0, " (0: all)" }, { "max_evaluation_rows", 0, " (0: all)" },
+  { "seed", 0 } }
 
 local function check_numbers(o)
   for _, row in ipairs(WHOLE) do

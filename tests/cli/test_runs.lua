@@ -1,7 +1,6 @@
 -- What happens to a run's folder in accidents: a second run in it, an output among what is read, starts that fail, resuming with
 -- other settings, figures that do not exist, full disks.
 local fs = require "lorarun.fs"
-local json = require "lorarun.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local training = dofile(os.getenv "LORARUN_TESTS" .. "/cli/training.lua")
 local quote, run = shell.quote, shell.run
@@ -18,9 +17,10 @@ test("a second run in an output folder is refused and names the first, on one pr
       local second = training.command(data, output, options):gsub("^%$L", function() return quote(os.getenv "LORARUN_PROGRAM") end)
       -- in the middle of the first, rank 0 starts another as somebody else would: not as a rank of its own
       local clean = "env -u RANK -u WORLD_SIZE -u LOCAL_RANK -u LOCAL_WORLD_SIZE -u LORARUN_LAUNCHER -u LORARUN_RUN_LOCK "
-      local r = train_with(folder, ("lr.train { on_step = function(s) if s.step == 2 and lr.comm.rank == 0 then os.execute(%q) end end,")
-        :format(clean .. second .. " >" .. quote(folder .. "/second") .. " 2>&1; echo status $? >>" .. quote(folder .. "/second")),
-        data, output, options .. " --processes " .. ranks)
+      local log = quote(folder .. "/second")
+      local hook = "lr.train { on_step = function(s) if s.step == 2 and lr.comm.rank == 0 then os.execute(%q) end end,"
+      local r = train_with(folder, hook:format(("%s %s >%s 2>&1; echo status $? >>%s"):format(clean, second, log, log)), data,
+         output, options .. " --processes " .. ranks)
       check.equal(r.status, 0, r.err)
       local said = fs.read(folder .. "/second")
       check_says(said, output .. " is the output of another run, which is still at work there: process ")
@@ -49,7 +49,7 @@ test("an error and a signal give the folder back; a group that is started again 
       :gsub("^%$L", "$L --max-restarts 1"))
     check.equal(r.status, 0, r.err)
     local holders = training.lines_of(fs.join(output, "holders"))
-    check.that(#holders == 2 and holders[1] == holders[2], "one launcher held it in both generations: " .. table.concat(holders, " "))
+    check.that(#holders == 2 and holders[1] == holders[2], "the holders of both generations: " .. table.concat(holders, " "))
     check.that(not fs.exists(fs.join(output, "run.lock")), "the lock is left")
   end)
 end)
@@ -62,10 +62,10 @@ test("an output that is, holds, or lies in the model or the data is refused befo
       "1_Pooling/config.json" } do
       fs.copy(fs.join(training.bert, name), fs.join(folder, "models/base", name))
     end
-    local model, listed = fs.join(folder, "models/base"), nil
+    local model = fs.join(folder, "models/base")
     local function names() return run(("cd %s; find . | sort"):format(quote(folder))).out end
     os.execute(("cd %s; ln -s models/base link; ln -s nowhere dangling"):format(quote(folder)))
-    listed = names()
+    local listed = names()
     local function refused(output, part, options)
       local r = run(("cd %s; $L %s --model %s --data %s --output %s %s --max-steps 1 %s"):format(quote(folder), training.recipe,
         quote(model), data, output, training.SMALL, options or ""))

@@ -1,5 +1,5 @@
--- The lock of an output folder: one holder, whom the error names; a dead one's is taken, one of another machine's is refused; however
--- many ask at once, one has it.
+-- The lock of an output folder: one holder, whom the error names; a dead one's is taken, another machine's is refused; however many
+-- ask at once, one has it.
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local run_lock = require "lorarun.run_lock"

@@ -34,9 +34,9 @@ test("numbers that cannot be", function()
 end)
 
 test("values of another kind", function()
-  for name, value in pairs { output = 3, data = 3, model = "m", loss = 3, schedule = 3, warmup = "3", columns = "a,b", score = false,
-    group = true, prompts = "query", sampling = 3, evaluate_first = "yes", deterministic = 1, resume = 7, on_bad_row = false,
-    settings = "s", recipe = true, on_step = "print" } do
+  for name, value in pairs { output = 3, data = 3, model = "m", loss = 3, schedule = 3, warmup = "3", columns = "a,b",
+    score = false, group = true, prompts = "query", sampling = 3, evaluate_first = "yes", deterministic = 1, resume = 7,
+    on_bad_row = false, settings = "s", recipe = true, on_step = "print" } do
     refused(name, value, ", expected ")
   end
   refused("output", "", "expected a folder")
