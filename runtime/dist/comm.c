@@ -500,7 +500,7 @@ int lr_comm_new(lr_comm **out, lr_store *store, const lr_comm_options *options)
     c->lost = c->parts != NULL ? lr_calloc(n, 1) : NULL;
     status = c->lost != NULL ? LR_OK : LR_ENOMEM;
     if (status == LR_OK && c->world_size > 1)
-        status = lr_comm_link(c, store, options->host);
+        status = lr_comm_meet(c, store, options->host);
     if (status == LR_OK) /* who returns knows that all are connected, and needs the store no more */
         status = barrier(c, LR_COMM_JOIN);
     if (status != LR_OK) {

@@ -1,7 +1,8 @@
 /* comm.h: the parts of the collectives: what is agreed on, the connections, the two data planes.
  *
  *   comm.c       the public functions: argument checks, the agreement, errors
- *   comm_link.c  a communicator's life: connecting, transfers with timeout and interrupts, breaking
+ *   comm_meet.c  how the ranks find and connect to each other
+ *   comm_link.c  a communicator's life from then on: transfers with timeout and interrupts, breaking
  *   comm_host.c  the algorithms on host memory, over the mesh of comm_mesh.h
  *   comm_nccl.c  the same on CUDA */
 #ifndef LR_COMM_H
@@ -65,8 +66,8 @@ struct lr_comm {
 
 /* ---- comm_link.c ---------------------------------------------------------------------------------------------------------- */
 const char *lr_comm_kind_name(int kind);
-/* Connect to all peers, through the store. On failure nothing stays but what lr_comm_unlink frees. */
-int lr_comm_link(lr_comm *c, lr_store *store, const char *host);
+int lr_comm_load(const lr_mesh_calls **out); /* the module with the mesh */
+void lr_comm_close_mesh(lr_comm *c);
 void lr_comm_unlink(lr_comm *c);
 /* A transfer within the current collective, which began at `began` (lr_time). Any failure breaks the communicator and explains
  * itself, naming the peers that are lost or did not come. */
@@ -77,6 +78,10 @@ int lr_comm_break(lr_comm *c, int status, const char *fmt, ...) LR_PRINTF(3, 4);
 int lr_comm_check(lr_comm *c, double began);
 /* "rank 2", "ranks 0, 3-5" of those with chosen[rank] != 0. */
 const char *lr_comm_ranks_text(const uint8_t *chosen, int world_size, char buf[160]);
+
+/* ---- comm_meet.c ---------------------------------------------------------------------------------------------------------- */
+/* Connect to all peers, through the store. On failure nothing stays but what lr_comm_unlink frees. */
+int lr_comm_meet(lr_comm *c, lr_store *store, const char *host);
 
 /* ---- comm_host.c: after all ranks agreed; operands larger than LR_COMM_INLINE ------------------------------------------------- */
 int64_t lr_comm_scratch_size(const lr_comm *c, const lr_comm_call *call); /* that lr_host_all_reduce needs */

@@ -16,12 +16,15 @@
 #include <gloo/transport/tcp/device.h>
 #include <gloo/transport/unbound_buffer.h>
 
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstdio>
@@ -31,6 +34,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <string>
 #include <vector>
 
 using Clock = std::chrono::steady_clock;
@@ -57,13 +61,45 @@ milliseconds to_milliseconds(double seconds)
     return milliseconds(static_cast<int64_t>((seconds < longest ? seconds : longest) * 1e3));
 }
 
-// Gloo's texts begin with a place in its sources: "[enforce fail at device.cc:80] ".
-int explain(char *why, int status, const char *what)
+// Whether Gloo writes ports as they travel, the high byte first, and so as other numbers on most machines.
+bool ports_are_swapped()
+{
+    sockaddr_in probe = {};
+    probe.sin_family = AF_INET;
+    probe.sin_port = htons(1);
+    const gloo::transport::tcp::Address address(reinterpret_cast<const sockaddr *>(&probe), sizeof probe);
+    return htons(1) != 1 && address.str().find("]:256") != std::string::npos;
+}
+
+// Gloo's text without the place in its sources that it begins with, "[enforce fail at device.cc:80] ", and with true ports:
+// "Connection closed by peer [127.0.0.1]:35328".
+void write_reason(char *why, const char *what)
 {
     const char *text = *what == '[' ? std::strstr(what, "] ") : nullptr;
     if (text != nullptr)
         what = text + 2;
-    std::snprintf(why, LR_MESH_WHY, "%s", what);
+    std::string reason;
+    for (bool swapped = ports_are_swapped(); *what != '\0';) {
+        reason += *what++;
+        if (!swapped || reason.size() < 2 || reason.compare(reason.size() - 2, 2, "]:") != 0)
+            continue;
+        char *end = nullptr;
+        const unsigned long port = std::strtoul(what, &end, 10);
+        if (end != what && port <= 0xffff) {
+            reason += std::to_string(ntohs(static_cast<uint16_t>(port)));
+            what = end;
+        }
+    }
+    std::snprintf(why, LR_MESH_WHY, "%s", reason.c_str());
+}
+
+int explain(char *why, int status, const char *what) noexcept
+{
+    try {
+        write_reason(why, what);
+    } catch (...) { // out of memory
+        std::snprintf(why, LR_MESH_WHY, "%s", what);
+    }
     return status;
 }
 
@@ -248,7 +284,7 @@ int mesh_open(lr_mesh **out, int rank, int world_size, const char *address, cons
             mesh->device = gloo::transport::tcp::CreateDevice(attributes);
         }
         mesh->context = mesh->device->createContext(rank, world_size);
-        mesh->context->setTimeout(to_milliseconds(timeout)); // for connecting
+        mesh->context->setTimeout(to_milliseconds(timeout / 5)); // for connecting, which waits five times as long
         for (int peer = 0; peer < world_size; peer++)
             if (peer != rank)
                 mesh->context->createPair(peer);
@@ -280,6 +316,25 @@ int mesh_connect(lr_mesh *mesh, int peer, const void *bytes, int size, char *why
         auto &pair = mesh->context->getPair(peer);
         pair->connect(std::vector<char>(first, first + size));
         close_on_exec(gloo::transport::tcp::Address(pair->address().bytes()).getSockaddr());
+        return static_cast<int>(LR_MESH_OK);
+    });
+}
+
+void mesh_rouse(const void *bytes, int size)
+{
+    char why[LR_MESH_WHY];
+    (void)guard(why, [&] {
+        const char *first = static_cast<const char *>(bytes);
+        const sockaddr_storage address =
+            gloo::transport::tcp::Address(std::vector<char>(first, first + size)).getSockaddr();
+        const int fd = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        const timeval limit = {1, 0};
+        if (fd >= 0) {
+            (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit); // of connecting too
+            (void)connect(fd, reinterpret_cast<const sockaddr *>(&address),
+                          address.ss_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6));
+            (void)close(fd);
+        }
         return static_cast<int>(LR_MESH_OK);
     });
 }
@@ -352,5 +407,6 @@ void mesh_close(lr_mesh *mesh)
 
 } // namespace
 
-extern "C" __attribute__((visibility("default"))) const lr_mesh_calls lr_mesh_calls_v1 = {
-    LR_MESH_ABI, mesh_open, mesh_address, mesh_connect, mesh_transfer, mesh_broken, mesh_lost, mesh_abort, mesh_close};
+extern "C" __attribute__((visibility("default")))
+const lr_mesh_calls lr_mesh_calls_v1 = {LR_MESH_ABI,   mesh_open,   mesh_address, mesh_connect, mesh_rouse,
+                                        mesh_transfer, mesh_broken, mesh_lost,    mesh_abort,   mesh_close};

@@ -1,4 +1,4 @@
-/* comm_link.c: a communicator's life: the module with the mesh, finding and connecting to all peers, transfers that end by
+/* comm_link.c: a communicator's life once its ranks have met (comm_meet.c): the module with the mesh, transfers that end by
  * themselves when a peer is lost, time is up or somebody interrupts, and breaking.
  *
  * Invariants
@@ -9,11 +9,9 @@
 #include "dist/comm.h"
 #include <dlfcn.h>
 #include <limits.h>
-#include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -74,7 +72,7 @@ static const char *module_path(char *buf, size_t cap)
 }
 
 /* It stays open: its threads may be about to return when a communicator is freed. */
-static int load_module(const lr_mesh_calls **out)
+int lr_comm_load(const lr_mesh_calls **out)
 {
     char path[PATH_MAX + 64];
     void *module = dlopen(module_path(path, sizeof path), RTLD_NOW | RTLD_LOCAL);
@@ -96,120 +94,11 @@ static int load_module(const lr_mesh_calls **out)
 int lr_comm_loadable(void)
 {
     const lr_mesh_calls *calls;
-    return load_module(&calls);
+    return lr_comm_load(&calls);
 }
 
-/* ---- connecting --------------------------------------------------------------------------------------------------------- */
-/* The address of this machine from which `host` is reached: what the kernel would take for a datagram to it. A machine's own name
- * often leads to an address that no other machine can reach. */
-static int local_address(const char *host, char *out, size_t cap)
-{
-    const struct addrinfo hints = {.ai_socktype = SOCK_DGRAM};
-    struct addrinfo *list = NULL;
-    const int code = getaddrinfo(host, "9", &hints, &list);
-    if (code != 0)
-        return lr_fail(LR_EIO, "cannot find the address of '%s': %s", host, gai_strerror(code));
-    int status = lr_fail(LR_EIO, "'%s' has no address", host);
-    for (const struct addrinfo *a = list; a != NULL && status != LR_OK; a = a->ai_next) {
-        struct sockaddr_storage own;
-        socklen_t size = sizeof own;
-        const int fd = socket(a->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-        if (fd < 0 || connect(fd, a->ai_addr, a->ai_addrlen) != 0 ||
-            getsockname(fd, (struct sockaddr *)&own, &size) != 0 ||
-            getnameinfo((struct sockaddr *)&own, size, out, (socklen_t)cap, NULL, 0, NI_NUMERICHOST) != 0)
-            status = lr_fail_errno("this machine has no way to '%s'", host);
-        else
-            status = LR_OK;
-        if (fd >= 0)
-            (void)close(fd);
-    }
-    freeaddrinfo(list);
-    return status;
-}
-
-static int mesh_failure(int mesh_status, const char *what, const char *why)
-{
-    if (mesh_status == LR_MESH_NO_MEMORY)
-        return lr_fail(LR_ENOMEM, "%s: out of memory", what);
-    return lr_fail(LR_EIO, "%s: %s", what, why);
-}
-
-/* One key for each rank: for every peer, in rank order, the size of an address (4 bytes) and the address. */
-static int publish_addresses(lr_comm *c, lr_store *store)
-{
-    const size_t entry = sizeof(int32_t) + LR_MESH_ADDRESS;
-    char key[96], *value = lr_calloc((size_t)c->world_size, entry);
-    if (value == NULL)
-        return LR_ENOMEM;
-    for (int peer = 0; peer < c->world_size; peer++) {
-        if (peer == c->rank)
-            continue;
-        char *at = value + (size_t)peer * entry;
-        const int32_t size = c->calls->address(c->mesh, peer, at + sizeof size);
-        memcpy(at, &size, sizeof size);
-    }
-    (void)snprintf(key, sizeof key, "gloo/%s/%d", c->group, c->rank);
-    const int status = lr_store_set(store, key, value, (int64_t)((size_t)c->world_size * entry));
-    lr_free(value);
-    return status;
-}
-
-static int connect_peer(lr_comm *c, lr_store *store, int peer, double deadline)
-{
-    const size_t entry = sizeof(int32_t) + LR_MESH_ADDRESS;
-    char key[96], why[LR_MESH_WHY], *value = NULL;
-    int64_t size = 0;
-    (void)snprintf(key, sizeof key, "gloo/%s/%d", c->group, peer);
-    int status = lr_store_get(store, key, lr_time() < deadline ? deadline - lr_time() : 0, &value, &size);
-    if (status == LR_ETIMEOUT)
-        return lr_fail(LR_ETIMEOUT, "rank %d waited %.1f s for rank %d to join", c->rank, c->timeout, peer);
-    if (status != LR_OK)
-        return status;
-    int32_t length = 0;
-    if (size == (int64_t)((size_t)c->world_size * entry))
-        memcpy(&length, value + (size_t)c->rank * entry, sizeof length);
-    if (length < 1 || length > LR_MESH_ADDRESS) {
-        status = lr_fail(LR_EINTERNAL, "rank %d published an address that cannot be read", peer);
-    } else {
-        const int result =
-            c->calls->connect(c->mesh, peer, value + (size_t)c->rank * entry + sizeof length, length, why);
-        if (result != LR_MESH_OK) {
-            char what[80];
-            (void)snprintf(what, sizeof what, "rank %d cannot connect to rank %d", c->rank, peer);
-            (void)mesh_failure(result, what, why);
-            status = result == LR_MESH_NO_MEMORY ? LR_ENOMEM : LR_EPEER;
-        }
-    }
-    lr_free(value);
-    return status;
-}
-
-int lr_comm_link(lr_comm *c, lr_store *store, const char *host)
-{
-    char address[NI_MAXHOST], why[LR_MESH_WHY];
-    const char *interface = getenv("GLOO_SOCKET_IFNAME");
-    if (interface != NULL && *interface == '\0')
-        interface = NULL;
-    const double deadline = lr_time() + c->timeout;
-    int status = load_module(&c->calls);
-    if (status == LR_OK)
-        status = local_address(host, address, sizeof address);
-    if (status != LR_OK)
-        return status;
-    const int result = c->calls->open(&c->mesh, c->rank, c->world_size, address, interface, c->timeout, why);
-    if (result != LR_MESH_OK) {
-        char what[NI_MAXHOST + 40];
-        (void)snprintf(what, sizeof what, "cannot listen on %s", interface != NULL ? interface : address);
-        return mesh_failure(result, what, why);
-    }
-    status = publish_addresses(c, store);
-    for (int peer = 0; peer < c->world_size && status == LR_OK; peer++)
-        if (peer != c->rank)
-            status = connect_peer(c, store, peer, deadline);
-    return status;
-}
-
-static void close_mesh(lr_comm *c)
+/* ---- closing ------------------------------------------------------------------------------------------------------------ */
+void lr_comm_close_mesh(lr_comm *c)
 {
     (void)pthread_mutex_lock(&c->mutex);
     lr_mesh *mesh = c->mesh;
@@ -229,7 +118,7 @@ void lr_comm_unlink(lr_comm *c)
         (void)pthread_join(c->watcher, NULL);
         c->watched = false;
     }
-    close_mesh(c);
+    lr_comm_close_mesh(c);
 }
 
 /* ---- breaking ----------------------------------------------------------------------------------------------------------- */
@@ -244,7 +133,7 @@ int lr_comm_break(lr_comm *c, int status, const char *fmt, ...)
     c->broken = true;
     (void)snprintf(c->why, sizeof c->why, "%s", text);
     (void)pthread_mutex_unlock(&c->mutex);
-    close_mesh(c);
+    lr_comm_close_mesh(c);
     lr_nccl_free(c->nccl, true);
     c->nccl = NULL;
     return lr_fail(status, "%s", text);
@@ -370,7 +259,7 @@ int lr_comm_transfer(lr_comm *c, const lr_mesh_transfer *t, double began)
     case LR_MESH_ABORTED:
         return fail_aborted(c);
     case LR_MESH_TIMEOUT:
-        close_mesh(c);
+        lr_comm_close_mesh(c);
         find_missing(c, t, c->lost);
         return fail_timeout(c, c->lost);
     case LR_MESH_NO_MEMORY:

@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 enum {
-    LR_MESH_ABI = 2,       /* one more with every change of this header */
+    LR_MESH_ABI = 3,       /* one more with every change of this header */
     LR_MESH_ADDRESS = 256, /* room for an address */
     LR_MESH_WHY = 512      /* room for the reason of a failure */
 };
@@ -50,13 +50,15 @@ typedef struct lr_mesh lr_mesh;
 
 typedef struct lr_mesh_calls {
     int abi;
-    /* Listen for every peer. address: the one of this machine to listen on; interface: instead of it, the name of a network
+    /* Listen for every peer; whoever connects first is taken for the peer. address: the one of this machine to listen on; interface: instead of it, the name of a network
      * interface, or NULL. timeout (seconds) is for each connect. why: LR_MESH_WHY bytes, set on failure. */
     int (*open)(lr_mesh **out, int rank, int world_size, const char *address, const char *interface, double timeout,
                 char *why);
     /* Where `peer` finds this rank: bytes that it gives to its connect. Returns their number, at most LR_MESH_ADDRESS. */
     int (*address)(const lr_mesh *mesh, int peer, void *bytes);
     int (*connect)(lr_mesh *mesh, int peer, const void *bytes, int size, char *why);
+    /* End a wait at that address of a peer: one that waits there to be connected to fails at once. */
+    void (*rouse)(const void *bytes, int size);
     int (*transfer)(lr_mesh *mesh, uint64_t tag, const lr_mesh_transfer *t, double timeout, char *why);
     /* 1 where some peer's connection has closed, though nothing is sent: for who waits for the peers in another way. Waits for nothing. */
     int (*broken)(lr_mesh *mesh);

@@ -1,11 +1,13 @@
 /* test_comm.c: the collectives at the C level, where ranks can be threads of one process: nothing is left behind, also where memory
  * runs out in any place; aborting from another thread; tensors on CUDA where there is no NCCL. What they compute is
- * checked in test_comm.lua, between processes. */
+ * checked in test_comm.lua, between processes; strangers at the ports of ranks that meet. */
 #include "core/tensor.h"
 #include "dist/comm.h"
 #include "lr_test.h"
+#include <netinet/in.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 enum { RANKS = 2, LARGE = 50000 };
@@ -33,8 +35,10 @@ static int join_and_work(rank_thread *r)
         status = lr_comm_new(&c, store, &options);
     lr_store_close(store);
     r->joined = status;
-    if (status != LR_OK)
+    if (status != LR_OK) {
+        (void)snprintf(r->error, sizeof r->error, "%s", lr_last_error());
         return status;
+    }
     atomic_store(&r->comm, c);
     status = r->work(c, r->rank, r->tensor);
     (void)snprintf(r->error, sizeof r->error, "%s", lr_last_error());
@@ -48,6 +52,8 @@ static void *run_rank(void *context)
     r->status = join_and_work(r);
     return NULL;
 }
+
+static void (*between)(int store_port); /* called when rank 0 runs and the others are about to start, unless NULL */
 
 /* Start the ranks, each with a tensor of LARGE floats that hold its number + 1; join_ranks waits for them. */
 static lr_store_server *start_ranks(rank_thread ranks[RANKS], int (*work)(lr_comm *, int, lr_tensor *), double timeout)
@@ -74,6 +80,8 @@ static lr_store_server *start_ranks(rank_thread ranks[RANKS], int (*work)(lr_com
         ranks[i].work = work;
         if (pthread_create(&ranks[i].thread, NULL, run_rank, &ranks[i]) != 0)
             abort();
+        if (i == 0 && between != NULL)
+            between(ranks[0].port);
     }
     return server;
 }
@@ -136,7 +144,7 @@ TEST(every_allocation_may_fail)
     int failed = 0;
     for (int64_t k = 0; k < attempts; k++) {
         lr_memory_fail(k, 1);
-        server = start_ranks(ranks, work_large, 0.5); /* who waits for one that could not join gives up soon */
+        server = start_ranks(ranks, work_large, 0.35); /* who waits for one that could not join gives up soon */
         if (server != NULL)
             join_ranks(ranks, server);
         lr_memory_fail(-1, 0);
@@ -225,6 +233,117 @@ TEST(cuda_without_nccl_is_an_error_on_all_ranks)
     CHECK_INT(ranks[0].status, LR_EUNSUPPORTED);
     CHECK_INT(ranks[1].status, LR_EPEER);
     CHECK_HAS(ranks[1].error, "rank 0 failed in all_reduce");
+}
+
+/* ---- strangers --------------------------------------------------------------------------------------------------------------- */
+static atomic_int strangers; /* connections to the ports of ranks that are still to be made */
+static int held[64], held_count, known[64], known_count;
+
+/* Connect to every port of this process that listens and is not the store's, once; close at once, or hold without a word. */
+static void disturb(int store_port, bool hold)
+{
+    for (int fd = 3; fd < 1024; fd++) {
+        struct sockaddr_in own;
+        socklen_t size = sizeof own, flag_size = sizeof(int);
+        int listens = 0;
+        if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &flag_size) != 0 || listens == 0 ||
+            getsockname(fd, (struct sockaddr *)&own, &size) != 0 || own.sin_family != AF_INET)
+            continue;
+        const int port = ntohs(own.sin_port);
+        bool seen = port == store_port;
+        for (int i = 0; i < known_count; i++)
+            seen = seen || known[i] == port;
+        if (seen || atomic_load(&strangers) <= 0 || known_count == 64)
+            continue;
+        known[known_count++] = port;
+        const int stranger = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (connect(stranger, (struct sockaddr *)&own, size) == 0)
+            (void)atomic_fetch_sub(&strangers, 1);
+        if (hold)
+            held[held_count++] = stranger;
+        else
+            (void)close(stranger);
+    }
+}
+
+static void disturb_first(int store_port, bool hold)
+{
+    const double deadline = lr_time() + 60;
+    known_count = held_count = 0;
+    atomic_store(&strangers, 1);
+    while (atomic_load(&strangers) > 0 && lr_time() < deadline)
+        disturb(store_port, hold);
+}
+
+static void close_first(int store_port)
+{
+    disturb_first(store_port, false);
+}
+
+static void hold_first(int store_port)
+{
+    disturb_first(store_port, true);
+}
+
+static void *disturb_always(void *context)
+{
+    while (atomic_load(&strangers) > 0)
+        disturb(*(const int *)context, false);
+    return NULL;
+}
+
+static pthread_t disturber;
+static int disturbed_store;
+
+static void close_always(int store_port)
+{
+    known_count = 0;
+    disturbed_store = store_port;
+    atomic_store(&strangers, 1000);
+    if (pthread_create(&disturber, NULL, disturb_always, &disturbed_store) != 0)
+        abort();
+}
+
+/* A stranger comes before rank 1 does, several times, for which rank connects to which depends on their ports. */
+TEST(a_stranger_at_a_port_does_not_end_a_job)
+{
+    for (int run = 0; run < 6; run++) {
+        rank_thread ranks[RANKS];
+        between = run < 4 ? close_first : hold_first;
+        lr_store_server *server = start_ranks(ranks, work_large, 30);
+        between = NULL;
+        CHECK(server != NULL);
+        join_ranks(ranks, server);
+        for (int i = 0; i < held_count; i++)
+            (void)close(held[i]);
+        CHECK_INT(atomic_load(&strangers), 0);
+        for (int i = 0; i < RANKS; i++) {
+            if (ranks[i].status != LR_OK)
+                printf("    run %d, rank %d: %s\n", run, i, ranks[i].error);
+            CHECK_INT(ranks[i].status, LR_OK);
+        }
+    }
+}
+
+TEST(strangers_that_do_not_end_are_named_with_the_port)
+{
+    rank_thread ranks[RANKS];
+    between = close_always;
+    lr_store_server *server = start_ranks(ranks, work_large, 30);
+    between = NULL;
+    CHECK(server != NULL);
+    join_ranks(ranks, server);
+    atomic_store(&strangers, 0);
+    (void)pthread_join(disturber, NULL);
+    int named = 0;
+    for (int i = 0; i < RANKS; i++) {
+        CHECK_INT(ranks[i].status, LR_EPEER);
+        CHECK_HAS(ranks[i].error, "tried 5 times");
+        const char *port = strstr(ranks[i].error, "]:");
+        for (int k = 0; k < known_count && port != NULL; k++)
+            named += atoi(port + 2) == known[k];
+    }
+    CHECK(named > 0);
 }
 
 /* ---- options --------------------------------------------------------------------------------------------------------------- */
