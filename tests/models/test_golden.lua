@@ -255,6 +255,10 @@ test("merged weights and the adapter give the same embeddings", function()
       end
       local e = model:encode(texts.texts)
       model:save(fs.join(folder, "merged"))
+      local written, base = safetensors.open_folder(fs.join(folder, "merged")), safetensors.open_folder(path(arch))
+      for _, name in ipairs(base:names()) do check.equal(written:info(name).dtype_name, base:info(name).dtype_name, name) end
+      written:close()
+      base:close()
       model:save_adapter(fs.join(folder, "adapter"), { base = fs.real(path(arch)) })
       -- the tied model's file is bf16: merging rounds
       local tolerance = arch == "qwen2_tied" and 0.02 or 1e-5

@@ -113,6 +113,9 @@ test("weighted draws: classes equally often, rows of a class equally often, a pu
     check.near(counts[row], expected, 5 * math.sqrt(expected), "draws of row " .. row) -- five standard deviations, fixed seed
   end
   check.equal(sample(12345), (sampler.weighted(labels, 10, 3))(12345))
+  local other, same = sampler.weighted(labels, 10, 4), 0
+  for i = 0, 99 do same = same + (other(i) == sample(i) and 1 or 0) end
+  check.that(same < 60, same .. " of 100 draws are those of another seed") -- 28 are to be expected
 end)
 
 test("sampling among some rows", function()
