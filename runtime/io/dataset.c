@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -63,12 +62,10 @@ static int map_file(lr_dataset *d, int *fd)
                        d->path);
     if (st.st_size == 0)
         return lr_fail(LR_EFORMAT, "%s is empty", d->path);
-    void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, *fd, 0);
-    if (data == MAP_FAILED)
+    if (lr_mapping_open(&d->mapping, *fd, st.st_size, &d->data) != 0)
         return lr_fail_errno("cannot map data set %s", d->path);
-    d->data = data;
     d->size = st.st_size;
-    d->start = d->size >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
+    d->start = d->size >= 3 && memcmp(d->data, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
     d->start_line = 1;
     const int status = check_magic(d);
     if (status != LR_OK || !d->csv)
@@ -76,6 +73,16 @@ static int map_file(lr_dataset *d, int *fd)
     for (; d->start < d->size && strchr("\r\n", d->data[d->start]) != NULL && d->data[d->start] != 0; d->start++)
         d->start_line += d->data[d->start] == '\n';
     return d->start < d->size ? LR_OK : lr_fail(LR_EFORMAT, "%s has no header line", d->path);
+}
+
+/* status, unless some of what was read was not there any more. */
+static int check_whole(const lr_dataset *d, int status)
+{
+    if (d->mapping == NULL || lr_mapping_whole(d->mapping))
+        return status;
+    return lr_fail(
+        LR_EIO, "data set %s was cut short while it was read, or its disk failed; it had %lld bytes when it was opened",
+        d->path, (long long)d->size);
 }
 
 static int check_unchanged(const lr_dataset *d, int fd)
@@ -209,6 +216,7 @@ int lr_dataset_open(lr_dataset **out, const char *path, const char *const *colum
         status = lr_dataset_index(d);
     if (status == LR_OK)
         status = check_unchanged(d, fd);
+    status = check_whole(d, status);
     if (fd >= 0)
         close(fd);
     lr_dataset_index_trim(d);
@@ -223,8 +231,7 @@ void lr_dataset_close(lr_dataset *d)
 {
     if (d == NULL)
         return;
-    if (d->data != NULL)
-        munmap((void *)(uintptr_t)d->data, (size_t)d->size);
+    lr_mapping_close(d->mapping);
     for (int c = 0; c < d->schema.columns; c++)
         lr_free(d->schema.names[c]);
     lr_free(d->schema.names);
@@ -281,8 +288,8 @@ int lr_dataset_numbers(const lr_dataset *d, int column, double *out)
 static int read_cells(const lr_dataset *d, int64_t row, lr_cell *cells)
 {
     char why[LR_ROW_WHY];
-    const char *next;
-    if (lr_dataset_read_row(d, d->data + d->offsets[row], &next, cells, why) != LR_ROW_GOOD)
+    const char *next, *following = d->data + (row + 1 < d->rows ? d->offsets[row + 1] : d->size);
+    if (lr_dataset_read_row(d, d->data + d->offsets[row], &next, cells, why) != LR_ROW_GOOD || next > following)
         return lr_fail(LR_EIO, "%s: row %lld is not what it was when the data set was opened: the file has changed",
                        d->path, (long long)row);
     return LR_OK;
@@ -304,7 +311,7 @@ int lr_dataset_text(const lr_dataset *d, int64_t row, int column, char *buf, int
         status = read_cells(d, row, cells);
     if (status == LR_OK)
         *size = decode(d, &cells[column], buf, cap);
-    return status;
+    return check_whole(d, status);
 }
 
 int64_t lr_dataset_line(const lr_dataset *d, int64_t row)
@@ -313,7 +320,9 @@ int64_t lr_dataset_line(const lr_dataset *d, int64_t row)
         return lr_fail(LR_EINVAL, "%s: there is no row %lld, it has %lld", d->path, (long long)row, (long long)d->rows);
     const int64_t offset = d->offsets[row];
     const lr_chunk *c = &d->chunks[offset / LR_CHUNK];
-    return c->line + lr_count_bytes(d->data + c->begin, d->data + offset, '\n');
+    const int64_t line = c->line + lr_count_bytes(d->data + c->begin, d->data + offset, '\n');
+    const int status = check_whole(d, LR_OK);
+    return status == LR_OK ? line : status;
 }
 
 /* 64-bit hash in the manner of wyhash: eight bytes at a time, the two halves of a 128-bit product folded into one word.
@@ -368,6 +377,8 @@ int lr_dataset_hashes(const lr_dataset *d, int column, uint64_t *out)
     lr_work w = {
         .d = d, .run = hash_rows, .count = (d->rows + HASH_ROWS - 1) / HASH_ROWS, .column = column, .hashes = out};
     lr_work_run(&w);
+    if (!lr_mapping_whole(d->mapping))
+        return check_whole(d, LR_OK);
     if (w.status == LR_ENOMEM)
         return lr_fail(LR_ENOMEM, "%s: out of host memory for hashing column '%s'", d->path, d->schema.names[column]);
     if (w.status != LR_OK)
@@ -437,7 +448,7 @@ int lr_dataset_peek(const char *path, char **out, int64_t *count)
         return status;
     status = map_file(d, &fd);
     if (status == LR_OK)
-        status = d->csv ? peek_header(d, &list) : peek_row(d, &list);
+        status = check_whole(d, d->csv ? peek_header(d, &list) : peek_row(d, &list));
     if (status == LR_OK && list.text == NULL && (list.text = lr_alloc(1)) == NULL)
         status = LR_ENOMEM;
     if (fd >= 0)

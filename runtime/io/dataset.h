@@ -25,6 +25,7 @@ typedef struct lr_chunk {
 
 struct lr_dataset {
     char *path;
+    struct lr_mapping *mapping;
     const char *data; /* the mapped file */
     int64_t size;
     bool csv, skip_bad;

@@ -26,6 +26,14 @@ int lr_file_open(const char *path, int *fd, int64_t *size);
  * message, so that worker threads may call it. */
 int lr_file_read_at(int fd, int64_t offset, void *data, size_t size);
 
+/* A file in memory, `size` >= 1 bytes of it, readable until lr_mapping_close. 0, or -1 with errno. Where the file is cut short
+ * meanwhile, or its disk fails, zeros are read in place of what is gone, and from then on the mapping is not whole: what was read
+ * must not be used. */
+typedef struct lr_mapping lr_mapping;
+int lr_mapping_open(lr_mapping **out, int fd, int64_t size, const char **data);
+bool lr_mapping_whole(const lr_mapping *m);
+void lr_mapping_close(lr_mapping *m); /* accepts NULL */
+
 /* LR_EFORMAT where these first bytes of the file `path` say that it only stands for the real one (Git LFS); else LR_OK. */
 int lr_file_refuse_pointer(const char *path, const void *head, size_t size);
 

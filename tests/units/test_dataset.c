@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "data_files.h"
 #include "io/rows.h"
+#include <pthread.h>
+#include <stdatomic.h>
 
 static const char *const COLUMNS[] = {"text", "score"};
 static const int KINDS[] = {LR_COLUMN_TEXT, LR_COLUMN_NUMBER};
@@ -379,6 +381,75 @@ TEST(a_changed_file_is_noticed)
     CHECK_INT(lr_dataset_hashes(d, 0, hashes), LR_EIO);
     CHECK_STR(text_of(d, 1, 0), "b");
     lr_dataset_close(d);
+}
+
+/* Pages that the file no longer has are SIGBUS; within its last page, zeros. */
+TEST(a_file_cut_short_is_an_error)
+{
+    enum { ROWS = 2000, ROW = 28, KEPT = 4096 + 100 };
+    static char text[ROWS * ROW + 1];
+    for (int csv = 0; csv < 2; csv++) {
+        size_t used = csv ? (size_t)snprintf(text, sizeof text, "text,score\n") : 0;
+        for (int i = 0; i < ROWS - 1; i++)
+            used += (size_t)snprintf(text + used, sizeof text - used,
+                                     csv ? "t%05d0123456789,1\n" : "{\"text\":\"%05d\",\"score\":1}\n", i);
+        lr_dataset *d;
+        const char *path = data_write(csv ? "cut.csv" : "cut.jsonl", text, used);
+        CHECK_INT(open_two(&d, path, LR_BAD_ROW_ERROR, 0), LR_OK);
+        const int64_t rows = lr_dataset_rows(d);
+        CHECK_INT(rows, ROWS - 1);
+        CHECK(text_of(d, rows - 1, 0) != NULL);
+        CHECK(truncate(path, KEPT) == 0);
+        char buf[32];
+        int64_t size;
+        CHECK(text_of(d, 0, 0) != NULL);
+        for (int64_t row = KEPT / 28 + 1; row < KEPT / 14; row++)
+            if (lr_dataset_text(d, row, 0, buf, sizeof buf, &size) == LR_OK)
+                CHECK(memchr(buf, 0, (size_t)size) == NULL);
+        CHECK_INT(lr_dataset_text(d, rows - 1, 0, buf, sizeof buf, &size), LR_EIO);
+        CHECK_HAS(lr_last_error(),
+                  csv ? "cut.csv was cut short while it was read" : "cut.jsonl was cut short while it was read");
+        uint64_t hashes[ROWS];
+        CHECK_INT(lr_dataset_hashes(d, 0, hashes), LR_EIO);
+        CHECK_HAS(lr_last_error(), "was cut short");
+        CHECK(lr_dataset_line(d, rows - 1) < 0);
+        lr_dataset_close(d);
+    }
+}
+
+static atomic_bool cutting;
+
+static void *cut_again_and_again(void *path)
+{
+    while (atomic_load(&cutting)) {
+        (void)!truncate(path, 100);
+        (void)!truncate(path, 1 << 20);
+    }
+    return NULL;
+}
+
+/* Never more than an error: the file's end comes and goes while it is opened. */
+TEST(a_file_may_be_cut_while_it_is_opened)
+{
+    static char text[1 << 20];
+    memset(text, ' ', sizeof text);
+    memcpy(text, "{\"text\":\"a\",\"score\":1}\n", 23);
+    const char *path = data_write("cutting.jsonl", text, sizeof text);
+    pthread_t thread;
+    atomic_store(&cutting, true);
+    CHECK_INT(pthread_create(&thread, NULL, cut_again_and_again, (void *)(uintptr_t)path), 0);
+    for (int i = 0; i < 300; i++) {
+        lr_dataset *d = NULL;
+        const int status = open_two(&d, path, LR_BAD_ROW_ERROR, 0);
+        CHECK((status == LR_OK) == (d != NULL));
+        if (status == LR_OK)
+            (void)text_of(d, 0, 0);
+        else
+            CHECK(strstr(lr_last_error(), "cutting.jsonl") != NULL);
+        lr_dataset_close(d);
+    }
+    atomic_store(&cutting, false);
+    (void)pthread_join(thread, NULL);
 }
 
 TEST(equal_texts_have_equal_hashes)

@@ -1,0 +1,118 @@
+/* mapping.c: files in memory that others may cut short meanwhile.
+ *
+ * Touching a page of a mapped file that is no longer in the file, or that the disk cannot give, is SIGBUS. Its handler here puts
+ * zeros in the place of that page and all behind it, notes that in the mapping, and lets the reader go on: whoever reads checks
+ * what it reads, and asks lr_mapping_whole before it believes it. Reading costs nothing more than without.
+ *
+ * Invariants
+ *   - The handler looks at the list of mappings without a lock, so entries are filled before they are linked, never freed, and used
+ *     again once their mapping is gone.
+ *   - A SIGBUS that is none of ours goes to whoever took it before. */
+#define _GNU_SOURCE
+#include "io/file.h"
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+struct lr_mapping {
+    lr_mapping *next;
+    _Atomic uintptr_t begin, end; /* end 0: free */
+    atomic_bool cut;
+};
+
+static lr_mapping *_Atomic mappings;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* of those who link and unlink */
+static struct sigaction before;
+static uintptr_t page_mask;
+
+static void on_bus(int number, siginfo_t *info, void *context)
+{
+    const int saved = errno;
+    const uintptr_t at = (uintptr_t)info->si_addr;
+    for (lr_mapping *m = atomic_load(&mappings); m != NULL; m = m->next) {
+        const uintptr_t end = atomic_load(&m->end), page = at & ~page_mask;
+        if (at < atomic_load(&m->begin) || at >= end)
+            continue;
+        atomic_store(&m->cut, true);
+        void *zeros =
+            mmap((void *)page, end - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+        if (zeros == MAP_FAILED)
+            break;
+        errno = saved;
+        return;
+    }
+    errno = saved;
+    if ((before.sa_flags & SA_SIGINFO) != 0)
+        before.sa_sigaction(number, info, context);
+    else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN)
+        before.sa_handler(number);
+    else
+        (void)signal(SIGBUS, SIG_DFL); /* the access is made again, and ends the process */
+}
+
+static void install(void)
+{
+    struct sigaction action = {.sa_sigaction = on_bus, .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
+    page_mask = (uintptr_t)sysconf(_SC_PAGESIZE) - 1;
+    (void)sigemptyset(&action.sa_mask);
+    (void)sigaction(SIGBUS, &action, &before);
+}
+
+/* A free entry, or a new one at the head of the list. Few are ever made: as many as there were mappings at one time. */
+static lr_mapping *take_entry(void)
+{
+    for (lr_mapping *m = atomic_load(&mappings); m != NULL; m = m->next)
+        if (atomic_load(&m->end) == 0)
+            return m;
+    lr_mapping *fresh = calloc(1, sizeof *fresh); /* not the allocator's: it stays */
+    if (fresh != NULL) {
+        fresh->next = atomic_load(&mappings);
+        atomic_store(&mappings, fresh);
+    }
+    return fresh;
+}
+
+int lr_mapping_open(lr_mapping **out, int fd, int64_t size, const char **data)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    (void)pthread_once(&once, install);
+    void *p = mmap(NULL, (size_t)size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (p == MAP_FAILED)
+        return -1;
+    (void)pthread_mutex_lock(&mutex);
+    lr_mapping *m = take_entry();
+    if (m != NULL) {
+        atomic_store(&m->cut, false);
+        atomic_store(&m->begin, (uintptr_t)p);
+        atomic_store(&m->end, (uintptr_t)p + (uintptr_t)size);
+    }
+    (void)pthread_mutex_unlock(&mutex);
+    if (m == NULL) {
+        (void)munmap(p, (size_t)size);
+        errno = ENOMEM;
+        return -1;
+    }
+    *out = m;
+    *data = p;
+    return 0;
+}
+
+bool lr_mapping_whole(const lr_mapping *m)
+{
+    return !atomic_load(&m->cut);
+}
+
+void lr_mapping_close(lr_mapping *m)
+{
+    if (m == NULL)
+        return;
+    const uintptr_t begin = atomic_load(&m->begin), end = atomic_load(&m->end);
+    (void)munmap((void *)begin, end - begin);
+    (void)pthread_mutex_lock(&mutex);
+    atomic_store(&m->end, 0);
+    (void)pthread_mutex_unlock(&mutex);
+}
