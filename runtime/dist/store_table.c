@@ -1,4 +1,5 @@
 /* store_table.c: what the server of a store keeps, values by key: a chained hash table. One thread uses it. */
+#include "core/hash.h"
 #include "dist/store.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,13 +44,9 @@ void lr_store_value_drop(lr_store_value *v)
 }
 
 /* ---- the table --------------------------------------------------------------------------------------------------- */
-/* FNV-1a: keys are short, and those who choose them have proved that they belong to the job. */
 static uint64_t hash_of(const char *key, size_t size)
 {
-    uint64_t h = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < size; i++)
-        h = (h ^ (unsigned char)key[i]) * 0x100000001b3u;
-    return h ^ h >> 32;
+    return lr_hash_more(LR_HASH_START, key, size);
 }
 
 lr_store_table *lr_store_table_new(void)

@@ -15,6 +15,7 @@
  *   - Nesting is bounded, so that hostile input cannot exhaust the C stack. */
 #define _GNU_SOURCE /* strtod_l */
 #include "io/json.h"
+#include "core/hash.h"
 #include "io/file.h"
 #include <locale.h>
 #include <math.h>
@@ -328,14 +329,6 @@ static int push(parser *p, const member *m)
     return status;
 }
 
-static uint64_t hash_key(const char *key) /* FNV-1a */
-{
-    uint64_t h = 0xcbf29ce484222325u;
-    for (; *key != 0; key++)
-        h = (h ^ (unsigned char)*key) * 0x100000001b3u;
-    return h ^ h >> 32;
-}
-
 static int fail_duplicate(const parser *p, const member *m)
 {
     char what[160];
@@ -386,7 +379,7 @@ static int check_keys(parser *p, size_t base)
         return LR_ENOMEM;
     int status = LR_OK;
     for (size_t i = 0; i < n && status == LR_OK; i++) {
-        size_t slot = hash_key(m[i].key) & (slots - 1);
+        size_t slot = lr_hash_more(LR_HASH_START, m[i].key, strlen(m[i].key)) & (slots - 1);
         while (table[slot] != 0 && strcmp(m[table[slot] - 1].key, m[i].key) != 0)
             slot = (slot + 1) & (slots - 1);
         if (table[slot] != 0)

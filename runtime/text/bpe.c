@@ -45,10 +45,7 @@ static uint32_t byte_character(unsigned byte)
  * --------------------------------------------------------------------------------------------- */
 static size_t pair_hash(int32_t left, int32_t right)
 {
-    uint64_t h = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-    h *= 0x9E3779B97F4A7C15u;
-    h ^= h >> 32;
-    return (size_t)(h * 0xD6E8FEB86659FD93u >> 20);
+    return (size_t)lr_hash_mix(LR_HASH_START ^ ((uint64_t)(uint32_t)left << 32 | (uint32_t)right));
 }
 
 static lr_merge *merge_slot(const lr_bpe *b, int32_t left, int32_t right)
@@ -104,7 +101,7 @@ static int load_merge(lr_bpe *b, const lr_vocab *v, const lr_place *at, const lr
         return status;
     for (int k = 0; k < 2; k++)
         id[k] = lr_vocab_get(v, side[k], size[k]);
-    const uint64_t hash = lr_hash_more(lr_hash_more(LR_HASH_SEED, side[0], size[0]), side[1], size[1]);
+    const uint64_t hash = lr_hash_more(lr_hash_more(LR_HASH_START, side[0], size[0]), side[1], size[1]);
     id[2] = lr_vocab_get_hashed(v, hash, side[0], size[0], side[1], size[1]);
     if (id[0] < 0 || id[1] < 0 || id[2] < 0)
         return lr_spec_bad(at, "\"%.*s\", \"%.*s\" or both together are not in the vocabulary",

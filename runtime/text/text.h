@@ -14,6 +14,7 @@
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "core/core.h"
+#include "core/hash.h"
 #include "io/json.h"
 #include "text/unicode.h"
 #include <pcre2.h>
@@ -87,18 +88,10 @@ typedef struct lr_vocab {
     size_t id_count, id_cap;
     size_t longest; /* bytes of the longest token */
 } lr_vocab;
-/* The hash of a string can be built up piece by piece, from LR_HASH_SEED. */
-static const uint64_t LR_HASH_SEED = 0xCBF29CE484222325u;
-static inline uint64_t lr_hash_more(uint64_t hash, const char *s, size_t size) /* FNV-1a */
-{
-    for (size_t i = 0; i < size; i++)
-        hash = (hash ^ (unsigned char)s[i]) * 0x100000001B3u;
-    return hash;
-}
 int lr_vocab_reserve(lr_vocab *v, size_t tokens);
 int lr_vocab_put(lr_vocab *v, const char *token, size_t size, int32_t id); /* replaces the id of a known token */
 int32_t lr_vocab_get(const lr_vocab *v, const char *token, size_t size);   /* -1 where unknown */
-/* The id of the token that is prefix and then rest, given the hash of both in a row. */
+/* The id of the token that is prefix and then rest, given the hash of both in a row (core/hash.h). */
 int32_t lr_vocab_get_hashed(const lr_vocab *v, uint64_t hash, const char *prefix, size_t prefix_size, const char *rest,
                             size_t rest_size);
 const char *lr_vocab_token(const lr_vocab *v, int32_t id);

@@ -67,7 +67,7 @@ int lr_vocab_put(lr_vocab *v, const char *token, size_t size, int32_t id)
         return status;
     if (v->pool_size + size + 1 > UINT32_MAX)
         return lr_fail(LR_EFORMAT, "the vocabulary has more than 4 GB of tokens");
-    const uint32_t hash = fold(lr_hash_more(LR_HASH_SEED, token, size));
+    const uint32_t hash = fold(lr_hash_more(LR_HASH_START, token, size));
     lr_vocab_slot *slot = find(v, hash, "", 0, token, size);
     if (slot->id < 0) {
         *slot = (lr_vocab_slot){hash, (uint32_t)v->pool_size, (uint32_t)size, id};
@@ -93,7 +93,7 @@ int32_t lr_vocab_get_hashed(const lr_vocab *v, uint64_t hash, const char *prefix
 
 int32_t lr_vocab_get(const lr_vocab *v, const char *token, size_t size)
 {
-    return lr_vocab_get_hashed(v, lr_hash_more(LR_HASH_SEED, token, size), "", 0, token, size);
+    return lr_vocab_get_hashed(v, lr_hash_more(LR_HASH_START, token, size), "", 0, token, size);
 }
 
 const char *lr_vocab_token(const lr_vocab *v, int32_t id)

@@ -25,7 +25,7 @@ int lr_wordpiece_load(lr_wordpiece *w, const lr_vocab *v, const lr_place *at, co
     if (w->prefix == NULL)
         return LR_ENOMEM;
     w->prefix_size = prefix_size;
-    w->prefix_hash = lr_hash_more(LR_HASH_SEED, prefix, prefix_size);
+    w->prefix_hash = lr_hash_more(LR_HASH_START, prefix, prefix_size);
     w->longest = v->longest;
     return LR_OK;
 }
@@ -55,7 +55,7 @@ int lr_wordpiece_word(const lr_wordpiece *w, const lr_vocab *v, lr_encoder *e, c
     for (const char *p = word; p < end;) {
         const bool first = p == word;
         const size_t prefix_size = first ? 0 : w->prefix_size;
-        uint64_t hash = first ? LR_HASH_SEED : w->prefix_hash;
+        uint64_t hash = first ? LR_HASH_START : w->prefix_hash;
         const char *q = p, *best_end = NULL;
         int32_t best = -1;
         while (q < end && prefix_size + (size_t)(q - p) <= w->longest) {

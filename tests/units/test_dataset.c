@@ -438,7 +438,7 @@ TEST(a_file_may_be_cut_while_it_is_opened)
     pthread_t thread;
     atomic_store(&cutting, true);
     CHECK_INT(pthread_create(&thread, NULL, cut_again_and_again, (void *)(uintptr_t)path), 0);
-    for (int i = 0; i < 300; i++) {
+    for (int i = 0; i < 100; i++) {
         lr_dataset *d = NULL;
         const int status = open_two(&d, path, LR_BAD_ROW_ERROR, 0);
         CHECK((status == LR_OK) == (d != NULL));

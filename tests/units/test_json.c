@@ -1,5 +1,6 @@
 /* test_json.c: the JSON reader below Lua: order, numbers of every size, errors with their place, allocations that fail.
  */
+#include "core/hash.h"
 #include "io/json.h"
 #include "units/folder.h"
 
@@ -280,6 +281,56 @@ TEST(every_allocation_may_fail)
         parse_only("{\"a\": [1, 2.5, true, null, \"text\"], \"b\": {\"c\": {}}, \"long key, longer than a buffer\": 1,"
                    "\"d\": 1000000000000000019884624838656, \"e\": [[[[\"\\u00e9\"]]]]}"));
     FAIL_EACH_ALLOCATION(quote_only("a name that needs \"quotes\" and more room than sixteen bytes"));
+}
+
+/* ---- the hash of keys ------------------------------------------------------------------------------------------------- */
+/* Keys that meet in one place under a hash that is known, FNV-1a, do not meet under ours. */
+TEST(keys_cannot_be_made_to_collide)
+{
+    enum { KEYS = 64 };
+    char text[KEYS * 24] = "{", key[16];
+    size_t used = 1;
+    int found = 0, together = 0;
+    uint64_t first = 0;
+    for (unsigned n = 0; found < KEYS; n++) {
+        const int size = snprintf(key, sizeof key, "k%u", n);
+        uint64_t known = 0xcbf29ce484222325u;
+        for (int i = 0; i < size; i++)
+            known = (known ^ (unsigned char)key[i]) * 0x100000001b3u;
+        if (((known ^ known >> 32) & 0xfff) != 0)
+            continue;
+        const uint64_t ours = lr_hash_more(LR_HASH_START, key, (size_t)size) & 0xfff;
+        first = found == 0 ? ours : first;
+        together += ours == first;
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s\"%s\": 1", found > 0 ? "," : "", key);
+        found++;
+    }
+    used += (size_t)snprintf(text + used, sizeof text - used, "}");
+    CHECK(together < 8);
+    lr_json *doc = NULL;
+    CHECK_INT(lr_json_parse(&doc, text, (int64_t)used, "keys"), LR_OK);
+    lr_json_free(doc);
+}
+
+TEST(the_hash_differs_from_process_to_process)
+{
+    if (getenv("PRINT_SECRET") != NULL) {
+        printf("secret %llx %llx\n", (unsigned long long)lr_hash_secret.start,
+               (unsigned long long)lr_hash_secret.factor);
+        return;
+    }
+    char command[128], line[128];
+    unsigned long long start = 0, factor = 0;
+    (void)snprintf(command, sizeof command, "PRINT_SECRET=1 /proc/%d/exe the_hash_differs", (int)getpid());
+    FILE *other = popen(command, "r");
+    CHECK(other != NULL);
+    while (fgets(line, sizeof line, other) != NULL)
+        (void)sscanf(line, "secret %llx %llx", &start, &factor);
+    CHECK_INT(pclose(other), 0);
+    CHECK(factor != 0 && factor % 2 == 1);
+    CHECK(start != lr_hash_secret.start && factor != lr_hash_secret.factor);
+    CHECK_INT(
+        (int)(lr_hash_more(lr_hash_more(LR_HASH_START, "a", 1), "bc", 2) != lr_hash_more(LR_HASH_START, "abc", 3)), 0);
 }
 
 TEST_MAIN()

@@ -1,0 +1,32 @@
+/* hash.h: hashes for tables that are filled from files.
+ *
+ * Whoever writes a file can choose keys that meet in one place of a table whose hash he knows, and make its filling quadratic. So the
+ * hash has a secret, drawn anew in every process. Nothing but the places in a table may depend on it: no result, no order, no file. */
+#ifndef LR_HASH_H
+#define LR_HASH_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct lr_hash_key {
+    uint64_t start, factor;
+} lr_hash_key;
+extern lr_hash_key lr_hash_secret; /* set before main */
+
+/* The halves of the 128-bit product with the secret factor, folded into one. */
+static inline uint64_t lr_hash_mix(uint64_t x)
+{
+    const unsigned __int128 product = (unsigned __int128)x * lr_hash_secret.factor;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+/* The hash of a string can be built up piece by piece, from LR_HASH_START; how it is cut into pieces does not matter. */
+#define LR_HASH_START (lr_hash_secret.start)
+static inline uint64_t lr_hash_more(uint64_t hash, const char *s, size_t size)
+{
+    for (size_t i = 0; i < size; i++)
+        hash = lr_hash_mix(hash ^ (unsigned char)s[i]);
+    return hash;
+}
+
+#endif
