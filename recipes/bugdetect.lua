@@ -32,7 +32,8 @@ local args = lr.args {
     choices = { "auto", "fp32", "bf16", "fp16" } },
   { "tf32", false, "in fp32 on a GPU: multiply with 10 bits of each number, several times as fast" },
   { "loss", "cosine", "cosine similarity, or multiple negatives ranking", choices = { "cosine", "mnr" } },
-  { "sampling", "weighted", "order of the rows", choices = { "weighted", "shuffled", "sequential" } },
+  { "sampling", "auto", "order of the rows; auto: weighted by class, with --loss mnr shuffled",
+    choices = { "auto", "weighted", "shuffled", "sequential" } },
   { "evaluation-steps", 2000, "evaluate and write a checkpoint every so many steps", type = "integer", min = 1 },
   { "keep", 3, "checkpoints kept, besides the best", type = "integer", min = 1 },
   { "max-train-rows", 850000, "use only so many training rows; 0: all", type = "integer", min = 0 },
@@ -75,7 +76,7 @@ model:add_lora { rank = args.rank, alpha = args.alpha, dropout = args.dropout, t
 lr.train {
   model = model, data = args.data, output = args.output,
   columns = { "current_line", "context" }, score = "score", group = "context_type",
-  loss = lr.loss.by_name(args.loss), schedule = lr.schedule.by_name(args.schedule, args.warmup), warmup = args.warmup,
+  loss = args.loss, schedule = args.schedule, warmup = args.warmup,
   learning_rate = args.learning_rate, weight_decay = args.weight_decay, clip = args.clip,
   batch = args.batch, accumulate = args.accumulate, epochs = args.epochs, max_steps = args.max_steps,
   sampling = args.sampling, seed = args.seed, recompute = args.recompute,

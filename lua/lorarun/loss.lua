@@ -5,6 +5,8 @@
 -- and  positives_only = true  where rows with a score below 0.5 are of no use to it. A recipe may pass a plain function instead.
 -- and  stateless = true  where compute does nothing but ops on its arguments: then a step may be tried without values beforehand,
 -- and  mean_over_pairs = true  where it is the mean of what each pair gives by itself: then a batch is as good as its parts.
+-- and  columns = n  how many columns of texts it reads, more_columns = true  where more than these are welcome,
+-- and  in_batch = true  where n columns are compared with those of the batch's other pairs alone: one pair then teaches nothing.
 -- All embeddings are unit length when they come here (the trainer normalises where the model does not).
 --
 -- On several ranks a loss is computed on each rank's own pairs, which is enough where it is a mean over pairs. One that compares
@@ -13,11 +15,17 @@ local ffi = require "ffi"
 local ops = require "lorarun.ops"
 local tensor = require "lorarun.tensor"
 local check = require "lorarun.check"
+local options = require "lorarun.options"
+local suggest = require "lorarun.suggest"
 
 local loss = {}
 
+local RANKING = { gather = options.boolean,
+  scale = { test = function(v) return options.number.test(v) and v > 0 end, text = "a number above 0" } }
+
 --- mean((cos(u, v) - label)^2): sentence-transformers' CosineSimilarityLoss.
-function loss.cosine_similarity()
+function loss.cosine_similarity(given)
+  options.check("lr.loss.cosine_similarity", given, {})
   return { name = "cosine_similarity", needs_labels = true, stateless = true, mean_over_pairs = true, columns = 2,
     compute = function(columns, labels)
       return ops.mse(ops.row_dot(columns[1], columns[2]), labels)
@@ -27,12 +35,13 @@ end
 --- Multiple negatives ranking (Henderson et al., 2017): every anchor must rank its own positive above all other positives and all
 --- hard negatives of the batch. scores = scale * cos(anchor_i, candidate_j), cross-entropy with label i. Columns: anchor,
 --- positive, then any number of hard negatives. options: scale = 20, gather = true: the batch is that of all ranks together; false:
---- each rank takes its negatives from its own pairs.
-function loss.multiple_negatives_ranking(options)
-  local scale = options and options.scale or 20
-  local gather = not (options and options.gather == false)
+--- each rank takes its negatives from its own pairs. A batch of one pair without hard negatives has a loss of 0, whatever the
+--- model.
+function loss.multiple_negatives_ranking(given)
+  local o = options.check("lr.loss.multiple_negatives_ranking", given, RANKING)
+  local scale, gather = o.scale or 20, o.gather ~= false
   return { name = "multiple_negatives_ranking", positives_only = true, stateless = true, columns = 2, more_columns = true,
-    gather = gather,
+    in_batch = true, gather = gather,
     compute = function(columns, _, embeddings)
       local n = columns[1].shape[1]
       local candidates = ops.rows(embeddings, n, embeddings.shape[1])
@@ -43,11 +52,19 @@ function loss.multiple_negatives_ranking(options)
     end }
 end
 
---- By name, for command lines: "cosine" or "mnr" (or the long names).
-function loss.by_name(name)
-  if name == "cosine" or name == "cosine_similarity" then return loss.cosine_similarity() end
-  if name == "mnr" or name == "multiple_negatives_ranking" then return loss.multiple_negatives_ranking() end
-  check.fail("there is no loss '%s'; there are cosine and mnr", tostring(name))
+local NAMES = { cosine = "cosine_similarity", cosine_similarity = "cosine_similarity", mnr = "multiple_negatives_ranking",
+  multiple_negatives_ranking = "multiple_negatives_ranking" }
+
+--- by_name(name, options): for command lines: "cosine" or "mnr" (or the long names), with the options of that loss.
+function loss.by_name(name, given)
+  local known = NAMES[name]
+  if not known then
+    local names = {}
+    for n in pairs(NAMES) do names[#names + 1] = n end
+    check.fail("there is no loss %s; there are cosine and mnr%s", options.shown(name),
+      type(name) == "string" and suggest.did_you_mean(name, names) or "")
+  end
+  return loss[known](given)
 end
 
 return loss

@@ -16,17 +16,19 @@ local autograd = require "lorarun.autograd"
 local nn = require "lorarun.nn"
 local hub = require "lorarun.hub"
 local data = require "lorarun.data"
+local kinds = require "lorarun.options"
 local planning = require "lorarun.planning"
-local suggest = require "lorarun.suggest"
+local prompts = require "lorarun.prompts"
 local safetensors = require "lorarun.safetensors"
 local sentence_transformers = require "lorarun.sentence_transformers"
 
 local Model = {}
 Model.__index = Model
 
-local OPTIONS = { precision = true, max_length = true, pooling = true, normalize = true, device = true, revision = true,
-  settings = true, tokenizer_folder = true }
-local ENCODE_OPTIONS = { prompt = true, prompt_name = true, batch_tokens = true }
+local OPTIONS = { precision = kinds.any, max_length = kinds.any, pooling = kinds.text, normalize = kinds.boolean,
+  device = kinds.choice { "cpu", "cuda", "meta" }, revision = kinds.text, settings = kinds.table, tokenizer_folder = kinds.text }
+local ENCODE_OPTIONS = { prompt = prompts.KINDS.prompt, prompt_name = prompts.KINDS.prompt_name, batch_tokens = kinds.whole(1) }
+local CONTEXT_OPTIONS = { training = kinds.boolean, seed = kinds.whole(0), step = kinds.whole(0), recompute = kinds.whole(0) }
 local PRECISION = { fp32 = "f32", bf16 = "bf16", fp16 = "f16" }
 
 -- config.json with checked access: config:integer "hidden_size", config:number("rms_norm_eps", 1e-6).
@@ -125,8 +127,7 @@ local function load_adapted(folder, settings, options)
 end
 
 function load(name, options)
-  options = options or {}
-  suggest.refuse_unknown("lr.load_model", options, OPTIONS)
+  options = kinds.check("lr.load_model", options, OPTIONS)
   local folder = hub.resolve(name, options.revision, options.device == "meta")
   local own = sentence_transformers.read(folder)
   local weights_folder = fs.join(folder, own.transformer)
@@ -228,7 +229,7 @@ function Model:context(batch, extra)
     cu_seqlens = tensor.from(batch.cu_seqlens, { batch.sequences + 1 }, "i32", "cu_seqlens", device),
     max_length = batch.max_length, pooled = pooled_rows(self, batch),
   }
-  for k, v in pairs(extra or {}) do ctx[k] = v end
+  for k, v in pairs(kinds.check("model:context", extra, CONTEXT_OPTIONS)) do ctx[k] = v end
   return ctx
 end
 
@@ -243,14 +244,10 @@ function Model:forward(ctx)
   return unit
 end
 
---- The text put before each input: prompt = a text, or prompt_name = a name of the folder's; else the default one or "".
-function Model:prompt(options)
-  options = options or {}
-  if options.prompt then return options.prompt end
-  local name = options.prompt_name or self.settings.default_prompt
-  if not name then return "" end
-  return self.settings.prompts[name] or check.fail("the model has no prompt named '%s'", name)
-end
+--- prompt(options): the text put before each input: prompt = a text, or prompt_name = a name of the folder's; else the default one
+--- or "". prefixes(columns, prompts): those of columns of a data set. See prompts.lua.
+function Model:prompt(given) return prompts.of(self, given) end
+function Model:prefixes(columns, given) return prompts.prefixes(self, columns, given) end
 
 local ENCODE_TOKENS = 8192 -- tokens a forward pass of encode(): enough for the matrix products' full speed, little memory
 
@@ -258,9 +255,10 @@ local ENCODE_TOKENS = 8192 -- tokens a forward pass of encode(): enough for the 
 --- batch_tokens. Texts are packed longest first, so nothing is padded.
 function Model:encode(texts, options)
   if type(texts) == "string" then texts = { texts } end
+  if type(texts) ~= "table" then check.fail("encode() was given %s, expected a text or a list of texts", kinds.shown(texts)) end
   if #texts == 0 then check.fail("encode() was given no text") end
-  suggest.refuse_unknown("encode()", options or {}, ENCODE_OPTIONS)
-  local prompt = self:prompt(options)
+  options = kinds.check("encode()", options, ENCODE_OPTIONS)
+  local prompt = self:prompt { prompt = options.prompt, prompt_name = options.prompt_name }
   local order = {}
   for i, text in ipairs(texts) do
     if type(text) ~= "string" then check.fail("encode(): text %d is a %s", i, type(text)) end
@@ -271,7 +269,7 @@ function Model:encode(texts, options)
     return a < b
   end)
   local result = tensor.new({ #texts, self.dimension }, "f32", "embeddings", self.device)
-  local limit = options and options.batch_tokens or ENCODE_TOKENS
+  local limit = options.batch_tokens or ENCODE_TOKENS
   local width, i = self.dimension, 1
   local row = ffi.new("float[?]", width)
   while i <= #order do
@@ -370,4 +368,7 @@ function Model:__tostring()
     self.lora and (", LoRA rank %d (%d parameters)"):format(self.lora.config.r, self.lora.parameters.count) or "")
 end
 
-return { load = load, Model = Model }
+--- is(value): is it a model?
+local function is(value) return getmetatable(value) == Model end
+
+return { load = load, is = is, Model = Model }

@@ -19,6 +19,7 @@ local rates = require "lorarun.rates"
 local recompute = require "lorarun.recompute"
 local settings = require "lorarun.settings"
 local suggest = require "lorarun.suggest"
+local train_options = require "lorarun.train_options"
 
 local plan = {}
 
@@ -132,15 +133,15 @@ local function memory_of(job)
 end
 
 -- The data of the run, where there is any: sets, the sampler, and rows that training and evaluation take.
-local function open(o, trainer)
+local function open(o)
   local d = {}
   if o.data == "" then -- it is yet to be made
     d.draws, d.evaluated, d.tested = o.max_train_rows, o.max_evaluation_rows, o.max_evaluation_rows
     return d
   end
-  d.train, d.validation, d.test = trainer.open_data(o)
+  d.train, d.validation, d.test = train_options.open_data(o)
   local labels = d.train:has(o.score) and d.train:numbers(o.score) or nil
-  d.sample, d.draws = trainer.choose_rows(o, d.train, labels)
+  d.sample, d.draws = train_options.choose_rows(o, d.train, labels)
   d.evaluated, d.tested = d.validation and d.validation.rows or 0, d.test and d.test.rows or 0
   return d
 end
@@ -272,11 +273,8 @@ end
 --- Prints the plan and returns it.
 function plan.train(o, trainer)
   local model, job = o.model, planning.job
-  local run = { options = o, model = model, loss = o.loss, part = o.batch, cached = false, prefixes = {} }
-  for c, name in ipairs(o.columns) do
-    run.prefixes[c] = o.prompts[name] and model:prompt { prompt_name = o.prompts[name] } or ""
-  end
-  local d = open(o, trainer)
+  local run = { options = o, model = model, loss = o.loss, part = o.batch, cached = false, prefixes = o.prefixes }
+  local d = open(o)
   local draws = d.draws > 0 and d.draws or SAMPLED_STEPS * o.batch * o.accumulate -- of lengths alone, where nobody knows the rows
   local _, total_steps = trainer.count_steps(o, draws, 1)
   local optimizer = optim.adamw(model.lora.parameters)

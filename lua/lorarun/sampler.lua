@@ -19,7 +19,9 @@ function sampler.weighted(labels, rows, seed)
     if not counts[v] then
       counts[v] = 0
       values[#values + 1] = v
-      if #values > 100 then check.fail("weighted sampling needs classes; the scores have more than 100 distinct values") end
+      if #values > 100 then
+        check.fail "weighted sampling needs classes; the scores have more than 100 distinct values: say sampling = \"shuffled\""
+      end
     end
     counts[v] = counts[v] + 1
   end

@@ -48,15 +48,21 @@ function suggest.did_you_mean(word, candidates, format)
   return closest and "; did you mean " .. (format or "'%s'"):format(closest) .. "?" or ""
 end
 
---- refuse_unknown(what, given, known): an error where the table has an option that is not among `known` (names to anything).
+--- refuse_unknown(what, given, known): an error where the table has an option that is not among `known` (names to anything). Of
+--- several the first in the alphabet is told.
 function suggest.refuse_unknown(what, given, known)
+  local unknown
   for name in pairs(given) do
-    if known[name] == nil then
-      local names = {}
-      for k in pairs(known) do names[#names + 1] = k end
-      check.fail("%s has no option '%s'%s", what, tostring(name), suggest.did_you_mean(tostring(name), names))
-    end
+    name = known[name] == nil and tostring(name)
+    if name and (not unknown or name < unknown) then unknown = name end
   end
+  if not unknown then return end
+  local names = {}
+  for name in pairs(known) do names[#names + 1] = name end
+  table.sort(names)
+  local meant = suggest.did_you_mean(unknown, names)
+  check.fail("%s has no option '%s'%s", what, unknown, meant ~= "" and meant
+    or #names == 0 and "; it has none" or "; there are " .. table.concat(names, ", "))
 end
 
 return suggest

@@ -9,13 +9,11 @@
 -- On several ranks every one of them runs this loop with the same arguments. A step is the same pairs as on one rank of as many
 -- times the batch; the ranks share them, add up their gradients (ranks.lua) and hold the same bits after it. `pairs`, `tokens` and
 -- `loss` are those of all ranks together. Rank 0 prints and writes.
-local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local batches = require "lorarun.batches"
 local comm = require "lorarun.comm"
-local data = require "lorarun.data"
 local evaluate = require "lorarun.evaluate"
 local export = require "lorarun.export"
 local gpu = require "lorarun.gpu"
@@ -32,62 +30,11 @@ local run_files = require "lorarun.run_files"
 local run_lock = require "lorarun.run_lock"
 local run_paths = require "lorarun.run_paths"
 local run_state = require "lorarun.run_state"
-local sampler = require "lorarun.sampler"
 local train_options = require "lorarun.train_options"
 
 local trainer = {}
 
 local MOST_OVERFLOWS = 40 -- on end: the scale of an fp16 run's loss has then been halved from 2^16 to 2^-24
-
--- The three data sets: data = folder with train/validation/test .jsonl or .csv, or { train = path, validation =, test = }.
-local function open_data(o)
-  local function path_of(split)
-    if type(o.data) == "table" then return o.data[split] end
-    for _, suffix in ipairs { ".jsonl", ".csv" } do
-      local path = fs.join(o.data, split .. suffix)
-      if fs.is_file(path) then return path end
-    end
-  end
-  local function open(split, max_rows)
-    local path = path_of(split)
-    if not path then return nil end
-    -- A ranking loss needs no scores to train; evaluation needs them, and of the texts only the two it compares.
-    local training = split == "train"
-    local columns = { { name = o.score, kind = "number", optional = training and o.loss.positives_only or false } }
-    for c, name in ipairs(o.columns) do
-      if training or c <= 2 then columns[#columns + 1] = { name = name, kind = "text" } end
-    end
-    if o.group then columns[#columns + 1] = { name = o.group, kind = "text", optional = true } end
-    return data.open(path, { columns = columns, on_bad_row = o.on_bad_row, max_rows = max_rows > 0 and max_rows or nil })
-  end
-  local train = open("train", o.max_train_rows)
-  if not train then check.fail("there is no train.jsonl (or train.csv) in '%s'", tostring(o.data)) end
-  return train, open("validation", o.max_evaluation_rows), open("test", o.max_evaluation_rows)
-end
-
--- The sampler of the run: sample(draw) -> row, draws an epoch, a line for the banner, classes.
-local function choose_rows(o, train, labels)
-  if type(o.sampling) == "function" then return o.sampling, train.rows, "the recipe's own" end
-  if o.loss.positives_only and not labels then
-    return sampler.shuffled(train.rows, o.seed), train.rows, "shuffled every epoch"
-  elseif o.loss.positives_only then
-    local list, n = ffi.new("int64_t[?]", train.rows), 0
-    for i = 0, train.rows - 1 do
-      if labels[i] >= 0.5 then list[n] = i n = n + 1 end
-    end
-    if n == 0 then check.fail("the loss '%s' trains on rows with score 1, and there is none", o.loss.name) end
-    return sampler.among(list, sampler.shuffled(n, o.seed)), n, ("shuffled, the %s rows with score 1"):format(report.count(n))
-  end
-  if o.sampling == "weighted" then
-    local sample, classes = sampler.weighted(labels, train.rows, o.seed)
-    return sample, train.rows, "weighted by class, with replacement", classes
-  elseif o.sampling == "shuffled" then
-    return sampler.shuffled(train.rows, o.seed), train.rows, "shuffled every epoch"
-  elseif o.sampling == "sequential" then
-    return sampler.sequential(train.rows), train.rows, "in file order"
-  end
-  check.fail("there is no sampling '%s'; there are weighted, shuffled and sequential", tostring(o.sampling))
-end
 
 -- Steps of an epoch, and of a run on so many ranks.
 local function count_steps(o, draws, world)
@@ -225,7 +172,7 @@ local function loop(run, first)
     local parameters = run.model.lora.parameters
     local tokens, pairs_ = accumulate(run, window)
     window.exchange = window.exchange + ranks.reduce(parameters)
-    local lr = o.learning_rate * o.schedule(run.optimizer.steps, run.total_steps) -- of the steps that counted
+    local lr = train_options.rate(o, run.optimizer.steps, run.total_steps) -- of the steps that counted
     run.optimizer:apply(lr)
     if step < run.total_steps then fetch_ahead(run, window) end
     local loss, grad_norm, loss_scale, signal = ranks.outcome(parameters) -- one rank alone waits for its device here only
@@ -326,14 +273,11 @@ end
 local function train(run)
   local o = run.options
   C.lr_deterministic(o.deterministic and 1 or 0)
-  run.train, run.validation, run.test = open_data(o)
+  run.train, run.validation, run.test = train_options.open_data(o)
   run.data_text = type(o.data) == "string" and o.data or o.data.train
-  run.prefixes = {}
-  for c, name in ipairs(o.columns) do
-    run.prefixes[c] = o.prompts[name] and o.model:prompt { prompt_name = o.prompts[name] } or ""
-  end
+  run.prefixes = o.prefixes
   local labels = run.train:has(o.score) and run.train:numbers(o.score) or nil
-  local sample, draws, text, classes = choose_rows(o, run.train, labels)
+  local sample, draws, text, classes = train_options.choose_rows(o, run.train, labels)
   run.sampling_text, run.classes = text, classes
   run.sample, run.draws = sample, draws
   local world = comm.world_size
@@ -413,9 +357,7 @@ end
 --- train(options): see train_options.lua and docs/reference.md. Returns the final evaluation { validation, test, best_step }.
 function trainer.train(given)
   local o = train_options.complete(given)
-  if planning.job then
-    return require("lorarun.plan").train(o, { open_data = open_data, choose_rows = choose_rows, count_steps = count_steps })
-  end
+  if planning.job then return require("lorarun.plan").train(o, { count_steps = count_steps }) end
   local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0, lock = ranks.silent,
     totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 }, overflows = 0, skipped = 0 }
   comm.on_rank_0(function() run.lock = take_output(o) end)
