@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # fuzz.sh FOLDER [SECONDS [NAME...]]: builds the fuzzers of tests/fuzz in FOLDER and runs each, or those that are named, so long (60),
 # as many at a time as there are cores. Each first takes its seeds (tests/fuzz/seeds), then what earlier runs found worth keeping
-# (FOLDER/corpus). What breaks one is kept in FOLDER/findings: mend it, and add the file to the seeds. Last line: "N passed, N failed".
+# (FOLDER/corpus); tests/fuzz/words has words for it to use. What breaks one is kept in FOLDER/findings: mend it, and add the file to
+# the seeds. Last line: "N passed, N failed".
 set -euo pipefail
 folder=$1 seconds=${2:-60}
 shift $(($# < 2 ? $# : 2))
@@ -12,7 +13,9 @@ mkdir -p findings logs
 
 fuzz() { # NAME
   mkdir -p "corpus/$1"
-  if "./fuzz_$1" -max_total_time="$seconds" -timeout=25 -rss_limit_mb=2048 -max_len=4096 -print_final_stats=1 \
+  local words=()
+  [ ! -f "$root/tests/fuzz/words/$1" ] || words=("-dict=$root/tests/fuzz/words/$1")
+  if "./fuzz_$1" "${words[@]}" -max_total_time="$seconds" -timeout=25 -rss_limit_mb=2048 -max_len=4096 -print_final_stats=1 \
     -artifact_prefix="findings/$1-" "corpus/$1" "$root/tests/fuzz/seeds/$1" >"logs/$1" 2>&1 </dev/null; then
     echo "ok     $1: $(sed -n 's/^stat::number_of_executed_units: *//p' "logs/$1") inputs"
   else

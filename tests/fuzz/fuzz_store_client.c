@@ -100,7 +100,7 @@ static void start(void)
          getsockname(listener, (struct sockaddr *)&a, &size) == 0);
     port = ntohs(a.sin_port);
     pthread_t thread;
-    MUST(pthread_create(&thread, NULL, serve, NULL) == 0);
+    MUST(lr_thread_start(&thread, serve, NULL) == LR_OK); /* whom no signal interrupts */
 }
 
 static int one_call(lr_store *s, int i)

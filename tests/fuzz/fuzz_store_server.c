@@ -5,6 +5,7 @@
 #include "dist/store.h"
 #include "fuzz.h"
 #include <arpa/inet.h>
+#include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
 
@@ -37,7 +38,12 @@ static int dial(void)
                                   .sin_port = htons((uint16_t)lr_store_server_port(server)),
                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    MUST(fd >= 0 && connect(fd, (const struct sockaddr *)&a, sizeof a) == 0);
+    MUST(fd >= 0);
+    if (connect(fd, (const struct sockaddr *)&a, sizeof a) != 0) { /* libFuzzer has a timer that interrupts */
+        MUST(errno == EINTR);
+        close(fd);
+        return dial();
+    }
     /* Closed at once, with nothing left behind: there are only so many ports. */
     MUST(setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger)) == 0);
     return fd;
@@ -53,8 +59,11 @@ static bool hear(int fd, uint8_t *out, size_t size)
 {
     uint8_t sink[4096];
     for (size_t n = 0; size == 0 || n < size;) {
-        MUST(poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, PATIENCE_MS) == 1);
+        const int ready = poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, PATIENCE_MS);
+        MUST(ready == 1 || (ready < 0 && errno == EINTR));
         const ssize_t got = size == 0 ? recv(fd, sink, sizeof sink, 0) : recv(fd, out + n, size - n, 0);
+        if (got < 0 && errno == EINTR)
+            continue;
         if (got <= 0)
             return size == 0;
         n += (size_t)got;
