@@ -24,7 +24,9 @@ local function row_of(i) return { current_line = ("x = %d"):format(i), context =
 -- adapters' values behind the last step. options: of lr.train, and lora = of add_lora, before(model).
 local function with_trainer(fn, row)
   shell.with_folder(function(folder)
-    for _, split in ipairs { "train", "validation", "test" } do write_rows(fs.join(folder, split .. ".jsonl"), row or row_of) end
+    local rows = fs.join(folder, "data")
+    fs.make(rows)
+    for _, split in ipairs { "train", "validation", "test" } do write_rows(fs.join(rows, split .. ".jsonl"), row or row_of) end
     fn(function(name, options)
       local steps, on_step = {}, options.on_step
       local model = lr.load_model(tests .. "/golden/bert", { max_length = 16 })
@@ -32,7 +34,7 @@ local function with_trainer(fn, row)
       for key, value in pairs(options.lora or {}) do lora[key] = value end
       model:add_lora(lora)
       if options.before then options.before(model) end
-      local o = { model = model, data = folder, output = fs.join(folder, name), batch = 4, sampling = "sequential", group = false,
+      local o = { model = model, data = rows, output = fs.join(folder, name), batch = 4, sampling = "sequential", group = false,
         schedule = lr.schedule.constant(), evaluation_steps = 100,
         on_step = function(s)
           steps[#steps + 1] = s
@@ -272,7 +274,7 @@ test("the figures of an evaluation are those of its own rows, whatever is encode
       context_type = i <= 6 and "few" or "many" }
   end
   with_trainer(function(_, folder)
-    local set = data.open(fs.join(folder, "validation.jsonl"), { columns = { { name = "current_line", kind = "text" },
+    local set = data.open(fs.join(folder, "data", "validation.jsonl"), { columns = { { name = "current_line", kind = "text" },
       { name = "context", kind = "text" }, { name = "score", kind = "number" }, { name = "context_type", kind = "text" } } })
     for _, normalize in ipairs { true, false } do
       local model = lr.load_model(tests .. "/golden/bert", { max_length = 16, normalize = normalize })
