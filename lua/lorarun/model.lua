@@ -9,7 +9,7 @@
 local ffi = require "ffi"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local model_config = require "lorarun.model_config"
 local tensor = require "lorarun.tensor"
 local ops = require "lorarun.ops"
 local autograd = require "lorarun.autograd"
@@ -18,8 +18,8 @@ local hub = require "lorarun.hub"
 local data = require "lorarun.data"
 local kinds = require "lorarun.options"
 local planning = require "lorarun.planning"
+local model_weights = require "lorarun.model_weights"
 local prompts = require "lorarun.prompts"
-local safetensors = require "lorarun.safetensors"
 local sentence_transformers = require "lorarun.sentence_transformers"
 
 local Model = {}
@@ -31,61 +31,41 @@ local ENCODE_OPTIONS = { prompt = prompts.KINDS.prompt, prompt_name = prompts.KI
 local CONTEXT_OPTIONS = { training = kinds.boolean, seed = kinds.whole(0), step = kinds.whole(0), recompute = kinds.whole(0) }
 local PRECISION = { fp32 = "f32", bf16 = "bf16", fp16 = "f16" }
 
--- config.json with checked access: config:integer "hidden_size", config:number("rms_norm_eps", 1e-6).
-local function read_config(path)
-  if not fs.is_file(path) then check.fail("%s is missing: a model folder holds config.json and model.safetensors", path) end
-  local raw = json.decode(fs.read(path), path)
-  local methods = {}
-  function methods.number(_, key, default)
-    local v = raw[key]
-    if v == nil or v == json.null then v = default end
-    if type(v) ~= "number" then
-      check.fail("%s: '%s' is %s, expected a number", path, key, v == nil and "missing" or type(v))
-    end
-    return v
-  end
-  function methods.integer(self, key, default)
-    local v = methods.number(self, key, default)
-    if v % 1 ~= 0 or v < 1 then check.fail("%s: '%s' is %g, expected a whole number of at least 1", path, key, v) end
-    return v
-  end
-  return setmetatable({}, { __index = function(_, key)
-    local v = raw[key]
-    if v == json.null then v = nil end
-    if v == nil then return methods[key] end
-    return v
-  end })
+local function names_of(set)
+  local names = {}
+  for name in pairs(set) do names[#names + 1] = name end
+  table.sort(names)
+  return table.concat(names, ", ")
 end
 
-local function architecture(config, path)
-  local kind = config.model_type
+local function architecture(config)
+  local kind = config:get "model_type"
   local ok, arch = false, nil
   if type(kind) == "string" and kind:find("^[%w_]+$") then ok, arch = pcall(require, "lorarun.models." .. kind) end
   if not ok then
     if type(arch) == "string" and not arch:find("module 'lorarun.models", 1, true) then error(arch, 0) end
+    if type(kind) ~= "string" then config:text "model_type" end
     check.fail("%s: model_type '%s' is not supported; lorarun has qwen2 and bert. docs/adding-a-model.md tells how to add one",
-      path, tostring(kind))
+      config.path, kind)
   end
-  for _, name in ipairs(config.architectures or {}) do
+  for _, name in ipairs(config:list("architectures", "string") or {}) do
     if not arch.architectures[name] then
-      check.fail("%s: architecture '%s' is not supported; for model_type '%s' lorarun has %s", path, name, kind,
-        (function()
-          local names = {}
-          for n in pairs(arch.architectures) do names[#names + 1] = n end
-          table.sort(names)
-          return table.concat(names, ", ")
-        end)())
+      check.fail("%s: architecture '%s' is not supported; for model_type '%s' lorarun has %s", config.path, name, kind,
+        names_of(arch.architectures))
     end
   end
   return arch
 end
 
 -- What every architecture here needs of its heads.
-local function check_heads(config, c, path)
-  if not config.head_dim and c.hidden % c.heads ~= 0 then
-    check.fail("%s: 'hidden_size' %d is no multiple of 'num_attention_heads' %d", path, c.hidden, c.heads)
+local MOST_WIDTH = 2 ^ 20 -- of all heads together: see model_config
+local function check_heads(config, c)
+  if not config:get "head_dim" and c.hidden % c.heads ~= 0 then
+    config:refuse("hidden_size", "%d is no multiple of 'num_attention_heads' %d", c.hidden, c.heads)
   elseif c.heads % c.kv_heads ~= 0 then
-    check.fail("%s: 'num_key_value_heads' %d does not divide 'num_attention_heads' %d", path, c.kv_heads, c.heads)
+    config:refuse("num_key_value_heads", "%d does not divide 'num_attention_heads' %d", c.kv_heads, c.heads)
+  elseif c.heads * c.head_dim > MOST_WIDTH then
+    config:refuse("num_attention_heads", "%d with heads of %d dimensions is beyond any model", c.heads, c.head_dim)
   end
 end
 
@@ -96,6 +76,40 @@ local function assemble(arch, sizes, o)
   arch.prepare(built, o.max_length, o.device)
   return setmetatable({ arch = arch, sizes = sizes, built = built, linears = source.linears, dtype = o.dtype, device = o.device,
     max_length = o.max_length }, Model)
+end
+
+-- Tokens a text is cut to: what the user asked for, else what the folder says, else (as in sentence-transformers) the shorter of
+-- the tokenizer's own limit and the model's positions.
+local function longest(arch, c, asked, of_folder, tokenizer_folder, config)
+  if asked ~= nil and (type(asked) ~= "number" or asked % 1 ~= 0 or asked < 1) then
+    check.fail("max_length is %s, expected a whole number of at least 1", tostring(asked))
+  end
+  if asked and asked > math.max(c.positions, of_folder or 0) then
+    check.fail("max_length %d is more than the %d positions of %s", asked, c.positions, config.path)
+  end
+  local length = asked or of_folder
+    or math.min(c.positions, sentence_transformers.tokenizer_length(tokenizer_folder) or c.positions)
+  local limit = arch.max_length(c)
+  if length > limit then
+    io.stderr:write(("lorarun: warning: the folder's max_seq_length is %d, but %s has %d positions: texts are cut to these\n")
+      :format(length, config.path, limit))
+    length = limit
+  end
+  if c.window and length > c.window then
+    config:refuse("sliding_window", "is %d: attention within a window is not supported. For texts of up to so many tokens it is "
+      .. "the same function: give max_length = %d (--max-length %d)", c.window, c.window, c.window)
+  end
+  return length
+end
+
+-- do_lower_case of sentence-transformers: nothing more to do where the tokenizer makes lower case itself.
+local UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ ÀÉÖ ΑΩ ЖЯ", "abcdefghijklmnopqrstuvwxyz àéö αω жя"
+local function check_lower(tokenizer, config)
+  local a, b = tokenizer:encode(UPPER), tokenizer:encode(LOWER)
+  if table.concat(a, " ") ~= table.concat(b, " ") then
+    config:refuse("do_lower_case", "is true and the tokenizer does not make lower case: put {\"type\": \"Lowercase\"} first into "
+      .. "the normalizer of tokenizer.json, and make this false")
+  end
 end
 
 --- load(name, options): name: a folder, or a Hugging Face id in the local cache. Options:
@@ -135,11 +149,11 @@ function load(name, options)
     return load_adapted(weights_folder, own, options)
   end
   local settings = options.settings or own
-  local config_path = fs.join(weights_folder, "config.json")
-  local config = read_config(config_path)
-  local arch = architecture(config, config_path)
-  local c = arch.configure(config, config_path)
-  check_heads(config, c, config_path)
+  local config = model_config.read(fs.join(weights_folder, "config.json"))
+  local arch = architecture(config)
+  model_config.refuse_others(config)
+  local c = arch.configure(config)
+  check_heads(config, c)
   local precision = options.precision or "fp32"
   local dtype = PRECISION[precision]
   if not dtype then check.fail("there is no precision '%s'; there are fp32, bf16, and on a GPU fp16", tostring(precision)) end
@@ -155,17 +169,8 @@ function load(name, options)
       .. "gives worthless embeddings", folder)
   end
   if not ops.pooling_modes[pooling] then check.fail("there is no pooling '%s'", tostring(pooling)) end
-  local limit = arch.max_length(c)
-  local max_length = options.max_length or settings.max_length or math.min(limit, 512)
-  if type(max_length) ~= "number" or max_length % 1 ~= 0 or max_length < 1 then
-    check.fail("max_length is %s, expected a whole number of at least 1", tostring(max_length))
-  end
-  if max_length > limit then
-    if options.max_length then
-      check.fail("max_length %d is more than the %d positions of %s", max_length, limit, name)
-    end
-    max_length = limit
-  end
+  local tokenizer_folder = options.tokenizer_folder or weights_folder
+  local max_length = longest(arch, c, options.max_length, settings.max_length, tokenizer_folder, config)
   local normalize = settings.normalize
   if options.normalize ~= nil then normalize = options.normalize end
 
@@ -174,27 +179,27 @@ function load(name, options)
     if device == "meta" then
       model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = function() end })
     else
-      local file = safetensors.open_folder(weights_folder)
+      local weights = model_weights.open(weights_folder, arch, c, dtype)
       local ok, err = pcall(function()
-        local load_tensor
-        load_tensor, prefix = nn.file_loader(file, arch.prefixes, arch.probe)
-        model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = load_tensor })
+        model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = weights.load })
       end)
-      file:close()
+      weights.file:close()
       if not ok then error(err, 0) end
+      prefix = weights.prefix
     end
-    local tokenizer_folder, tokenizer = options.tokenizer_folder or weights_folder, nil
+    local tokenizer
     if device ~= "meta" or fs.is_file(fs.join(tokenizer_folder, "tokenizer.json")) then
       tokenizer = require("lorarun.tokenizer").load_tokenizer(tokenizer_folder)
       if tokenizer.vocab_size > c.vocabulary then
-        check.fail("%s: the tokenizer has ids up to %d but the model has %d embeddings", folder, tokenizer.vocab_size - 1,
-          c.vocabulary)
+        config:refuse("vocab_size", "is %d, but the tokenizer of %s has ids up to %d", c.vocabulary, tokenizer_folder,
+          tokenizer.vocab_size - 1)
       end
+      if settings.lower then check_lower(tokenizer, settings.lower) end
     end
     model.name, model.folder, model.weights_folder, model.prefix = name, folder, weights_folder, prefix
     model.config, model.tokenizer, model.settings = config, tokenizer, settings
     model.tokenizer_folder, model.revision = tokenizer_folder, options.revision
-    model.dimension, model.precision, model.limit = c.hidden, precision, limit
+    model.dimension, model.precision = c.hidden, precision
     model.pooling, model.normalize, model.layer_count, model.pooling_assumed = pooling, normalize, c.layers, assumed
     return model
   end)
@@ -363,8 +368,9 @@ function Model:free()
 end
 
 function Model:__tostring()
-  return ("model %s: %s, %d layers, dimension %d, %s pooling%s, max length %d, %s%s"):format(self.name, self.config.model_type,
-    self.layer_count, self.dimension, self.pooling, self.normalize and ", normalised" or "", self.max_length, self.precision,
+  return ("model %s: %s, %d layers, dimension %d, %s pooling%s, max length %d, %s%s"):format(self.name,
+    self.config:get "model_type", self.layer_count, self.dimension, self.pooling, self.normalize and ", normalised" or "",
+    self.max_length, self.precision,
     self.lora and (", LoRA rank %d (%d parameters)"):format(self.lora.config.r, self.lora.parameters.count) or "")
 end
 

@@ -3,7 +3,6 @@
 -- A linear layer here may be several of the model's: q, k and v (or gate and up) read the same input, so their weights are
 -- stacked and one product computes all. The parts keep their names, which is what LoRA's targets and PEFT's files speak of.
 local ffi = require "ffi"
-local check = require "lorarun.check"
 local tensor = require "lorarun.tensor"
 local ops = require "lorarun.ops"
 local autograd = require "lorarun.autograd"
@@ -13,29 +12,6 @@ local backend = require "lorarun.backend"
 local nn = {}
 
 -- ---- reading weights -------------------------------------------------------------------------------------------------------
---- file_loader(file, prefixes, probe): a function load(name, t) that fills t from a safetensors folder (lorarun.safetensors), and
---- the prefix its names have: the first of `prefixes` with which the tensor `probe` exists.
-function nn.file_loader(file, prefixes, probe)
-  local prefix
-  for _, p in ipairs(prefixes) do
-    if file:has(p .. probe) then prefix = p break end
-  end
-  if not prefix then
-    check.fail("%s: there is no tensor '%s' (nor with prefix '%s'); this is not the model that config.json describes", file.path,
-      probe, table.concat(prefixes, "' or '", 2))
-  end
-  return function(name, t)
-    local full = prefix .. name
-    if not file:has(full) then check.fail("%s: tensor '%s' is missing", file.path, full) end
-    local shape = file:info(full).shape
-    if table.concat(shape, ", ") ~= table.concat(t.shape, ", ") then
-      check.fail("%s: tensor '%s' has shape [%s]; config.json makes it [%s]", file.path, full, table.concat(shape, ", "),
-        table.concat(t.shape, ", "))
-    end
-    file:load(full, t)
-  end, prefix
-end
-
 --- source{ load = function(name, t), dtype = of activations and big weights, device }: makes a model's frozen layers.
 function nn.source(options)
   local source = { dtype = options.dtype, device = options.device, linears = {} }

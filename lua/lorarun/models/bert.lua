@@ -1,31 +1,48 @@
 -- bert.lua: BERT encoders (MiniLM, bge, e5, gte): post-norm, learned absolute positions, token types, LayerNorm, GELU, full
 -- attention. Reference: transformers' modeling_bert. The model's own dropout is off: its weights are frozen, and LoRA has its own.
-local check = require "lorarun.check"
+local model_config = require "lorarun.model_config"
 local nn = require "lorarun.nn"
 local ops = require "lorarun.ops"
 local tensor = require "lorarun.tensor"
 
 local bert = {
-  architectures = { BertModel = true, BertForMaskedLM = true, BertForSequenceClassification = true, BertForPreTraining = true },
+  architectures = { BertModel = true, BertForMaskedLM = true, BertForSequenceClassification = true, BertForPreTraining = true,
+    BertForNextSentencePrediction = true, BertForMultipleChoice = true, BertForTokenClassification = true,
+    BertForQuestionAnswering = true, BertLMHeadModel = true },
   prefixes = { "", "bert." },
   probe = "embeddings.word_embeddings.weight",
   attention = { "query", "key", "value" },
   unused = { ["pooler.dense"] = true }, -- linear layers of the checkpoint that no embedding depends on
 }
 
-local GELU = { gelu = "erf", gelu_new = "tanh", gelu_pytorch_tanh = "tanh" }
+--- The name that the oldest checkpoints have for a tensor (made from TensorFlow's), or nil.
+function bert.older_name(name)
+  local norm, what = name:match "^(.*LayerNorm)%.(%a+)$"
+  return norm and norm .. (what == "weight" and ".gamma" or ".beta")
+end
 
-function bert.configure(config, where)
-  local position_type = config.position_embedding_type or "absolute"
-  if position_type ~= "absolute" then check.fail("%s: position_embedding_type '%s' is not supported", where, position_type) end
-  local act = config.hidden_act or "gelu"
-  if not GELU[act] then check.fail("%s: hidden_act '%s' is not supported, BERT has gelu", where, act) end
-  if config.is_decoder then check.fail("%s: is_decoder is not supported: embeddings need the encoder", where) end
+-- transformers' names; the fast and accurate forms differ from gelu_new by rounding alone.
+local GELU = { gelu = "erf", gelu_python = "erf", gelu_new = "tanh", gelu_fast = "tanh", gelu_accurate = "tanh",
+  gelu_pytorch_tanh = "tanh" }
+
+--- The sizes that matter, from config.json. Refuses what this file does not compute.
+function bert.configure(config)
+  model_config.code_of(config)
+  local position_type = config:text("position_embedding_type", "absolute")
+  if position_type ~= "absolute" then
+    config:refuse("position_embedding_type", "is '%s', which is not supported, only 'absolute'", position_type)
+  end
+  local act = config:text("hidden_act", "gelu")
+  if not GELU[act] then config:refuse("hidden_act", "is '%s', which is not supported: BERT has gelu", act) end
+  for _, key in ipairs { "is_decoder", "add_cross_attention", "is_encoder_decoder", "is_causal" } do
+    if config:boolean(key, false) then config:refuse(key, "is not supported: embeddings need the encoder, in both directions") end
+  end
   local c = {
-    hidden = config:integer "hidden_size", layers = config:integer "num_hidden_layers",
+    hidden = config:integer "hidden_size", layers = config:integer("num_hidden_layers", nil, 1, model_config.MOST_LAYERS),
     heads = config:integer "num_attention_heads", intermediate = config:integer "intermediate_size",
-    vocabulary = config:integer "vocab_size", positions = config:integer "max_position_embeddings",
-    types = config:integer("type_vocab_size", 2), eps = config:number("layer_norm_eps", 1e-12), gelu = GELU[act],
+    vocabulary = config:integer("vocab_size", nil, 1, model_config.MOST_TOKENS),
+    positions = config:integer "max_position_embeddings",
+    types = config:integer("type_vocab_size", 2), eps = config:number("layer_norm_eps", 1e-12, 0), gelu = GELU[act],
   }
   c.kv_heads, c.head_dim = c.heads, c.hidden / c.heads
   return c

@@ -1,34 +1,136 @@
 -- qwen2.lua: Qwen2 (nomic-embed-code, gte-Qwen2, Qwen2.5 embedders): a pre-norm decoder with grouped-query attention, q/k/v
 -- biases, RoPE, RMSNorm and SwiGLU. Reference: transformers' modeling_qwen2; names of tensors are the file's.
-local check = require "lorarun.check"
+local json = require "lorarun.json"
+local model_config = require "lorarun.model_config"
 local nn = require "lorarun.nn"
 local ops = require "lorarun.ops"
 
 local qwen2 = {
-  architectures = { Qwen2Model = true, Qwen2ForCausalLM = true },
+  architectures = { Qwen2Model = true, Qwen2ForCausalLM = true, Qwen2ForSequenceClassification = true,
+    Qwen2ForTokenClassification = true, Qwen2ForQuestionAnswering = true },
   prefixes = { "", "model." },
   probe = "embed_tokens.weight",
   attention = { "q_proj", "k_proj", "v_proj" },
   unused = {}, -- linear layers of the checkpoint that no embedding depends on
 }
 
---- The sizes that matter, from config.json (transformers 4 and 5 spellings). Refuses what this file does not compute.
-function qwen2.configure(config, where)
-  local rope = config.rope_parameters or config.rope_scaling or {}
-  local kind = rope.rope_type or rope.type or "default"
-  if kind ~= "default" then check.fail("%s: RoPE scaling '%s' is not supported", where, kind) end
-  if config.hidden_act and config.hidden_act ~= "silu" then
-    check.fail("%s: hidden_act '%s' is not supported, Qwen2 has silu", where, config.hidden_act)
+-- Code of folders' own that auto_map names and that is known here: gte-Qwen2's and stella's, Qwen2 without the causal mask.
+local KNOWN_CODE = { ["modeling_qwen.Qwen2Model"] = { causal = false } }
+
+local ACTIVATIONS = { silu = true, swish = true }
+
+-- The value that several keys may give: an error where they contradict each other, since transformers 4 and 5 then differ.
+local function one_of(candidates, default)
+  local first
+  for _, c in ipairs(candidates) do
+    if c.value ~= nil then
+      if first and first.value ~= c.value then
+        c.config:refuse(c.key, "is %s but '%s%s' is %s; transformers 4 takes one and 5 the other: make them the same",
+          tostring(c.value), first.config.above, first.key, tostring(first.value))
+      end
+      first = first or c
+    end
   end
+  return first and first.value or default
+end
+
+-- RoPE's base. Both of the spellings: rope_theta and rope_scaling (transformers 4), rope_parameters (5).
+local function rope_theta(config)
+  local thetas, kinds, factors = {}, {}, {}
+  local function collect(o, key, list, value) list[#list + 1] = { config = o, key = key, value = value } end
+  for _, name in ipairs { "rope_scaling", "rope_parameters" } do
+    local rope = config:object(name)
+    if rope then
+      for _, key in ipairs(rope:keys()) do
+        if type(rope:get(key)) == "table" then rope:refuse(key, "is not supported: one RoPE for all layers is") end
+      end
+      for _, key in ipairs { "rope_type", "type" } do
+        collect(rope, key, kinds, rope:get(key) and rope:text(key))
+      end
+      collect(rope, "rope_theta", thetas, rope:get "rope_theta" and rope:number("rope_theta", nil, 1e-6))
+      collect(rope, "partial_rotary_factor", factors, rope:get "partial_rotary_factor" and rope:number "partial_rotary_factor")
+    end
+  end
+  collect(config, "rope_theta", thetas, config:get "rope_theta" and config:number("rope_theta", nil, 1e-6))
+  collect(config, "partial_rotary_factor", factors, config:get "partial_rotary_factor" and config:number "partial_rotary_factor")
+  for _, k in ipairs(kinds) do
+    if k.value and k.value ~= "default" then
+      k.config:refuse(k.key, "is '%s': this scaling of RoPE is not supported, only 'default'", k.value)
+    end
+  end
+  if one_of(factors, 1) ~= 1 then
+    config:refuse("partial_rotary_factor", "is not supported: Qwen2 rotates all of a head's dimensions")
+  end
+  return one_of(thetas, 10000)
+end
+
+-- Tokens that a query of a windowed layer sees, itself included, or nil where every layer sees all.
+local function window_of(config, layers)
+  local window
+  if config:boolean("use_sliding_window", false) then
+    local given = config:given "sliding_window"
+    if given == nil then window = 4096 -- null is none, as in transformers
+    else window = config:get "sliding_window" and config:integer("sliding_window", nil, 1, 2 ^ 31) end
+  end
+  local types = config:list("layer_types", "string")
+  if not types then
+    local first = config:integer("max_window_layers", 28, 0, 2 ^ 31)
+    return window and first < layers and window or nil
+  end
+  if #types ~= layers then config:refuse("layer_types", "has %d entries for %d layers", #types, layers) end
+  local windowed = false
+  for i, kind in ipairs(types) do
+    if kind == "sliding_attention" then windowed = true
+    elseif kind ~= "full_attention" then
+      config:refuse("layer_types", "has '%s' as element %d, which Qwen2 does not have", kind, i)
+    end
+  end
+  if windowed and not window then
+    config:refuse("layer_types", "has sliding_attention, but there is no window: 'use_sliding_window' or 'sliding_window' is off")
+  end
+  return windowed and window or nil
+end
+
+-- Whether a token sees only what is before it.
+local function is_causal(config)
+  local code = model_config.code_of(config, KNOWN_CODE)
+  local given = config:given "is_causal"
+  if given == json.null then
+    config:refuse("is_causal", "is null, which transformers takes for true or false depending on padding; write one of them")
+  end
+  local causal = config:boolean("is_causal", not code or code.causal)
+  if code and causal ~= code.causal then
+    config:refuse("is_causal", "contradicts the code that 'auto_map' names, which has no causal mask: remove one of them")
+  end
+  if causal and config:boolean("use_bidirectional_attention", false) then
+    config:refuse("use_bidirectional_attention", "is not read by transformers' Qwen2, which stays causal; \"is_causal\": false is "
+      .. "what it reads")
+  end
+  return causal
+end
+
+--- The sizes that matter, from config.json (transformers 4 and 5 spellings). Refuses what this file does not compute.
+function qwen2.configure(config)
+  local act = config:text("hidden_act", "silu")
+  if not ACTIVATIONS[act] then config:refuse("hidden_act", "is '%s', which is not supported: Qwen2 has silu", act) end
   local c = {
-    hidden = config:integer "hidden_size", layers = config:integer "num_hidden_layers",
+    hidden = config:integer "hidden_size", layers = config:integer("num_hidden_layers", nil, 1, model_config.MOST_LAYERS),
     heads = config:integer "num_attention_heads", intermediate = config:integer "intermediate_size",
-    vocabulary = config:integer "vocab_size", positions = config:integer("max_position_embeddings", 32768),
-    eps = config:number("rms_norm_eps", 1e-6), theta = rope.rope_theta or config:number("rope_theta", 10000),
+    vocabulary = config:integer("vocab_size", nil, 1, model_config.MOST_TOKENS),
+    positions = config:integer("max_position_embeddings", 32768, 1, 2 ^ 31 - 1),
+    eps = config:number("rms_norm_eps", 1e-6, 0), theta = rope_theta(config), causal = is_causal(config),
   }
+  -- missing, it is transformers' default; null is one for each head
+  if config:given "num_key_value_heads" == nil and c.heads ~= 32 then
+    config:refuse("num_key_value_heads", "is missing; transformers then takes 32, which does not fit %d heads: write it", c.heads)
+  end
   c.kv_heads = config:integer("num_key_value_heads", c.heads)
   c.head_dim = config:integer("head_dim", math.max(1, math.floor(c.hidden / c.heads)))
-  if config.use_sliding_window then c.window = config:integer("sliding_window", 4096) end
+  if c.head_dim % 2 ~= 0 then
+    config:refuse(config:get "head_dim" and "head_dim" or "num_attention_heads", "makes heads of %d dimensions; RoPE needs an even "
+      .. "number", c.head_dim)
+  end
+  c.window = window_of(config, c.layers)
   return c
 end
 
@@ -57,8 +159,8 @@ function qwen2.build(c, source)
   return model
 end
 
---- Longest sequence these weights can take.
-function qwen2.max_length(c) return c.window or c.positions end
+--- Longest sequence these weights can take: RoPE is computed for any position.
+function qwen2.max_length() return math.huge end
 
 --- prepare(model, max_length): tables that depend on the longest sequence.
 function qwen2.prepare(model, max_length, device)
@@ -72,7 +174,7 @@ local function block(model, layer, x, r, ctx, behind, unread)
   local y, s = nn.norm(layer.input_norm, x, r, layer.qkv)
   local qkv = nn.linear(y, layer.qkv, ctx)
   y:release()
-  local attended = ops.self_attention(qkv, { heads = c.heads, kv_heads = c.kv_heads, head_dim = c.head_dim, causal = true,
+  local attended = ops.self_attention(qkv, { heads = c.heads, kv_heads = c.kv_heads, head_dim = c.head_dim, causal = c.causal,
     cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length, rope = model.rope, positions = ctx.positions })
   qkv:release()
   attended, s = nn.at_pooled(ctx, behind, attended, s)

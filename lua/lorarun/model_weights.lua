@@ -1,0 +1,75 @@
+-- model_weights.lua: the tensors of a model folder under the names that an architecture gives them. Before anything is allocated,
+-- all that the architecture wants is looked for in the file: what is missing, has another shape, or a dtype that is no float of
+-- ours is one error. What the file has beside that is left alone, as transformers leaves it.
+local check = require "lorarun.check"
+local nn = require "lorarun.nn"
+local safetensors = require "lorarun.safetensors"
+local tensor = require "lorarun.tensor"
+
+local model_weights = {}
+
+local FLOATS = { f32 = true, bf16 = true, f16 = true }
+local SHOWN = 5 -- of many names alike
+
+local function list(names)
+  if #names <= SHOWN then return table.concat(names, ", ") end
+  return ("%s and %d more"):format(table.concat(names, ", ", 1, SHOWN), #names - SHOWN)
+end
+
+-- The tensors that arch.build asks for: { name, shape }, found by building it without bytes.
+local function wanted(arch, sizes, dtype)
+  local wants = {}
+  tensor.scope(function()
+    arch.build(sizes, nn.source { dtype = dtype, device = "meta", load = function(name, t)
+      wants[#wants + 1] = { name = name, shape = t.shape }
+    end })
+  end)
+  return wants
+end
+
+-- The first of the architecture's prefixes with which its probe exists.
+local function prefix_of(arch, file)
+  for _, p in ipairs(arch.prefixes) do
+    if file:has(p .. arch.probe) then return p end
+  end
+  check.fail("%s: there is no tensor '%s' (nor with prefix '%s'); this is not the model that config.json describes. Its tensors: "
+    .. "%s", file.path, arch.probe, table.concat(arch.prefixes, "' or '", 2), list(file:names()))
+end
+
+local function shown(shape) return "[" .. table.concat(shape, ", ") .. "]" end
+
+--- open(folder, arch, sizes, dtype): the folder's weights: { file, prefix, name_of = function(name): the file's name of a tensor,
+--- load = function(name, t) }. The caller closes the file.
+function model_weights.open(folder, arch, sizes, dtype)
+  local file = safetensors.open_folder(folder)
+  local weights = { file = file }
+  local function name_of(name)
+    local full = weights.prefix .. name
+    local older = not file:has(full) and arch.older_name and arch.older_name(name)
+    return older and file:has(weights.prefix .. older) and weights.prefix .. older or full
+  end
+  local ok, err = pcall(function()
+    weights.prefix = prefix_of(arch, file)
+    local missing, other = {}, {}
+    for _, want in ipairs(wanted(arch, sizes, dtype)) do
+      local name = name_of(want.name)
+      local info = file:has(name) and file:info(name)
+      if not info then missing[#missing + 1] = name
+      elseif shown(info.shape) ~= shown(want.shape) then
+        other[#other + 1] = ("'%s' has shape %s; config.json makes it %s"):format(name, shown(info.shape), shown(want.shape))
+      elseif not FLOATS[info.dtype] then
+        other[#other + 1] = ("'%s' has dtype %s, supported are F32, BF16 and F16"):format(name, info.dtype_name)
+      end
+    end
+    if #missing > 0 then check.fail("%s: %d of the model's tensors are missing: %s", file.path, #missing, list(missing)) end
+    if #other > 0 then check.fail("%s: %d tensors do not fit: %s", file.path, #other, list(other)) end
+  end)
+  if not ok then
+    file:close()
+    error(err, 0)
+  end
+  function weights.load(name, t) file:load(name_of(name), t) end
+  return weights
+end
+
+return model_weights
