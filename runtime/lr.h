@@ -56,6 +56,9 @@ int lr_memory_release_cached(int device); /* give cached buffers back to the sys
 /* Let the tensors of a device take at most so many bytes; more is LR_ENOMEM. What is kept for reuse is given back where it would come to
  * more. 0, as at first: no limit. */
 int lr_memory_limit(int device, int64_t bytes);
+/* Bytes that tensors may still take of the addresses this process has for them: more than any memory, but where addresses are
+ * limited (ulimit -v). */
+int64_t lr_memory_addresses_left(int device);
 /* What holds the memory: one "name\tbuffers\tbytes\n" line per name, largest first, at most `lines`, into buf (NUL-terminated).
  * Layers are added up: a number between dots is *. */
 int lr_memory_holders(int device, int lines, char *buf, size_t cap);
@@ -126,11 +129,39 @@ int lr_tf32(int on);
 int lr_cores(void);        /* that this process may use */
 int lr_threads_set(int n); /* compute threads; 0: OMP_NUM_THREADS, or else one per core */
 int lr_threads(void);
+int lr_threads_start(
+    void);            /* now, so that a limit is an error, where the first op that needs them would end the process */
 double lr_time(void); /* seconds, monotonic */
 /* With interrupts on, an op that finds the flag raised clears it and returns LR_EINTERRUPTED. The flag is async-signal-safe. */
 void lr_interrupt_enable(int on);
 void lr_interrupt_raise(void);
 int lr_interrupt_take(void); /* 1 if it was raised; clears it */
+
+/* ---- limits of the system (core/limits.c) ---------------------------------------------------------------------------- */
+typedef enum lr_limit_kind {
+    LR_LIMIT_ADDRESSES = 0, /* bytes: ulimit -v */
+    LR_LIMIT_DATA = 1,      /* bytes: -d */
+    LR_LIMIT_FILE_SIZE = 2, /* bytes: -f */
+    LR_LIMIT_FILES = 3,     /* open at a time: -n */
+    LR_LIMIT_PROCESSES = 4, /* and threads, of the user: -u */
+    LR_LIMIT_STACK = 5,     /* bytes: -s */
+    LR_LIMIT_SECONDS = 6,   /* of processor time: -t */
+    LR_LIMIT_KINDS = 7
+} lr_limit_kind;
+int64_t lr_limit(int kind); /* of this process; -1: none */
+typedef struct lr_memory_bound {
+    int64_t left;   /* bytes; INT64_MAX: no limit */
+    char what[256]; /* "the control group /job allows 2.0 GB": what sets it */
+} lr_memory_bound;
+/* What the tightest of this process's control group and those above it leaves. */
+int lr_memory_left_by_group(lr_memory_bound *out);
+/* What ulimit -d leaves to tensors. */
+int lr_memory_left_by_data(lr_memory_bound *out);
+/* A file of this process's control group (level 0) or one above it (1, ...): `name` in version 2, `name_1` in version 1. Its text goes
+ * to `out`, the group's path to `where`. LR_ENOTFOUND: the group has no such file; LR_EEND: there is no such level. */
+int lr_group_file(const char *controller, int level, const char *name, const char *name_1, char *out, int64_t cap,
+                  char *where, int64_t where_cap);
+int lr_limits_root(const char *path); /* for tests: what stands in front of /proc and /sys; "" */
 
 /* ---- what NVIDIA's driver tells of its GPUs (core/nvml.c) ------------------------------------------------------------- */
 /* NVML comes with the driver and is opened when first asked; without it these are LR_EUNSUPPORTED. It numbers all GPUs of the

@@ -8,7 +8,9 @@
  * Compiled once: oneDNN chooses its instruction set by itself. Where that set lacks bf16 products, bf16 weights are
  * packed as f32 and their activations are converted by the caller. */
 #include "cpu/gemm.h"
+#include "core/limits.h"
 #include "cpu/dnnl_compat.h"
+#include <errno.h>
 
 enum { PRIMITIVE_CACHE = 2048, QUERY_ROWS = 1024 };
 
@@ -25,8 +27,12 @@ static int failed(dnnl_status_t status, const char *what)
 {
     if (status == dnnl_success)
         return LR_OK;
-    if (status == dnnl_out_of_memory)
-        return lr_fail(LR_ENOMEM, "out of memory in oneDNN: %s", what);
+    if (status == dnnl_out_of_memory) {
+        char reason[256];
+        lr_limits_reason(ENOMEM, reason, sizeof reason);
+        return lr_fail(LR_ENOMEM, "out of memory in oneDNN: %s%s%s%s", what, *reason != 0 ? " (" : "", reason,
+                       *reason != 0 ? ")" : "");
+    }
     return lr_fail(LR_EINTERNAL, "oneDNN failed with status %d: %s", (int)status, what);
 }
 
@@ -100,7 +106,7 @@ static dnnl_status_t run(dnnl_primitive_desc_t pd, const lr_gemm_argument *argum
     dnnl_exec_arg_t exec[4];
     dnnl_memory_t memory[4] = {NULL};
     dnnl_primitive_t primitive = NULL;
-    dnnl_status_t status = dnnl_primitive_create(&primitive, pd);
+    dnnl_status_t status = lr_limits_spare() == LR_OK ? dnnl_primitive_create(&primitive, pd) : dnnl_out_of_memory;
     for (int i = 0; i < n && status == dnnl_success; i++) {
         status = dnnl_memory_create(&memory[i], arguments[i].desc, engine, (void *)(uintptr_t)arguments[i].data);
         exec[i] = (dnnl_exec_arg_t){arguments[i].index, memory[i]};

@@ -152,7 +152,9 @@ local function rows_of(facts)
   for _, r in ipairs(link_rows(facts.links)) do rows[#rows + 1] = r end
   row("CPU", c.text)
   row("cores", ("%d%s, %d compute threads"):format(c.cores, c.quota and (" (time of %.1f)"):format(c.quota) or "", c.threads))
-  row("memory", ("%s of %s available"):format(c.available and gib(c.available) or "?", c.total and gib(c.total) or "?"))
+  row("memory", ("%s of %s available%s"):format(c.available and gib(c.available) or "?", c.total and gib(c.total) or "?",
+    c.limit and (" (%s)"):format(c.limit) or ""))
+  row("limits", table.concat(facts.limits.process, ", "))
   row("/dev/shm", facts.limits.shm_free and gib(facts.limits.shm_free) .. " free" or "none")
   local locked = facts.limits.locked
   row("locked", locked == math.huge and "no limit" or locked and "at most " .. memory.size_text(locked) or "?")

@@ -92,6 +92,11 @@ local function finish(ok, ...)
   local report = ...
   -- where memory ran out or the handler itself failed, Lua hands over a plain text
   if type(report) ~= "table" then report = { message = message_of(report), calls = {} } end
+  if report.message == "not enough memory" then
+    collectgarbage() -- for what comes now
+    local limit = require("lorarun.memory").limit_text(require("lorarun.c").LR_LIMIT_ADDRESSES)
+    report.message = "not enough memory for Lua's tables and strings" .. (limit and (" (%s)"):format(limit) or "")
+  end
   return false, report
 end
 

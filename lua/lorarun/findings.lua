@@ -11,6 +11,7 @@ local findings = {}
 local GIB = 2 ^ 30
 local LEAST_FREE = 2 * GIB       -- of a GPU's or the machine's memory: less holds no model, its adapters and a batch
 local OTHERS_SHARE = 0.1         -- of a GPU's memory in the hands of others is worth a word
+local LEAST_FILE = 2 * GIB       -- a model's weights are one file
 local LEAST_SHM = GIB            -- of /dev/shm for NCCL between the GPUs of a machine; containers have 64 MiB unless told otherwise
 local OLDEST = { 8, 0 }          -- compute capability: bf16 tensor cores
 local gib = report.gib
@@ -137,7 +138,13 @@ local function look_at_cpu(facts, add)
       ("set OMP_NUM_THREADS=%d, or give the container more processors"):format(math.max(1, math.floor(c.quota))))
   end
   if c.available and c.available < LEAST_FREE then
-    add("warning", ("%s of memory are available"):format(gib(c.available)), "end what uses it, or train a small model in bf16")
+    add("warning", ("%s of memory are available%s"):format(gib(c.available), c.limit and (" (%s)"):format(c.limit) or ""),
+      c.limit and "raise the limit, or train a small model in bf16" or "end what uses it, or train a small model in bf16")
+  end
+  local largest = facts.limits.file_size
+  if largest and largest < LEAST_FILE then
+    add("warning", ("a file may have %s at most (ulimit -f), which a model may not fit in"):format(memory.size_text(largest)),
+      "ulimit -f unlimited, or LimitFSIZE=infinity for a service")
   end
   if not facts.libraries.gloo then
     add("warning", ("several ranks on the CPU cannot talk: %s"):format(facts.libraries.gloo_missing),

@@ -126,11 +126,19 @@ function hardware.pci_gpus()
 end
 
 -- ---- the rest of the machine ------------------------------------------------------------------------------------------------
--- Processors' worth of time that the control group of this process may use, or nil: no limit.
+-- Processors' worth of time that this process's control group and those above it let it use, or nil: no limit. Version 1 has the
+-- two numbers in two files; no limit is -1 there.
 local function cpu_quota()
-  local group = (contents "/proc/self/cgroup" or ""):match "0::([^\n]*)"
-  local quota, period = (group and contents("/sys/fs/cgroup" .. group:gsub("/$", "") .. "/cpu.max") or ""):match "(%d+) (%d+)"
-  return quota and tonumber(quota) / tonumber(period) or nil
+  local text, where, least, level = ffi.new "char[64]", ffi.new "char[4096]", nil, 0
+  local function file(name, name_1) return C.lr_group_file("cpu", level, name, name_1, text, 64, where, 4096) end
+  while true do
+    local status = file("cpu.max", "cpu.cfs_quota_us")
+    if status == C.LR_EEND then return least end
+    local quota, period = (status == C.LR_OK and ffi.string(text) or ""):match "^(%d+)%s*(%d*)"
+    if quota and period == "" then period = file("none", "cpu.cfs_period_us") == C.LR_OK and ffi.string(text):match "^%d+" end
+    if quota and tonumber(period) then least = math.min(least or math.huge, tonumber(quota) / tonumber(period)) end
+    level = level + 1
+  end
 end
 
 --- { text = one line, cores, quota, threads, total, available (bytes) }
@@ -138,8 +146,18 @@ function hardware.cpu()
   local free, total = ffi.new "int64_t[1]", ffi.new "int64_t[1]"
   local known = C.lr_device_memory(C.LR_CPU, free, total) == C.LR_OK
   local text = report.device "cpu":gsub("; no GPU: .*", "") -- which is told apart
+  local available, limit = memory.available()
   return { text = text, cores = C.lr_cores(), quota = cpu_quota(), threads = C.lr_threads(),
-    total = known and tonumber(total[0]) or nil, available = memory.available() }
+    total = known and tonumber(total[0]) or nil, available = available, limit = limit }
+end
+
+--- What each process here may have at most, where something is set: { "ulimit -v: 4.1 GB", ... }
+local function process_limits()
+  local list = {}
+  for _, kind in ipairs { C.LR_LIMIT_ADDRESSES, C.LR_LIMIT_DATA, C.LR_LIMIT_FILE_SIZE, C.LR_LIMIT_FILES } do
+    list[#list + 1] = memory.limit_text(kind)
+  end
+  return list
 end
 
 -- The soft limit of /proc/self/limits: bytes, math.huge where there is none, nil where it is not told.
@@ -148,10 +166,13 @@ local function locked_memory()
   return text == "unlimited" and math.huge or tonumber(text)
 end
 
---- { shm_free, locked (bytes; math.huge: no limit), infiniband = are there adapters of that kind }
+--- { shm_free, locked (bytes; math.huge: no limit), infiniband = are there adapters of that kind, process (list of texts),
+--- file_size (bytes; nil: no limit) }
 function hardware.limits()
   local shm = tonumber(C.lr_disk_free "/dev/shm")
-  return { shm_free = shm >= 0 and shm or nil, locked = locked_memory(), infiniband = #names_in "/sys/class/infiniband" > 0 }
+  local file_size = tonumber(C.lr_limit(C.LR_LIMIT_FILE_SIZE))
+  return { shm_free = shm >= 0 and shm or nil, locked = locked_memory(), infiniband = #names_in "/sys/class/infiniband" > 0,
+    process = process_limits(), file_size = file_size >= 0 and file_size or nil }
 end
 
 --- The versions of libraries in use, and whether ranks on the CPU can talk: { text, gloo = true, or false and gloo_missing }

@@ -49,6 +49,7 @@ local function charge(view)
     c.status = 128 + view.signal
     c.what = "was killed by " .. signals.name(view.signal)
     if view.signal == signals.KILL then c.what = c.what .. " (the kernel does that where memory runs out: see dmesg)" end
+    if view.signal == signals.XCPU then c.what = c.what .. " (its processor time is used up: ulimit -t)" end
   else
     local signal = signals.of_status(view.status)
     c.what = ("ended with exit status %d%s"):format(view.status, signal and ", as after " .. signal or "")

@@ -94,6 +94,7 @@ local function new_job(s, place)
     require("lorarun.tensor").default_device = "cuda" -- where models and tensors are from here on
   else
     require("lorarun.preflight").must_have_gpu(s)
+    check(C.lr_threads_start())
   end
   return { rank = place.rank, world_size = place.world_size, local_rank = place.local_rank,
     local_world_size = place.local_world_size, machine_rank = place.machine_rank, generation = place.generation or 0,

@@ -46,28 +46,39 @@ local function contents(path)
   return all
 end
 
--- Bytes that the control group of this process (a container, a job of Slurm) leaves it, or nil where it sets no limit.
-local function left_by_group()
-  local group = (contents "/proc/self/cgroup" or ""):match "0::([^\n]*)"
-  if not group then return nil end
-  local folder = "/sys/fs/cgroup" .. group:gsub("/$", "")
-  local most = tonumber(contents(folder .. "/memory.max") or "")
-  local used = tonumber(contents(folder .. "/memory.current") or "")
-  if not most or not used then return nil end
-  local cached = tonumber((contents(folder .. "/memory.stat") or ""):match "inactive_file (%d+)") or 0 -- given up when asked for
-  return math.max(0, most - used + cached)
+--- bounds(): what limits the memory of this process: a list of { bytes = that are left, what = which limit, nil for the memory that
+--- is free, each = does every process have as much for itself? }.
+function memory.bounds()
+  local list, bound = {}, ffi.new "lr_memory_bound"
+  local kib = (contents "/proc/meminfo" or ""):match "MemAvailable:%s+(%d+) kB"
+  if kib then list[1] = { bytes = tonumber(kib) * 1024 } end
+  local function add(status, each)
+    if check(status) == C.LR_OK and bound.what[0] ~= 0 then
+      list[#list + 1] = { bytes = tonumber(bound.left), what = ffi.string(bound.what), each = each }
+    end
+  end
+  add(C.lr_memory_left_by_group(bound), false)
+  add(C.lr_memory_left_by_data(bound), true)
+  local addresses = memory.limit_text(C.LR_LIMIT_ADDRESSES)
+  if addresses then
+    list[#list + 1] = { bytes = tonumber(C.lr_memory_addresses_left(C.LR_CPU)), what = addresses, each = true }
+  end
+  return list
 end
 
---- available(device): bytes of a device's memory that this process may still have, or nil where the system does not say.
+--- available(device): bytes of a device's memory that this process may still have, and what limits them where that is not the
+--- memory itself; nil where the system does not say.
 function memory.available(device)
   if device == "cuda" then
     local free, total = ffi.new "int64_t[1]", ffi.new "int64_t[1]"
     check(C.lr_device_memory(C.LR_CUDA, free, total))
     return tonumber(free[0])
   end
-  local kib = (contents "/proc/meminfo" or ""):match "MemAvailable:%s+(%d+) kB"
-  local free, left = kib and tonumber(kib) * 1024, left_by_group()
-  return free and left and math.min(free, left) or free or left
+  local least
+  for _, bound in ipairs(memory.bounds()) do
+    if not least or bound.bytes < least.bytes then least = bound end
+  end
+  if least then return least.bytes, least.what end
 end
 
 --- 1234567 -> "1.2 MB"
@@ -76,6 +87,17 @@ function memory.size_text(bytes)
   local u = 1
   while bytes >= 1000 and u < #units do bytes, u = bytes / 1000, u + 1 end
   return (u == 1 and "%d %s" or "%.1f %s"):format(bytes, units[u])
+end
+
+local OPTIONS = { [tonumber(C.LR_LIMIT_ADDRESSES)] = "-v", [tonumber(C.LR_LIMIT_DATA)] = "-d", [tonumber(C.LR_LIMIT_FILE_SIZE)] =
+  "-f", [tonumber(C.LR_LIMIT_FILES)] = "-n", [tonumber(C.LR_LIMIT_PROCESSES)] = "-u" }
+
+--- limit_text(kind): "ulimit -v: 4.1 GB" of a limit of this process (lr.h), or nil where there is none.
+function memory.limit_text(kind)
+  local limit = tonumber(C.lr_limit(kind))
+  if limit < 0 then return nil end
+  local counts = kind == C.LR_LIMIT_FILES or kind == C.LR_LIMIT_PROCESSES
+  return ("ulimit %s: %s"):format(OPTIONS[tonumber(kind)], counts and ("%d"):format(limit) or memory.size_text(limit))
 end
 
 --- What the program is at, where that is training: { step, tokens and pairs of the micro-batch, saved = step of the last

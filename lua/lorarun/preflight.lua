@@ -102,16 +102,20 @@ end
 -- Each rank has the weights in its device's memory. On the way to a GPU they pass through a few buffers.
 local function look_at_model(s, gpus, model, say)
   local folder, bytes, count = weights_of(model)
-  local free = gpus == 0 and memory.available() or nil
-  local needed = count * BYTES[s.precision] * PACKED_COPIES * s.ranks_here
-  if free and needed > free then
-    check.fail("%d rank%s of %s need%s at least %s of memory for weights, and %s are free; %s%s", s.ranks_here,
-      s.ranks_here == 1 and "" or "s", folder, s.ranks_here == 1 and "s" or "", gib(needed), gib(free),
-      s.ranks_here == 1 and "take a machine with more" or "start fewer ranks on this machine",
-      s.precision == "fp32" and ", or give --mixed-precision bf16, which takes half of that" or "")
+  local needed = count * BYTES[s.precision] * PACKED_COPIES
+  for _, bound in ipairs(gpus == 0 and memory.bounds() or {}) do
+    local ranks = bound.each and 1 or s.ranks_here
+    if needed * ranks > bound.bytes then
+      check.fail("%d rank%s of %s need%s at least %s of memory for weights, and %s; %s%s", ranks, ranks == 1 and "" or "s", folder,
+        ranks == 1 and "s" or "", gib(needed * ranks),
+        bound.what and ("%s are left (%s)"):format(gib(bound.bytes), bound.what) or gib(bound.bytes) .. " are free",
+        ranks > 1 and "start fewer ranks on this machine" or bound.what and "raise the limit" or "take a machine with more",
+        s.precision == "fp32" and ", or give --mixed-precision bf16, which takes half of that" or "")
+    end
   end
   say("model", ("%s, weights of %s"):format(folder, gib(bytes)))
-  if free then say("memory", ("%s free"):format(gib(free))) end
+  local free, limit = memory.available()
+  if gpus == 0 and free then say("memory", ("%s free%s"):format(gib(free), limit and (" (%s)"):format(limit) or "")) end
   return bytes
 end
 
@@ -152,6 +156,11 @@ local function look_at_output(what, weight_bytes, say)
   local probe = fs.join(output, (".writable-%d"):format(math.random(2 ^ 30)))
   fs.write(probe, "")
   fs.remove(probe)
+  local largest = tonumber(C.lr_limit(C.LR_LIMIT_FILE_SIZE))
+  if largest >= 0 and largest < weight_bytes then
+    check.fail("a file may have %s here (%s), and the run writes a model of %s to %s; raise the limit", gib(largest),
+      memory.limit_text(C.LR_LIMIT_FILE_SIZE), gib(weight_bytes), output)
+  end
   local free = fs.disk_free(output)
   local needed = weight_bytes * RUN_FOLDER_COPIES + SMALL
   if free < needed then

@@ -93,20 +93,26 @@ function Output:pass_on(stream, text)
   end
 end
 
-local function keep(rank, line)
+local function keep(output, rank, line)
   line = final_state(line)
   rank.count = rank.count + 1
   rank.lines[rank.count % KEPT_LINES] = line
   if rank.log then
-    rank.log.file:write(line, "\n")
-    rank.log.file:flush()
+    local written, why = rank.log.file:write(line, "\n")
+    if written then written, why = rank.log.file:flush() end
+    if not written then -- the ranks go on: what they train is worth more than what they say
+      local log = rank.log
+      rank.log = nil
+      log.file:close()
+      output:say(("warning: the log of rank %d ends here: %s: %s"):format(rank.number, log.path, why))
+    end
   end
   return line
 end
 
 -- A complete line of a rank.
 function Output:complete(rank, stream, line)
-  line = keep(rank, line)
+  line = keep(self, rank, line)
   if rank.number ~= 0 and stream == 2 then self:line(("[rank %d] %s"):format(rank.number, line)) end
 end
 

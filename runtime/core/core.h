@@ -16,8 +16,8 @@
 
 /* Record the calling thread's error message and return `status`: return lr_fail(LR_EINVAL, "rows is %d, ...", rows); */
 int lr_fail(int status, const char *fmt, ...) LR_PRINTF(2, 3);
-/* The same with the text of errno at the end: "cannot open x: No such file or directory". ENOENT becomes LR_ENOTFOUND and
- * ENOMEM LR_ENOMEM, whatever else LR_EIO. */
+/* The same with the text of errno at the end, and the limit that may have to do with it: "cannot write x: File too large (ulimit -f:
+ * 1.0 MB)". ENOENT becomes LR_ENOTFOUND and ENOMEM LR_ENOMEM, whatever else LR_EIO. */
 int lr_fail_errno(const char *fmt, ...) LR_PRINTF(1, 2);
 
 /* malloc, calloc, realloc, strdup that count and can be made to fail. NULL means lr_fail(LR_ENOMEM, ...) was called. */

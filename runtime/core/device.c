@@ -1,6 +1,7 @@
 /* device.c: which devices there are, compute threads, the clock, the interrupt flag. */
 #define _GNU_SOURCE
 #include "core/device.h"
+#include "core/limits.h"
 #include <errno.h>
 #include <omp.h>
 #include <sched.h>
@@ -207,6 +208,62 @@ int lr_threads(void)
     return threads;
 }
 
+/* ---- starting threads: libgomp ends the program where it cannot, so it is tried before ---------------------------------- */
+typedef struct trial {
+    pthread_mutex_t lock;
+    pthread_cond_t ended;
+    bool end;
+} trial;
+
+static void *wait_for_end(void *context)
+{
+    trial *t = context;
+    pthread_mutex_lock(&t->lock);
+    while (!t->end)
+        pthread_cond_wait(&t->ended, &t->lock);
+    pthread_mutex_unlock(&t->lock);
+    return NULL;
+}
+
+/* Start n threads and end them. Returns how many there were. */
+static int try_threads(int n)
+{
+    trial t = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+    static pthread_t tried[MOST_THREADS]; /* the Lua thread's alone */
+    int started = 0;
+    while (started < n && lr_thread_start(&tried[started], wait_for_end, &t) == LR_OK)
+        started++;
+    pthread_mutex_lock(&t.lock);
+    t.end = true;
+    pthread_cond_broadcast(&t.ended);
+    pthread_mutex_unlock(&t.lock);
+    for (int i = 0; i < started; i++)
+        pthread_join(tried[i], NULL);
+    return started;
+}
+
+int lr_threads_start(void)
+{
+    static int running = 1;
+    const int n = lr_threads();
+    if (n <= running)
+        return LR_OK;
+    const int started = try_threads(n - 1) + 1;
+    if (started < n) {
+        char reason[256];
+        lr_limits_reason(EAGAIN, reason, sizeof reason);
+        return lr_fail(
+            LR_EIO,
+            "only %d of %d compute threads can be started%s%s%s; set OMP_NUM_THREADS to fewer, or raise the limit",
+            started, n, *reason != 0 ? " (" : "", reason, *reason != 0 ? ")" : "");
+    }
+    static atomic_int there;
+#pragma omp parallel num_threads(n)
+    atomic_fetch_add(&there, 1); /* from here on they wait for work, and need not be started again */
+    running = n;
+    return LR_OK;
+}
+
 int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context)
 {
     sigset_t all, before;
@@ -216,8 +273,7 @@ int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (code == 0)
         return LR_OK;
-    errno = code;
-    return lr_fail_errno("cannot start a thread");
+    return lr_limits_fail_start("a thread", code);
 }
 
 double lr_time(void)

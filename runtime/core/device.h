@@ -42,8 +42,9 @@ typedef struct lr_driver {
     /* Memory. LR_ENOMEM says that there is no more, and nothing else does: the allocator then tries again with less.
      * Addresses for more than the device has memory, at a multiple of 2 MiB; *bytes is how many. They are never given back. */
     int (*reserve)(void **out, size_t *bytes);
-    int (*map)(void *p, size_t bytes);             /* memory behind addresses that have none */
-    void (*unmap)(void *p, size_t bytes);          /* as it was mapped; waits for all that the device still does */
+    int (*allow)(size_t bytes);           /* may so many be mapped, by limits besides the device's? NULL: yes */
+    int (*map)(void *p, size_t bytes);    /* memory behind addresses that have none */
+    void (*unmap)(void *p, size_t bytes); /* as it was mapped; waits for all that the device still does */
     int (*alloc_pinned)(void **out, size_t bytes); /* host memory that copies run at full speed from and to */
     void (*release_pinned)(void *p);
 

@@ -1,6 +1,8 @@
 /* device_cpu.c: the CPU as a device. Work is done when the call that asks for it returns, so streams and events are empty. */
 #include "core/device.h"
+#include "core/limits.h"
 #include "core/op.h"
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +10,10 @@
 #include <sys/sysinfo.h>
 
 enum { HUGE_PAGE = 2 << 20 };
+static const int64_t LEAST_ADDRESSES = 16 << 20; /* of a pool */
+static const int64_t OTHERS_ADDRESSES = 192
+                                        << 20; /* for files, Lua and libraries, where addresses are limited; besides: */
+static const int64_t THREAD_ADDRESSES = 1 << 20; /* of a thread, besides its stack */
 
 static int count_one(void)
 {
@@ -48,17 +54,25 @@ static int memory_info(int64_t *free_bytes, int64_t *total_bytes)
 
 static void prepare(lr_exec *exec)
 {
+    /* Where they cannot be started one thread does all; a job has asked before and failed with the reason. */
+    if (lr_threads_start() != LR_OK)
+        (void)lr_threads_set(1);
     exec->threads = lr_threads();
 }
 
-/* Addresses that nothing may touch count for no limit but that of addresses, which some machines set: half as many will do. */
+/* Addresses that nothing may touch count for no limit but that of addresses, which some machines set. There, a pool gets half of what is
+ * left after others had theirs. */
 static int reserve(void **out, size_t *bytes)
 {
     int64_t available, total = 0;
     const int status = memory_info(&available, &total);
     if (status != LR_OK)
         return status;
-    for (size_t size = 4 * (size_t)total; size >= (size_t)64 << 20; size /= 2) {
+    int64_t most = 4 * total;
+    const int64_t left = lr_limits_left(LR_LIMIT_ADDRESSES), stack = lr_limit(LR_LIMIT_STACK);
+    if (left < INT64_MAX)
+        most = lr_min64(most, (left - OTHERS_ADDRESSES - lr_threads() * (stack + THREAD_ADDRESSES)) / 2);
+    for (size_t size = (size_t)lr_max64(0, most); size >= (size_t)LEAST_ADDRESSES; size /= 2) {
         void *p = mmap(NULL, size + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p == MAP_FAILED)
             continue;
@@ -66,13 +80,16 @@ static int reserve(void **out, size_t *bytes)
         *out = (void *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
         return LR_OK;
     }
-    return lr_fail(LR_ENOMEM, "out of cpu memory: this process is allowed no addresses for it (ulimit -v)");
+    char reason[256];
+    lr_limits_reason(ENOMEM, reason, sizeof reason);
+    return lr_fail(LR_ENOMEM, "out of cpu memory: no addresses are left for tensors%s%s%s", *reason != 0 ? " (" : "",
+                   reason, *reason != 0 ? ")" : "");
 }
 
 static int map(void *p, size_t bytes)
 {
     if (mprotect(p, bytes, PROT_READ | PROT_WRITE) != 0)
-        return lr_fail_errno("asking for %zu bytes of memory", bytes);
+        return lr_fail_errno("%zu bytes more", bytes);
     if (bytes > HUGE_PAGE)
         madvise(p, bytes, MADV_HUGEPAGE); /* fewer TLB misses in GEMM; refusal does no harm */
     return LR_OK;
@@ -205,6 +222,7 @@ const lr_driver *lr_cpu_driver(void)
         .kernels = lr_cpu_backend,
         .prepare = prepare,
         .reserve = reserve,
+        .allow = lr_limits_allow,
         .map = map,
         .unmap = unmap,
         .alloc_pinned = alloc_pinned,

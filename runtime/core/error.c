@@ -1,5 +1,6 @@
 /* error.c: the thread-local last error and the status tables. */
 #include "core/core.h"
+#include "core/limits.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -26,12 +27,16 @@ int lr_fail(int status, const char *fmt, ...)
 int lr_fail_errno(const char *fmt, ...)
 {
     const int code = errno;
+    char reason[256] = "";
+    if (code != EAGAIN) /* that of a socket has other reasons than that of a thread */
+        lr_limits_reason(code, reason, sizeof reason);
     va_list args;
     va_start(args, fmt);
     set_error(fmt, args);
     va_end(args);
     const size_t used = strlen(last_error);
-    snprintf(last_error + used, sizeof last_error - used, ": %s", strerror(code));
+    snprintf(last_error + used, sizeof last_error - used, ": %s%s%s%s", strerror(code), *reason != 0 ? " (" : "",
+             reason, *reason != 0 ? ")" : "");
     return code == ENOENT || code == ENOTDIR ? LR_ENOTFOUND : code == ENOMEM ? LR_ENOMEM : LR_EIO;
 }
 

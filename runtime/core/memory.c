@@ -17,6 +17,8 @@
 #include "core/memory.h"
 #include "core/arena.h"
 #include "core/device.h"
+#include "core/limits.h"
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,10 +53,30 @@ bool lr_memory_injected(void)
     return from >= 0 && n >= from && n < atomic_load(&fail_until);
 }
 
+/* " (ulimit -v: 4.1 GB)" where there is a limit that may be why the system gave no memory, else "". */
+typedef struct reason_text {
+    char text[260];
+} reason_text;
+
+static reason_text reason(void)
+{
+    reason_text out = {""};
+    char limits[256];
+    lr_limits_reason(ENOMEM, limits, sizeof limits);
+    if (*limits != 0)
+        snprintf(out.text, sizeof out.text, " (%s)", limits);
+    return out;
+}
+
+static void fail_host(size_t size)
+{
+    lr_fail(LR_ENOMEM, "out of host memory: %zu bytes were asked for%s", size, reason().text);
+}
+
 static void *counted(void *p, size_t size)
 {
     if (p == NULL) {
-        lr_fail(LR_ENOMEM, "out of host memory: %zu bytes were asked for", size);
+        fail_host(size);
         return NULL;
     }
     atomic_fetch_add(&host_objects, 1);
@@ -77,7 +99,7 @@ void *lr_realloc(void *p, size_t size)
         return lr_alloc(size);
     void *q = lr_memory_injected() ? NULL : realloc(p, size ? size : 1);
     if (q == NULL)
-        lr_fail(LR_ENOMEM, "out of host memory: %zu bytes were asked for", size);
+        fail_host(size);
     return q;
 }
 
@@ -188,7 +210,7 @@ static void pool_unmap(void *context, size_t offset, size_t bytes)
 
 static int open_pools(int device)
 {
-    for (int i = 0; i < POOLS; i++) {
+    for (int i = POOLS - 1; i >= 0; i--) { /* the large one first: where addresses are few it gets more of them */
         memory_pool *pool = &devices[device].pools[i];
         size_t bytes = META_ADDRESSES;
         if (pool->arena.capacity > 0)
@@ -240,17 +262,41 @@ int lr_memory_limit(int device, int64_t bytes)
     return LR_OK;
 }
 
+int64_t lr_memory_addresses_left(int device)
+{
+    if (device < 0 || device >= LR_DEVICE_COUNT)
+        return lr_fail(LR_EINVAL, "there is no device number %d", device);
+    const int status = open_pools(device);
+    if (status != LR_OK)
+        return status == LR_ENOMEM ? 0 : status;
+    int64_t left = 0;
+    for (int i = 0; i < POOLS; i++)
+        left += (int64_t)(devices[device].pools[i].arena.capacity - devices[device].pools[i].arena.mapped_bytes);
+    return left;
+}
+
+static int map(memory_pool *pool, const lr_piece *piece)
+{
+    const size_t missing = lr_arena_missing(&pool->arena, piece);
+    if (missing > 0 && pool->driver != NULL && pool->driver->allow != NULL) {
+        const int status = pool->driver->allow(missing);
+        if (status != LR_OK)
+            return status;
+    }
+    return lr_arena_map(&pool->arena, piece);
+}
+
 /* Memory for a piece. The limit is for what is live; what is free gives way to it, as far as it is whole granules. */
 static int back(device_memory *m, memory_pool *pool, const lr_piece *piece)
 {
     const int64_t missing = (int64_t)lr_arena_missing(&pool->arena, piece);
     if (m->limit > 0 && missing > 0)
         trim(m, lr_max64(0, m->limit - missing));
-    const int status = lr_arena_map(&pool->arena, piece);
+    const int status = map(pool, piece);
     if (status != LR_ENOMEM)
         return status;
     trim(m, 0);
-    return lr_arena_map(&pool->arena, piece);
+    return map(pool, piece);
 }
 
 /* A piece of a pool for `bytes` and one more. */
@@ -268,12 +314,17 @@ static int take(int device, int which, size_t bytes, const char *name, lr_piece 
         *out = piece;
         return LR_OK;
     }
+    reason_text why = {""};
+    if (device == LR_CPU && piece == NULL)
+        why = reason(); /* no address is left */
+    else if (device == LR_CPU)
+        snprintf(why.text, sizeof why.text, " (%.255s)", lr_last_error());
     if (piece != NULL)
         lr_arena_give(&pool->arena, piece);
     if (status != LR_ENOMEM)
         return status;
-    return lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for %s, %lld held already", lr_device_name(device), bytes,
-                   name, (long long)m->stats.live_bytes);
+    return lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for %s, %lld held already%s", lr_device_name(device), bytes,
+                   name, (long long)m->stats.live_bytes, why.text);
 }
 
 static void give(int device, int which, lr_piece *piece)

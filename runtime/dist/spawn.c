@@ -7,10 +7,12 @@
  *   - Descriptors of the launcher are FIRST_FD and above, so that putting 0 to 4 in place for the rank overwrites none. */
 #define _GNU_SOURCE
 #include "dist/spawn.h"
+#include "core/limits.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -25,7 +27,8 @@ int lr_fd_moved_up(int fd)
 {
     if (fd < 0)
         return -1;
-    const int high = fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FD), saved = errno;
+    const int high = fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FD);
+    const int saved = errno == EINVAL ? EMFILE : errno; /* what it says where the limit is below FIRST_FD */
     (void)close(fd);
     errno = saved;
     return high;
@@ -203,7 +206,9 @@ int lr_spawn_rank(lr_spawn *s, pid_t *pid)
     }
     int reads[2] = {-1, -1};
     const pid_t started = open_streams(s, &c, reads) ? fork_and_exec(&c) : -1;
-    const int status = started > 0 ? LR_OK : lr_fail_errno("cannot start rank process %d", s->index);
+    char what[48];
+    snprintf(what, sizeof what, "rank process %d", s->index);
+    const int status = started > 0 ? LR_OK : lr_limits_fail_start(what, errno);
     lr_fd_close(&c.input);
     lr_fd_close(&c.output);
     lr_fd_close(&c.error);

@@ -2,6 +2,7 @@
  *
  * What the command line means is decided in lua/lorarun/program.lua. Environment: LORARUN_LUA_PATH names a folder whose
  * lorarun/x.lua replace the embedded modules (for work on lorarun itself); LORARUN_JIT=off interprets everything. */
+#include "core/limits.h"
 #include "host/host.h"
 #include "host/modules.h"
 #include <errno.h>
@@ -136,6 +137,7 @@ static void wait_briefly(char **argv)
 
 int main(int argc, char **argv)
 {
+    lr_limits_prepare();
     wait_briefly(argv);
     (void)signal(SIGPIPE, SIG_DFL); /* a reader that goes away ends the program quietly, whoever started it */
     command_line given = {argc, argv, EXIT_FAILURE};

@@ -31,6 +31,7 @@ end)
 
 test("one that fails by itself ends the job at once, and its status is the job's", function()
   for _, case in ipairs { { { status = 3 }, 3, "ended with exit status 3" }, { { signal = 11 }, 139, "was killed by SIGSEGV" },
+    { { signal = 24 }, 152, "was killed by SIGXCPU (its processor time is used up: ulimit -t)" },
     { { status = 1, failed = 2, failure = "boom" }, 1, "failed: boom" } } do
     local judge = new_judge()
     case[1].ended = 1

@@ -1,0 +1,183 @@
+-- Limits of the system: those of control groups, read from trees that are made up here, and the process's own, under which the
+-- program is run as a shell's ulimit sets them. Each that is reached is one error that names it, and never a signal.
+local ffi = require "ffi"
+local C = require "lorarun.c"
+local fs = require "lorarun.fs"
+local hardware = require "lorarun.hardware"
+local memory = require "lorarun.memory"
+local tensor = require "lorarun.tensor"
+local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+
+local MB = 1000 * 1000
+local bert = shell.quote(fs.join(os.getenv "LORARUN_TESTS", "golden", "bert"))
+local has_spare_addresses = not os.getenv "ASAN_OPTIONS" -- the sanitizer takes most of a process's addresses for itself
+
+-- fn() where /proc and /sys are a tree of these files: { ["/sys/fs/cgroup/a/memory.max"] = "1000" }.
+local function with_tree(files, fn)
+  shell.with_folder(function(root)
+    for path, text in pairs(files) do
+      fs.make(fs.dirname(root .. path))
+      fs.write(root .. path, text .. "\n")
+    end
+    C.lr_limits_root(root)
+    local ok, err = pcall(fn)
+    C.lr_limits_root ""
+    if not ok then error(err, 0) end
+  end)
+end
+
+-- What the groups leave, and what the tightest is called.
+local function left()
+  local bound = ffi.new "lr_memory_bound"
+  check.equal(C.lr_memory_left_by_group(bound), C.LR_OK)
+  return tonumber(bound.left), ffi.string(bound.what)
+end
+
+local function expect(bytes, what)
+  local have, name = left()
+  check.equal(have, bytes)
+  check.equal(name, what)
+end
+
+local function none()
+  local _, name = left()
+  check.equal(name, "")
+end
+
+test("version 2: the tightest of a group and those above it", function()
+  local at = "/sys/fs/cgroup"
+  local files = { ["/proc/self/cgroup"] = "0::/job/step/task", [at .. "/job/memory.max"] = "2000000000",
+    [at .. "/job/memory.current"] = "500000000", [at .. "/job/memory.stat"] = "anon 1\nfile 9\ninactive_file 100000000\n"
+      .. "active_file 50000000", [at .. "/job/step/memory.max"] = "max", [at .. "/job/step/memory.current"] = "400000000",
+    [at .. "/job/step/task/memory.max"] = "max" }
+  with_tree(files, function() expect(1650 * MB, "the control group /job allows 2.0 GB") end)
+  files[at .. "/job/step/memory.max"] = "450000000" -- which has no memory.stat
+  with_tree(files, function() expect(50 * MB, "the control group /job/step allows 450.0 MB") end)
+  files[at .. "/job/step/memory.current"] = "460000000"
+  with_tree(files, function() expect(0, "the control group /job/step allows 450.0 MB") end)
+end)
+
+test("version 2: the root of a container is its own group, whatever its path on the host", function()
+  for _, path in ipairs { "/", "/docker/0123456789", "/../../elsewhere" } do
+    with_tree({ ["/proc/self/cgroup"] = "0::" .. path, ["/sys/fs/cgroup/memory.max"] = "1000000",
+      ["/sys/fs/cgroup/memory.current"] = "400000" }, function() expect(600000, "the control group / allows 1.0 MB") end)
+  end
+end)
+
+test("version 1, alone and beside version 2", function()
+  local at = "/sys/fs/cgroup/memory/slurm"
+  local files = { ["/proc/self/cgroup"] = "12:cpu,cpuacct:/\n5:memory:/slurm/job_7/step_0\n0::/init.scope",
+    [at .. "/memory.limit_in_bytes"] = "9223372036854771712", [at .. "/memory.usage_in_bytes"] = "1",
+    [at .. "/job_7/memory.limit_in_bytes"] = "800000000", [at .. "/job_7/memory.usage_in_bytes"] = "300000000",
+    [at .. "/job_7/memory.stat"] = "cache 7\ninactive_file 5\ntotal_inactive_file 1",
+    [at .. "/job_7/step_0/memory.limit_in_bytes"] = "9223372036854771712" }
+  with_tree(files, function() expect(800 * MB - 300 * MB + 5, "the control group /slurm/job_7 allows 800.0 MB") end)
+end)
+
+test("no group, no limit, or nonsense in their files", function()
+  with_tree({}, none)
+  with_tree({ ["/proc/self/cgroup"] = "0::/a", ["/sys/fs/cgroup/a/memory.max"] = "max" }, none)
+  with_tree({ ["/proc/self/cgroup"] = "0::/a", ["/sys/fs/cgroup/a/memory.max"] = "lots" }, none)
+  with_tree({ ["/proc/self/cgroup"] = "nonsense\n1:2\n::\n5:cpu:/a", ["/sys/fs/cgroup/a/memory.max"] = "1" }, none)
+end)
+
+test("what is available is what the tightest limit leaves, with its name", function()
+  local before = memory.available()
+  with_tree({ ["/proc/self/cgroup"] = "0::/a", ["/sys/fs/cgroup/a/memory.max"] = "1000000" }, function()
+    local bytes, what = memory.available()
+    check.equal(bytes, MB)
+    check.equal(what, "the control group /a allows 1.0 MB")
+    local cpu = hardware.cpu()
+    check.equal(cpu.limit, what)
+    check.equal(cpu.available, MB)
+  end)
+  check.that(before > MB)
+end)
+
+test("processor time: of the tightest group, in both versions", function()
+  with_tree({ ["/proc/self/cgroup"] = "0::/a/b", ["/sys/fs/cgroup/a/cpu.max"] = "150000 100000",
+    ["/sys/fs/cgroup/a/b/cpu.max"] = "max 100000" }, function() check.equal(hardware.cpu().quota, 1.5) end)
+  with_tree({ ["/proc/self/cgroup"] = "3:cpu,cpuacct:/a/b", ["/sys/fs/cgroup/cpu/a/cpu.cfs_quota_us"] = "50000",
+    ["/sys/fs/cgroup/cpu/a/cpu.cfs_period_us"] = "100000", ["/sys/fs/cgroup/cpu/a/b/cpu.cfs_quota_us"] = "-1",
+    ["/sys/fs/cgroup/cpu/a/b/cpu.cfs_period_us"] = "100000" }, function() check.equal(hardware.cpu().quota, 0.5) end)
+  with_tree({}, function() check.equal(hardware.cpu().quota, nil) end)
+end)
+
+test("a tensor that the control group has no memory for is an error, before the kernel kills", function()
+  C.lr_memory_release_cached(C.LR_CPU)
+  with_tree({ ["/proc/self/cgroup"] = "0::/job/task", ["/sys/fs/cgroup/job/memory.max"] = "50000000",
+    ["/sys/fs/cgroup/job/memory.current"] = "10000000" }, function()
+    check.raises("(the control group /job allows 50.0 MB, of which 40.0 MB are left)", tensor.new, { 20 * MB }, "f32", "large",
+      "cpu")
+    tensor.new({ 2 * MB }, "f32", "fits", "cpu"):free()
+  end)
+  C.lr_memory_release_cached(C.LR_CPU)
+end)
+
+-- Run code under a limit; two compute threads, whatever machine this is.
+local function under(limit, code, words)
+  return shell.run(("ulimit %s; OMP_NUM_THREADS=${T:-2} $L %s -e %s"):format(limit, words or "", shell.quote(code)))
+end
+
+local function refused(r, ...)
+  check.equal(r.status, 1, "status, with " .. r.err)
+  for _, part in ipairs { ... } do check.that(r.err:find(part, 1, true), ("'%s' is missing in: %s"):format(part, r.err)) end
+  check.equal(select(2, r.err:gsub("lorarun: ", "")), 1, "errors in " .. r.err)
+end
+
+local ENCODE = ("print(lr.load_model(%s):encode({ 'a text', 'another' }).shape[1])"):format(bert)
+
+test("few addresses (ulimit -v) do, and too few are an error", function()
+  if not has_spare_addresses then return end
+  for _, kilobytes in ipairs { 4000000, 700000 } do
+    local r = under("-v " .. kilobytes, ENCODE)
+    check.equal(r.err, "")
+    check.equal(r.out, "2\n")
+  end
+  refused(under("-v 200000", ENCODE), "no addresses are left for tensors (ulimit -v: 204.8 MB)")
+  refused(under("-v 700000", "lr.tensor.new({ 100e6 }, 'f32', 'big')"), "out of cpu memory: 400000000 bytes for big, 0 held",
+    "(ulimit -v: 716.8 MB)")
+  refused(under("-v 300000", "local t = {} for i = 1, 1e9 do t[i] = { i } end"),
+    "not enough memory for Lua's tables and strings (ulimit -v: 307.2 MB)")
+  local r = shell.run("ulimit -v 300000; OMP_NUM_THREADS=64 $L -e 'lr.launch {}'")
+  refused(r, " of 64 compute threads can be started (ulimit -v: 307.2 MB", "set OMP_NUM_THREADS to fewer")
+end)
+
+test("libraries that do not expect it are not called where memory is short", function()
+  if not has_spare_addresses then return end
+  refused(under("-v unlimited", ([[
+    local ffi, model = require "ffi", lr.load_model(%s)
+    ffi.cdef "typedef struct { unsigned long most, hard; } limit; int setrlimit(int, const limit *);"
+    local pages = tonumber(io.open "/proc/self/statm":read "*n")
+    local most = pages * 4096 + 8e6
+    ffi.C.setrlimit(9, ffi.new("limit", most, most)) -- of addresses
+    model:encode { "a text" }]]):format(bert)), "oneDNN", "ulimit -v")
+end)
+
+test("data (ulimit -d)", function()
+  if not has_spare_addresses then return end
+  refused(under("-d 200000", "lr.tensor.new({ 60e6 }, 'f32', 'big')"), "(ulimit -d: 204.8 MB, of which ")
+  check.equal(under("-d 400000", ENCODE).out, "2\n")
+end)
+
+test("files: their size (ulimit -f) and their number (ulimit -n)", function()
+  shell.with_folder(function(folder)
+    local path = fs.join(folder, "file")
+    refused(under("-f 8", ("lr.fs.write(%q, ('x'):rep(20000))"):format(path)), "cannot write " .. path, "(ulimit -f: ")
+    check.equal(#fs.list(folder), 0, "files left behind")
+    refused(under("-f 8", ("lr.fs.append(%q, ('x'):rep(20000)) lr.fs.append(%q, 'x')"):format(path, path)),
+      "cannot append to " .. path)
+  end)
+  refused(under("-n 16", "lr.launch {}", "--num-processes 2"), "Too many open files (ulimit -n: 16 open files)")
+end)
+
+test("the launcher's checks know the limits", function()
+  local preflight, settings = require "lorarun.preflight", require "lorarun.settings"
+  settings.forget()
+  local model = fs.join(os.getenv "LORARUN_TESTS", "golden", "bert")
+  with_tree({ ["/proc/self/cgroup"] = "0::/a/b", ["/sys/fs/cgroup/a/memory.max"] = "100000" }, function()
+    check.raises("are left (the control group /a allows 100.0 KB); start fewer ranks on this machine", preflight.check,
+      settings.resolve { processes = 2, use_cpu = true }, { model = model }, function() end)
+    check.raises("; raise the limit", preflight.check, settings.resolve { use_cpu = true }, { model = model }, function() end)
+  end)
+end)
