@@ -21,7 +21,16 @@ local tape -- the recording tape, or nil
 --- Is anything being recorded?
 function autograd.recording() return tape ~= nil end
 
+--- wants(t): does a tensor need a gradient?
 local function wants(t) return t ~= nil and (t.needs_grad or t.grad ~= nil) end
+autograd.wants = wants
+
+--- refuse(t, what): an error where something is recorded and t needs a gradient that `what` does not give it. t: a tensor, or nil.
+function autograd.refuse(t, what)
+  if tape and t and (wants(t) or t.of) then
+    check.fail("%s has no gradient for '%s', which needs one", what, (t.of or t).name)
+  end
+end
 
 --- record(inputs, outputs, saved, backward): called by ops. inputs: array of up to n tensors (with holes as false); outputs:
 --- array of tensors; saved: array of tensors that backward reads. Outputs need gradients when any input does.
@@ -30,7 +39,15 @@ function autograd.record(inputs, outputs, saved, backward, always)
   if not tape then return end
   local any = always or false
   for i = 1, #inputs do
-    if inputs[i] and wants(inputs[i]) then any = true break end
+    local t = inputs[i]
+    if t then
+      if wants(t) then
+        any = true
+      elseif t.of then
+        check.fail("'%s' is a view of a tensor that needs a gradient, and none would pass through it; t:view(), t:slice_rows() and "
+          .. "t:slice_columns() pass it on", t.name)
+      end
+    end
   end
   if not any then return end
   for i = 1, #outputs do outputs[i].needs_grad = true end
@@ -78,11 +95,27 @@ local function give(grads, t, g)
   grads[t] = sum
 end
 
+-- What an entry has saved is needed by one entry less.
+local function unsave(entry)
+  for i = 1, #entry.saved do
+    local s = entry.saved[i]
+    s.saved = s.saved - 1
+    if s.saved == 0 and s.released then s:free() end
+  end
+end
+
+-- After an error: entries that will not be walked need nothing any more.
+local function forget(entries)
+  for e = #entries, 1, -1 do
+    unsave(entries[e])
+    entries[e] = nil
+  end
+end
+
 -- Walk the entries from the last to the first. grads maps tensors to their gradients.
 local function walk(entries, grads)
   for e = #entries, 1, -1 do
     local entry = entries[e]
-    entries[e] = nil
     local d, any = {}, false
     for i = 1, #entry.outputs do
       d[i] = grads[entry.outputs[i]]
@@ -103,19 +136,21 @@ local function walk(entries, grads)
         if d[i] and not returned[d[i]] then drop(d[i]) end
       end
     end
-    for i = 1, #entry.saved do
-      local s = entry.saved[i]
-      s.saved = s.saved - 1
-      if s.saved == 0 and s.released then s:free() end
-    end
+    unsave(entry)
+    entries[e] = nil
   end
+end
+
+local function set_tape(new_tape)
+  tape = new_tape
+  tensor.set_recording(new_tape ~= nil)
 end
 
 local function under_tape(new_tape, fn, ...)
   local outer = tape
-  tape = new_tape
+  set_tape(new_tape)
   local function restore(ok, ...)
-    tape = outer
+    set_tape(outer)
     if not ok then error((...), 0) end
     return ...
   end
@@ -125,26 +160,39 @@ end
 --- no_grad(fn, ...): call fn with nothing recorded.
 function autograd.no_grad(fn, ...) return under_tape(nil, fn, ...) end
 
---- backward(fn, scale, take): run fn, which returns a loss of one element (and whatever else), and add d(scale * loss)/dp to p.grad
---- of every parameter p it used. scale: a number, or a tensor of one element. take(loss) is called before, with the tensor. All
---- tensors made meanwhile are freed; fn's second result is returned.
-function autograd.backward(fn, scale, take)
-  local list = tensor.push_scope()
+--- checked_loss(value, what): value, where it is what gradients can be computed of. what: how an error calls it ("the loss").
+function autograd.checked_loss(value, what)
+  if getmetatable(value) ~= tensor.Tensor then
+    check.fail("%s is a %s, expected a tensor of one element%s", what, type(value), type(value) == "number"
+      and ": without :item(), which gives a number that has no gradient" or "")
+  elseif value:elements() ~= 1 then
+    check.fail("%s has the shape [%s], expected one element, such as the mean over the pairs", what,
+      table.concat(value.shape, ", "))
+  elseif value.dtype ~= "f32" then
+    check.fail("%s is %s, expected f32", what, value.dtype)
+  elseif not value.needs_grad then
+    check.fail("%s depends on no parameter: nothing could be learned from it. Gradients pass through lr.ops and model:forward of a "
+      .. "model with adapters, not through model:encode, lr.no_grad, or numbers read from a tensor", what)
+  end
+  return value
+end
+
+--- backward(fn, scale, take, what): run fn, which returns a loss of one element (and whatever else), and add d(scale * loss)/dp to
+--- p.grad of every parameter p it used. scale: a number, or a tensor of one element. take(loss) is called before, with the tensor.
+--- All tensors made meanwhile are freed; fn's second result is returned. what: the loss, as an error calls it.
+function autograd.backward(fn, scale, take, what)
+  local list, entries = tensor.push_scope(), {}
   local ok, result = pcall(function()
-    local entries = {}
     local value, more = under_tape(entries, fn)
-    if getmetatable(value) ~= tensor.Tensor or value:elements() ~= 1 then
-      check.fail("the function whose gradients are wanted must return a loss tensor of one element")
-    end
+    autograd.checked_loss(value, what or "the loss")
     take(value)
-    if value.needs_grad then
-      local theirs = type(scale) ~= "number"
-      if theirs then autograd.share(scale, 2) end -- not to be overwritten or freed
-      walk(entries, { [value] = theirs and scale or tensor.full(value.shape, scale, "f32", "gradient", value.device) })
-      if theirs then scale.holders = nil end
-    end
+    local theirs = type(scale) ~= "number"
+    if theirs then autograd.share(scale, 2) end -- not to be overwritten or freed
+    walk(entries, { [value] = theirs and scale or tensor.full(value.shape, scale, "f32", "gradient", value.device) })
+    if theirs then scale.holders = nil end
     return more
   end)
+  forget(entries)
   tensor.pop_scope(list)
   if not ok then error(result, 0) end
   return result
@@ -152,6 +200,7 @@ end
 
 --- gradients(fn, scale): backward(fn, scale or 1) for recipes. Returns fn's results with the loss as a number.
 function autograd.gradients(fn, scale)
+  if type(fn) ~= "function" then check.fail("lr.gradients takes a function that returns the loss, got a %s", type(fn)) end
   local number
   local extra = autograd.backward(fn, scale or 1, function(loss) number = loss.device == "meta" and 0 or loss:item() end)
   return number, extra
@@ -161,9 +210,13 @@ end
 -- need one, false for the others.
 local function run_backward(fn, inputs, d_outputs)
   local entries, grads = {}, {}
-  local outputs = { under_tape(entries, fn, unpack(inputs)) }
-  for i = 1, #outputs do grads[outputs[i]] = d_outputs[i] end
-  walk(entries, grads)
+  local ok, err = pcall(function()
+    local outputs = { under_tape(entries, fn, unpack(inputs)) }
+    for i = 1, #outputs do grads[outputs[i]] = d_outputs[i] end
+    walk(entries, grads)
+  end)
+  forget(entries)
+  if not ok then error(err, 0) end
   local result = {}
   for i = 1, #inputs do result[i] = grads[inputs[i]] or false end
   return unpack(result)

@@ -11,6 +11,7 @@
 -- A collective is never tried again after it ran out of memory, as other calls are: the other ranks have moved on.
 local ffi = require "ffi"
 local C = require "lorarun.c"
+local autograd = require "lorarun.autograd"
 local check = require "lorarun.check"
 local tensor = require "lorarun.tensor"
 
@@ -171,6 +172,7 @@ local function is_tensor(x) return getmetatable(x) == tensor.Tensor end
 
 local function checked_tensor(x, what)
   if not is_tensor(x) then check.fail("%s wants a tensor, got %s", what, type(x)) end
+  autograd.refuse(x, what)
   return x
 end
 

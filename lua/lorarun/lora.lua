@@ -63,6 +63,7 @@ local function attach(model, config, choose)
     local value = own(tensor.new({ count }, "f32", "adapters", model.device))
     local exchange = own(tensor.zeros({ count + ROOM }, "f32", "adapter gradients", model.device))
     local grad = own(exchange:view { count })
+    value.grad = grad -- whatever a loss takes of the adapters (all numbers, a module's A, its B) has its gradient
     adapter.parameters = { value = value, grad = grad, exchange = exchange, count = count,
       behind = own(exchange:view({ ROOM }, count)), loss = own(exchange:view({ 1 }, count)),
       signals = own(exchange:view({ ROOM - 3 }, count + 1)), scale = own(exchange:view({ 1, 1 }, count + ROOM - 2)),
@@ -81,9 +82,11 @@ local function attach(model, config, choose)
       local r = 0
       for _, p in ipairs(entry.parts) do
         local b, b_grad = take(p.part.to - p.part.from, p.rank)
+        local a_rows = own(a:slice_rows(r, r + p.rank))
+        b.grad, a_rows.grad = b_grad, own(a_grad:slice_rows(r, r + p.rank))
         state.adapters[#state.adapters + 1] = { b = b, b_grad = b_grad, from = p.part.from, to = p.part.to, r_from = r,
           r_to = r + p.rank, scale = p.scale }
-        adapter.modules[#adapter.modules + 1] = { name = p.part.name, a = own(a:slice_rows(r, r + p.rank)), b = b,
+        adapter.modules[#adapter.modules + 1] = { name = p.part.name, a = a_rows, b = b,
           rank = p.rank, alpha = p.alpha, scale = p.scale, input = layer.k }
         r = r + p.rank
       end

@@ -55,6 +55,9 @@ local function loss_of(run, e, rows)
   return run.loss.compute(columns, labels, e)
 end
 
+-- The loss as an error calls it.
+local function name_of(run) return run.loss.name and ("the loss '%s'"):format(run.loss.name) or "the loss" end
+
 -- What the gradient of a loss begins with: its weight in the step's loss, times the scale that an fp16 run's loss has.
 local function seed(run, weight)
   local scale = run.optimizer and run.optimizer.scale
@@ -80,7 +83,7 @@ local function whole_batch(run, packed, info)
     autograd.backward(function()
       local e = embed(run, packed, info)
       return loss_of(run, gather and of_all(e) or e, rows)
-    end, seed(run, #rows / info.total), function(loss) add_loss(run, loss, own / info.total) end)
+    end, seed(run, #rows / info.total), function(loss) add_loss(run, loss, own / info.total) end, name_of(run))
   end)
 end
 
@@ -117,7 +120,7 @@ local function cached(run, take)
     own = own + #info.own
   until info.ends
   local d_all = tensor.scope(autograd.gradient_of, function(e)
-    local loss = loss_of(run, e, rows)
+    local loss = autograd.checked_loss(loss_of(run, e, rows), name_of(run))
     add_loss(run, loss, own / info.total)
     return loss
   end, { all }, { seed(run, info.batch / info.total) })

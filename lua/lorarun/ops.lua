@@ -12,11 +12,13 @@ local autograd = require "lorarun.autograd"
 
 local ops = {}
 local new, like, record, writable = tensor.new, tensor.like, autograd.record, autograd.writable
+local refuse, raw_columns = autograd.refuse, tensor.raw_columns
 local call = check.call
 
 local function handle(t) return t and t.handle or nil end
 
--- Every op of ops.def has an entry here: how its gradient comes about. tests/units/test_gradients.lua fails where one is missing.
+-- Every op of ops.def has an entry here: how its gradient comes about. An input that has none is refused while a tape records.
+-- tests/units/test_autograd.lua goes through all inputs of ops.def.
 ops.gradients = {}
 local function rule(names, how)
   for name in names:gmatch("%S+") do ops.gradients[name] = how end
@@ -31,6 +33,8 @@ end
 rule("embedding", "none: tables are frozen")
 --- y[T,H] = table[V,H][ids[T]]; with `into`, added to it.
 function ops.embedding(table_, ids, into)
+  refuse(table_, "embedding")
+  refuse(into, "embedding: what it is added to")
   local y = into or new({ ids.shape[1], table_.shape[2] }, table_.dtype, "embeddings", table_.device)
   call(C.lr_op_embedding, y.handle, table_.handle, ids.handle, into and 1 or 0)
   return y
@@ -92,16 +96,33 @@ function ops.gather_rows(x, rows)
   return y
 end
 
---- Rows from..to-1 (from 0) of a contiguous matrix, as a view.
-function ops.rows(x, from, to)
-  local y = x:slice_rows(from, to)
+-- A view of x, with its gradient: 0 but where the view is. make(t): the same view of another tensor of x's shape.
+local function recorded_view(x, make)
+  local y = make(x)
   record({ x }, { y }, {}, function(dy)
     local dx = tensor.zeros(x.shape, x.dtype, "gradient", x.device)
-    call(C.lr_op_cast, dx:slice_rows(from, to):matrix().handle, dy:matrix().handle)
+    call(C.lr_op_cast, make(dx):matrix().handle, dy:matrix().handle)
     return dx
   end)
   return y
 end
+
+--- Rows from..to-1 (from 0) of a contiguous matrix, as a view. t:slice_rows(from, to) is this, too.
+function ops.rows(x, from, to)
+  return recorded_view(x, function(t) return tensor.raw_rows(t, from, to) end)
+end
+
+--- Columns from..to-1 (from 0) of a matrix, as a view whose rows keep their stride; t:slice_columns(from, to).
+function ops.columns(x, from, to)
+  return recorded_view(x, function(t) return tensor.raw_columns(t, from, to) end)
+end
+
+--- x's elements from `offset` (0) on in another shape, as a view; t:view(shape, offset).
+function ops.view(x, shape, offset)
+  return recorded_view(x, function(t) return tensor.raw_view(t, shape, offset) end)
+end
+
+tensor.set_recorded_views { rows = ops.rows, columns = ops.columns, view = ops.view }
 
 -- ---- matrix products -------------------------------------------------------------------------------------------------------
 rule("matmul_nt matmul_nn matmul_tn", "rule")
@@ -137,6 +158,8 @@ end
 --- Frozen W: nothing of x is saved but for LoRA's dA. One dropout mask serves all adapters of the layer.
 --- Formulas: Hu et al., "LoRA" (2021), as PEFT has them.
 function ops.projection(x, layer, lora, r)
+  refuse(layer.forward, "projection: a frozen weight")
+  refuse(layer.bias, "projection: a frozen bias")
   local y = new({ x.shape[1], layer.n }, x.dtype, r and "residual" or layer.name, x.device)
   call(C.lr_op_linear, y.handle, x.handle, layer.forward.handle, handle(layer.bias), handle(r))
   if not lora then
@@ -220,10 +243,11 @@ local function gradient_of_norm(dy, ds)
 end
 
 -- The stream behind a norm that adds nothing to it: x under another name, so that backward meets the gradients of both in the norm.
-local function same(x) return x:view(x.shape) end
+local function same(x) return tensor.raw_view(x, x.shape) end
 
 --- rms_norm(x, r, w, eps, room): s = x + r (r nil: s = x), y = s / rms(s) * w. Returns y, s. room: columns behind y's rows, or nil.
 function ops.rms_norm(x, r, w, eps, room)
+  refuse(w, "rms_norm: a frozen weight")
   local y = normalised(x, room)
   local s = r and like(x, "residual") or same(x)
   local rstd = new({ x.shape[1] }, "f32", "norm statistics", x.device)
@@ -241,6 +265,8 @@ end
 
 --- layer_norm(x, r, w, b, eps, room): s = x + r, y = (s - mean) / std * w + b. Returns y, s.
 function ops.layer_norm(x, r, w, b, eps, room)
+  refuse(w, "layer_norm: a frozen weight")
+  refuse(b, "layer_norm: a frozen bias")
   local y = normalised(x, room)
   local s = r and like(x, "residual") or same(x)
   local mean = new({ x.shape[1] }, "f32", "norm statistics", x.device)
@@ -266,15 +292,16 @@ rule("rope attention attention_backward", "rule: self_attention")
 ---   positions = [T] i32 }
 --- qkv is overwritten where there is RoPE: rotated once, used rotated by forward and backward.
 function ops.self_attention(qkv, spec)
+  refuse(spec.rope, "self_attention: a table of angles")
   local q_width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
   local scale, causal = 1 / math.sqrt(spec.head_dim), spec.causal and 1 or 0
   local tokens = qkv.shape[1]
   local function parts(t)
-    return t:slice_columns(0, q_width), t:slice_columns(q_width, q_width + kv_width),
-      t:slice_columns(q_width + kv_width, q_width + 2 * kv_width)
+    return raw_columns(t, 0, q_width), raw_columns(t, q_width, q_width + kv_width),
+      raw_columns(t, q_width + kv_width, q_width + 2 * kv_width)
   end
   local function rotate(t, sign) -- queries and keys lie side by side: one call turns both
-    local qk = t:slice_columns(0, q_width + kv_width).handle
+    local qk = raw_columns(t, 0, q_width + kv_width).handle
     call(C.lr_op_rope, qk, qk, spec.rope.handle, spec.positions.handle, sign)
   end
   if spec.rope then rotate(qkv, 1) end
@@ -373,14 +400,17 @@ end
 
 -- ---- losses ----------------------------------------------------------------------------------------------------------------
 rule("mse mse_backward cross_entropy cross_entropy_backward", "rule")
---- mean (x - y)^2 of two vectors; only x gets a gradient.
+--- mean (x - y)^2 of two vectors.
 function ops.mse(x, y)
   local loss = new({ 1 }, "f32", "loss", x.device)
   call(C.lr_op_mse, loss.handle, x.handle, y.handle)
-  record({ x }, { loss }, { x, y }, function(d)
-    local dx = like(x, "gradient")
-    call(C.lr_op_mse_backward, dx.handle, d.handle, x.handle, y.handle)
-    return dx
+  record({ x, y }, { loss }, { x, y }, function(d)
+    local function gradient(a, b) -- 2 (a - b) / n, of a
+      local da = like(a, "gradient")
+      call(C.lr_op_mse_backward, da.handle, d.handle, a.handle, b.handle)
+      return da
+    end
+    return autograd.wants(x) and gradient(x, y), autograd.wants(y) and gradient(y, x)
   end)
   return loss
 end

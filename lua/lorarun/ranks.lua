@@ -145,7 +145,8 @@ function ranks.gather(e, owner, pairs_, columns, width)
   local place, own = places(owner, pairs_, columns)
   local rows = columns * pairs_
   local planned = e and e.device == "meta" -- a step that is only planned: nobody sends anything
-  local theirs = planned and tensor.new({ rows, width }, e.dtype, "embeddings", "meta") or comm.all_gather_rows(e, width)
+  local theirs = planned and tensor.new({ rows, width }, e.dtype, "embeddings", "meta")
+    or autograd.no_grad(comm.all_gather_rows, e, width) -- recorded below, with its places
   local all = ops.gather_rows(theirs, tensor.from(place, { rows }, "i32", "places", theirs.device))
   theirs:release()
   if e then

@@ -30,6 +30,12 @@ local destroy = C.lr_tensor_destroy
 
 tensor.default_device = "cpu"
 
+-- Does a tape record (autograd.lua sets it)? Then t:view() and its like of a tensor that needs a gradient are ops (ops.lua sets
+-- them), and any other view says in `of` whose it is, because the tape knows nothing of it.
+local recording, recorded = false, nil
+function tensor.set_recording(on) recording = on end
+function tensor.set_recorded_views(views) recorded = views end
+
 -- ---- scopes --------------------------------------------------------------------------------------------------------------
 local scope -- the innermost list of tensors, or nil: outside every scope the garbage collector frees
 
@@ -193,22 +199,37 @@ local function view(t, offset, shape, ld)
   check.call(C.lr_tensor_view, out, t.handle, offset, set_dims(shape), dims, ld or 0)
   local v = wrap(out[0], shape, t.dtype, t.device, t.name)
   v.ld = ld
+  if recording then v.of = (t.needs_grad or t.grad) and t or t.of end
   return v
 end
 
+--- The views below for whoever records for himself what becomes of them, or wants bytes alone.
+function tensor.raw_view(t, shape, offset) return view(t, offset or 0, shape) end
+
+function tensor.raw_rows(t, from, to)
+  local width = t:elements() / t.shape[1]
+  return view(t, from * width, { to - from, unpack(t.shape, 2) })
+end
+
+function tensor.raw_columns(t, from, to) return view(t, from, { t.shape[1], to - from }, t.ld or t.shape[2]) end
+
+-- A tape records, and t needs a gradient.
+local function in_loss(t) return recording and (t.needs_grad or t.grad) end
+
 --- The same bytes, `offset` elements in, with another shape (contiguous).
-function Tensor:view(shape, offset) return view(self, offset or 0, shape) end
+function Tensor:view(shape, offset)
+  if in_loss(self) then return recorded.view(self, shape, offset) end
+  return view(self, offset or 0, shape)
+end
 
 --- Rows from..to-1 (from 0) of a contiguous tensor of any rank.
 function Tensor:slice_rows(from, to)
-  local width = self:elements() / self.shape[1]
-  local shape = { to - from, unpack(self.shape, 2) }
-  return view(self, from * width, shape)
+  return (in_loss(self) and recorded.rows or tensor.raw_rows)(self, from, to)
 end
 
 --- Columns from..to-1 (from 0) of a matrix: rows keep their stride.
 function Tensor:slice_columns(from, to)
-  return view(self, from, { self.shape[1], to - from }, self.ld or self.shape[2])
+  return (in_loss(self) and recorded.columns or tensor.raw_columns)(self, from, to)
 end
 
 --- column_views(): two functions: columns(t, from, to) gives the handle of a view, the other frees all of these. A view that is
@@ -216,7 +237,7 @@ end
 function tensor.column_views()
   local list = {}
   return function(t, from, to)
-    local v = t:slice_columns(from, to)
+    local v = tensor.raw_columns(t, from, to)
     list[#list + 1] = v
     return v.handle
   end, function()
@@ -294,13 +315,22 @@ function Tensor:to_table()
   return level(1, 0, n)
 end
 
+-- Backward would read other values than those that the loss was computed from.
+local function refuse_if_recorded(t, what)
+  if t.saved > 0 or recording and t.needs_grad then
+    check.fail("%s: '%s' is part of a loss whose gradients are yet to be computed; write into another tensor", what, t.name)
+  end
+end
+
 --- Overwrite all values from C data of the tensor's dtype.
 function Tensor:write(values)
+  refuse_if_recorded(self, "write()")
   check(C.lr_tensor_write(self.handle, 0, self:elements(), values))
   return self
 end
 
 function Tensor:fill(value)
+  refuse_if_recorded(self, "fill()")
   check(C.lr_tensor_fill(self.handle, value))
   return self
 end

@@ -143,9 +143,11 @@ end
 
 -- Can the run go on from what a step came to?
 local function check_step(run, step, loss, skipped)
-  if loss ~= loss then
-    check.fail("the loss is not a number at step %d; %s", step, run.model.precision == "fp16"
+  if loss - loss ~= 0 then -- nan or inf
+    check.fail("the loss%s is %s at step %d; %s", run.loss.name and (" '%s'"):format(run.loss.name) or "",
+      loss ~= loss and "not a number" or tostring(loss), step, run.model.precision == "fp16"
       and "numbers of fp16 end at 65504, which this model may exceed: use --precision bf16"
+      or step == 1 and "nothing was learned yet, so the loss itself or the model's weights are at fault"
       or "lower --learning-rate, or resume from a checkpoint before it")
   end
   run.overflows = skipped and run.overflows + 1 or 0

@@ -311,6 +311,16 @@ end)
 
 test("a loss that is not a number ends the run at its step", function()
   with_trainer(function(train)
+    local function times(value)
+      return { name = "mine", compute = function(columns)
+        local n = columns[1]:elements()
+        return ops.scale(ops.mse(columns[1]:view { n }, columns[2]:view { n }), value)
+      end }
+    end
+    for _, case in ipairs { { 0 / 0, "not a number" }, { math.huge, "inf" } } do
+      local text = check.raises(("the loss 'mine' is %s at step 1"):format(case[2]), train, "out", { loss = times(case[1]) })
+      check.that(not text:find("--learning-rate", 1, true), text) -- a smaller one is no cure where nothing was learned yet
+    end
     local said = check.raises("the loss is not a number at step 2", train, "out", { epochs = 1, loss = (function()
       local n = 0
       return function(columns, labels)
@@ -319,5 +329,41 @@ test("a loss that is not a number ends the run at its step", function()
       end
     end)() })
     check.that(said:find("--learning-rate", 1, true), said)
+  end)
+end)
+
+test("a loss that can teach nothing ends the run before its first step counts, in whole batches and in parts", function()
+  local recompute = require "lorarun.recompute"
+  local new = recompute.new
+  with_trainer(function(train)
+    for _, parts in ipairs { false, true } do
+      if parts then
+        function recompute.new(run)
+          local policy = new(run)
+          run.part, run.cached = 2, true
+          return policy
+        end
+      end
+      local ok, err = pcall(function()
+        for part, compute in pairs {
+          ["the loss 'mine' depends on no parameter"] = function(columns)
+            return lr.no_grad(ops.mse, ops.row_dot(columns[1], columns[2]), ops.row_dot(columns[1], columns[1]))
+          end,
+          ["the loss 'mine' has the shape [4], expected one element"] = function(columns)
+            return ops.row_dot(columns[1], columns[2])
+          end,
+          ["the loss 'mine' is a number, expected a tensor of one element: without :item()"] = function(columns)
+            return ops.mse(ops.row_dot(columns[1], columns[2]), ops.row_dot(columns[1], columns[1])):item()
+          end,
+        } do
+          local counted = 0
+          check.raises(part, train, "out", { loss = { name = "mine", compute = compute },
+            on_step = function() counted = counted + 1 end })
+          check.equal(counted, 0, part)
+        end
+      end)
+      recompute.new = new
+      if not ok then error(err, 0) end
+    end
   end)
 end)
