@@ -200,6 +200,7 @@ void lr_random(uint64_t seed, uint32_t purpose, uint32_t step, uint64_t position
 typedef enum lr_file_kind { LR_FILE_REGULAR = 0, LR_FILE_DIRECTORY = 1, LR_FILE_OTHER = 2 } lr_file_kind;
 typedef struct lr_stat {
     int32_t kind;
+    int32_t mode;    /* permission bits, 0 to 07777 */
     int64_t size;    /* bytes */
     double modified; /* seconds since the epoch */
 } lr_stat;
@@ -428,6 +429,8 @@ typedef struct lr_store_member {
     int32_t generation; /* 0, one more after each restart of the group */
 } lr_store_member;
 typedef struct lr_store_server lr_store_server;
+/* The value of a variable of the environment, which is removed and overwritten: *value for lr_free, NULL where it is not set. */
+int lr_secret_take(const char *variable, char **value);
 /* Serve from a thread of its own. host: an address or name of this machine (0.0.0.0 or ::, all of them); anything but loopback
  * needs a secret (LR_EINVAL). port 0: any free one; a busy port is LR_EIO. */
 int lr_store_serve(lr_store_server **out, const char *host, int port, const char *secret, int world_size);

@@ -17,13 +17,14 @@ local function checked(path, what)
 end
 
 -- ---- looking ------------------------------------------------------------------------------------------------
---- stat(path): { kind = "file", "directory" or "other", size = bytes, modified = seconds since the epoch }, or nil.
+--- stat(path): { kind = "file", "directory" or "other", size = bytes, mode = permission bits,
+--- modified = seconds since the epoch }, or nil.
 function fs.stat(path)
   local st = ffi.new "lr_stat"
   local status = C.lr_file_stat(checked(path), st)
   if status == C.LR_ENOTFOUND then return nil end
   check(status)
-  return { kind = KIND[st.kind], size = tonumber(st.size), modified = st.modified }
+  return { kind = KIND[st.kind], size = tonumber(st.size), mode = st.mode, modified = st.modified }
 end
 
 local function kind(path)

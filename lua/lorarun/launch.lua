@@ -8,6 +8,7 @@ local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local planning = require "lorarun.planning"
+local secret = require "lorarun.secret"
 
 local launch = {}
 
@@ -127,7 +128,7 @@ local function join_launched(s)
     generation = variable "LORARUN_GENERATION" })
   io.stdout:flush()
   check(C.lr_rank_show())
-  join(job, { host = os.getenv "MASTER_ADDR", port = variable "MASTER_PORT", secret = os.getenv "LORARUN_SECRET",
+  join(job, { host = os.getenv "MASTER_ADDR", port = variable "MASTER_PORT", secret = secret.given(),
     timeout = s.timeout + LAUNCHER_FIRST })
   return job
 end

@@ -6,6 +6,7 @@ local ffi = require "ffi"
 local C = require "lorarun.c"
 local failure = require "lorarun.failure"
 local launch = require "lorarun.launch"
+local secret = require "lorarun.secret"
 local settings = require "lorarun.settings"
 local strict = require "lorarun.strict"
 local suggest = require "lorarun.suggest"
@@ -150,6 +151,7 @@ local function plan_recipe(argv, options)
 end
 
 local function main(argv)
+  secret.take()
   local plan, mistake = read_options(argv)
   if not plan then
     complain(mistake)

@@ -12,6 +12,7 @@ local args = require "lorarun.args"
 local check = require "lorarun.check"
 local environment = require "lorarun.environment"
 local fs = require "lorarun.fs"
+local secret = require "lorarun.secret"
 local suggest = require "lorarun.suggest"
 
 local settings = {}
@@ -173,15 +174,9 @@ local function from_recipe(given)
 end
 
 local function read_secret(result)
-  local text = os.getenv "LORARUN_SECRET"
   local path, where = result.secret_file, result.origin.secret_file
   if where == DEFAULT then path, where = os.getenv "LORARUN_SECRET_FILE", "LORARUN_SECRET_FILE" end
-  if path and path ~= "" then
-    local found, contents = pcall(fs.read, path)
-    if not found then check.fail("the secret cannot be read: %s (%s)", tostring(contents), where) end
-    return (contents:gsub("%s+$", "")), path
-  end
-  if text and text ~= "" then return text, "LORARUN_SECRET" end
+  return secret.read(path, where, result.warnings)
 end
 
 -- "name is 3 (command line)"

@@ -7,6 +7,7 @@
 #include <netinet/tcp.h>
 #include <sodium.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 _Static_assert(LR_STORE_PROOF == crypto_auth_hmacsha256_BYTES, "a proof is one HMAC-SHA256");
@@ -186,6 +187,19 @@ void lr_store_secret_free(char *secret)
     if (secret != NULL)
         sodium_memzero(secret, strlen(secret));
     lr_free(secret);
+}
+
+int lr_secret_take(const char *variable, char **value)
+{
+    char *own = getenv(variable);
+    *value = own != NULL ? lr_strdup(own) : NULL;
+    if (own == NULL)
+        return LR_OK;
+    if (*value == NULL)
+        return LR_ENOMEM;
+    sodium_memzero(own, strlen(own)); /* others of this user read it in /proc */
+    (void)unsetenv(variable);
+    return LR_OK;
 }
 
 /* ---- sockets ----------------------------------------------------------------------------------------------------- */

@@ -23,6 +23,7 @@ int lr_file_stat(const char *path, lr_stat *out)
         .kind = S_ISREG(st.st_mode)   ? LR_FILE_REGULAR
                 : S_ISDIR(st.st_mode) ? LR_FILE_DIRECTORY
                                       : LR_FILE_OTHER,
+        .mode = (int32_t)(st.st_mode & 07777),
         .size = st.st_size,
         .modified = (double)st.st_mtim.tv_sec + 1e-9 * (double)st.st_mtim.tv_nsec,
     };

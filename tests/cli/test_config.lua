@@ -20,7 +20,7 @@ test("answers become a file of Accelerate, which lorarun takes", function()
       num_processes = 8, gpu_ids = "0,1,2,3", mixed_precision = "bf16", distributed_type = "MULTI_GPU", use_cpu = false } do
       check.equal(file[key], value, key)
     end
-    r = shell.run(("cd %s; LORARUN_SECRET=x $L config --show --config accelerate_config.yaml --num-processes 4")
+    r = shell.run(("cd %s; LORARUN_SECRET=0123456789abcdef $L config --show --config accelerate_config.yaml --num-processes 4")
       :format(shell.quote(folder)))
     check.equal(r.err, "")
     check.that(r.out:find "num_processes +4 +command line\n" and r.out:find "machine_rank +1 +accelerate_config.yaml:%d+\n"

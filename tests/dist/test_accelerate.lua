@@ -47,7 +47,7 @@ end)
 
 test("two machines", function()
   local secret = os.tmpname()
-  fs.write(secret, "long and random")
+  fs.write(secret, "long and random enough")
   local s = resolved("two_machines", nil, "--secret-file", secret)
   check.equal(s.ranks_here, 8)
   check.equal(s.first_rank, 8)

@@ -155,6 +155,19 @@ test("ranks of Open MPI find each other at an address of IPv6, and the machine's
   end
 end)
 
+test("neither recipes nor programs that they start see the secret", function()
+  local look = [[io.stderr:write(tostring(os.getenv "LORARUN_SECRET"), " ")
+    local f = io.open("/proc/self/environ", "rb")
+    io.stderr:write(f:read "*a":match "LORARUN_SECRET=([%w-]*)" or "none", " ")
+    os.execute "echo ${LORARUN_SECRET:-unset} >&2" ]]
+  launch(look .. "lr.launch { processes = 2 } " .. look, function(r)
+    expect(r, 0)
+    check.that(not r.err:find "open%-sesame", r.err)
+    local _, clean = r.err:gsub("nil  unset", "")
+    check.equal(clean, 5, r.err) -- the launcher and rank 0 and 1 before and after
+  end, "LORARUN_SECRET=open-sesame-open-sesame $L recipe.lua")
+end)
+
 test("a program that a rank starts is a program of its own", function()
   launch([[
     local job = lr.launch { processes = 2 }

@@ -8,7 +8,7 @@ local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 -- flags, environment: of all machines; flags1, environment1: in their place on machine 1. numbers: { 0, 1 } unless told.
 local function run(options, code, look)
   local flags = options.flags or "--num-processes 4 --num-machines 2"
-  local environment = options.environment or "LORARUN_SECRET=open-sesame"
+  local environment = options.environment or "LORARUN_SECRET=open-sesame-open-sesame"
   local address = ("--main-process-ip 127.0.0.1 --main-process-port %d"):format(ranks.free_port())
   local numbers = options.numbers or { 0, 1 }
   local command = {}
@@ -179,7 +179,7 @@ test("what machines must agree on", function()
   end
   local processes = "num_processes is 2 on machine 1 ("
   refused({ flags1 = "--num-processes 2 --num-machines 2" }, processes, processes)
-  refused({ environment1 = "LORARUN_SECRET=guessed" }, "machine 1 of 2 did not come to 127.0.0.1:", "the secret differs")
+  refused({ environment1 = "LORARUN_SECRET=guessed-guessed-guessed" }, "machine 1 of 2 did not come to 127.0.0.1:", "the secret differs")
   refused({ flags1 = "--num-processes 6 --num-machines 3" }, "expects 3 machines, this job has 2",
     "expects 3 machines, this job has 2")
   local twice = "two processes are machine 1, one at 127.0.0.1 and one at 127.0.0.1; give each a --machine-rank of its own"
@@ -196,7 +196,7 @@ test("several machines without a secret, or at an address of nobody's, do not st
   launched.run("lr.launch {}", function(r)
     check.equal(r.status, 1)
     has(r.err, "192.0.2.1")
-  end, "LORARUN_SECRET=s $L --num-processes 2 --num-machines 2 --main-process-ip 192.0.2.1 --machine-rank 0 ./recipe.lua")
+  end, "LORARUN_SECRET=open-sesame-open-sesame $L --num-processes 2 --num-machines 2 --main-process-ip 192.0.2.1 --machine-rank 0 ./recipe.lua")
 end)
 
 test("a machine that is stopped is lost after a while", function()

@@ -147,7 +147,7 @@ a_killed_machine_ends_the_job_on_the_other() {
 
 a_wrong_secret_does_not_join() {
   minute
-  LORARUN_SECRET=a-guess on 1 minute.lua
+  LORARUN_SECRET=a-guess-of-a-secret on 1 minute.lua
   LORARUN_SECRET=a-cable-between-us on 0 --rendezvous-timeout 5 minute.lua
   finish
   expect_status 1/1 && expect 0 "machine 1 of 2 did not come to 10.77.0.10:29500 within 5 s" && expect 1 "the secret differs" &&

@@ -46,16 +46,27 @@ end)
 test("machines share ranks evenly, know where machine 0 is, and have a secret", function()
   local secret = os.tmpname()
   local f = assert(io.open(secret, "w"))
-  f:write "open sesame\n"
+  f:write "open sesame, open\n"
   f:close()
   flags("--num-processes", "8", "--num-machines", "2", "--machine-rank", "1", "--main-process-ip", "10.0.0.1", "--secret-file",
     secret)
+  assert(os.execute("chmod 640 " .. secret) == 0)
   local s = settings.resolve {}
+  check.equal(#s.warnings, 1)
+  check.that(s.warnings[1]:find("open to other users of this machine (its mode is 640)", 1, true), s.warnings[1])
+  assert(os.execute("chmod 600 " .. secret) == 0)
+  check.equal(#settings.resolve {}.warnings, 0)
+  for text, part in pairs { ["15 bytes it has"] = "has 15 bytes, and could be guessed", ["\0" .. ("x"):rep(31)] = "has a NUL byte",
+    [("x"):rep(31) .. "\0"] = "has a NUL byte" } do
+    require("lorarun.fs").write(secret, text)
+    check.raises(part, settings.resolve, {})
+    check.raises("head -c 32 /dev/urandom | base64", settings.resolve, {})
+  end
   os.remove(secret)
   check.equal(s.ranks_here, 4)
   check.equal(s.first_rank, 4)
   check.equal(s.main_process_port, 29500)
-  check.equal(s.secret, "open sesame")
+  check.equal(s.secret, "open sesame, open")
   check.raises("the secret cannot be read", settings.resolve, {})
 
   flags("--num-processes", "5", "--num-machines", "2")
