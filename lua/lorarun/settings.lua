@@ -11,7 +11,6 @@
 local args = require "lorarun.args"
 local check = require "lorarun.check"
 local environment = require "lorarun.environment"
-local fs = require "lorarun.fs"
 local secret = require "lorarun.secret"
 local suggest = require "lorarun.suggest"
 
