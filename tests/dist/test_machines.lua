@@ -179,7 +179,7 @@ test("what machines must agree on", function()
   end
   local processes = "num_processes is 2 on machine 1 ("
   refused({ flags1 = "--num-processes 2 --num-machines 2" }, processes, processes)
-  refused({ environment1 = "LORARUN_SECRET=guessed-guessed-guessed" }, "machine 1 of 2 did not come to 127.0.0.1:", "the secret differs")
+  refused({ environment1 = "LORARUN_SECRET=guessed-and-wrong" }, "machine 1 of 2 did not come to 127.0.0.1:", "the secret differs")
   refused({ flags1 = "--num-processes 6 --num-machines 3" }, "expects 3 machines, this job has 2",
     "expects 3 machines, this job has 2")
   local twice = "two processes are machine 1, one at 127.0.0.1 and one at 127.0.0.1; give each a --machine-rank of its own"
@@ -196,7 +196,8 @@ test("several machines without a secret, or at an address of nobody's, do not st
   launched.run("lr.launch {}", function(r)
     check.equal(r.status, 1)
     has(r.err, "192.0.2.1")
-  end, "LORARUN_SECRET=open-sesame-open-sesame $L --num-processes 2 --num-machines 2 --main-process-ip 192.0.2.1 --machine-rank 0 ./recipe.lua")
+  end, "LORARUN_SECRET=open-sesame-open-sesame $L --num-processes 2 --num-machines 2 --main-process-ip 192.0.2.1 "
+    .. "--machine-rank 0 ./recipe.lua")
 end)
 
 test("a machine that is stopped is lost after a while", function()
