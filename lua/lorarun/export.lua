@@ -1,11 +1,14 @@
 -- export.lua: write what others load: a sentence-transformers folder with merged weights, and one with the PEFT adapter.
 -- Everything of the base folder that is not weights is copied as it is: tokenizer, prompts, pooling.
 local C = require "lorarun.c"
+local adapter_folder = require "lorarun.adapter_folder"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local lora = require "lorarun.lora"
+local probes = require "lorarun.probes"
 local safetensors = require "lorarun.safetensors"
+local suggest = require "lorarun.suggest"
 local tensor = require "lorarun.tensor"
 
 local export = {}
@@ -60,22 +63,45 @@ local function write_card(model, folder, form, text)
     ("model = SentenceTransformer(%q)"):format(folder), "```", "", text or "", "" }, "\n"))
 end
 
+-- The folder is whole; store probes in it, load it again and compare, unless options.check is false: see probes.lua.
+local function finish(model, folder, options, coarse)
+  probes.write(folder, options.probes or probes.measure(model), coarse)
+  if options.check == false then return nil end
+  local here, why = pcall(adapter_folder.base, folder)
+  if options.base and not here then -- the base is where the folder will be
+    io.stderr:write(("lorarun: %s is written, but not checked: %s\n"):format(folder, why))
+    return nil
+  end
+  return probes.demand(model, folder)
+end
+
+local OPTIONS = { base = true, card = true, probes = true, check = true, max_bytes = true }
+
 --- adapter(model, folder, options): adapter_config.json + adapter_model.safetensors with the sentence-transformers files around
---- them: SentenceTransformer(folder) takes the base from base_model_name_or_path. options: base (what is written there; default
---- the model's folder as an absolute path, or its Hugging Face id), card = text of the model card.
+--- them: SentenceTransformer(folder) takes the base from base_model_name_or_path. options:
+---   base    what is written there; default the model's folder as an absolute path, or its Hugging Face id
+---   card    text of the model card
+---   probes  what probes.measure gave for the model as it is; default: of texts of lorarun's own
+---   check   false: the folder is not loaded again
+--- The folder is loaded again, with the base that it names, and must give the model's embeddings. Returns the line that tells so,
+--- or nil where that could not be.
 function export.adapter(model, folder, options)
   options = options or {}
+  suggest.refuse_unknown("save_adapter", options, OPTIONS)
   fs.make(folder)
   lora.write(model, folder, options.base)
   write_settings(model, folder)
   write_card(model, folder, "adapter", options.card)
+  return finish(model, folder, options)
 end
 
 --- merged(model, folder, options): config.json and model.safetensors with W + s B A (computed in f32, rounded once to the dtype of
---- the base file), in shards above options.max_bytes (5e9).
+--- the base file), in shards above options.max_bytes (5e9). Other options, and what is returned, as of adapter().
 function export.merged(model, folder, options)
   options = options or {}
+  suggest.refuse_unknown("save", options, OPTIONS)
   fs.make(folder)
+  local coarse = false
   local file = safetensors.open_folder(model.weights_folder)
   local ok, err = pcall(function()
     local adapted = {}
@@ -83,6 +109,7 @@ function export.merged(model, folder, options)
     local entries = {}
     for _, name in ipairs(file:names()) do
       local info = file:info(name)
+      coarse = coarse or adapted[name] ~= nil and info.dtype ~= "f32"
       if not info.dtype then
         check.fail("%s: tensor '%s' has dtype %s, which lorarun cannot write", file.path, name, info.dtype_name)
       end
@@ -102,6 +129,7 @@ function export.merged(model, folder, options)
   fs.copy(fs.join(model.weights_folder, "config.json"), fs.join(folder, "config.json"))
   write_settings(model, folder)
   write_card(model, folder, "merged", options.card)
+  return finish(model, folder, options, coarse)
 end
 
 return export

@@ -15,6 +15,8 @@ local FUNCTIONS = {
     for key, value in pairs(options or {}) do with[key] = value end
     return require("lorarun.model").load(name, with)
   end,
+  --- verify(folder, options): whether a folder that lorarun wrote computes what the model did that wrote it: see verify.lua.
+  verify = function(...) return require("lorarun.verify").folder(...) end,
   load_tokenizer = function(...) return require("lorarun.tokenizer").load_tokenizer(...) end,
   train = function(...)
     job()

@@ -159,6 +159,17 @@ function Adapter:reset(seed)
   self.parameters.grad:fill(0)
 end
 
+--- off(fn): what fn returns while the adapter does nothing (B is zero).
+function Adapter:off(fn)
+  local values = self.parameters.value
+  local kept = values:data()
+  for _, m in ipairs(self.modules) do m.b:fill(0) end
+  local ok, result = pcall(fn)
+  values:write(kept)
+  if not ok then error(result, 0) end
+  return result
+end
+
 function Adapter:__tostring()
   return ("LoRA rank %d, alpha %g, dropout %g on %d layers (%d parameters)"):format(self.config.r, self.config.lora_alpha,
     self.config.lora_dropout, #self.modules, self.parameters.count)

@@ -15,6 +15,8 @@ local USAGE = [=[
 usage: lorarun [options] [RECIPE.lua [arguments of the recipe]]
        lorarun RECIPE.lua --help      what a recipe can be told
        lorarun plan RECIPE.lua ...    what a run needs and how long it takes: --gpu-memory 80GB, --gpu h100, --gpus 1,2,4,8
+       lorarun verify FOLDER          whether a folder that lorarun wrote computes what the model did; --python: the lines that ask
+                                      sentence-transformers
        lorarun doctor [--json]        what this machine has for training, what is wrong with it, and the cure
        lorarun config [--show]        write the file for --config; show the settings in effect
 
@@ -52,6 +54,9 @@ local function read_options(argv)
     local word = argv[i]
     if word == "config" then
       plan.config = i
+      break
+    elseif word == "verify" then
+      plan.verify = i
       break
     elseif word == "doctor" then
       plan.doctor = i
@@ -177,6 +182,7 @@ local function main(argv)
     return ok and result or EXIT_FAILED
   end
 
+  if plan.verify then return require("lorarun.verify").run { unpack(argv, plan.verify + 1) } end
   if plan.planning then return plan_recipe(argv, plan) end
 
   -- true where the chunk ran to its end; otherwise the error has been reported

@@ -21,6 +21,7 @@ local memory = require "lorarun.memory"
 local micro_step = require "lorarun.micro_step"
 local optim = require "lorarun.optim"
 local planning = require "lorarun.planning"
+local probes = require "lorarun.probes"
 local progress = require "lorarun.progress"
 local ranks = require "lorarun.ranks"
 local rates = require "lorarun.rates"
@@ -231,12 +232,21 @@ local function finish(run, results, seconds)
   local card = score and ("Validation Spearman %.4f at step %d of %d."):format(score, run.best.step, last) or nil
   results.best_step, results.baseline = run.best.step, run.baseline
   C.lr_rank_report(last, last, "writing the model")
+  run.optimizer:free() -- room for a second copy of the model
   comm.on_rank_0(function()
-    export.merged(model, o.output, { card = card })
-    export.adapter(model, fs.join(o.output, "adapter"), { card = card })
+    local adapter = fs.join(o.output, "adapter")
+    local set, columns = run.validation or run.train, { o.columns[1], o.columns[2] }
+    local options = { card = card, probes = probes.measure(model, probes.texts_of(set, columns)), check = false }
+    export.adapter(model, adapter, options) -- first: small, and of it the other can be made again
+    export.merged(model, o.output, options)
     run.files:json("evaluation.json", results)
     print(report.summary(run, results, seconds))
     rates.remember(run)
+    C.lr_rank_report(last, last, "checking what was written")
+    for _, folder in ipairs { adapter, o.output } do
+      local line = probes.demand(model, folder)
+      if line then print(line) end
+    end
   end)
   return results
 end

@@ -81,6 +81,28 @@ test("a run of 12 steps: banner, evaluations, every file it promises", function(
     local config = json.decode_file(fs.join(output, "training_config.json"))
     check.equal(config.settings.rank, 4)
     check.equal(config.settings.learning_rate, 5e-3)
+    -- what was written computes what the model did, on texts of the data, and later still
+    local _, again = r.out:gsub("loaded again: 16 texts: the embeddings differ by", "")
+    check.equal(again, 2, "folders that were checked")
+    local texts = json.decode_file(fs.join(output, "lorarun_probes.json")).texts
+    check.that(texts[1]:find "^x =" and texts[2]:find "^def f", "the probes are of the data: " .. texts[1] .. texts[2])
+    local verified = run(("$L verify %s %s"):format(quote(output), quote(fs.join(output, "adapter"))))
+    check.equal(verified.status, 0, verified.out .. verified.err)
+    local checkpoint = fs.join(output, "checkpoints", "step-00000012")
+    check.equal(run(("$L verify %s"):format(quote(checkpoint))).status, 3, "a checkpoint has no probes")
+    local loaded = run(("$L -e 'print(lr.load_model(%q).pooling)'"):format(checkpoint))
+    check.equal(loaded.out, "mean\n", "a checkpoint is loaded: " .. loaded.err)
+  end)
+end)
+
+test("a run that learns nothing says so, and keeps what it wrote", function()
+  with_data(function(folder, data)
+    local output = fs.join(folder, "out")
+    local r = train(data, output, "--max-steps 1 --learning-rate 0")
+    check.equal(r.status, 0, r.err)
+    local _, said = r.err:gsub("it has learnt nothing", "")
+    check.equal(said, 2, "warnings in " .. r.err)
+    check.that(fs.is_file(fs.join(output, "model.safetensors")) and fs.is_file(fs.join(output, "evaluation.json")), "files")
   end)
 end)
 

@@ -108,7 +108,9 @@ for _, folder in ipairs { "bert", "qwen2_tied" } do
     fail_each("encoding", function() model:encode(TEXTS):free() end)
     fail_each("a training step", function() train_step(model) end)
     fail_each("a batch in parts", function() step_in_parts(model) end)
-    fail_each("saving", function() model:save_adapter(save_to) end)
+    -- measuring for the probes is encoding, and loading again is loading
+    local options = { probes = require("lorarun.probes").measure(model, TEXTS), check = false }
+    fail_each("saving", function() model:save_adapter(save_to, options) end)
     fs.remove(save_to)
     model:free()
   end)

@@ -1,0 +1,155 @@
+-- What a folder computes is compared with the model that wrote it: when it is written, later by `lorarun verify`, and with a
+-- difference from the base, which an adapter that is left out has not.
+local fs = require "lorarun.fs"
+local json = require "lorarun.json"
+local memory = require "lorarun.memory"
+local probes = require "lorarun.probes"
+local safetensors = require "lorarun.safetensors"
+local data = require "lorarun.data"
+local verify = require "lorarun.verify"
+local load_model = require("lorarun.model").load
+local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+
+local golden = fs.real(fs.join(os.getenv "LORARUN_TESTS", "golden"))
+local bert = fs.join(golden, "bert")
+
+-- fn(model, folder): a BERT with a trained adapter, and an empty folder.
+local function with_adapted(fn, options)
+  shell.with_folder(function(folder)
+    local model = load_model(bert, options)
+    local ok, err = xpcall(function()
+      model:load_adapter(fs.join(golden, "adapters", "bert_lora"))
+      fn(model, folder)
+    end, debug.traceback)
+    model:free()
+    if not ok then error(err, 0) end
+  end)
+end
+
+-- The program's `verify` with these words.
+local function run(words) return shell.run("$L verify " .. words) end
+
+-- Change a JSON file in place.
+local function edit(path, change)
+  local value = json.decode_file(path)
+  change(value)
+  fs.write(path, json.encode(value))
+end
+
+test("a folder that is written is loaded again and compared; verify does it later", function()
+  for _, precision in ipairs { "fp32", "bf16" } do
+    with_adapted(function(model, folder)
+      local merged, adapter = fs.join(folder, "merged"), fs.join(folder, "adapter")
+      check.that(model:save(merged):find("the embeddings differ by", 1, true), "merged")
+      check.that(model:save_adapter(adapter):find("the adapter changes them by", 1, true), "adapter")
+      local result = verify.folder(adapter)
+      check.equal(result.verdict, "same")
+      check.that(result.difference < 1e-5 and result.change > 0.1, "difference and change")
+      if precision == "fp32" then
+        local both = run(merged .. " " .. adapter)
+        check.equal(both.status, 0, both.err .. both.out)
+        local _, lines = both.out:gsub("the same", "")
+        check.equal(lines, 2, "lines")
+      end
+    end, { precision = precision })
+  end
+end)
+
+test("verify tells an adapter that is left out, another pooling, a lost base, and what it cannot tell", function()
+  with_adapted(function(model, folder)
+    local adapter = fs.join(folder, "adapter")
+    model:save_adapter(adapter)
+    local function expect(status, part, words)
+      local r = run(words or adapter)
+      check.equal(r.status, status, "status of: " .. r.err .. r.out)
+      check.that((r.out .. r.err):find(part, 1, true), ("'%s' lacks '%s'"):format(r.out .. r.err, part))
+    end
+    expect(0, "the same")
+    local config = fs.join(adapter, "adapter_config.json")
+    local before = fs.read(config)
+    edit(config, function(c) c.lora_alpha = 1e-6 end)
+    expect(1, "nearer to the base's: the adapter is not applied")
+    edit(config, function(c) c.base_model_name_or_path = "/nowhere" end)
+    expect(1, "no such folder")
+    fs.write(config, before)
+    local pooling = fs.join(adapter, "1_Pooling", "config.json")
+    edit(pooling, function(c) c.pooling_mode_mean_tokens, c.pooling_mode_cls_token = false, true end)
+    expect(1, "OTHER EMBEDDINGS")
+    edit(pooling, function(c) c.pooling_mode_mean_tokens, c.pooling_mode_cls_token = true, false end)
+    expect(0, "the same")
+    local stored = fs.join(adapter, probes.FILE)
+    edit(stored, function(p) p.embeddings[1][1] = "x" end)
+    expect(1, "damaged")
+    fs.remove(stored)
+    expect(3, "was not written by lorarun")
+    expect(2, "needs a folder", "")
+    expect(2, "did you mean '--python'", "--pyton x")
+    expect(1, "is no folder", fs.join(folder, "nothing"))
+
+    for _, m in ipairs(model.lora.modules) do m.b:fill(0) end
+    check.that(model:save_adapter(adapter) == nil, "an adapter that has learnt nothing is no error, and is said")
+    expect(3, "has learnt nothing")
+  end)
+end)
+
+test("the lines for Python are three, with the folder's path", function()
+  with_adapted(function(model, folder)
+    model:save_adapter(fs.join(folder, "it's 100% \"mine\""))
+    local text = verify.python(fs.join(folder, "it's 100% \"mine\""))
+    local _, lines = text:gsub("\n", "")
+    check.equal(lines, 3, "lines")
+    check.that(text:find('/it\'s 100% \\"mine\\"", np.linalg.norm', 1, true), text)
+  end)
+end)
+
+test("a folder that computes something else is an error that keeps it; what does not fit the memory is not checked", function()
+  with_adapted(function(model, folder)
+    local write, available = safetensors.write, memory.available
+    local function with_faults(fn)
+      local ok, err = pcall(fn)
+      safetensors.write, memory.available = write, available
+      if not ok then error(err, 0) end
+    end
+    with_faults(function() -- the tensors are lost on their way to the disk
+      safetensors.write = function(path, entries, metadata)
+        local zeros = {}
+        for i, e in ipairs(entries) do
+          zeros[i] = { name = e.name, dtype = e.dtype, shape = e.shape, tensor = require("lorarun.tensor").zeros(e.shape, "f32") }
+        end
+        write(path, zeros, metadata)
+        for _, e in ipairs(zeros) do e.tensor:free() end
+      end
+      check.raises("was written, but what it computes is not what the model in memory does", model.save_adapter, model, folder)
+    end)
+    check.that(fs.is_file(fs.join(folder, "adapter_model.safetensors")), "the folder is kept")
+    model:save_adapter(folder) -- the model is as it was
+    with_faults(function()
+      memory.available = function() return 1000 end
+      check.equal(model:save(fs.join(folder, "merged")), nil, "the line")
+    end)
+    check.equal(verify.folder(fs.join(folder, "merged")).verdict, "same")
+    check.equal(model:save_adapter(fs.join(folder, "adapter"), { base = "org/elsewhere" }), nil, "a base that is not here")
+    check.raises("did you mean 'check'", model.save, model, folder, { chek = false })
+  end)
+end)
+
+test("probes: sixteen different texts from all over a data set, stripped and short", function()
+  shell.with_folder(function(folder)
+    local lines = {}
+    for i = 0, 999 do
+      lines[i + 1] = json.encode { a = (i % 2 == 0 and "\t " or "\194\160") .. "a" .. math.floor(i / 3) .. "\227\128\128\n",
+        b = ("é"):rep(2000) .. i, c = "" }
+    end
+    fs.write(fs.join(folder, "train.jsonl"), table.concat(lines, "\n"))
+    local columns = { { name = "a", kind = "text" }, { name = "b", kind = "text" }, { name = "c", kind = "text" } }
+    local set = data.open(fs.join(folder, "train.jsonl"), { columns = columns })
+    local texts, again = probes.texts_of(set, { "a", "c" }), probes.texts_of(set, { "a", "c" })
+    check.equal(table.concat(texts, ","), table.concat(again, ","))
+    check.equal(#texts, 16, "texts")
+    check.equal(texts[1], "a0")
+    check.that(tonumber(texts[16]:sub(2)) > 290, "the last text is " .. texts[16])
+    check.equal(#probes.texts_of(set, { "b" })[1], 2000, "bytes")
+    check.that(#probes.texts_of(set, { "c" }) == 16, "texts of lorarun's own where there is none")
+    set:close()
+  end)
+end)
