@@ -43,10 +43,20 @@ no_conflict_or_trailing_space() {
   git -c core.whitespace=blank-at-eol,-blank-at-eof,space-before-tab diff --check "$(git hash-object -t tree /dev/null)" -- \
     '*.c' '*.h' '*.cu' '*.cpp' '*.lua' '*.sh' '*.py' '*.cmake' '*.def' Makefile CMakeLists.txt
 }
+# A mutant (tests/mutants) whose line has changed would test nothing: mutants.lua is to be changed with it.
+mutants_fit() {
+  luajit -e 'local apply, bad = dofile "tests/mutants/apply.lua", 0
+    for _, mutant in ipairs(dofile "tests/mutants/mutants.lua") do
+      local text, why = apply("lua/lorarun", mutant)
+      if not text then print(why) bad = 1 end
+    end
+    os.exit(bad)'
+}
 
 check "clang-format (mend with: clang-format -i FILE)" formatted
 check "luacheck" lua_clean
 check "shellcheck" shell_clean
+check "mutants fit the modules (change tests/mutants/mutants.lua with the line)" mutants_fit
 check "files of at most 800 lines" not_long
 check "no absolute path of one machine" no_machine_paths
 check "no trailing spaces, no conflict markers" no_conflict_or_trailing_space

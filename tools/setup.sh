@@ -49,6 +49,7 @@ check_lint() {
   has git || want git
   has clang-format || want clang-format
   has luacheck || want lua-check
+  has luajit || want luajit
   has shellcheck || want shellcheck
 }
 check_interop() {

@@ -33,7 +33,7 @@ return {
     "math.ceil(epoch * o.epochs)",
     "math.floor(epoch * o.epochs)" },
   { "nan-goes-on", "trainer", TRAINING, "not a number",
-    "if loss ~= loss then",
+    "if loss - loss ~= 0 then",
     "if loss == math.huge then" },
   { "accumulated-mean", "micro_step", RUNS, "accumulating",
     "end, seed(run, #rows / info.total),",

@@ -1,29 +1,17 @@
 -- run.lua: does the test that a mutant of mutants.lua names notice it?
 --   lorarun tests/mutants/run.lua NAME       status 0: it does
 --   lorarun tests/mutants/run.lua            every one, a line each
--- LORARUN_SOURCE is the root of the sources, LORARUN_TESTS and LORARUN_PROGRAM as for tests/run.lua.
+-- LORARUN_TESTS and LORARUN_PROGRAM as for tests/run.lua.
 local fs = require "lorarun.fs"
 local tests = os.getenv "LORARUN_TESTS"
 local shell = dofile(tests .. "/shell.lua")
-local mutants = dofile(tests .. "/mutants/mutants.lua")
-
--- The file with its mistake; an error where the table no longer fits it.
-local function mutated(file, from, to)
-  local path = fs.join(fs.dirname(tests), "lua", "lorarun", file .. ".lua")
-  local text = fs.read(path)
-  local first, last = text:find(from, 1, true)
-  if not first then error(("%s has no '%s' any more"):format(path, from), 0) end
-  if text:find(from, last + 1, true) then error(("%s has '%s' more than once"):format(path, from), 0) end
-  text = text:sub(1, first - 1) .. to .. text:sub(last + 1)
-  local ok, why = loadstring(text, file)
-  if not ok then error("the mutant is no Lua: " .. why, 0) end
-  return text
-end
+local mutants, apply = dofile(tests .. "/mutants/mutants.lua"), dofile(tests .. "/mutants/apply.lua")
 
 -- Why a mutant is not caught as it should be, or nil.
-local function fault(file, test, part, from, to)
-  local ok, text = pcall(mutated, file, from, to)
-  if not ok then return text end
+local function fault(mutant)
+  local text, why = apply(fs.join(fs.dirname(tests), "lua", "lorarun"), mutant)
+  if not text then return why end
+  local file, test, part, to = mutant[2], mutant[3], mutant[4], mutant[6]
   local r
   shell.with_folder(function(folder)
     fs.make(fs.join(folder, "lorarun"))
@@ -43,7 +31,7 @@ for _, mutant in ipairs(mutants) do
   if seen[name] then error(("there are two mutants '%s'"):format(name), 0) end
   seen[name] = true
   if not wanted or name == wanted then
-    local why = fault(unpack(mutant, 2, 6))
+    local why = fault(mutant)
     caught, missed = caught + (why and 0 or 1), missed + (why and 1 or 0)
     print(why and ("FAILED %s: %s"):format(name, why) or "ok     " .. name)
   end

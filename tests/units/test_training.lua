@@ -321,7 +321,7 @@ test("a loss that is not a number ends the run at its step", function()
       local text = check.raises(("the loss 'mine' is %s at step 1"):format(case[2]), train, "out", { loss = times(case[1]) })
       check.that(not text:find("--learning-rate", 1, true), text) -- a smaller one is no cure where nothing was learned yet
     end
-    local said = check.raises("the loss is not a number at step 2", train, "out", { epochs = 1, loss = (function()
+    local said = check.raises("is not a number at step 2", train, "out", { epochs = 1, loss = (function()
       local n = 0
       return function(columns, labels)
         n = n + 1
