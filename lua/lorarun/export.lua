@@ -47,20 +47,45 @@ local function write_settings(model, folder)
   local prompts = model.settings.prompts
   fs.write(fs.join(folder, "config_sentence_transformers.json"), encode {
     model_type = "SentenceTransformer", prompts = next(prompts) and prompts or { query = "", document = "" },
-    default_prompt_name = model.settings.default_prompt or json.null, similarity_fn_name = "cosine",
+    default_prompt_name = model.settings.default_prompt or json.null, similarity_fn_name = model.settings.similarity,
     __version__ = { sentence_transformers = "5.2.0", lorarun = require("lorarun.version") },
   })
   for _, name in ipairs(TOKENIZER) do copy_if_there(model.tokenizer_folder, folder, name) end
 end
 
+-- The value without what Python's json reads and JSON does not have: Infinity and NaN, which no key that counts can be.
+local function finite(value)
+  if type(value) == "number" and (value ~= value or math.abs(value) == math.huge) then return json.null end
+  if type(value) == "table" and value ~= json.null then
+    for key, v in pairs(value) do value[key] = finite(v) end
+  end
+  return value
+end
+
+-- config.json as the base has it. Where code of the folder's own was known here to be the plain model without its causal mask, that
+-- code is not copied: what transformers' own class reads says the same.
+local function write_config(model, folder)
+  local from, to = fs.join(model.weights_folder, "config.json"), fs.join(folder, "config.json")
+  if model.config:is_empty "auto_map" then return fs.copy(from, to) end
+  local config = finite(json.decode_file(from, "python"))
+  config.auto_map = nil
+  if model.sizes.causal == false then config.is_causal = false end
+  for _, key in ipairs { "initializer_range", "rms_norm_eps", "layer_norm_eps" } do -- transformers 5 takes no 1 for 1.0
+    if type(config[key]) == "number" then config[key] = json.float(config[key]) end
+  end
+  fs.write(to, encode(config))
+end
+
 local function write_card(model, folder, form, text)
+  local needs = model.sizes.causal == false and "Needs transformers 5.2 or later: the attention is bidirectional (`is_causal` is "
+    .. "false in config.json), which earlier versions do not read; they give other embeddings without a word.\n" or ""
   fs.write(fs.join(folder, "README.md"), table.concat({
     "---", "tags:", "- sentence-transformers", "- sentence-similarity", "- feature-extraction",
     form == "adapter" and "- lora" or "- lorarun", "base_model: " .. model.name, "pipeline_tag: sentence-similarity",
     "library_name: sentence-transformers", "---", "",
     "# " .. (form == "adapter" and "LoRA adapter for " or "Fine-tuned from ") .. model.name, "",
     "```python", "from sentence_transformers import SentenceTransformer",
-    ("model = SentenceTransformer(%q)"):format(folder), "```", "", text or "", "" }, "\n"))
+    ("model = SentenceTransformer(%q)"):format(folder), "```", "", needs, text or "", "" }, "\n"))
 end
 
 -- The folder is whole; store probes in it, load it again and compare, unless options.check is false: see probes.lua.
@@ -88,6 +113,10 @@ local OPTIONS = { base = true, card = true, probes = true, check = true, max_byt
 function export.adapter(model, folder, options)
   options = options or {}
   suggest.refuse_unknown("save_adapter", options, OPTIONS)
+  if model.adapter_beside and not options.base then
+    check.fail("%s has an adapter beside its weights, so an adapter that names it as its base would go on top of that one: give "
+      .. "base = the folder of the weights alone, or save the merged model", model.weights_folder)
+  end
   fs.make(folder)
   lora.write(model, folder, options.base)
   write_settings(model, folder)
@@ -126,7 +155,7 @@ function export.merged(model, folder, options)
   end)
   file:close()
   if not ok then error(err, 0) end
-  fs.copy(fs.join(model.weights_folder, "config.json"), fs.join(folder, "config.json"))
+  write_config(model, folder)
   write_settings(model, folder)
   write_card(model, folder, "merged", options.card)
   return finish(model, folder, options, coarse)

@@ -120,18 +120,12 @@ end
 ---   device      "cpu", "cuda" (default: tensor.default_device), or "meta": shapes without bytes, for which config.json is
 ---               enough: what needs a tokenizer then has none
 ---   revision    of a Hugging Face id
---- An adapter folder (adapter_config.json without config.json) loads its base model with the adapter on it. What it has of its own,
+--- An adapter beside the weights goes on them, as in sentence-transformers. An adapter folder (adapter_config.json without weights)
+--- loads its base model with the adapter on it. What it has of its own,
 --- a tokenizer, or modules.json and with it pooling, prompts and length, is taken from it; all else is the base's.
 local load
 
-local function load_adapted(folder, settings, options)
-  local adapter_folder = require "lorarun.adapter_folder"
-  local inner = {}
-  for key, value in pairs(options) do inner[key] = value end
-  local base, revision = adapter_folder.base(folder, options.device == "meta")
-  inner.revision, inner.settings = revision, settings.modules and settings or nil
-  inner.tokenizer_folder = adapter_folder.has_tokenizer(folder) and folder or nil
-  local model = load(base, inner)
+local function with_adapter(model, folder)
   local ok, why = pcall(model.load_adapter, model, folder)
   if not ok then
     model:free()
@@ -140,12 +134,33 @@ local function load_adapted(folder, settings, options)
   return model
 end
 
+local function load_adapted(folder, settings, options)
+  local adapter_folder = require "lorarun.adapter_folder"
+  local inner = {}
+  for key, value in pairs(options) do inner[key] = value end
+  local base, revision = adapter_folder.base(folder, options.device == "meta")
+  inner.revision, inner.settings = revision, settings.modules and settings or nil
+  inner.tokenizer_folder = adapter_folder.has_tokenizer(folder) and folder or nil
+  return with_adapter(load(base, inner), folder)
+end
+
+-- Is there an adapter beside the weights? sentence-transformers looks for one in the model's folder itself.
+local function has_adapter(folder, weights_folder)
+  local here = fs.is_file(fs.join(weights_folder, "adapter_config.json"))
+  if not here and weights_folder ~= folder and fs.is_file(fs.join(folder, "adapter_config.json")) then
+    check.fail("%s: the adapter is not beside the weights, which are in %s; move it there", fs.join(folder, "adapter_config.json"),
+      weights_folder)
+  end
+  return here
+end
+
 function load(name, options)
   options = kinds.check("lr.load_model", options, OPTIONS)
   local folder = hub.resolve(name, options.revision, options.device == "meta")
   local own = sentence_transformers.read(folder)
   local weights_folder = fs.join(folder, own.transformer)
-  if not fs.is_file(fs.join(weights_folder, "config.json")) and fs.is_file(fs.join(weights_folder, "adapter_config.json")) then
+  local adapted = has_adapter(folder, weights_folder)
+  if adapted and not model_weights.any(weights_folder, options.device == "meta") then
     return load_adapted(weights_folder, own, options)
   end
   local settings = options.settings or own
@@ -174,7 +189,7 @@ function load(name, options)
   local normalize = settings.normalize
   if options.normalize ~= nil then normalize = options.normalize end
 
-  return tensor.persistent(function()
+  local model = tensor.persistent(function()
     local model, prefix
     if device == "meta" then
       model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = function() end })
@@ -203,6 +218,8 @@ function load(name, options)
     model.pooling, model.normalize, model.layer_count, model.pooling_assumed = pooling, normalize, c.layers, assumed
     return model
   end)
+  model.adapter_beside = adapted
+  return adapted and with_adapter(model, weights_folder) or model
 end
 
 -- Poolings that take one token of each sequence, and which: the first, or the one before the next sequence's first.

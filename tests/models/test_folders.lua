@@ -263,6 +263,78 @@ test("code of gte-Qwen2 is Qwen2 without the causal mask", function()
   end
 end)
 
+test("code of the folder's own is not copied: the saved model says itself what it was", function()
+  with_model("qwen2", config { auto_map = { AutoModel = "modeling_qwen.Qwen2Model" }, initializer_range = 1 },
+    function(model, folder)
+      local path, to = fs.join(folder, "config.json"), fs.join(folder, "saved")
+      write(path, (fs.read(path):gsub("}%s*$", ', "x": [NaN, -Infinity]}')))
+      model:save(to)
+      local saved = json.decode_file(fs.join(to, "config.json"))
+      check.equal(saved.auto_map, nil)
+      check.equal(saved.is_causal, false)
+      check.that(fs.read(fs.join(to, "README.md")):find("Needs transformers 5.2", 1, true), "the card says what reads it")
+      check.that(fs.read(fs.join(to, "config.json")):find('"initializer_range": 1.0', 1, true), "a float is written as one")
+    end)
+end)
+
+test("what a folder says is what the saved one says", function()
+  with_model("bert", { ["sentence_bert_config.json"] = GONE, ["tokenizer_config.json"] = { model_max_length = 16 },
+    ["config_sentence_transformers.json"] = { prompts = { q = "if " }, default_prompt_name = "q", similarity_fn_name = "dot" },
+    ["1_Pooling/config.json"] = { ["="] = { embedding_dimension = 48, pooling_mode = "weightedmean" } } },
+    function(model, folder)
+      local to = fs.join(folder, "saved")
+      model:save(to)
+      local again = load_model(to)
+      check.equal(again.max_length, 16)
+      check.equal(again.settings.similarity, "dot")
+      check.equal(again.settings.default_prompt, "q")
+      check.equal(again.pooling, "weighted_mean")
+      local a, b = model:encode(numbers.texts), again:encode(numbers.texts)
+      check.array(b:to_table()[2], a:to_table()[2], 0)
+      for _, x in ipairs { a, b, again } do x:free() end
+    end)
+end)
+
+local function put_adapter(folder, base)
+  local from = fs.join(golden, "adapters", "qwen2_lora")
+  write(fs.join(folder, "adapter_model.safetensors"), fs.read(fs.join(from, "adapter_model.safetensors")))
+  local c = json.decode_file(fs.join(from, "adapter_config.json"))
+  c.base_model_name_or_path = base
+  write(fs.join(folder, "adapter_config.json"), json.encode(c))
+end
+
+test("an adapter beside the weights goes on them; without weights its base has them", function()
+  local plain = load_model(fs.join(golden, "qwen2"))
+  plain:load_adapter(fs.join(golden, "adapters", "qwen2_lora"))
+  local e = plain:encode(numbers.texts)
+  local want = e:to_table()[2]
+  e:free()
+  plain:free()
+  with_folder(function(folder)
+    make(folder, "qwen2")
+    for _, base in ipairs { folder, "/nowhere/base", fs.real(fs.join(golden, "qwen2")) } do
+      put_adapter(folder, base)
+      if base:find "golden" then fs.remove(fs.join(folder, "model.safetensors")) end
+      local model = load_model(folder)
+      e = model:encode(numbers.texts)
+      check.array(e:to_table()[2], want, 0, base)
+      if model.adapter_beside then check.raises("has an adapter beside its weights", model.save_adapter, model, folder) end
+      e:free()
+      model:free()
+    end
+  end)
+end)
+
+test("an adapter that is not beside the weights is told", function()
+  with_folder(function(folder)
+    local rows = { ["modules.json"] = { ["="] = json.array { { idx = 0, name = "0", path = "w", type = T .. "Transformer" },
+      { idx = 1, name = "1", path = "1_Pooling", type = T .. "Pooling" } } } }
+    make(folder, "qwen2", rows)
+    put_adapter(folder, "x")
+    check.raises("adapter_config.json: the adapter is not beside the weights", load_model, folder)
+  end)
+end)
+
 test("a folder's Infinity and equal keys are read as Python reads them", function()
   with_folder(function(folder)
     make(folder, "qwen2")
