@@ -1,6 +1,8 @@
 -- accelerate.lua: the configuration files of Hugging Face Accelerate (what `accelerate config` writes), read for the settings that
 -- say where and how ranks run. A file is read whole or refused: a key that would change the training is never passed over.
 --   accelerate.read(path)      -> values, origins, warnings: setting -> value, and -> "FILE:LINE"; lines for the user
+--   accelerate.environment([getenv])   -> { values, names }: setting -> value, and -> the variable: what `accelerate launch` tells
+--                                         the programs that it starts; getenv(name) -> text or nil, os.getenv unless told
 --   accelerate.default_path()  -> where Accelerate keeps the file that is read when none is named
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
@@ -209,6 +211,34 @@ function accelerate.read(path)
     values.needs_gpu = place "distributed_type"
   end
   return values, origins, warnings
+end
+
+local OTHER_WAYS = { { "DEEPSPEED", "DeepSpeed" }, { "FSDP", SECTIONS.fsdp_config }, { "MEGATRON_LM", "Megatron-LM" },
+  { "PARALLELISM_CONFIG", SECTIONS.parallelism_config } }
+
+function accelerate.environment(getenv)
+  getenv = getenv or os.getenv
+  local values, names = {}, {}
+  local function variable(name)
+    local text = getenv(name)
+    return text and text ~= "" and text:lower() or nil
+  end
+  local function flag(name)
+    local text = variable(name)
+    if text and BOOLEANS[text] == nil then check.fail("%s is '%s', expected true or false", name, text) end
+    return text and BOOLEANS[text]
+  end
+  for _, way in ipairs(OTHER_WAYS) do
+    local name = "ACCELERATE_USE_" .. way[1]
+    if flag(name) then check.fail("%s is set, and %s is not supported; unset it", name, way[2]) end
+  end
+  local dynamo = variable "ACCELERATE_DYNAMO_BACKEND"
+  if dynamo and dynamo ~= "no" then
+    check.fail("ACCELERATE_DYNAMO_BACKEND is '%s', and torch.compile has no meaning here; unset it", dynamo)
+  end
+  values.mixed_precision, names.mixed_precision = variable "ACCELERATE_MIXED_PRECISION", "ACCELERATE_MIXED_PRECISION"
+  values.use_cpu, names.use_cpu = flag "ACCELERATE_USE_CPU" or nil, "ACCELERATE_USE_CPU"
+  return { values = values, names = names }
 end
 
 function accelerate.default_path() return fs.join(hub.home(), "accelerate", "default_config.yaml") end

@@ -36,6 +36,8 @@ environment:
   LORARUN_TRACEBACK=1    as --traceback
   LORARUN_JIT=off        interpret Lua without compiling it
   LORARUN_LUA_PATH=DIR   use DIR/lorarun/*.lua in place of the modules inside the program
+  LORARUN_ISA=avx2       keep the kernels to these instructions: baseline, avx2, avx512 or avx512bf16
+  OMP_NUM_THREADS=N      compute threads
 ]=]
 local OPTIONS = { "-e", "-i", "-", "--traceback", "--version", "--help" }
 local EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -155,6 +157,13 @@ local function plan_recipe(argv, options)
   return EXIT_FAILED
 end
 
+-- The environment: an error, or warnings that come once, from the process that the user started.
+local function look_at_variables()
+  local warnings = require("lorarun.variables").check()
+  if os.getenv "LORARUN_LAUNCHER" then return end
+  for _, text in ipairs(warnings) do complain("warning: " .. text) end
+end
+
 local function main(argv)
   secret.take()
   local plan, mistake = read_options(argv)
@@ -168,6 +177,12 @@ local function main(argv)
   elseif plan.show == "version" then
     io.write(("lorarun %s (%s)\n"):format(ffi.string(C.lr_version()), jit.version))
     return EXIT_OK
+  end
+
+  local understood, misunderstood = failure.call(look_at_variables)
+  if not understood then
+    complain(misunderstood.message)
+    return EXIT_FAILED
   end
 
   if plan.config then

@@ -152,8 +152,11 @@ end
 -- Values of a recipe's lr.launch{...}. An option of the recipe that was given on its command line (`--processes 2` behind the
 -- recipe's name) is the command line's word: pass `args = args` for that.
 local function from_recipe(given)
-  local values, from_user = {}, {}
-  for key, value in pairs(given) do
+  local values, from_user, keys = {}, {}, {}
+  for key in pairs(given) do keys[#keys + 1] = tostring(key) end
+  table.sort(keys)
+  for _, key in ipairs(keys) do
+    local value = given[key]
     local name = RECIPE_NAMES[key] or key
     local field = BY_NAME[name]
     if field then
@@ -180,6 +183,32 @@ end
 
 -- "name is 3 (command line)"
 local function said(result, name) return ("%s is %s (%s)"):format(name, tostring(result[name]), result.origin[name]) end
+
+-- The GPUs that gpu_ids names, as this process numbers them: s.gpus. The ids are those of the machine, as in CUDA_VISIBLE_DEVICES,
+-- which the ranks get them in; where that is set already, the ids are among it.
+local function choose_gpus(s)
+  local visible, count, text = nil, 0, os.getenv "CUDA_VISIBLE_DEVICES"
+  if text and text ~= "" then
+    visible = {}
+    for id in text:gmatch "[^,%s]+" do visible[tonumber(id) or id], count = count, count + 1 end
+  end
+  local ids, seen = {}, {}
+  for id in (s.gpu_ids .. ","):gmatch "%s*([^,]*),%s*" do
+    if not id:find "^%d+%s*$" then check.fail("%s, expected numbers with commas between them, or all", said(s, "gpu_ids")) end
+    id = tonumber(id)
+    if seen[id] then check.fail("%s: %d is there twice", said(s, "gpu_ids"), id) end
+    if visible and not visible[id] then
+      check.fail("%s, and CUDA_VISIBLE_DEVICES is %s: name GPUs that are in both, or unset one", said(s, "gpu_ids"), text)
+    end
+    ids[#ids + 1], seen[id] = visible and visible[id] or id, true
+  end
+  if #ids < s.ranks_here then
+    check.fail("%s: %d for %d ranks on this machine; name one for each, or lower num_processes", said(s, "gpu_ids"), #ids,
+      s.ranks_here)
+  end
+  s.gpus = ids
+  if s.origin.gpu_ids == "command line" then s.needs_gpu = s.needs_gpu or "--gpu-ids" end -- a file's may be for other machines
+end
 
 -- What must hold between settings.
 local function check_together(s)
@@ -212,20 +241,7 @@ local function check_together(s)
     if not s.main_process_port then s.main_process_port = 29500 end
   end
   if s.use_cpu then s.needs_gpu = nil end
-  if s.gpu_ids and s.gpu_ids ~= "all" and not s.use_cpu then
-    local ids, seen = {}, {}
-    for id in (s.gpu_ids .. ","):gmatch "%s*([^,]*),%s*" do
-      if not id:find "^%d+%s*$" then check.fail("%s, expected numbers with commas between them, or all", said(s, "gpu_ids")) end
-      if seen[id] then check.fail("%s: %s is there twice", said(s, "gpu_ids"), id) end
-      ids[#ids + 1], seen[id] = tonumber(id), true
-    end
-    if #ids < s.ranks_here then
-      check.fail("%s: %d for %d ranks on this machine; name one for each, or lower num_processes", said(s, "gpu_ids"), #ids,
-        s.ranks_here)
-    end
-    s.gpus = ids
-    if s.origin.gpu_ids == "command line" then s.needs_gpu = s.needs_gpu or "--gpu-ids" end -- a file's may be for other machines
-  end
+  if s.gpu_ids and s.gpu_ids ~= "all" and not s.use_cpu then choose_gpus(s) end
 end
 
 --- resolve(recipe): recipe is what lr.launch was told: fields of FIELDS, or processes, machines, precision, threads in their place;
@@ -245,13 +261,18 @@ function settings.resolve(recipe)
     file, places, warnings = accelerate.read(path)
   end
 
+  local launched = require("lorarun.accelerate").environment() -- what `accelerate launch` tells the programs it starts
   local result = { origin = {}, warnings = warnings }
-  for name, field in pairs(BY_NAME) do
-    local default = { [name] = field.default }
-    for _, source in ipairs { { given, COMMAND_LINE }, { file, places[name] }, { ours, RECIPE }, { default, DEFAULT } } do
+  for _, row in ipairs(FIELDS) do
+    local name = row[1]
+    local field, default = BY_NAME[name], { [name] = row[3] }
+    local variable = launched.names[name]
+    for _, source in ipairs { { given, COMMAND_LINE }, { file, places[name] }, { launched.values, variable }, { ours, RECIPE },
+      { default, DEFAULT } } do
       local value = source[1][name]
       if value ~= nil or source[2] == DEFAULT then
         if source[1] == file then value = checked(field, value, ("%s: %s"):format(places[name], name)) end
+        if source[1] == launched.values then value = checked(field, value, source[2]) end
         result[name], result.origin[name] = value, source[2]
         break
       end

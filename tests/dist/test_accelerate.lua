@@ -163,6 +163,30 @@ test("mistakes in a file", function()
   check.raises("FILE:2:1: the key 'debug' occurs twice", resolved, "debug: false\ndebug: true\n")
 end)
 
+test("what accelerate launch tells the programs it starts", function()
+  local function environment(variables)
+    return accelerate.environment(function(name) return variables["ACCELERATE_" .. name:match "^ACCELERATE_(.*)"] end).values
+  end
+  check.equal(environment({}).mixed_precision, nil)
+  local values = environment { ACCELERATE_MIXED_PRECISION = "bf16", ACCELERATE_USE_CPU = "True", ACCELERATE_DYNAMO_BACKEND = "NO",
+    ACCELERATE_USE_FSDP = "false" }
+  check.equal(values.mixed_precision, "bf16")
+  check.equal(values.use_cpu, true)
+  check.equal(environment({ ACCELERATE_USE_CPU = "False" }).use_cpu, nil)
+  check.raises("ACCELERATE_USE_FSDP is set, and fully sharded data parallelism is not supported", environment,
+    { ACCELERATE_USE_FSDP = "true" })
+  check.raises("ACCELERATE_DYNAMO_BACKEND is 'inductor'", environment, { ACCELERATE_DYNAMO_BACKEND = "INDUCTOR" })
+  check.raises("ACCELERATE_USE_CPU is 'maybe', expected true or false", environment, { ACCELERATE_USE_CPU = "maybe" })
+
+  local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+  local function shown(words) return shell.run("ACCELERATE_MIXED_PRECISION=bf16 $L config --show " .. words) end
+  check.that(shown("").out:find "mixed_precision +bf16 +ACCELERATE_MIXED_PRECISION\n", "the variable beats the default")
+  check.that(shown("--mixed-precision no").out:find "mixed_precision +no +command line\n", "the command line beats the variable")
+  check.that(shown("--config " .. shell.quote(sample "old_fp16")).out:find "mixed_precision +fp16 ", "so does a file")
+  check.that(shell.run("ACCELERATE_MIXED_PRECISION=half $L config --show").err:find(
+    "ACCELERATE_MIXED_PRECISION is 'half', expected one of no, fp16, bf16", 1, true))
+end)
+
 test("words for values that YAML reads as others", function()
   local s = resolved "distributed_type: NO\nmixed_precision: no\nuse_cpu: 'yes'\ngpu_ids: 0\nmain_process_ip: null\n"
   check.equal(s.precision, "fp32")
