@@ -109,6 +109,31 @@ function json.keys(t)
   return keys
 end
 
+--- parse(text, name): the text as C has it (a cdata lr_json), for C functions that take one and for json.part. Strict.
+function json.parse(text, name)
+  local out = ffi.new "lr_json *[1]"
+  check.call(C.lr_json_parse, out, text, #text, name)
+  return ffi.gc(out[0], C.lr_json_free)
+end
+
+local function node_at(doc, ...)
+  local node = C.lr_json_root(doc)
+  for i = 1, select("#", ...) do
+    node = C.lr_json_get(node, (select(i, ...)))
+    if node == nil then return nil end
+  end
+  return node
+end
+
+--- part(doc, key, ...): the value at doc[key][...], without making values of the rest. nil: there is none.
+function json.part(doc, ...)
+  local node = node_at(doc, ...)
+  return node and convert(node)
+end
+
+--- has(doc, key, ...): is there a value at doc[key][...]?
+function json.has(doc, ...) return node_at(doc, ...) ~= nil end
+
 -- ---- writing: strings and numbers ------------------------------------------------------------------------------
 local ESCAPE = { ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n", ["\r"] = "\\r",
   ["\t"] = "\\t" }

@@ -4,7 +4,11 @@
 -- A tokenizer never changes, so several may share one; free() gives its memory back at once, the collector does at last.
 local C = require "lorarun.c"
 local check = require "lorarun.check"
+local config = require "lorarun.tokenizer_config"
 local ffi = require "ffi"
+local fs = require "lorarun.fs"
+local json = require "lorarun.json"
+local suggest = require "lorarun.suggest"
 
 local tokenizer = {}
 local Tokenizer = {}
@@ -89,11 +93,71 @@ function Tokenizer.__tostring(self)
   return ("tokenizer %s (%d tokens)"):format(self.path, self.vocab_size)
 end
 
--- path: a folder with a tokenizer.json, or such a file.
-function tokenizer.load_tokenizer(path)
+-- Where a part of tokenizer.json is null or missing: nil.
+local function part(doc, ...)
+  local value = json.part(doc, ...)
+  if value ~= json.null then return value end
+end
+
+-- The settings of the model, and its type where files of the first releases do not say it (as load_model in tokenizer.c).
+local function model_settings(doc)
+  local m = {}
+  for _, key in ipairs { "type", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word", "ignore_merges" } do
+    m[key] = part(doc, "model", key)
+  end
+  if m.type == nil and json.has(doc, "model", "merges") then m.type = "BPE" end
+  if m.type == nil and m.unk_token and m.continuing_subword_prefix and m.max_input_chars_per_word then m.type = "WordPiece" end
+  return m
+end
+
+-- What tokenizer_generations.read wants of a tokenizer.json; nil where the file is one that C refuses, with the place.
+local function parts_of(doc, path)
+  local file = { path = path, model = model_settings(doc) }
+  if file.model.type ~= "BPE" and file.model.type ~= "WordPiece" then return nil end
+  for _, key in ipairs { "normalizer", "pre_tokenizer", "post_processor", "added_tokens", "truncation", "padding" } do
+    file[key] = part(doc, key)
+  end
+  if file.added_tokens ~= nil and not json.is_array(file.added_tokens) then return nil end
+  for _, token in ipairs(file.added_tokens or {}) do
+    if type(token) ~= "table" or type(token.content) ~= "string" then return nil end
+  end
+  file.id = function(token)
+    local id = part(doc, "model", "vocab", token)
+    return type(id) == "number" and id or nil
+  end
+  file.vocabulary = function()
+    local vocabulary, size = part(doc, "model", "vocab"), 0
+    if type(vocabulary) ~= "table" or json.is_array(vocabulary) then return {}, 0 end
+    for _ in pairs(vocabulary) do size = size + 1 end
+    return vocabulary, size
+  end
+  return file
+end
+
+-- A folder's tokenizer with what stands beside tokenizer.json; nil where nothing does.
+local function load_folder(out, folder, options)
+  local path = fs.join(folder, "tokenizer.json")
+  local facts = fs.is_file(path) and config.facts(folder, options.arguments, options.model_type)
+  if not facts then return false end
+  local doc = json.parse(fs.read(path), path)
+  local file = parts_of(doc, path)
+  local changes = json.parse(file and json.encode(require("lorarun.tokenizer_generations").read(facts, file)) or "{}", path)
+  check.call(C.lr_tokenizer_load_changed, out, doc, path, changes, facts.config.path)
+  C.lr_json_free(ffi.gc(doc, nil))
+  C.lr_json_free(ffi.gc(changes, nil))
+  return true
+end
+
+local LOAD_OPTIONS = { arguments = true, model_type = true }
+
+-- path: a folder, whose tokenizer is what transformers' AutoTokenizer makes of it, or a tokenizer.json, which counts alone.
+-- options: arguments, keyword arguments that AutoTokenizer would be given; model_type, where the folder has no config.json.
+function tokenizer.load_tokenizer(path, options)
   if type(path) ~= "string" then check.fail("load_tokenizer: the folder must be a string, got a %s", type(path)) end
+  options = options or {}
+  suggest.refuse_unknown("lr.load_tokenizer", options, LOAD_OPTIONS)
   local out = ffi.new "lr_tokenizer *[1]"
-  check.call(C.lr_tokenizer_load, out, path)
+  if not (fs.is_directory(path) and load_folder(out, path, options)) then check.call(C.lr_tokenizer_load, out, path) end
   local handle = ffi.gc(out[0], C.lr_tokenizer_free)
   local max_length = tonumber(C.lr_tokenizer_file_max_length(handle))
   return setmetatable({
