@@ -1,21 +1,7 @@
-#!/usr/bin/env python3
-"""Do sentence-transformers and PEFT read what lorarun wrote, and compute the same with it?
+"""Do sentence-transformers and PEFT read what lorarun wrote, and compute the same with it? Everything is loaded as fp32 on the CPU."""
 
-    python check_folders.py LORARUN MODEL_FOLDER MERGED_FOLDER ADAPTER_FOLDER PROBES.json [--tolerance 1e-4]
-
-LORARUN is the program (asked for its version), MODEL_FOLDER the base model, MERGED_FOLDER and ADAPTER_FOLDER what lorarun
-made of it, PROBES.json {"texts": [...], "embeddings": [[...], ...]} as lorarun computed them with the adapter. Everything is
-loaded as fp32 on the CPU. A line for each check; the last line is "N passed, N failed", and the exit status 1 where one failed.
-"""
-
-import argparse
 import json
 import os
-import subprocess
-import sys
-import traceback
-
-os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -24,27 +10,6 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 FP32 = {"dtype": torch.float32}
-
-
-class Checks:
-    """Runs the checks one by one; one that fails does not keep the others from running."""
-
-    def __init__(self):
-        self.passed = self.failed = 0
-
-    def run(self, name, check):
-        try:
-            detail = check()
-        except AssertionError as error:
-            self.failed += 1
-            print(f"FAILED {name}: {error}", flush=True)
-        except Exception as error:  # a library that refuses the folder is a result, too
-            self.failed += 1
-            traceback.print_exc()
-            print(f"FAILED {name}: {type(error).__name__}: {error}", flush=True)
-        else:
-            self.passed += 1
-            print(f"ok     {name}" + (f": {detail}" if detail else ""), flush=True)
 
 
 def transformer(sentence):
@@ -158,47 +123,36 @@ def merged_weights(base_folder, merged_folder, adapter_folder):
     return f"largest difference {worst:.2g}"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("lorarun", "model_folder", "merged_folder", "adapter_folder", "probes"):
-        parser.add_argument(name)
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of an embedding's element")
-    args = parser.parse_args()
-    base_folder, merged_folder, adapter_folder = args.model_folder, args.merged_folder, args.adapter_folder
-    with open(args.probes, encoding="utf-8") as file:
-        probes = json.load(file)
+def checks(base_folder, merged_folder, adapter_folder, probes, tolerance=1e-4):
+    """(name, function) of each check of what lorarun made of a base model. probes: {"texts": [...], "embeddings": [[...], ...],
+    "max_length": n} as lorarun computed them with the adapter. A function returns what it saw, or raises."""
     texts, expected = probes["texts"], torch.tensor(probes["embeddings"], dtype=torch.float64)
 
     def load(folder):
         return SentenceTransformer(folder, device="cpu", model_kwargs=FP32)
 
-    def version():
-        shown = subprocess.run([args.lorarun, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()
-        assert shown, "--version shows nothing"
-        return shown[0]
-
     def probes_tell_something():
         assert len(texts) > 0 and len(texts) == len(expected), f"{len(texts)} texts, {len(expected)} embeddings"
         difference = (encode(load(base_folder), texts) - expected).abs().max().item()
-        assert difference > 10 * args.tolerance, f"the adapter changes the embeddings by {difference:.2g} only: no check could fail"
+        assert difference > 10 * tolerance, f"the adapter changes the embeddings by {difference:.2g} only: no check could fail"
         return f"the adapter changes them by {difference:.2g}"
 
-    checks = Checks()
-    checks.run("the program", version)
-    checks.run("the probes tell adapted from plain", probes_tell_something)
-    checks.run("merged folder: weights complete", lambda: weights_complete(base_folder, merged_folder))
-    checks.run("merged folder: settings and tokens", lambda: same_settings(load(base_folder), load(merged_folder), texts))
-    checks.run("merged folder: SentenceTransformer", lambda: same(encode(load(merged_folder), texts), expected, args.tolerance))
-    checks.run("merged folder: PEFT's own merge", lambda: merged_weights(base_folder, merged_folder, adapter_folder))
-    checks.run("adapter folder: keys", lambda: adapter_keys(base_folder, adapter_folder))
-    checks.run("adapter folder: SentenceTransformer", lambda: same(encode(load(adapter_folder), texts), expected, args.tolerance))
-    checks.run("adapter folder: PEFT on the base",
-               lambda: same(unmerged_embeddings(base_folder, adapter_folder, texts), expected, args.tolerance))
-    checks.run("adapter folder: PEFT, merged",
-               lambda: same(peft_embeddings(base_folder, adapter_folder, texts), expected, args.tolerance))
-    print(f"{checks.passed} passed, {checks.failed} failed")
-    sys.exit(1 if checks.failed else 0)
+    def lengths():
+        for folder in (merged_folder, adapter_folder):
+            length = load(folder).max_seq_length
+            assert length == probes["max_length"], f"{length} in {folder}, lorarun has {probes['max_length']}"
+        return f"{length} tokens"
 
-
-if __name__ == "__main__":
-    main()
+    return [
+        ("the probes tell adapted from plain", probes_tell_something),
+        ("the longest text", lengths),
+        ("merged folder: weights complete", lambda: weights_complete(base_folder, merged_folder)),
+        ("merged folder: settings and tokens", lambda: same_settings(load(base_folder), load(merged_folder), texts)),
+        ("merged folder: SentenceTransformer", lambda: same(encode(load(merged_folder), texts), expected, tolerance)),
+        ("merged folder: PEFT's own merge", lambda: merged_weights(base_folder, merged_folder, adapter_folder)),
+        ("adapter folder: keys", lambda: adapter_keys(base_folder, adapter_folder)),
+        ("adapter folder: SentenceTransformer", lambda: same(encode(load(adapter_folder), texts), expected, tolerance)),
+        ("adapter folder: PEFT on the base",
+         lambda: same(unmerged_embeddings(base_folder, adapter_folder, texts), expected, tolerance)),
+        ("adapter folder: PEFT, merged", lambda: same(peft_embeddings(base_folder, adapter_folder, texts), expected, tolerance)),
+    ]

@@ -4,7 +4,7 @@
     python check_tokenizer.py [--texts N] [--every-character] LORARUN TOKENIZER_FOLDER...
 
 LORARUN is the program; each folder holds a tokenizer.json. Needs the package tokenizers (0.22.2; 0.23.3 gives the same ids).
-Prints one line for each folder; ends with 1 at the first difference, which it prints with its text.
+Prints one line for each folder; ends with an error at the first difference, which it prints with its text.
 """
 import argparse
 import pathlib
@@ -39,20 +39,27 @@ def theirs(tokenizer, texts, max_length):
     return [e.ids for e in tokenizer.encode_batch(texts)], plain
 
 
-def check(program, folder, texts, max_length):
+def compare(program, folder, texts, max_length):
     tokenizer = Tokenizer.from_file(str(pathlib.Path(folder, "tokenizer.json")))
     tokenizer.no_padding()
     got, expected = ours(program, folder, texts, max_length), theirs(tokenizer, texts, max_length)
     for special, (a, b) in enumerate(zip(got, expected)):
         if len(a) != len(b):
-            sys.exit(f"{folder}: {len(a)} texts came back, {len(b)} went in")
+            raise AssertionError(f"{folder}: {len(a)} texts came back, {len(b)} went in")
         for text, x, y in zip(texts, a, b):
             if x != y:
                 at = next((i for i, (p, q) in enumerate(zip(x, y)) if p != q), min(len(x), len(y)))
-                sys.exit(f"{folder}: {'without' if special else 'with'} special tokens, max_length {max_length}, token {at}\n"
+                raise AssertionError(
+                         f"{folder}: {'without' if special else 'with'} special tokens, max_length {max_length}, token {at}\n"
                          f"text {text!r}\n{ascii(text)}\nlorarun    {x[max(0, at - 3):at + 8]}\n"
                          f"tokenizers {y[max(0, at - 3):at + 8]}\n{tokenizer.encode(text).tokens[max(0, at - 3):at + 8]}")
     return sum(map(len, got[0]))
+
+
+def check(program, folder, texts):
+    tokens = compare(program, folder, texts, None)
+    compare(program, folder, texts[:500], 16)
+    return f"{len(texts)} texts, {tokens} tokens: equal"
 
 
 def main():
@@ -66,9 +73,7 @@ def main():
     if args.every_character:
         texts += tokenizer_texts.every_character()
     for folder in args.folders:
-        tokens = check(args.program, folder, texts, None)
-        check(args.program, folder, texts[:500], 16)
-        print(f"{folder}: {len(texts)} texts, {tokens} tokens: equal")
+        print(f"{folder}: {check(args.program, folder, texts)}")
 
 
 if __name__ == "__main__":
