@@ -37,6 +37,29 @@ local function prefix_of(arch, file)
     .. "%s", file.path, arch.probe, table.concat(arch.prefixes, "' or '", 2), list(file:names()))
 end
 
+-- Tensors of layers that config.json does not count: transformers leaves them out as well, with a warning.
+local function warn_of_layers(file, wants)
+  local containers, known = {}, {}
+  for _, want in ipairs(wants) do
+    local container, index = want.name:match "^(.-%.)(%d+)%."
+    if container then
+      containers[container] = true
+      known[container .. index] = true
+    end
+  end
+  local beyond = {}
+  for _, name in ipairs(file:names()) do
+    local whole, index = name:match "^(.-%.)(%d+)%."
+    for container in pairs(containers) do
+      if whole and whole:sub(-#container) == container and not known[container .. index] then beyond[#beyond + 1] = name end
+    end
+  end
+  if #beyond > 0 then
+    io.stderr:write(("lorarun: warning: %s: %d tensors of layers beyond config.json's num_hidden_layers are left out: %s\n"):format(
+      file.path, #beyond, list(beyond)))
+  end
+end
+
 local function shown(shape) return "[" .. table.concat(shape, ", ") .. "]" end
 
 --- any(folder, meta): does the folder hold a model's weights, or with `meta` the config.json that is enough there?
@@ -62,8 +85,8 @@ function model_weights.open(folder, arch, sizes, dtype)
   end
   local ok, err = pcall(function()
     weights.prefix = prefix_of(arch, file)
-    local missing, other = {}, {}
-    for _, want in ipairs(wanted(arch, sizes, dtype)) do
+    local missing, other, wants = {}, {}, wanted(arch, sizes, dtype)
+    for _, want in ipairs(wants) do
       local name = name_of(want.name)
       local info = file:has(name) and file:info(name)
       if not info then missing[#missing + 1] = name
@@ -75,6 +98,7 @@ function model_weights.open(folder, arch, sizes, dtype)
     end
     if #missing > 0 then check.fail("%s: %d of the model's tensors are missing: %s", file.path, #missing, list(missing)) end
     if #other > 0 then check.fail("%s: %d tensors do not fit: %s", file.path, #other, list(other)) end
+    warn_of_layers(file, wants)
   end)
   if not ok then
     file:close()

@@ -44,7 +44,7 @@ end
 
 -- The weight_map of an index file, checked: { [tensor] = file name }.
 local function read_index(path)
-  local index = json.decode_file(path)
+  local index = json.decode_file(path, "python")
   local map = type(index) == "table" and index.weight_map
   if type(map) ~= "table" or json.is_array(map) or map == json.null or next(map) == nil then
     check.fail("%s: it has no weight_map that says which file holds which tensor", path)
@@ -106,6 +106,11 @@ local function open_single(path)
   return self
 end
 
+-- Everything beside the weights stays as it is, so the folder is afterwards what it was before.
+local CONVERT = [[python3 -c "import glob, torch, safetensors.torch as s; d = '%s'; w = {}; ]]
+  .. [[[w.update(torch.load(f, map_location='cpu', weights_only=True)) for f in sorted(glob.glob(d + '/%s*.bin'))]; ]]
+  .. [[s.save_file({k: v.clone().contiguous() for k, v in w.items()}, d + '/%s.safetensors', metadata={'format': 'pt'})"]]
+
 --- open_folder(dir, base): the weights in a model folder: base.safetensors, or the shards that base.safetensors.index.json
 --- names. base: default "model".
 function safetensors.open_folder(dir, base)
@@ -116,10 +121,10 @@ function safetensors.open_folder(dir, base)
   if fs.is_file(single) then return open_single(single) end
   if fs.is_file(index) then return open_shards(dir, index) end
   for _, name in ipairs(fs.list(dir)) do
-    if name:find("^pytorch_model.*%.bin") or name:find("^adapter_model%.bin$") then
-      check.fail("%s has only %s, a Python pickle, which can run any code when it is read. Convert it once, in Python: "
-        .. "from transformers import AutoModel; AutoModel.from_pretrained('%s').save_pretrained('NEW', "
-        .. "safe_serialization=True); then copy the tokenizer files to NEW and use that folder", dir, name, dir)
+    local stem = name:match("^(pytorch_model).*%.bin$") or name:match("^(adapter_model)%.bin$")
+    if stem then
+      check.fail("%s has only %s, a Python pickle, which can run any code when it is read. Convert it once: %s", dir, name,
+        CONVERT:format(dir, stem, stem == "adapter_model" and stem or base))
     end
   end
   check.fail("%s has neither %s.safetensors nor %s.safetensors.index.json", dir, base, base)

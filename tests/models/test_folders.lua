@@ -5,7 +5,8 @@ local json = require "lorarun.json"
 local safetensors = require "lorarun.safetensors"
 local tensor = require "lorarun.tensor"
 local load_model = require("lorarun.model").load
-local with_folder = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua").with_folder
+local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local with_folder = shell.with_folder
 
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local numbers = json.decode_file(fs.join(golden, "folders.json"))
@@ -361,6 +362,40 @@ test("BERT's oldest names of weights, with a prefix", function()
     local c = again:encode(numbers.texts)
     check.array(c:to_table()[2], b:to_table()[2], 0)
     for _, x in ipairs { a, b, c, old, new, again } do x:free() end
+  end)
+end)
+
+test("layers beyond those that config.json counts are left out, and told", function()
+  with_folder(function(folder)
+    make(folder, "bert", config { num_hidden_layers = 1 })
+    local r = shell.run(("$L -e 'print(lr.load_model(%q).layer_count)'"):format(folder))
+    check.equal(r.out, "1\n", r.err)
+    check.that(r.err:find("16 tensors of layers beyond config.json's num_hidden_layers are left out: encoder.layer.1.", 1, true),
+      r.err)
+    r = shell.run(("$L -e 'lr.load_model(%q)'"):format(fs.join(golden, "bert")))
+    check.equal(r.err, "")
+  end)
+end)
+
+test("weights and tokenizer in a folder of the Transformer's own, as the first versions wrote them", function()
+  with_folder(function(folder)
+    make(folder, "bert", { ["modules.json"] = { ["="] = json.array {
+      { idx = 0, name = "0", path = "0_BERT", type = T .. "Transformer" },
+      { idx = 1, name = "1", path = "1_Pooling", type = T .. "Pooling" } } } })
+    fs.make(fs.join(folder, "0_BERT"))
+    for _, name in ipairs { "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+      "sentence_bert_config.json" } do
+      fs.rename(fs.join(folder, name), fs.join(folder, "0_BERT", name))
+    end
+    write(fs.join(folder, "0_BERT", "sentence_bert_config.json"), '{"max_seq_length": 20}')
+    local model = load_model(folder)
+    check.equal(model.max_length, 20)
+    check.equal(model.normalize, false)
+    model:save(fs.join(folder, "saved"))
+    local again = load_model(fs.join(folder, "saved"))
+    check.equal(again.max_length, 20)
+    model:free()
+    again:free()
   end)
 end)
 
