@@ -26,8 +26,35 @@ end
 --- Count the peak anew from what is held now.
 function memory.reset_peak(device) check(C.lr_memory_reset_peak(number_of(device))) end
 
+-- The most that tensors of a device may take, by its number: what the user set, and what a run keeps to besides. The smaller
+-- counts.
+local own_limits, run_limits = {}, {}
+
+local function set_limit(limits, bytes, device)
+  local number = number_of(device)
+  limits[number] = bytes
+  local least = math.min(own_limits[number] or math.huge, run_limits[number] or math.huge)
+  check(C.lr_memory_limit(number, least < math.huge and math.floor(least) or 0))
+end
+
 --- limit(bytes, device): let tensors take no more than so many bytes; what is kept for reuse gives way; nil: as many as there are.
-function memory.limit(bytes, device) check(C.lr_memory_limit(number_of(device), bytes or 0)) end
+--- It holds until it is called again: a run keeps within it, and may keep to less.
+function memory.limit(bytes, device)
+  if bytes ~= nil and not (type(bytes) == "number" and bytes >= 1 and bytes <= 2 ^ 53) then
+    check.fail("memory.limit: %s is no number of bytes; nil takes the limit away", type(bytes) == "string" and "'" .. bytes .. "'"
+      or tostring(bytes))
+  end
+  set_limit(own_limits, bytes, device)
+end
+
+--- restrict(bytes, device): the same for a run (recompute.lua), which leaves the user's own limit as it is; nil: that alone counts.
+function memory.restrict(bytes, device) set_limit(run_limits, bytes and math.max(1, bytes), device) end
+
+--- left(device): bytes that tensors may still take by the user's limit; math.huge where there is none.
+function memory.left(device)
+  local limit = own_limits[number_of(device)]
+  return limit and limit - memory.stats(device).live_bytes or math.huge
+end
 
 --- holders(lines, device): { { name, buffers, bytes } ... }, largest first.
 function memory.holders(lines, device)

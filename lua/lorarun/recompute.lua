@@ -115,6 +115,7 @@ local function refuse(self, tokens, step)
   local what = ("batch of %d tokens (%d pairs), which"):format(tokens, o.batch)
   if self.run.cached then what = ("batch of %d pairs, one of %d tokens, which even pair by pair"):format(o.batch, tokens)
   elseif self.run.part == 1 then what = ("pair of %d tokens, which"):format(tokens) end
+  if self.limited then remedies[#remedies + 1] = "more with lr.memory.limit" end
   check.fail("step %d has a %s needs %s even with all %d layers recomputed, and %s are free; "
     .. "%d tokens fit: give %s", step, what, memory.size_text(self:need(tokens, self.model_layers)),
     self.model_layers, memory.size_text(math.max(0, self.room)), most, table.concat(remedies, ", or "))
@@ -138,22 +139,25 @@ local function check_evaluation(self)
   end
 end
 
---- usable(free, device, ranks): of so many free bytes, those that each of so many ranks which share the device may use.
+--- usable(free, device, ranks): of so many free bytes, those that each of so many ranks which share the device may use; no more
+--- than lr.memory.limit leaves a rank.
 function recompute.usable(free, device, ranks)
-  return (device == "cuda" and free - LIBRARIES or (1 - OTHERS) * free) / ranks
+  return math.min((device == "cuda" and free - LIBRARIES or (1 - OTHERS) * free) / ranks, memory.left(device))
 end
 
 local function auto(run)
   local device, layers = run.model.device, run.model.layer_count
   local ranks = device == "cuda" and gpu.ranks() or comm.local_world_size
   check(C.lr_memory_release_cached(memory.DEVICES[device])) -- what loading has left counts as free
-  local free = memory.available(device)
-  if not free then return setmetatable({ fixed = 0, text = "off (the system does not say how much memory is free)" }, Policy) end
+  local free = memory.available(device) or math.huge
+  if recompute.usable(free, device, ranks) == math.huge then
+    return setmetatable({ fixed = 0, text = "off (the system does not say how much memory is free)" }, Policy)
+  end
   local usable = recompute.usable(free, device, ranks)
   local limit = memory.stats(device).live_bytes + usable
   local optimizer = 2 * 4 * run.model.lora.parameters.count -- AdamW's m and v are yet to be made
   local self = setmetatable({ run = run, device = device, model_layers = layers, footprint = footprint.new(run),
-    room = usable - optimizer, fitting = {} }, Policy)
+    room = usable - optimizer, limited = usable == memory.left(device), fitting = {} }, Policy)
   local ok, err = pcall(function()
     local most = self:fewest(bound(run))
     if not most then
@@ -170,7 +174,7 @@ local function auto(run)
       self.text = ("where memory is short, on at most %d of %d layers"):format(most, layers)
     end
   end)
-  if ok then memory.limit(limit, device) else self.device = nil end
+  if ok then memory.restrict(limit, device) else self.device = nil end
   if not ok or self.fixed then self.footprint:free() end
   if not ok then error(err, 0) end
   return self
@@ -215,7 +219,7 @@ end
 
 function Policy:free()
   if self.footprint then self.footprint:free() end
-  if self.device then memory.limit(nil, self.device) end
+  if self.device then memory.restrict(nil, self.device) end
 end
 
 return recompute

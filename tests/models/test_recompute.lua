@@ -63,9 +63,17 @@ given.on_step = function(done)
 end
 local options_of_train = {}
 for key, value in pairs(given) do
-  if key ~= "limit_after" then options_of_train[key] = value end
+  if key ~= "limit_after" and key ~= "own_limit" then options_of_train[key] = value end
 end
+if given.own_limit then memory.limit(held + given.own_limit, device) end
 local ok, err = pcall(lr.train, options_of_train)
+if given.own_limit then -- it still holds, and it alone
+  local bytes = given.own_limit + held - memory.stats(device).live_bytes
+  result.above = not pcall(lr.tensor.new, { math.floor(bytes / 4) + 1 }, "f32", "above", device)
+  result.below = pcall(function() lr.tensor.new({ math.floor(bytes / 4) - 1 }, "f32", "below", device):free() end)
+  memory.limit(nil, device)
+  result.without = pcall(function() lr.tensor.new({ math.floor(bytes / 2) }, "f32", "without", device):free() end)
+end
 if not ok then result.error = err end
 result.adapters = require("lorarun.ranks").checksum(model.lora.parameters.value)
 model:free()
@@ -116,6 +124,26 @@ for arch in pairs(FOLDERS) do
       check.that(checkpointing(short):find "where memory is short, on at most [12] of [23] layers", short.out)
       check.equal(short.peak, one.peak)
       check.equal(short.adapters, none.adapters)
+    end)
+  end)
+end
+
+-- A GPU's own libraries take memory that no limit is for, so this is about the CPU.
+if DEVICE ~= "cuda" then
+  test("lr.memory.limit is the user's: a run plans for it, keeps within it, and leaves it as it was", function()
+    shell.with_folder(function(folder)
+      make_data(fs.join(folder, "data"), 16)
+      local none, all = train(folder, "bert", nil, '{ recompute = "none" }'), train(folder, "bert", nil, '{ recompute = "all" }')
+      local working = require("lorarun.c").lr_threads() * (8 * 4 * (64 + 96) * (HEAD_DIM.bert + 32) + 2 ^ 20)
+      local limit = (none.peak + all.peak) / 2 + working
+      local r = train(folder, "bert", PLENTY, ("{ own_limit = %d }"):format(limit))
+      check.equal(r.error, nil)
+      check.that(checkpointing(r):find "where memory is short, on at most", r.out)
+      check.that(r.peak <= limit and r.peak < none.peak, ("the peak is %d bytes, the limit %d"):format(r.peak, limit))
+      check.equal(r.adapters, none.adapters)
+      check.that(r.above and r.below and r.without, "after the run the limit is not what it was")
+      r = train(folder, "bert", nil, ("{ own_limit = %d }"):format(working + 1000))
+      check.that(r.error:find(", or more with lr.memory.limit", 1, true), r.error)
     end)
   end)
 end
