@@ -134,6 +134,7 @@ int lr_threads_start(
 double lr_time(void); /* seconds, monotonic */
 /* With interrupts on, an op that finds the flag raised clears it and returns LR_EINTERRUPTED. The flag is async-signal-safe. */
 void lr_interrupt_enable(int on);
+int lr_interrupt_enabled(void); /* 1 at the prompt, where Ctrl-C stops what runs and not the program */
 void lr_interrupt_raise(void);
 int lr_interrupt_take(void); /* 1 if it was raised; clears it */
 

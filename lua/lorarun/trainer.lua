@@ -35,6 +35,7 @@ local train_options = require "lorarun.train_options"
 
 local trainer = {}
 
+local SIGINT = require("lorarun.signals").INT
 local MOST_OVERFLOWS = 40 -- on end: the scale of an fp16 run's loss has then been halved from 2^16 to 2^-24
 
 -- Steps of an epoch, and of a run on so many ranks.
@@ -341,13 +342,16 @@ local function train(run)
   if ok and not run.ended_by then ok, result = pcall(evaluate_best, run) end
   C.lr_signal_catch(0)
   if ok and run.ended_by then
-    if run.main then
-      print(("stopped by signal %d after step %d of %d; %s"):format(run.ended_by, step, run.total_steps,
-        run.saved and "a checkpoint was written. To go on: the same command with --resume latest"
-        or "there was nothing to save yet"))
+    local at_prompt = run.ended_by == SIGINT and C.lr_interrupt_enabled() ~= 0 -- where Ctrl-C comes back to
+    local stopped = ("stopped by signal %d after step %d of %d; %s"):format(run.ended_by, step, run.total_steps, run.saved
+      and "a checkpoint was written. To go on: the same " .. (at_prompt and "lr.train with resume = \"latest\""
+      or "command with --resume latest") or "there was nothing to save yet")
+    if not at_prompt then
+      if run.main then print(stopped) end
+      run.lock:release()
+      os.exit(128 + run.ended_by, true)
     end
-    run.lock:release()
-    os.exit(128 + run.ended_by, true)
+    ok, result = false, stopped
   elseif ok then
     ok, result = pcall(finish, run, result, seconds)
   end

@@ -32,8 +32,6 @@ char *lr_format(const char *fmt, ...) LR_PRINTF(1, 2);
 /* pthread_create with all signals blocked in the new thread, so that they reach the main one. */
 int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context);
 
-bool lr_interrupt_enabled(void); /* whether anything may raise the flag of lr_interrupt_take */
-
 /* Grow a dynamic array so that it holds at least `need` elements: *cap elements of `size` bytes at *p. */
 int lr_reserve(void **p, size_t *cap, size_t need, size_t size);
 

@@ -293,7 +293,7 @@ void lr_interrupt_enable(int on)
     interrupt_flag = 0;
 }
 
-bool lr_interrupt_enabled(void)
+int lr_interrupt_enabled(void)
 {
     return atomic_load(&interrupts_on) != 0;
 }

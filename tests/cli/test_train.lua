@@ -449,3 +449,24 @@ test("the small preset says which data it takes; without --targets a model's own
     check.equal(r.out:gsub("%s+", " "), targets .. " ")
   end
 end)
+
+test("Ctrl-C in lr.train at the prompt comes back to the prompt; the run can go on from there", function()
+  with_data(function(folder, data)
+    local lines = fs.join(folder, "lines")
+    fs.write(lines, ([[
+      require("ffi").cdef "int raise(int)"
+      model = lr.load_model(%q, { max_length = 32 }) model:add_lora { rank = 2, targets = { "query" } }
+      o = { model = model, data = %s, output = %q, batch = 8, epochs = 1, evaluation_steps = 100, learning_rate = 1e-3 }
+      o.on_step = function(s) if s.step == 2 then require("ffi").C.raise(2) end end -- os.execute would ignore it
+      lr.train(o)
+      print("back", model:encode("x").shape[1])
+      o.on_step, o.resume = nil, "latest"
+      print("ended", lr.train(o).best_step)
+    ]]):format(bert, data:gsub("'", '"'), fs.join(folder, "out")))
+    local r = run("$L -i < " .. quote(lines))
+    check.equal(r.status, 0, r.err)
+    check.that(r.err:find("stopped by signal 2 after step 2 of 6; a checkpoint was written. To go on: the same lr.train with "
+      .. "resume = \"latest\"", 1, true), r.err)
+    check.that(r.out:find("back\t1", 1, true) and r.out:find("step 2 of 6", 1, true) and r.out:find("ended\t6", 1, true), r.out)
+  end)
+end)
