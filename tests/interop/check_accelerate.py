@@ -1,9 +1,10 @@
-"""A file that lorarun config wrote is one of Accelerate's, and the other way round."""
+"""A file that lorarun config wrote is one of Accelerate's, and the other way round: of every kind that this version writes."""
 
 import subprocess
 from pathlib import Path
 
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.config.default import write_basic_config
 from accelerate.utils import ComputeEnvironment, DistributedType
 
 
@@ -27,4 +28,32 @@ def check(lorarun, folder):
     lines = {line.split()[0]: line.split()[1:] for line in shown.splitlines()}
     assert lines["num_processes"][0] == "3" and lines["num_processes"][1].startswith(str(theirs)), shown
     assert lines["use_cpu"][0] == "true" and lines["mixed_precision"][0] == "no", shown
-    return f"{len(expected)} settings as written, theirs with {len(lines)} shown"
+    understood, refused = check_kinds(lorarun, folder)
+    return f"{len(expected)} settings as written; of theirs {understood} understood, {refused} refused"
+
+
+def check_kinds(lorarun, folder):
+    """Every kind of file that this Accelerate writes is understood as it reads it, or refused with the key."""
+    ours_too = {DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU}
+    local = dict(compute_environment=ComputeEnvironment.LOCAL_MACHINE, debug=False)
+    understood = refused = 0
+    for kind in DistributedType:
+        for precision, suffix in (("no", ".yaml"), ("fp16", ".json"), ("bf16", ".yaml")):
+            path = folder / f"{kind.value}-{precision}{suffix}"
+            config = ClusterConfig(distributed_type=kind, mixed_precision=precision, use_cpu=kind == DistributedType.MULTI_CPU,
+                                   num_processes=1 if kind == DistributedType.NO else 4, **local)
+            (config.to_yaml_file if suffix == ".yaml" else config.to_json_file)(str(path))
+            run = subprocess.run([lorarun, "config", "--show", "--config", path], text=True, capture_output=True)
+            if kind in ours_too:
+                lines = {line.split()[0]: line.split()[1] for line in run.stdout.splitlines()}
+                assert lines["num_processes"] == str(load_config_from_file(str(path)).num_processes), (path, run)
+                assert lines["mixed_precision"] == precision and run.stderr == "", (path, run)
+                understood += 1
+            else:
+                assert run.returncode != 0 and f"distributed_type is {kind.value}" in run.stderr, (path, run)
+                refused += 1
+    path = folder / "basic" / "default_config.yaml"  # JSON, whatever its name says
+    write_basic_config("bf16", str(path))
+    run = subprocess.run([lorarun, "config", "--show", "--config", path], text=True, check=True, capture_output=True)
+    assert "mixed_precision              bf16 " in run.stdout and run.stderr == "", run
+    return understood + 1, refused
