@@ -18,33 +18,28 @@ local preflight = {}
 local BYTES = { fp32 = 4, bf16 = 2, fp16 = 2 } -- of a weight
 local PACKED_COPIES = 2    -- of frozen weights on a CPU: packed for the forward product and for the backward one
 local RUN_FOLDER_COPIES = 2 -- the model's weights are written once; while a file is replaced, old and new lie side by side
+local LARGEST_FILE = 5e9   -- larger models are written in several
 local SMALL = 64 * 2 ^ 20  -- adapters, optimizer state, logs and checkpoints of a run
 
 local gib = report.gib
 
--- How many weights a file has.
-local function count_weights(path)
-  local file, count = safetensors.open(path), 0
+-- The folder of the model, the bytes of its weights in their files, and how many there are; of an adapter, those of its base.
+local function weights_of(model, revision)
+  local folder = require("lorarun.hub").resolve(model, revision)
+  local at = fs.join(folder, require("lorarun.sentence_transformers").read(folder).transformer)
+  if fs.is_file(fs.join(at, "adapter_config.json")) and not require("lorarun.model_weights").any(at) then
+    return folder, select(2, weights_of(require("lorarun.adapter_folder").base(at)))
+  end
+  if not fs.is_file(fs.join(at, "config.json")) then
+    check.fail("model folder %s has neither config.json nor adapter_config.json", at)
+  end
+  local file, bytes, count = safetensors.open_folder(at), 0, 0
   for _, name in ipairs(file:names()) do
-    local elements = 1
-    for _, n in ipairs(file:info(name).shape) do elements = elements * n end
-    count = count + elements
+    local info, elements = file:info(name), 1
+    for _, n in ipairs(info.shape) do elements = elements * n end
+    bytes, count = bytes + info.bytes, count + elements
   end
   file:close()
-  return count
-end
-
--- The folder of the model, the bytes of its files of weights, and how many weights they have.
-local function weights_of(model)
-  local folder = require("lorarun.hub").resolve(model)
-  local bytes, count = 0, 0
-  for _, name in ipairs(fs.list(folder)) do
-    local path = fs.join(folder, name)
-    if name:find "%.safetensors$" then bytes, count = bytes + fs.stat(path).size, count + count_weights(path) end
-  end
-  if not fs.is_file(fs.join(folder, "config.json")) and not fs.is_file(fs.join(folder, "adapter_config.json")) then
-    check.fail("model folder %s has neither config.json nor adapter_config.json", folder)
-  end
   return folder, bytes, count
 end
 
@@ -157,9 +152,9 @@ local function look_at_output(what, weight_bytes, say)
   fs.write(probe, "")
   fs.remove(probe)
   local largest = tonumber(C.lr_limit(C.LR_LIMIT_FILE_SIZE))
-  if largest >= 0 and largest < weight_bytes then
-    check.fail("a file may have %s here (%s), and the run writes a model of %s to %s; raise the limit", gib(largest),
-      memory.limit_text(C.LR_LIMIT_FILE_SIZE), gib(weight_bytes), output)
+  if largest >= 0 and largest < math.min(weight_bytes, LARGEST_FILE) then
+    check.fail("the run writes a model of %s to %s, and a file may not grow so large here (%s); raise the limit",
+      memory.size_text(weight_bytes), output, memory.limit_text(C.LR_LIMIT_FILE_SIZE))
   end
   local free = fs.disk_free(output)
   local needed = weight_bytes * RUN_FOLDER_COPIES + SMALL
