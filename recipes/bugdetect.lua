@@ -42,7 +42,7 @@ local args = lr.args {
   { "recompute", "auto", "layers computed again in backward, not kept: none, all, a number, or as few as fit the memory" },
   { "threads", 0, "compute threads; 0: all cores", type = "integer", min = 0 },
   { "seed", 1, "of everything random", type = "integer", min = 0 },
-  { "resume", "", "go on from a checkpoint: latest, or its path" },
+  { "resume", "", "go on from a checkpoint: its path; alone, or latest: the newest" },
 }
 
 -- No GPU and no model chosen: the same job at a size that a CPU finishes while you watch.

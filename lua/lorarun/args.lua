@@ -7,14 +7,17 @@
 --     { "resume", nil, "checkpoint to go on from" },
 --   }
 --
--- A row is { name, default, help, type =, choices =, min =, max =, required = }. Where the order of --help does not
--- matter, the spec may instead have keys: batch = 64, or batch = { default = 64, help = ..., ... }. The type is that of
--- the default (a text where there is none): string, number, integer, boolean or choice. A boolean is switched by --name
--- and --no-name. Dashes and underscores are the same: { "max-steps" } is given as --max-steps or --max_steps and read
--- as args.max_steps.
+-- A row is { name, default, help, type =, choices =, min =, max =, required =, alone = }; alone is the value of the option
+-- where the command line gives it none. Where the order of --help does not matter, the spec may instead have keys:
+-- batch = 64, or batch = { default = 64, help = ..., ... }. The type is that of the default (a text where there is none):
+-- string, number, integer, boolean or choice. A boolean is switched by --name and --no-name. Dashes and underscores are the
+-- same: { "max-steps" } is given as --max-steps or --max_steps and read as args.max_steps.
 --
 -- Reading or writing a field that is no option is an error.
 --   args.parse(spec [, argv])  -> the table; --help and mistakes end the program, with status 0 and 2
+--   args.of_recipe(spec)       lr.args: as parse, and every recipe has --resume: alone it means latest, and lr.train hears of it
+--   args.resume()              -> what --resume says (nil: nothing), and whether the recipe leaves it to lr.train
+--   args.to_resume()           -> the words that go on from the newest checkpoint; nil where the recipe has no lr.args
 --   args.read(spec, argv)      -> the table; nil, message on a mistake; nil, nil, text for --help
 --   args.given(result, name)   -> whether the command line, not the default, decided it
 local check = require "lorarun.check"
@@ -23,7 +26,7 @@ local suggest = require "lorarun.suggest"
 local args = {}
 
 local TYPES = { string = "TEXT", number = "NUMBER", integer = "INTEGER", boolean = "", choice = "" }
-local ROW_KEYS = { "default", "help", "type", "choices", "min", "max", "required" }
+local ROW_KEYS = { "default", "help", "type", "choices", "min", "max", "required", "alone" }
 local LARGEST_INTEGER = 2 ^ 53
 local NARROWEST, WIDEST, WITHOUT_TERMINAL = 40, 120, 100
 
@@ -119,7 +122,7 @@ local function option_from(name, row, default, help)
     if not known then bad_spec(name, "has an unknown key '%s'%s", tostring(key), suggest.did_you_mean(tostring(key), ROW_KEYS)) end
   end
   local option = { name = name, field = field_name(name), shown = shown_name(name), default = default, help = help or "",
-    choices = row.choices, min = row.min, max = row.max, required = row.required }
+    choices = row.choices, min = row.min, max = row.max, required = row.required, alone = row.alone }
   option.type = type_of(name, row, default)
   check_default(option)
   return option
@@ -262,8 +265,7 @@ local function new_result(options)
   })
 end
 
-function args.read(spec, argv)
-  local options = options_from(spec)
+local function read(options, argv)
   local result = new_result(options)
   local given = explicit[result]
   local i = 1
@@ -287,16 +289,21 @@ function args.read(spec, argv)
     elseif option.type == "boolean" and not text then
       value = true
     else
-      if not text then
-        i = i + 1
-        text = argv[i]
-        if not text or text:sub(1, 2) == "--" then
-          return nil, ("%s needs a value: %s"):format(option.shown, left_column(option))
+      local following = argv[i + 1]
+      if not text and option.alone ~= nil and (not following or following:sub(1, 1) == "-") then
+        value = option.alone
+      else
+        if not text then
+          i = i + 1
+          text = following
+          if not text or text:sub(1, 2) == "--" then
+            return nil, ("%s needs a value: %s"):format(option.shown, left_column(option))
+          end
         end
+        local wrong
+        value, wrong = convert(option, text)
+        if wrong then return nil, ("%s is '%s'; it %s"):format(option.shown, text, wrong) end
       end
-      local wrong
-      value, wrong = convert(option, text)
-      if wrong then return nil, ("%s is '%s'; it %s"):format(option.shown, text, wrong) end
     end
     result[option.field], given[option.field] = value, true
     i = i + 1
@@ -309,9 +316,10 @@ function args.read(spec, argv)
   return result
 end
 
-function args.parse(spec, argv)
-  argv = argv or rawget(_G, "arg") or {}
-  local result, mistake, help = args.read(spec, argv)
+function args.read(spec, argv) return read(options_from(spec), argv) end
+
+local function parse(options, argv)
+  local result, mistake, help = read(options, argv)
   if result then return result end
   if help then
     io.stdout:write(help, "\n")
@@ -321,6 +329,33 @@ function args.parse(spec, argv)
   io.stderr:write(argv[0] or "lorarun", ": ", mistake, "\n")
   os.exit(2, true)
 end
+
+function args.parse(spec, argv) return parse(options_from(spec), argv or rawget(_G, "arg") or {}) end
+
+-- ---- --resume -------------------------------------------------------------------------------------------------------
+
+local resume -- of the recipe's latest lr.args: { asked = value or nil, own = the recipe declares it, switch = as a boolean }
+
+function args.of_recipe(spec, argv)
+  local options = options_from(spec)
+  local option, own = options.resume, options.resume ~= nil
+  if not own then
+    option = option_from("resume", {}, nil, "go on from a checkpoint: its path; alone, or latest: the newest")
+    options[#options + 1], options.resume = option, option
+  end
+  local switch = option.type == "boolean"
+  if option.type == "string" and option.alone == nil then option.alone = "latest" end
+  local result = parse(options, argv or rawget(_G, "arg") or {})
+  local value = explicit[result].resume and result.resume
+  resume = { asked = value ~= "" and value or nil, own = own, switch = switch }
+  return result
+end
+
+function args.resume()
+  if resume then return resume.asked, not resume.own end
+end
+
+function args.to_resume() return resume and (resume.switch and "--resume" or "--resume latest") end
 
 function args.given(result, name)
   local given = explicit[result]

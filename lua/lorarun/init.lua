@@ -9,7 +9,7 @@ local MODULES = { fs = true, json = true, data = true, sampler = true, schedule 
 local function job() return require("lorarun.launch").job() end
 
 local FUNCTIONS = {
-  args = function(...) return require("lorarun.args").parse(...) end,
+  args = function(...) return require("lorarun.args").of_recipe(...) end,
   load_model = function(name, options)
     local with = { precision = job().precision }
     for key, value in pairs(options or {}) do with[key] = value end

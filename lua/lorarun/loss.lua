@@ -7,6 +7,7 @@
 -- and  mean_over_pairs = true  where it is the mean of what each pair gives by itself: then a batch is as good as its parts.
 -- and  columns = n  how many columns of texts it reads, more_columns = true  where more than these are welcome,
 -- and  in_batch = true  where n columns are compared with those of the batch's other pairs alone: one pair then teaches nothing.
+-- and  settings = { ... }  the options it was made with: a run that is resumed with others is told.
 -- All embeddings are unit length when they come here (the trainer normalises where the model does not).
 --
 -- On several ranks a loss is computed on each rank's own pairs, which is enough where it is a mean over pairs. One that compares
@@ -41,7 +42,7 @@ function loss.multiple_negatives_ranking(given)
   local o = options.check("lr.loss.multiple_negatives_ranking", given, RANKING)
   local scale, gather = o.scale or 20, o.gather ~= false
   return { name = "multiple_negatives_ranking", positives_only = true, stateless = true, columns = 2, more_columns = true,
-    in_batch = true, gather = gather,
+    in_batch = true, gather = gather, settings = { scale = scale, gather = gather },
     compute = function(columns, _, embeddings)
       local n = columns[1].shape[1]
       local candidates = ops.rows(embeddings, n, embeddings.shape[1])

@@ -150,7 +150,8 @@ function memory.explain(message)
   end
   lines[#lines + 1] = "  to need less: a smaller --batch, a smaller --max-length, --recompute all, or --precision bf16"
   if at and at.saved then
-    lines[#lines + 1] = ("  the checkpoint of step %d is whole: --resume latest goes on from it"):format(at.saved)
+    lines[#lines + 1] = ("  the checkpoint of step %d is whole: %s goes on from it"):format(at.saved,
+      require("lorarun.args").to_resume() or "lr.train with resume = \"latest\"")
   end
   return table.concat(lines, "\n")
 end

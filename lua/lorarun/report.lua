@@ -131,7 +131,10 @@ end
 function report.summary(run, results, seconds)
   local o, lines = run.options, {}
   for _, name in ipairs { "validation", "test" } do
-    if results[name] then lines[#lines + 1] = details(name .. " (best model, step " .. run.best.step .. ")", results[name]) end
+    if results[name] then
+      lines[#lines + 1] = details(("%s (%s model, step %d)"):format(name, run.best.spearman and "best" or "newest", run.best.step),
+        results[name])
+    end
   end
   local totals = run.totals
   local rows = {

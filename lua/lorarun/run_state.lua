@@ -6,8 +6,10 @@ local check = require "lorarun.check"
 local checkpoint = require "lorarun.checkpoint"
 local comm = require "lorarun.comm"
 local fs = require "lorarun.fs"
+local json = require "lorarun.json"
 local lora = require "lorarun.lora"
 local ranks = require "lorarun.ranks"
+local run_settings = require "lorarun.run_settings"
 
 local run_state = {}
 
@@ -45,46 +47,30 @@ function run_state.load_best(run)
 end
 
 -- ---- going on ------------------------------------------------------------------------------------------------------------------
--- What decides which rows a step has; told together, because only what comes of them matters.
-local SHARED_OUT = { world_size = true, batch = true, accumulate = true, global_batch = true, compared = true, total_steps = true }
-
-local function ranks_text(settings)
-  return ("%d rank%s of %d pairs%s"):format(settings.world_size, settings.world_size == 1 and "" or "s", settings.batch,
-    settings.accumulate > 1 and (" %d times"):format(settings.accumulate) or "")
+-- What an older lorarun did not note in a checkpoint's settings stands in the adapter's own file.
+local function settings_of(path, state)
+  local before = state.settings
+  if before.alpha == nil then
+    local config = json.decode_file(fs.join(path, "adapter_config.json"))
+    before.alpha, before.rank, before.rslora = config.lora_alpha, config.r, config.use_rslora
+  end
+  return before
 end
 
---- changes(before, now): what a user should know who goes on with settings `now` from a checkpoint that was written with `before`:
---- a list of sentences.
-function run_state.changes(before, now)
-  local list = {}
-  local function say(fmt, ...) list[#list + 1] = fmt:format(...) end
-  if before.global_batch ~= now.global_batch then
-    say("warning: %s began the run, %s go on: a step takes %d pairs instead of %d, so the rows that follow are not those that "
-      .. "would have followed. The order is kept where ranks x batch x accumulate stays %d", ranks_text(before), ranks_text(now),
-      now.global_batch, before.global_batch, before.global_batch)
-  elseif before.world_size ~= now.world_size or before.batch ~= now.batch then
-    say("%s began the run, %s go on: a step takes the same %d pairs, in the same order; results agree up to rounding",
-      ranks_text(before), ranks_text(now), now.global_batch)
+-- Refuse what cannot go on from the checkpoint, and tell of what may.
+local function compare(run, path, state)
+  if type(state.settings) ~= "table" then check.fail("%s: state.json lacks the settings", path) end
+  local before = settings_of(path, state)
+  local names, differences = run_settings.refusals(before, run.fixed)
+  if names then
+    check.fail("--resume: %s: %s. That would make the adapter another function; a run goes on with the %s that it began with: give "
+      .. "them, or begin anew without --resume", path, differences, names)
   end
-  if before.compared and now.compared and before.compared ~= now.compared then
-    say("warning: the loss compares %d pairs with each other instead of %d", now.compared, before.compared)
+  if state.step > run.total_steps then
+    check.fail("--resume: %s is of step %d, and the run has %d: nothing is left to do. Give more epochs or max_steps, or an "
+      .. "earlier checkpoint", path, state.step, run.total_steps)
   end
-  if before.global_batch == now.global_batch and before.total_steps ~= now.total_steps then
-    say("warning: the run has %d steps instead of %d", now.total_steps, before.total_steps)
-  end
-  local names = {}
-  for name in pairs(now) do
-    -- other ranks have other numbers of threads, and the bits are others for the ranks' sake already
-    if not (name == "threads" and before.world_size ~= now.world_size) then names[#names + 1] = name end
-  end
-  table.sort(names)
-  for _, name in ipairs(names) do
-    if not SHARED_OUT[name] and before[name] ~= nil and before[name] ~= now[name] then
-      say("warning: %s was %s when the checkpoint was written and is %s now: the run will not end in the same bits", name,
-        tostring(before[name]), tostring(now[name]))
-    end
-  end
-  return list
+  for _, text in ipairs(run_settings.changes(before, run.fixed)) do note("%s", text) end
 end
 
 -- The checkpoint to go on from: path and state, or nil. A group of ranks that was started again goes on from where the one before
@@ -106,9 +92,9 @@ function run_state.resume(run)
   local found = ranks.from_rank_0(function()
     local path, state = choose(run)
     if not path then return {} end
-    if type(state.settings) ~= "table" then check.fail("%s: state.json lacks the settings", path) end
-    for _, text in ipairs(run_state.changes(state.settings, run.fixed)) do note("%s", text) end
+    compare(run, path, state)
     checkpoint.load(path, state, run)
+    if state.best and state.best.spearman == -1 then state.best = nil end -- what an older lorarun wrote where there was none
     if state.best and not fs.is_directory(checkpoint.path(folder_of(run), state.best.step)) then
       note("warning: the best checkpoint so far, step %d, is not in %s; the best from here on will count", state.best.step,
         folder_of(run))
@@ -126,11 +112,13 @@ function run_state.resume(run)
   end
   local first = state and state.step or 0
   run.saved = state and first
-  comm.on_rank_0(function()
-    local aside = checkpoint.set_aside(folder_of(run), first)
-    if aside then note("checkpoints beyond step %d are not of this run; they are in %s now", first, aside) end
-  end)
   return first, state and state.evaluation_due
+end
+
+--- set_aside(run, first): where the run begins after step `first`: what the folder has beyond it is another run's. On rank 0.
+function run_state.set_aside(run, first)
+  local aside = checkpoint.set_aside(folder_of(run), first)
+  if aside then note("checkpoints beyond step %d are not of this run; they are in %s now", first, aside) end
 end
 
 return run_state

@@ -87,7 +87,7 @@ end
 
 local LOSS = { name = options.text, compute = options.func, needs_labels = options.boolean, positives_only = options.boolean,
   stateless = options.boolean, mean_over_pairs = options.boolean, gather = options.boolean, columns = whole(1),
-  more_columns = options.boolean, in_batch = options.boolean }
+  more_columns = options.boolean, in_batch = options.boolean, settings = options.table }
 
 -- The loss as a table that has compute.
 local function loss_of(o)

@@ -11,6 +11,7 @@
 -- `loss` are those of all ranks together. Rank 0 prints and writes.
 local C = require "lorarun.c"
 local check = require "lorarun.check"
+local args = require "lorarun.args"
 local fs = require "lorarun.fs"
 local batches = require "lorarun.batches"
 local comm = require "lorarun.comm"
@@ -30,6 +31,7 @@ local report = require "lorarun.report"
 local run_files = require "lorarun.run_files"
 local run_lock = require "lorarun.run_lock"
 local run_paths = require "lorarun.run_paths"
+local run_settings = require "lorarun.run_settings"
 local run_state = require "lorarun.run_state"
 local train_options = require "lorarun.train_options"
 
@@ -62,6 +64,8 @@ local function evaluate_split(run, step, name, set)
   return result
 end
 
+local function why_undefined(result) return result.undefined and result.undefined.spearman or "the figure is not a number" end
+
 -- Evaluate on validation and note whether it is the best so far. Before that: have the ranks come to different adapters?
 local function evaluate_now(run, step)
   ranks.agree(("after step %d"):format(step), { ["checksum of the adapters"] = ranks.checksum(run.model.lora.parameters.value) })
@@ -73,9 +77,16 @@ local function evaluate_now(run, step)
   run.files:log { kind = "evaluation", split = "validation", step = step, epoch = epoch, spearman = r.spearman,
     pearson = r.pearson, accuracy = r.accuracy, f1 = r.f1, roc_auc = r.roc_auc, pr_auc = r.pr_auc, seconds = r.seconds }
   run.bar:print(report.evaluation("validation", step, r))
-  if step == 0 then run.baseline = { spearman = r.spearman } end
-  local value = r.spearman or -1 -- undefined where all labels or all similarities are alike
-  if step > 0 and (not run.best or value > run.best.spearman) then
+  if step == 0 then
+    run.baseline = { spearman = r.spearman }
+    return
+  end
+  run.newest = { step = step, result = r }
+  local value = r.spearman
+  if not value or value ~= value then
+    run.bar:print(("warning: the Spearman correlation, which says which adapter is best, is undefined (%s): %s"):format(
+      why_undefined(r), run.best and ("that of step %d stays the best"):format(run.best.step) or "the newest is kept"))
+  elseif not run.best or value > run.best.spearman then
     run.best = { step = step, spearman = value }
     run.best_result = r
   end
@@ -161,10 +172,34 @@ local function check_step(run, step, loss, skipped)
   end
 end
 
+-- What the files of the run begin with.
+local function write_first(run)
+  local o = run.options
+  run.files:begin(run.first, run.evaluation_due)
+  run.files:recipe(run_settings.recipe(o))
+  local settings = {}
+  for key, value in pairs(o.settings or {}) do settings[key] = value end -- a plain copy: lr.args gives a guarded table
+  run.files:json("training_config.json", { settings = settings, fixed = run.fixed, lorarun = require "lorarun.version",
+    jit = jit.version, lora = o.model.lora.config, loss = o.loss.name or "function", peak_memory = memory.stats().peak_bytes })
+end
+
+-- The output folder becomes this run's: when its first step is done, or what its last left to do. Until then an earlier run's files
+-- are as they were, and what there is to log waits.
+local function begin_files(run)
+  if run.begun then return end
+  run.begun = true
+  comm.on_rank_0(function()
+    run_state.set_aside(run, run.first)
+    write_first(run)
+  end)
+end
+
 -- A step is saved before it is evaluated: a signal, or a failure, costs none.
 local function evaluate_saved(run, step)
   evaluate_now(run, step)
-  if not run.ended_by then run_state.evaluated(run, step) end
+  if run.ended_by then return end
+  begin_files(run)
+  run_state.evaluated(run, step)
 end
 
 -- The steps from `first` to the last. Returns the number of the last step done. A signal that ended them is run.ended_by.
@@ -183,6 +218,7 @@ local function loop(run, first)
     local skipped = not run.optimizer:taken(grad_norm)
     memory.at = nil
     check_step(run, step, loss, skipped)
+    begin_files(run)
     window.pairs, window.tokens = window.pairs + pairs_, window.tokens + tokens
     tell_step(run, window, { step = step, loss = loss, lr = lr, grad_norm = grad_norm, skipped = skipped, tokens = tokens,
       pairs = pairs_, loss_scale = loss_scale })
@@ -211,11 +247,12 @@ end
 -- The best adapter, evaluated on everything.
 local function evaluate_best(run)
   local last = run.total_steps
-  run.best = run.best or { step = last, spearman = -1 }
+  run.best = run.best or { step = last } -- the newest, where no figure says which is best
   if run.best.step ~= last then run_state.load_best(run) end
   local results = {}
   if run.validation then
-    results.validation = run.best_result or evaluate_split(run, last, "validation", run.validation)
+    local known = run.best_result or run.newest and run.newest.step == run.best.step and run.newest.result
+    results.validation = known or evaluate_split(run, last, "validation", run.validation)
   end
   if run.ended_by then return end
   if run.test then
@@ -230,9 +267,12 @@ end
 local function finish(run, results, seconds)
   local o, model, last = run.options, run.model, run.total_steps
   local score = results.validation and results.validation.spearman
-  local card = score and ("Validation Spearman %.4f at step %d of %d."):format(score, run.best.step, last) or nil
+  local card = score and ("Validation Spearman %.4f at step %d of %d."):format(score, run.best.step, last)
+    or results.validation and ("The newest adapter, of step %d: the validation Spearman is undefined (%s)."):format(run.best.step,
+    why_undefined(results.validation)) or nil
   results.best_step, results.baseline = run.best.step, run.baseline
   C.lr_rank_report(last, last, "writing the model")
+  begin_files(run)
   run.optimizer:free() -- room for a second copy of the model
   comm.on_rank_0(function()
     local adapter = fs.join(o.output, "adapter")
@@ -254,32 +294,14 @@ end
 
 -- A rank with other arguments, data or adapters would wait for what the others never send, or learn something else.
 local function compare_ranks(run)
-  local o = run.options
-  local values = { evaluation_steps = o.evaluation_steps, sampling = run.sampling_text, loss = o.loss.name,
-    ["checksum of the adapters"] = ranks.checksum(run.model.lora.parameters.value) }
-  for name, value in pairs(run.fixed) do
-    if name ~= "threads" then values[name] = value end
-  end
-  for name, set in pairs { train = run.train, validation = run.validation, test = run.test } do
-    values[("checksum of the %s data"):format(name)], values[("rows of the %s data"):format(name)] = fs.crc32c(set.path), set.rows
-  end
-  local folder = run.model.weights_folder -- the weights are too many to read again; what else a model is made of, is not
-  for _, name in ipairs { "config.json", "tokenizer.json" } do
-    local path = fs.join(folder, name)
-    if fs.is_file(path) then values[("checksum of the model's %s"):format(name)] = fs.crc32c(path) end
-  end
+  local values = run_settings.of_ranks(run.fixed)
+  values["checksum of the adapters"] = ranks.checksum(run.model.lora.parameters.value)
   ranks.agree("before the first step", values)
 end
 
--- The files of the run before its first step.
-local function begin_files(run, first)
-  local o = run.options
-  run.files:begin(first)
-  run.files:recipe(o.recipe)
-  local settings = {}
-  for key, value in pairs(o.settings or {}) do settings[key] = value end -- a plain copy: lr.args gives a guarded table
-  run.files:json("training_config.json", { settings = settings, fixed = run.fixed, lorarun = require "lorarun.version",
-    jit = jit.version, lora = o.model.lora.config, loss = o.loss.name or "function", peak_memory = memory.stats().peak_bytes })
+local function how_to_go_on(at_prompt)
+  local words = not at_prompt and args.to_resume()
+  return words and "the same command with " .. words or "the same lr.train with resume = \"latest\""
 end
 
 -- The whole run, from the data to its last file.
@@ -294,14 +316,8 @@ local function train(run)
   run.sampling_text, run.classes = text, classes
   run.sample, run.draws = sample, draws
   local world = comm.world_size
-  local global_batch = o.batch * o.accumulate * world
   run.steps_per_epoch, run.total_steps = count_steps(o, draws, world)
-  -- What must stay the same for a resumed run to end in the same bits.
-  run.fixed = { batch = o.batch, accumulate = o.accumulate, world_size = world, global_batch = global_batch, seed = o.seed,
-    learning_rate = o.learning_rate, total_steps = run.total_steps, train_rows = run.train.rows, model = o.model.name,
-    precision = o.model.precision, max_length = o.model.max_length, threads = C.lr_threads(),
-    dropout = o.model.lora.config.lora_dropout, tf32 = C.lr_tf32(-1) ~= 0 }
-  if o.loss.gather ~= nil then run.fixed.compared = o.loss.gather and o.batch * world or o.batch end
+  run.fixed = run_settings.of(run) -- what must stay the same for a resumed run to end in the same bits
   if world > 1 then compare_ranks(run) end
   ranks.connect(o.model.lora.parameters, o.loss.gather and { o.batch * #o.columns, o.model.dimension })
   run.recompute = recompute.new(run)
@@ -315,8 +331,8 @@ local function train(run)
   end)
 
   local first, evaluation_due = run_state.resume(run)
+  run.first, run.evaluation_due = first, evaluation_due
   run.skipped = first - run.optimizer.steps
-  comm.on_rank_0(function() begin_files(run, first) end)
   run.stream = batches.new { set = run.train, model = o.model, columns = o.columns, labels = labels, draws = draws,
     sample = sample, batch = o.batch, accumulate = o.accumulate, part = run.part, passes = run.cached and 2 or 1,
     prefixes = run.prefixes, threads = o.loader_threads,
@@ -344,8 +360,7 @@ local function train(run)
   if ok and run.ended_by then
     local at_prompt = run.ended_by == SIGINT and C.lr_interrupt_enabled() ~= 0 -- where Ctrl-C comes back to
     local stopped = ("stopped by signal %d after step %d of %d; %s"):format(run.ended_by, step, run.total_steps, run.saved
-      and "a checkpoint was written. To go on: the same " .. (at_prompt and "lr.train with resume = \"latest\""
-      or "command with --resume latest") or "there was nothing to save yet")
+      and "a checkpoint was written. To go on: " .. how_to_go_on(at_prompt) or "there was nothing to save yet")
     if not at_prompt then
       if run.main then print(stopped) end
       run.lock:release()
@@ -373,6 +388,8 @@ end
 --- train(options): see train_options.lua and docs/reference.md. Returns the final evaluation { validation, test, best_step }.
 function trainer.train(given)
   local o = train_options.complete(given)
+  local asked, left_to_train = args.resume()
+  if asked and (left_to_train or given.resume == nil) then o.resume = asked end
   if planning.job then return require("lorarun.plan").train(o, { count_steps = count_steps }) end
   local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0, lock = ranks.silent,
     totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 }, overflows = 0, skipped = 0 }

@@ -54,6 +54,12 @@ function training.train_with(folder, hook, data, output, options)
   return run(training.command(data, output, options, training.hooked(folder, hook)))
 end
 
+--- train() with a recipe that gives lr.train these options (the text of a Lua table) in place of its own.
+function training.train_changed(folder, changes, data, output, options)
+  local hook = "local function go(o) for k, v in pairs(%s) do o[k] = v end return lr.train(o) end go {"
+  return training.train_with(folder, hook:format(changes), data, output, options)
+end
+
 --- train() with a recipe that sends itself a signal after a step.
 function training.train_and_stop(folder, step, signal, data, output, options)
   return training.train_with(folder, ("lr.train { on_step = function(s) if s.step == %d then os.execute('kill -%s $PPID') end end,")

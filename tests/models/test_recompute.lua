@@ -192,7 +192,7 @@ test("running out of memory all the same: one error with step, batch, holders an
     check.equal(r.steps, 2)
     for _, part in ipairs { ("out of %s memory: "):format(DEVICE), "  in step 3, in a batch of ", " tokens (4 pairs)\n",
       "  held now, largest first:\n", "embeddings.word_embeddings", "  to need less: a smaller --batch, a smaller --max-length, ",
-      "  the checkpoint of step 2 is whole: --resume latest goes on from it" } do
+      "  the checkpoint of step 2 is whole: lr.train with resume = \"latest\" goes on from it" } do
       check.that(r.error:find(part, 1, true), ("'%s' lacks '%s'"):format(r.error, part))
     end
     local resumed = train(folder, "bert", nil, '{ recompute = "none", evaluation_steps = 2, resume = "latest" }', true)

@@ -105,6 +105,41 @@ test("a required option", function()
   check.equal(args.read(spec, { "--data", "d" }).data, "d")
 end)
 
+test("an option that has a value alone: what follows it is another option, or its value", function()
+  local spec = { { "from", nil, "where from", alone = "here" }, { "batch", 1 } }
+  local function from(...)
+    local r = args.read(spec, { ... })
+    return tostring(r.from) .. " " .. r.batch
+  end
+  check.equal(from(), "nil 1")
+  check.equal(from "--from", "here 1")
+  check.equal(from("--from", "--batch", "4"), "here 4")
+  check.equal(from("--batch", "4", "--from"), "here 4")
+  check.equal(from("--from", "there", "--batch", "4"), "there 4")
+  check.equal(from("--from=there"), "there 1")
+  check.equal(from("--from="), " 1")
+end)
+
+test("every recipe of lr.args has --resume, which alone means latest", function()
+  local function asked(spec, ...)
+    local r = args.of_recipe(spec, { [0] = "recipe.lua", ... })
+    local said, left = args.resume()
+    return ("%s %s %s | %s"):format(tostring(said), tostring(left), tostring(r.resume), args.to_resume())
+  end
+  local none, text, switch = { { "batch", 1 } }, { { "batch", 1 }, { "resume", "" } }, { { "batch", 1 }, { "resume", false } }
+  check.equal(asked(none), "nil true nil | --resume latest")
+  check.equal(asked(none, "--resume"), "latest true latest | --resume latest")
+  check.equal(asked(none, "--resume", "--batch", "4"), "latest true latest | --resume latest")
+  check.equal(asked(none, "--resume=latest"), "latest true latest | --resume latest")
+  check.equal(asked(none, "--resume", "step-00000123"), "step-00000123 true step-00000123 | --resume latest")
+  check.equal(asked(text), "nil false  | --resume latest")
+  check.equal(asked(text, "--resume", "--batch", "4"), "latest false latest | --resume latest")
+  check.equal(asked(text, "--resume", "step-00000123"), "step-00000123 false step-00000123 | --resume latest")
+  check.equal(asked(text, "--resume="), "nil false  | --resume latest")
+  check.equal(asked(switch), "nil false false | --resume")
+  check.equal(asked(switch, "--resume", "--batch", "4"), "true false true | --resume")
+end)
+
 test("the result refuses unknown names, for reading and for writing", function()
   local r = read("--batch", "2")
   check.raises("the recipe has no option 'bacth'; did you mean 'batch'?", function() return r.bacth end)

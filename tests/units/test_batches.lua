@@ -6,7 +6,7 @@ local batches = require "lorarun.batches"
 local data = require "lorarun.data"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
-local run_state = require "lorarun.run_state"
+local run_settings = require "lorarun.run_settings"
 local load_tokenizer = require("lorarun.tokenizer").load_tokenizer
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
@@ -172,7 +172,7 @@ test("what is said of a run that goes on with other settings", function()
     local now = {}
     for name, value in pairs(before) do now[name] = value end
     for name, value in pairs(changed) do now[name] = value end
-    return table.concat(run_state.changes(before, now), "\n")
+    return table.concat(run_settings.changes(before, now), "\n")
   end
   check.equal(said {}, "")
   check.equal(said { world_size = 2, batch = 16, threads = 4 }, "4 ranks of 8 pairs began the run, 2 ranks of 16 pairs go on: a "
