@@ -15,13 +15,16 @@ enum { GROUP = LR_DROPOUT_GROUP, BLOCK = 16 * GROUP };
 enum { LANES = 8 };
 typedef uint64_t lanes __attribute__((vector_size(8 * LANES)));
 #define WIDENING_PRODUCT(a, b) (lanes) _mm512_mul_epu32((__m512i)(a), (__m512i)(b))
-static const lanes FRONT = {0, 8, 1, 9, 2, 10, 3, 11}, BACK = {4, 12, 5, 13, 6, 14, 7, 15},
-                   COUNT = {0, 1, 2, 3, 4, 5, 6, 7};
+#define FRONT 0, 8, 1, 9, 2, 10, 3, 11
+#define BACK 4, 12, 5, 13, 6, 14, 7, 15
+static const lanes COUNT = {0, 1, 2, 3, 4, 5, 6, 7};
 #elif defined(__AVX2__)
 enum { LANES = 4 };
 typedef uint64_t lanes __attribute__((vector_size(8 * LANES)));
 #define WIDENING_PRODUCT(a, b) (lanes) _mm256_mul_epu32((__m256i)(a), (__m256i)(b))
-static const lanes FRONT = {0, 4, 1, 5}, BACK = {2, 6, 3, 7}, COUNT = {0, 1, 2, 3};
+#define FRONT 0, 4, 1, 5
+#define BACK 2, 6, 3, 7
+static const lanes COUNT = {0, 1, 2, 3};
 #else
 enum { LANES = 2 };
 typedef uint64_t lanes __attribute__((vector_size(8 * LANES)));
@@ -30,7 +33,9 @@ typedef uint64_t lanes __attribute__((vector_size(8 * LANES)));
 #else
 #define WIDENING_PRODUCT(a, b) (((a)&0xffffffffu) * ((b)&0xffffffffu))
 #endif
-static const lanes FRONT = {0, 2}, BACK = {1, 3}, COUNT = {0, 1};
+#define FRONT 0, 2
+#define BACK 1, 3
+static const lanes COUNT = {0, 1};
 #endif
 
 /* Philox4x32-10 as in core/philox.h on the LANES counters (key, c2, c3), (key, c2, c3 + 1), ...: 8 numbers of 16 bits from
@@ -51,8 +56,8 @@ static inline void philox_lanes(uint64_t seed, uint64_t key, uint32_t c2, uint32
         k1 += 0xBB67AE85u;
     }
     const lanes first = (x0 & low) | x1 << 32, second = (x2 & low) | x3 << 32;
-    const lanes front = __builtin_shuffle(first, second, FRONT);
-    const lanes back = __builtin_shuffle(first, second, BACK);
+    const lanes front = LR_SHUFFLE(lanes, first, second, FRONT);
+    const lanes back = LR_SHUFFLE(lanes, first, second, BACK);
     memcpy(numbers, &front, sizeof front);
     memcpy(numbers + sizeof front / sizeof *numbers, &back, sizeof back);
 }

@@ -122,13 +122,23 @@ static inline lr_vec lr_vec_max(lr_vec a, lr_vec b)
 
 /* Interleave the first halves of a and b, and their second halves. */
 #if defined(__AVX512F__)
-static const lr_lane_ids lr_front = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-static const lr_lane_ids lr_back = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+#define LR_FRONT 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define LR_BACK 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif defined(__AVX2__)
-static const lr_lane_ids lr_front = {0, 8, 1, 9, 2, 10, 3, 11}, lr_back = {4, 12, 5, 13, 6, 14, 7, 15};
+#define LR_FRONT 0, 8, 1, 9, 2, 10, 3, 11
+#define LR_BACK 4, 12, 5, 13, 6, 14, 7, 15
 #else
-static const lr_lane_ids lr_front = {0, 4, 1, 5}, lr_back = {2, 6, 3, 7};
+#define LR_FRONT 0, 4, 1, 5
+#define LR_BACK 2, 6, 3, 7
 #endif
+static inline lr_vec lr_front(lr_vec a, lr_vec b)
+{
+    return LR_SHUFFLE(lr_lane_ids, a, b, LR_FRONT);
+}
+static inline lr_vec lr_back(lr_vec a, lr_vec b)
+{
+    return LR_SHUFFLE(lr_lane_ids, a, b, LR_BACK);
+}
 
 /* Transpose LR_LANES vectors, each a row: interleaving the first half of the rows with the second half, as often as a
  * row's number has bits, moves every element to where its column was. */
@@ -139,8 +149,8 @@ static inline void lr_transpose(lr_vec v[LR_LANES])
         lr_vec u[LR_LANES];
 #pragma GCC unroll 8
         for (int i = 0; i < LR_LANES / 2; i++) {
-            u[2 * i] = __builtin_shuffle(v[i], v[i + LR_LANES / 2], lr_front);
-            u[2 * i + 1] = __builtin_shuffle(v[i], v[i + LR_LANES / 2], lr_back);
+            u[2 * i] = lr_front(v[i], v[i + LR_LANES / 2]);
+            u[2 * i + 1] = lr_back(v[i], v[i + LR_LANES / 2]);
         }
         memcpy(v, u, sizeof u);
     }
@@ -156,7 +166,7 @@ static inline lr_vec lr_sums_of(const float *v)
     for (int half = LR_LANES / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
         for (int i = 0; i < half; i++)
-            u[i] = __builtin_shuffle(u[i], u[i + half], lr_front) + __builtin_shuffle(u[i], u[i + half], lr_back);
+            u[i] = lr_front(u[i], u[i + half]) + lr_back(u[i], u[i + half]);
     return u[0];
 }
 
@@ -168,8 +178,7 @@ static inline lr_vec lr_largest_of(const float *v)
     for (int half = LR_LANES / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
         for (int i = 0; i < half; i++)
-            u[i] = lr_vec_max(__builtin_shuffle(u[i], u[i + half], lr_front),
-                              __builtin_shuffle(u[i], u[i + half], lr_back));
+            u[i] = lr_vec_max(lr_front(u[i], u[i + half]), lr_back(u[i], u[i + half]));
     return u[0];
 }
 

@@ -20,6 +20,13 @@ enum {
     LR_RUN = 2048
 }; /* elements an elementwise kernel takes at a time: three runs of f32 are half of a 48 KiB cache */
 
+/* Elements of the vector a, and behind them of b, by their numbers, which are constants; ids is the type of a vector of them. */
+#ifdef __clang__
+#define LR_SHUFFLE(ids, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define LR_SHUFFLE(ids, a, b, ...) __builtin_shuffle(a, b, (ids){__VA_ARGS__})
+#endif
+
 /* ---- bits and 16-bit formats ----------------------------------------------------------------------------------- */
 static inline uint32_t lr_bits(float x)
 {
