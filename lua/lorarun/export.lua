@@ -50,7 +50,6 @@ local function write_settings(model, folder)
     default_prompt_name = model.settings.default_prompt or json.null, similarity_fn_name = model.settings.similarity,
     __version__ = { sentence_transformers = "5.2.0", lorarun = require("lorarun.version") },
   })
-  for _, name in ipairs(TOKENIZER) do copy_if_there(model.tokenizer_folder, folder, name) end
 end
 
 -- The value without what Python's json reads and JSON does not have: Infinity and NaN, which no key that counts can be.
@@ -60,6 +59,24 @@ local function finite(value)
     for key, v in pairs(value) do value[key] = finite(v) end
   end
   return value
+end
+
+-- The tokenizer's files as the folder has them. Where its class followed from config.json, which an adapter has not, the class is
+-- written; where code of the folder's own makes the tokens, tokenizer.json says what that code does, and the code is not named.
+local function write_tokenizer(model, folder)
+  for _, name in ipairs(TOKENIZER) do copy_if_there(model.tokenizer_folder, folder, name) end
+  local tok = model.tokenizer
+  if not tok or not tok.class then return end
+  local path = fs.join(folder, "tokenizer_config.json")
+  local config = fs.is_file(path) and finite(json.decode_file(path, "python")) or {}
+  if type(config.tokenizer_class) == "string" and not tok.own_code then return end
+  config.tokenizer_class, config.auto_map = tok.class, nil
+  fs.write(path, encode(config))
+  if not tok.own_code then return end
+  local file_path = fs.join(folder, "tokenizer.json")
+  local file = json.decode_file(file_path)
+  file.post_processor = tok.own_code
+  fs.write(file_path, encode(file))
 end
 
 -- config.json as the base has it. Where code of the folder's own was known here to be the plain model without its causal mask, that
@@ -120,6 +137,7 @@ function export.adapter(model, folder, options)
   fs.make(folder)
   lora.write(model, folder, options.base)
   write_settings(model, folder)
+  write_tokenizer(model, folder)
   write_card(model, folder, "adapter", options.card)
   return finish(model, folder, options)
 end
@@ -157,6 +175,7 @@ function export.merged(model, folder, options)
   if not ok then error(err, 0) end
   write_config(model, folder)
   write_settings(model, folder)
+  write_tokenizer(model, folder)
   write_card(model, folder, "merged", options.card)
   return finish(model, folder, options, coarse)
 end

@@ -204,7 +204,7 @@ function load(name, options)
     end
     local tokenizer
     if device ~= "meta" or fs.is_file(fs.join(tokenizer_folder, "tokenizer.json")) then
-      tokenizer = require("lorarun.tokenizer").load_tokenizer(tokenizer_folder)
+      tokenizer = require("lorarun.tokenizer").load_tokenizer(tokenizer_folder, { model_type = config:text "model_type" })
       if tokenizer.vocab_size > c.vocabulary then
         config:refuse("vocab_size", "is %d, but the tokenizer of %s has ids up to %d", c.vocabulary, tokenizer_folder,
           tokenizer.vocab_size - 1)

@@ -15,7 +15,8 @@ local Tokenizer = {}
 local count = ffi.new "int64_t[1]"
 
 -- Fields that are read like plain ones: vocab_size (the highest id + 1), handle (the lr_tokenizer), file_max_length (the file's own
--- truncation, nil where it has none).
+-- truncation, nil where it has none), class (transformers' tokenizer_class, nil for a tokenizer.json alone), own_code (the
+-- post_processor that stands for code of the folder's own, nil where there is none).
 function Tokenizer.__index(self, key)
   local method = Tokenizer[key]
   if method == nil and key == "handle" then
@@ -134,35 +135,39 @@ local function parts_of(doc, path)
   return file
 end
 
--- A folder's tokenizer with what stands beside tokenizer.json; nil where nothing does.
-local function load_folder(out, folder, options)
+-- A folder's tokenizer with what stands beside tokenizer.json; false where nothing does. Also the class, and the special tokens
+-- around a text where code of the folder's own puts them there.
+local function load_folder(out, folder, model_type)
   local path = fs.join(folder, "tokenizer.json")
-  local facts = fs.is_file(path) and config.facts(folder, options.arguments, options.model_type)
+  local facts = fs.is_file(path) and config.facts(folder, model_type)
   if not facts then return false end
   local doc = json.parse(fs.read(path), path)
-  local file = parts_of(doc, path)
-  local changes = json.parse(file and json.encode(require("lorarun.tokenizer_generations").read(facts, file)) or "{}", path)
+  local file, read, class, own_code = parts_of(doc, path), {}, nil, nil
+  if file then read, class, own_code = require("lorarun.tokenizer_generations").read(facts, file) end
+  local changes = json.parse(json.encode(read), path)
   check.call(C.lr_tokenizer_load_changed, out, doc, path, changes, facts.config.path)
   C.lr_json_free(ffi.gc(doc, nil))
   C.lr_json_free(ffi.gc(changes, nil))
-  return true
+  return true, class, own_code and read.post_processor or nil
 end
 
-local LOAD_OPTIONS = { arguments = true, model_type = true }
+local LOAD_OPTIONS = { model_type = true }
 
 -- path: a folder, whose tokenizer is what transformers' AutoTokenizer makes of it, or a tokenizer.json, which counts alone.
--- options: arguments, keyword arguments that AutoTokenizer would be given; model_type, where the folder has no config.json.
+-- options: model_type, which counts where the folder has no config.json.
 function tokenizer.load_tokenizer(path, options)
   if type(path) ~= "string" then check.fail("load_tokenizer: the folder must be a string, got a %s", type(path)) end
   options = options or {}
   suggest.refuse_unknown("lr.load_tokenizer", options, LOAD_OPTIONS)
   local out = ffi.new "lr_tokenizer *[1]"
-  if not (fs.is_directory(path) and load_folder(out, path, options)) then check.call(C.lr_tokenizer_load, out, path) end
+  local loaded, class, own_code
+  if fs.is_directory(path) then loaded, class, own_code = load_folder(out, path, options.model_type) end
+  if not loaded then check.call(C.lr_tokenizer_load, out, path) end
   local handle = ffi.gc(out[0], C.lr_tokenizer_free)
   local max_length = tonumber(C.lr_tokenizer_file_max_length(handle))
   return setmetatable({
     path = path, handle = handle, vocab_size = tonumber(C.lr_tokenizer_vocab_size(handle)),
-    file_max_length = max_length > 0 and max_length or nil,
+    file_max_length = max_length > 0 and max_length or nil, class = class, own_code = own_code,
   }, Tokenizer)
 end
 

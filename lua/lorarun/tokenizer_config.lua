@@ -83,21 +83,19 @@ local function values_of(folder, name)
   return raw and setmetatable({ raw = raw, path = path }, Values)
 end
 
---- facts(folder, arguments, model_type): all that counts, or nil where nothing stands beside tokenizer.json. config and model:
---- the Values of tokenizer_config.json and config.json (empty ones where there is no such file); map and added: of
---- special_tokens_map.json and added_tokens.json, nil where there is none; model_type: that of config.json, else the argument.
---- arguments: keyword arguments of AutoTokenizer (sentence-transformers' tokenizer_args), which come before tokenizer_config.json.
-function config.facts(folder, arguments, model_type)
+--- facts(folder, model_type): all that counts, or nil where nothing stands beside tokenizer.json. config and model: the Values of
+--- tokenizer_config.json and config.json (empty ones where there is no such file); map and added: of special_tokens_map.json and
+--- added_tokens.json, nil where there is none; model_type: that of config.json, else the argument.
+function config.facts(folder, model_type)
   local function or_empty(values, name)
     return values or setmetatable({ raw = {}, path = fs.join(folder, name) }, Values)
   end
   local own, model = values_of(folder, "tokenizer_config.json"), values_of(folder, "config.json")
-  if not own and not model and not arguments and not model_type then return nil end
-  local facts = { folder = folder, arguments = arguments or {}, config = or_empty(own, "tokenizer_config.json"),
+  if not own and not model and not model_type then return nil end
+  local facts = { folder = folder, config = or_empty(own, "tokenizer_config.json"),
     model = or_empty(model, "config.json"), map = values_of(folder, "special_tokens_map.json"),
     added = values_of(folder, "added_tokens.json") }
   facts.model_type = facts.model:text "model_type" or model_type
-  for key, value in pairs(facts.arguments) do facts.config.raw[key] = value end
   return facts
 end
 

@@ -255,6 +255,23 @@ local function around_of(part, before, after)
   end
 end
 
+-- A post-processor that puts ids around a text, in the form that tokenizers reads.
+local function template(before, after)
+  local single, special = json.array {}, {}
+  local function put(name, ids)
+    if #ids == 0 then return end
+    local names = json.array {}
+    for i, id in ipairs(ids) do names[i] = tostring(id) end
+    single[#single + 1] = { SpecialToken = { id = name, type_id = 0 } }
+    special[name] = { id = name, ids = json.array(ids), tokens = names }
+  end
+  put("before", before)
+  single[#single + 1] = { Sequence = { id = "A", type_id = 0 } }
+  put("after", after)
+  return { type = "TemplateProcessing", single = single, special_tokens = special,
+    pair = json.array { { Sequence = { id = "A", type_id = 0 } }, { Sequence = { id = "B", type_id = 1 } } } }
+end
+
 local function shown_ids(list)
   local texts = {}
   for i, id in ipairs(list) do texts[i] = tostring(id) end
@@ -268,7 +285,8 @@ local function refuse(facts, file, name, what)
     or ", or write PreTrainedTokenizerFast as tokenizer_class where tokenizer.json is right")
 end
 
--- The readings of transformers 4 and 5, each nil with a reason where it cannot load the folder, and the name of the class.
+-- The readings of transformers 4 and 5, each nil with a reason where it cannot load the folder; the name of the class; and whether
+-- code of the folder's own, which is known, makes the tokens.
 local function readings(facts, file)
   local config, model = facts.config, facts.model
   local remote = remote_code(config)
@@ -299,18 +317,19 @@ local function readings(facts, file)
     end
     b = five(facts, file, class)
   end
-  return a, b, reason, name
+  return a, b, reason, name or registered, remote ~= nil
 end
 
 --- read(facts, file): what counts of a folder, as changes to tokenizer.json (lr_tokenizer_load_changed). facts:
 --- tokenizer_config.facts; file: tokenizer.json's parts { path, normalizer, pre_tokenizer, post_processor, added_tokens,
 --- truncation, model = settings of its model, id = function(token): its id in the vocabulary or nil, vocabulary = function():
---- token -> id, and how many }. Raises an error where the generations differ.
+--- token -> id, and how many }. Then the name of the class, and whether code of the folder's own makes the tokens. Raises an error
+--- where the generations differ.
 function generations.read(facts, file)
   local config = facts.config
   refuse_settings(facts, file)
   local split, side = config:boolean("split_special_tokens", false), side_of(facts, file)
-  local a, b, reason, name = readings(facts, file)
+  local a, b, reason, name, own_code = readings(facts, file)
   local r = a or b or check.fail("%s", reason)
   local what = a and b and difference(a, b, split)
   local token = a and left_behind(a)
@@ -357,11 +376,7 @@ function generations.read(facts, file)
   if r.pre_tokenizer ~= file.pre_tokenizer then changes.pre_tokenizer = r.pre_tokenizer or json.null end
   if r.around then
     local before, after = around(r)
-    local single = json.array { { Sequence = { id = "A", type_id = 0 } } }
-    if #before > 0 then table.insert(single, 1, { SpecialToken = { id = "before", type_id = 0 } }) end
-    if #after > 0 then single[#single + 1] = { SpecialToken = { id = "after", type_id = 0 } } end
-    changes.post_processor = { type = "TemplateProcessing", single = single,
-      special_tokens = { before = { ids = json.array(before) }, after = { ids = json.array(after) } } }
+    changes.post_processor = template(before, after)
   end
   if not added.is_files(r.added, file) then
     local ids, list = ids_of(r.added), json.array {}
@@ -372,7 +387,7 @@ function generations.read(facts, file)
     end
     changes.added_tokens = list
   end
-  return changes
+  return changes, name, own_code
 end
 
 return generations

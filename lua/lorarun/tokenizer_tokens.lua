@@ -98,7 +98,7 @@ local function named_tokens(facts, file, class, generation)
   local legacy = not config:has "added_tokens_decoder" and facts.map or nil
   local function from_map(key)
     local v = legacy and legacy.raw[key]
-    if v == nil or (facts.arguments[key] and facts.arguments[key] ~= json.null) then return nil end
+    if v == nil then return nil end
     if v == json.null then return false end
     if type(v) == "string" then return v end
     local t = read_token(legacy, key, v)

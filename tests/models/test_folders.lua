@@ -412,3 +412,27 @@ test("tensors that are missing, of another dtype or another model are told toget
     check.raises("there is no tensor 'embeddings.word_embeddings.weight' (nor with prefix 'bert.')", load_model, folder)
   end)
 end)
+
+test("a folder that is written has the tokenizer's class, and what code of the folder's own does to tokens", function()
+  local text = "The Foo bar"
+  with_model("bert", { ["tokenizer_config.json"] = GONE }, function(model, folder) -- config.json's model_type says BertTokenizer
+    model:add_lora { rank = 2, targets = { "query" } }
+    model:save_adapter(fs.join(folder, "adapter"), { check = false })
+    check.equal(json.decode_file(fs.join(folder, "adapter", "tokenizer_config.json")).tokenizer_class, "BertTokenizer")
+    local again = load_model(fs.join(folder, "adapter"))
+    check.array(again.tokenizer:encode(text), model.tokenizer:encode(text))
+    again:free()
+  end)
+  local code = { AutoTokenizer = json.array { "tokenization_qwen.Qwen2Tokenizer", "tokenization_qwen.Qwen2TokenizerFast" } }
+  with_model("qwen2", { ["tokenizer_config.json"] = { auto_map = code, add_eos_token = true } }, function(model, folder)
+    model:save(fs.join(folder, "saved"), { check = false })
+    local config = json.decode_file(fs.join(folder, "saved", "tokenizer_config.json"))
+    check.equal(config.auto_map, nil)
+    check.equal(config.tokenizer_class, "Qwen2Tokenizer")
+    local again = load_model(fs.join(folder, "saved"))
+    local ids = again.tokenizer:encode(text)
+    check.equal(again.tokenizer:token(ids[#ids]), "<|endoftext|>")
+    check.array(ids, model.tokenizer:encode(text))
+    again:free()
+  end)
+end)
