@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 import check_accelerate
 import check_folders
 import check_tokenizer
+import check_tokenizer_folders
 import make_folders
 import tokenizer_texts
 
@@ -115,6 +116,7 @@ def read_model(base, folder, *settings):
 texts = tokenizer_texts.texts(4000, 1)
 for name, base in bases.items():
     run(f"{name}: token ids", check_tokenizer.check, lorarun, base, texts)
+run("folders of tokenizers", check_tokenizer_folders.check, lorarun, scratch)
 run("Accelerate's configuration", check_accelerate.check, lorarun, scratch)
 for name, base in bases.items():
     given = json.loads((written / f"{name}.json").read_text())

@@ -426,9 +426,9 @@ test("a folder that is written has the tokenizer's class, and what code of the f
   local code = { AutoTokenizer = json.array { "tokenization_qwen.Qwen2Tokenizer", "tokenization_qwen.Qwen2TokenizerFast" } }
   with_model("qwen2", { ["tokenizer_config.json"] = { auto_map = code, add_eos_token = true } }, function(model, folder)
     model:save(fs.join(folder, "saved"), { check = false })
-    local config = json.decode_file(fs.join(folder, "saved", "tokenizer_config.json"))
-    check.equal(config.auto_map, nil)
-    check.equal(config.tokenizer_class, "Qwen2Tokenizer")
+    local written = json.decode_file(fs.join(folder, "saved", "tokenizer_config.json"))
+    check.equal(written.auto_map, nil)
+    check.equal(written.tokenizer_class, "Qwen2Tokenizer")
     local again = load_model(fs.join(folder, "saved"))
     local ids = again.tokenizer:encode(text)
     check.equal(again.tokenizer:token(ids[#ids]), "<|endoftext|>")
