@@ -17,6 +17,7 @@ local C = require "lorarun.c"
 local check = require "lorarun.check"
 local memory = require "lorarun.memory"
 local rates = require "lorarun.rates"
+local sorted = require "lorarun.sorted"
 local fs, tensor = lr.fs, lr.tensor
 
 local PARTS = { "ceilings", "gemm", "kernels", "step", "load", "beside" }
@@ -55,7 +56,7 @@ local function device_line()
 end
 
 local function peak_of(line)
-  for name, gpu in pairs(rates.GPUS) do
+  for name, gpu in sorted(rates.GPUS) do
     if line:lower():find("%f[%w]" .. name .. "%f[%W]") then return gpu.bf16, name:upper() end
   end
 end

@@ -21,6 +21,7 @@
 --   args.read(spec, argv)      -> the table; nil, message on a mistake; nil, nil, text for --help
 --   args.given(result, name)   -> whether the command line, not the default, decided it
 local check = require "lorarun.check"
+local sorted = require "lorarun.sorted"
 local suggest = require "lorarun.suggest"
 
 local args = {}
@@ -116,7 +117,7 @@ local function option_from(name, row, default, help)
     bad_spec(name, "needs a name made of letters, digits and dashes")
   end
   if name == "help" then bad_spec(name, "is taken: every recipe has it") end
-  for key in pairs(row) do
+  for key in sorted(row) do
     local known = type(key) == "number"
     for _, allowed in ipairs(ROW_KEYS) do known = known or key == allowed end
     if not known then bad_spec(name, "has an unknown key '%s'%s", tostring(key), suggest.did_you_mean(tostring(key), ROW_KEYS)) end
@@ -142,10 +143,9 @@ local function options_from(spec)
     if default == nil then default = row.default end
     add(option_from(row[1], row, default, row[3] or row.help))
   end
-  for name in pairs(spec) do
+  for name in sorted(spec) do
     if type(name) ~= "number" then names[#names + 1] = name end
   end
-  table.sort(names, function(a, b) return tostring(a) < tostring(b) end)
   for _, name in ipairs(names) do
     local row = spec[name]
     if type(row) ~= "table" then row = { default = row } end

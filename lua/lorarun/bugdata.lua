@@ -25,6 +25,7 @@ local draws = require "lorarun.draws"
 local mutate = require "lorarun.mutate"
 local planning = require "lorarun.planning"
 local ranks = require "lorarun.ranks"
+local sorted = require "lorarun.sorted"
 local source_tokens = require "lorarun.source_tokens"
 local source_functions = require "lorarun.source_functions"
 local sources = require "lorarun.bugdata_sources"
@@ -66,7 +67,7 @@ end
 local function checked(given)
   local options = {}
   for name, value in pairs(bugdata.OPTIONS) do options[name] = value end
-  for name, value in pairs(given) do
+  for name, value in sorted(given) do
     if bugdata.OPTIONS[name] == nil and name ~= "pairs" and name ~= "git" and name ~= "mutate" and name ~= "output" then
       check.fail("bugdata.make has no option '%s'", tostring(name))
     end
@@ -103,7 +104,7 @@ local function checked(given)
   end
   if not next(options.extensions) then check.fail("--extensions is empty: name at least one, such as py") end
 
-  for name, least in pairs { seed = 0, max_files = 0, max_rows = 0, max_file_size = 1, max_context = 80,
+  for name, least in sorted { seed = 0, max_files = 0, max_rows = 0, max_file_size = 1, max_context = 80,
     bugs_per_file = 1, max_commits = 0 } do
     whole(options, name, least)
   end

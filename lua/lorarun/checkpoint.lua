@@ -11,6 +11,7 @@ local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local lora = require "lorarun.lora"
 local safetensors = require "lorarun.safetensors"
+local sorted = require "lorarun.sorted"
 
 local checkpoint = {}
 local FORMAT = 2
@@ -157,7 +158,7 @@ function checkpoint.load(path, state, run)
   end
   local file = safetensors.open(fs.join(path, "optimizer.safetensors"))
   local ok, err = pcall(function()
-    for name, t in pairs { ["adamw.m"] = run.optimizer.m, ["adamw.v"] = run.optimizer.v } do
+    for name, t in sorted { ["adamw.m"] = run.optimizer.m, ["adamw.v"] = run.optimizer.v } do
       if not file:has(name) or file:info(name).shape[1] ~= t.shape[1] then
         check.fail("%s: '%s' does not fit the run's %d trainable parameters", file.path, name, t.shape[1])
       end

@@ -15,6 +15,7 @@
 -- Everything here may be closed by hand, as soon as it is done with; the garbage collector is the net.
 local C = require "lorarun.c"
 local check = require "lorarun.check"
+local sorted = require "lorarun.sorted"
 local ffi = require "ffi"
 
 local data = {}
@@ -25,7 +26,7 @@ local size_out = ffi.new "int64_t[1]"
 
 -- An option nobody knows is a mistake, not a wish.
 local function checked(what, options, known)
-  for name in pairs(options) do
+  for name in sorted(options) do
     if not known[name] then
       local names = {}
       for k in pairs(known) do names[#names + 1] = k end

@@ -10,6 +10,7 @@ local C = require "lorarun.c"
 local check = require "lorarun.check"
 local ffi = require "ffi"
 local fs = require "lorarun.fs"
+local sorted = require "lorarun.sorted"
 
 local json = {}
 local Array, Object, Float = {}, {}, {}
@@ -102,11 +103,7 @@ function json.decode_file(path, reader) return json.decode(fs.read(path), path, 
 
 --- keys(t): the keys of an object that the reader "python" read, in the order of the text; of any other table, sorted.
 function json.keys(t)
-  if file_order[t] then return file_order[t] end
-  local keys = {}
-  for key in pairs(t) do keys[#keys + 1] = key end
-  table.sort(keys, function(a, b) return tostring(a) < tostring(b) end)
-  return keys
+  return file_order[t] or sorted.keys(t)
 end
 
 --- parse(text, name): the text as C has it (a cdata lr_json), for C functions that take one and for json.part. Strict.
@@ -217,8 +214,13 @@ local function array_length(state, t)
   local marked = getmetatable(t) == Array
   local n, count = #t, 0
   if n == 0 and not marked then return nil end
+  local function is_index(key) return type(key) == "number" and key >= 1 and key <= n and key == math.floor(key) end
   for key in pairs(t) do
-    if type(key) ~= "number" or key < 1 or key > n or key ~= math.floor(key) then
+    if not is_index(key) then
+      for k in sorted(t) do -- of several the first, in every run
+        key = k
+        if not is_index(k) then break end
+      end
       local what = marked and "the key" or ("elements 1..%d and the key"):format(n)
       refuse(state, "an array with %s '%s'", what, tostring(key))
     end
@@ -279,12 +281,10 @@ local function encode_table(state, t)
         path[#path] = nil
       end)
     else
-      local keys = {}
-      for key in pairs(t) do
+      local keys = sorted.keys(t)
+      for _, key in ipairs(keys) do
         if type(key) ~= "string" then refuse(state, "the key '%s' is a %s, not a string", tostring(key), type(key)) end
-        keys[#keys + 1] = key
       end
-      table.sort(keys)
       encode_members(state, #keys, function(i) return keys[i], t[keys[i]] end)
     end
   end
@@ -313,7 +313,7 @@ local OPTIONS = { indent = "number", sort_keys = "boolean" }
 ---   sort_keys: may be true, and is: keys are always sorted, but for json.object.
 function json.encode(value, options)
   options = options or {}
-  for key, option in pairs(options) do
+  for key, option in sorted(options) do
     if not OPTIONS[key] then check.fail("json.encode: there is no option '%s'", tostring(key)) end
     if type(option) ~= OPTIONS[key] then check.fail("json.encode: the option %s is a %s", key, type(option)) end
   end

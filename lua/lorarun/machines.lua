@@ -13,6 +13,7 @@ local C = require "lorarun.c"
 local check = require "lorarun.check"
 local ffi = require "ffi"
 local json = require "lorarun.json"
+local sorted = require "lorarun.sorted"
 
 local machines = {}
 local Link = {}
@@ -127,7 +128,7 @@ end
 -- Look at each machine's latest report; it counts as heard where it has changed.
 function Link:listen()
   local now = C.lr_time()
-  for machine, heard in pairs(self.heard) do
+  for machine, heard in sorted(self.heard) do
     local report = self:get("report/" .. machine, 0)
     if report and report.beat ~= heard.beat then
       heard.beat, heard.at, heard.report = report.beat, now, report
@@ -138,7 +139,7 @@ end
 function Link:gather(generation, views, arrived, decider)
   self:listen()
   local now = C.lr_time()
-  for machine, heard in pairs(self.heard) do
+  for machine, heard in sorted(self.heard) do
     local report = heard.report
     if report and report.generation == generation then
       for _, view in ipairs(report.views) do views[#views + 1] = view end
@@ -192,7 +193,7 @@ function Link:leave()
   local ok = pcall(function()
     if self.job.machine_rank ~= 0 then return self:set("left/" .. self.job.machine_rank, true) end
     local deadline = C.lr_time() + LAST_GREETING
-    for machine, heard in pairs(self.heard) do
+    for machine, heard in sorted(self.heard) do
       if not heard.lost then self:get("left/" .. machine, math.max(0, deadline - C.lr_time())) end
     end
   end)

@@ -9,6 +9,7 @@
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
+local sorted = require "lorarun.sorted"
 local suggest = require "lorarun.suggest"
 
 local model_config = {}
@@ -112,10 +113,7 @@ end
 
 --- keys(): in the order of the alphabet.
 function Config:keys()
-  local keys = {}
-  for key in pairs(self.raw) do keys[#keys + 1] = key end
-  table.sort(keys)
-  return keys
+  return sorted.keys(self.raw)
 end
 
 --- is_empty(key): missing, null, false, or without contents: what Python takes for nothing.

@@ -8,6 +8,7 @@ local C = require "lorarun.c"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
+local sorted = require "lorarun.sorted"
 
 local peft = {}
 local matched = ffi.new "int[1]"
@@ -295,7 +296,7 @@ function peft.read(folder, model_type)
     check.fail("%s: 'peft_type' is %s; only LORA is supported", path, raw.peft_type == nil and "missing" or shown(raw.peft_type))
   end
   local config = { path = path }
-  for _, key in ipairs(json.keys(KEYS)) do
+  for _, key in ipairs(sorted.keys(KEYS)) do
     local rule, value = KEYS[key], raw[key]
     if value == json.null then
       if rule.needed then check.fail("%s: '%s' is null, expected %s", path, key, KINDS[rule[1]][2]) end
@@ -326,7 +327,7 @@ function peft.pattern_from(given, what, kind)
   local members, list = {}, given or {}
   if type(list) ~= "table" then check.fail("%s is a %s, expected a table", what, type(list)) end
   if #list == 0 then
-    for i, key in ipairs(json.keys(list)) do members[i] = { key, list[key] } end
+    for i, key in ipairs(sorted.keys(list)) do members[i] = { key, list[key] } end
   else
     for i, member in ipairs(list) do
       members[i] = type(member) == "table" and { member[1], member[2] }
@@ -366,7 +367,7 @@ local function pattern_for(modules, field, default)
   for _, m in ipairs(modules) do
     if m[field] ~= default then values[m[field]] = true end
   end
-  for _, value in ipairs(json.keys(values)) do
+  for _, value in ipairs(sorted.keys(values)) do
     local mine, others = {}, {}
     for _, m in ipairs(modules) do
       local list = m[field] == value and mine or others
@@ -389,7 +390,7 @@ function peft.write(model, folder, base)
       if not adapted[part.name] then others[#others + 1] = part.name end
     end
   end
-  for _, name in ipairs(json.keys(model.arch.unused)) do others[#others + 1] = name end
+  for _, name in ipairs(sorted.keys(model.arch.unused)) do others[#others + 1] = name end
   fs.write(fs.join(folder, "adapter_config.json"), json.encode({
     alpha_pattern = pattern_for(adapter.modules, "alpha", config.lora_alpha), auto_mapping = json.null,
     base_model_name_or_path = base or peft.base_path(model), bias = "none", fan_in_fan_out = false, inference_mode = true,

@@ -12,6 +12,7 @@ local memory = require "lorarun.memory"
 local report = require "lorarun.report"
 local run_paths = require "lorarun.run_paths"
 local safetensors = require "lorarun.safetensors"
+local sorted = require "lorarun.sorted"
 
 local preflight = {}
 
@@ -127,7 +128,7 @@ end
 -- data: what lr.train takes: a folder, or a table of paths.
 local function look_at_data(data, say)
   if type(data) == "table" then
-    for _, path in pairs(data) do must_be_readable(path) end
+    for _, path in sorted(data) do must_be_readable(path) end
     say("data", tostring(data.train))
     return
   end

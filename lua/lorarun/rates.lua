@@ -13,6 +13,7 @@ local fs = require "lorarun.fs"
 local hub = require "lorarun.hub"
 local json = require "lorarun.json"
 local memory = require "lorarun.memory"
+local sorted = require "lorarun.sorted"
 
 local rates = {}
 
@@ -89,7 +90,7 @@ end
 --- machine, an estimate, and false.
 function rates.of_gpu(name, model)
   local precision = kind_of(model)
-  for device, records in pairs(read()) do
+  for device, records in sorted(read()) do
     local record = device:lower():find("%f[%w]" .. name .. "%f[%W]") and record_of(records, precision)
     if record then return measured(record) end
   end

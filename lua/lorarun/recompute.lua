@@ -21,6 +21,7 @@ local gpu = require "lorarun.gpu"
 local lengths = require "lorarun.lengths"
 local memory = require "lorarun.memory"
 local micro_step = require "lorarun.micro_step"
+local sorted = require "lorarun.sorted"
 
 local recompute = {}
 local Policy = {}
@@ -125,7 +126,7 @@ end
 -- for that, what it needs at least.
 local function check_evaluation(self)
   local o, model = self.run.options, self.run.model
-  for _, set in pairs { validation = self.run.validation, test = self.run.test } do
+  for _, set in sorted { validation = self.run.validation, test = self.run.test } do
     local texts, tokens = 2 * set.rows, math.min(evaluate.BATCH_BYTES, 2 * set.rows * model.max_length)
     if self:need_of_evaluation(texts, tokens) > self.room then
       texts = evaluate.distinct_texts(set, { o.columns[1], o.columns[2] }, self.run.prefixes)

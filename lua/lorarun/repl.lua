@@ -12,6 +12,7 @@ local complete = require "lorarun.complete"
 local failure = require "lorarun.failure"
 local host = require "lorarun.host"
 local show = require "lorarun.show"
+local sorted = require "lorarun.sorted"
 
 local repl = {}
 
@@ -184,7 +185,7 @@ local function run_everywhere(chunk, text, ranks)
   if ranks then ranks.tell(text) end
   local message = run_and_print(chunk)
   if message then complain(message) end
-  for rank, theirs in pairs(ranks and ranks.settle(message) or {}) do
+  for rank, theirs in sorted(ranks and ranks.settle(message) or {}) do
     if theirs ~= message then complain(("[rank %d] %s"):format(rank, theirs)) end
   end
   if ranks then host.interrupted() end -- a Ctrl-C that another rank needed is no reason to drop the next line

@@ -4,6 +4,7 @@ local C = require "lorarun.c"
 local check = require "lorarun.check"
 local comm = require "lorarun.comm"
 local memory = require "lorarun.memory"
+local sorted = require "lorarun.sorted"
 
 local report = {}
 
@@ -76,8 +77,9 @@ function report.banner(run)
   for _, c in ipairs(run.classes or {}) do
     rows[#rows + 1] = { "  class " .. ("%g"):format(c.value), ("%s rows, weight %.4f"):format(report.count(c.count), c.weight) }
   end
-  for name, set in pairs { train = run.train, validation = run.validation, test = run.test } do
-    if set.skipped > 0 then
+  for _, name in ipairs { "train", "validation", "test" } do
+    local set = run[name]
+    if set and set.skipped > 0 then
       rows[#rows + 1] = { "skipped", ("%d bad rows of %s; the first: %s"):format(set.skipped, name, set.first_skip) }
     end
   end
@@ -117,8 +119,7 @@ local function details(name, r)
       c.tp, c.fp, c.tn, c.fn) }
   end
   local groups = {}
-  for group in pairs(r.by_group or {}) do groups[#groups + 1] = group end
-  table.sort(groups)
+  for group in sorted(r.by_group or {}) do groups[#groups + 1] = group end
   for _, group in ipairs(groups) do
     local g = r.by_group[group]
     rows[#rows + 1] = { "  " .. group, ("Spearman %s, accuracy %s, F1 %s, ROC-AUC %s (%s rows)"):format(score(g.spearman),

@@ -5,6 +5,7 @@ local check = require "lorarun.check"
 local ffi = require "ffi"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
+local sorted = require "lorarun.sorted"
 
 local safetensors = {}
 local Weights = {}
@@ -49,19 +50,12 @@ local function read_index(path)
   if type(map) ~= "table" or json.is_array(map) or map == json.null or next(map) == nil then
     check.fail("%s: it has no weight_map that says which file holds which tensor", path)
   end
-  for name, shard in pairs(map) do
+  for name, shard in sorted(map) do
     if type(shard) ~= "string" or shard:find("[/%z]") or not shard:find("%.safetensors$") then
       check.fail("%s: the file of tensor '%s' is no name of a .safetensors file in the same folder", path, name)
     end
   end
   return map
-end
-
-local function sorted_keys(t)
-  local keys = {}
-  for key in pairs(t) do keys[#keys + 1] = key end
-  table.sort(keys)
-  return keys
 end
 
 local function open_shards(dir, index_path)
@@ -70,7 +64,7 @@ local function open_shards(dir, index_path)
   local shards, file_of = {}, {}
   for _, shard in pairs(map) do shards[shard] = true end
   local missing = {}
-  for _, shard in ipairs(sorted_keys(shards)) do
+  for _, shard in ipairs(sorted.keys(shards)) do
     if not fs.is_file(fs.join(dir, shard)) then missing[#missing + 1] = shard end
   end
   if #missing > 0 then
@@ -78,14 +72,14 @@ local function open_shards(dir, index_path)
       table.concat(missing, ", "))
   end
   local ok, err = pcall(function()
-    for _, shard in ipairs(sorted_keys(shards)) do
+    for _, shard in ipairs(sorted.keys(shards)) do
       local file = open_file(fs.join(dir, shard))
       self.files[#self.files + 1], file_of[shard] = file, file
       for _, name in ipairs(names_of(file)) do
         if map[name] == shard then self.order[#self.order + 1] = name end
       end
     end
-    for _, name in ipairs(sorted_keys(map)) do
+    for _, name in ipairs(sorted.keys(map)) do
       local file = file_of[map[name]]
       local at = tonumber(C.lr_safetensors_find(file, name))
       if at < 0 then check.fail("%s: tensor '%s' should be in %s and is not", index_path, name, map[name]) end

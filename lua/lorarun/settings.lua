@@ -12,6 +12,7 @@ local args = require "lorarun.args"
 local check = require "lorarun.check"
 local environment = require "lorarun.environment"
 local secret = require "lorarun.secret"
+local sorted = require "lorarun.sorted"
 local suggest = require "lorarun.suggest"
 
 local settings = {}
@@ -152,11 +153,8 @@ end
 -- Values of a recipe's lr.launch{...}. An option of the recipe that was given on its command line (`--processes 2` behind the
 -- recipe's name) is the command line's word: pass `args = args` for that.
 local function from_recipe(given)
-  local values, from_user, keys = {}, {}, {}
-  for key in pairs(given) do keys[#keys + 1] = tostring(key) end
-  table.sort(keys)
-  for _, key in ipairs(keys) do
-    local value = given[key]
+  local values, from_user = {}, {}
+  for key, value in sorted(given) do
     local name = RECIPE_NAMES[key] or key
     local field = BY_NAME[name]
     if field then

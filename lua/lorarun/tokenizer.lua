@@ -5,6 +5,7 @@
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local config = require "lorarun.tokenizer_config"
+local sorted = require "lorarun.sorted"
 local ffi = require "ffi"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
@@ -28,7 +29,7 @@ end
 local OPTIONS = { add_special_tokens = "boolean", max_length = "number" }
 
 local function checked(options)
-  for name, value in pairs(options) do
+  for name, value in sorted(options) do
     local kind = OPTIONS[name]
     if not kind then
       check.fail("encode: there is no option '%s'; there are add_special_tokens and max_length", tostring(name))

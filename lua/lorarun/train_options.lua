@@ -11,6 +11,7 @@ local planning = require "lorarun.planning"
 local recompute = require "lorarun.recompute"
 local sampler = require "lorarun.sampler"
 local schedules = require "lorarun.schedule"
+local sorted = require "lorarun.sorted"
 local suggest = require "lorarun.suggest"
 
 local train_options = {}
@@ -51,7 +52,7 @@ local KINDS = {
 -- A list of different names, two or more.
 local function check_columns(columns)
   local count, seen = 0, {}
-  for key, name in pairs(columns) do
+  for key, name in sorted(columns) do
     if type(key) ~= "number" or type(name) ~= "string" then
       check.fail("columns must be a list of the names of text columns; it has %s = %s", tostring(key), options.shown(name))
     end
@@ -94,7 +95,7 @@ local function loss_of(o)
   local loss = o.loss
   if type(loss) == "string" then loss = losses.by_name(loss) end
   if type(loss) == "function" then
-    for name, make in pairs(losses) do
+    for name, make in sorted(losses) do
       if loss == make then check.fail("lr.train: loss is the function lr.loss.%s itself; call it: lr.loss.%s()", name, name) end
     end
     return { compute = loss, needs_labels = true }
@@ -115,7 +116,7 @@ end
 
 -- The schedule as a function. warmup is then its own; false where it is the recipe's, of which nobody knows.
 local function complete_schedule(o, given)
-  for name, make in pairs(schedules) do
+  for name, make in sorted(schedules) do
     if o.schedule == make then
       check.fail("schedule is the function lr.schedule.%s itself; call it: lr.schedule.%s(warmup)", name, name)
     end

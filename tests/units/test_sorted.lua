@@ -1,0 +1,39 @@
+-- Tables in the order of their keys, and what is told or chosen by tables: the same in every run. tests/run.lua turns pairs()
+-- round in the runs without the compiler.
+local json = require "lorarun.json"
+local sorted = require "lorarun.sorted"
+
+local function texts(list)
+  local t = {}
+  for i, value in ipairs(list) do t[i] = tostring(value) end
+  return table.concat(t, " ")
+end
+
+test("sorted: numbers first, then the rest as texts; the table may be changed meanwhile", function()
+  check.equal(texts(sorted.keys { b = 1, a = 1, [10] = 1, [9] = 1, [true] = 1 }), "9 10 a b true")
+  local t, seen = { c = 3, a = 1, b = 2 }, {}
+  for key, value in sorted(t) do
+    seen[#seen + 1] = key .. value
+    t[key], t.new = nil, 4
+  end
+  check.equal(texts(seen), "a1 b2 c3")
+  check.equal(#sorted.keys {}, 0)
+end)
+
+test("pairs() goes backwards where the compiler is off, so that tests notice what depends on its order", function()
+  local order = {}
+  for key in pairs { a = 1, b = 1, c = 1, d = 1 } do order[#order + 1] = key end
+  check.that(jit.status() or texts(order) == "d c b a", "the order is " .. texts(order))
+end)
+
+test("of several mistakes the first in the alphabet is told, in every run", function()
+  local wrong = {}
+  for byte = ("a"):byte(), ("z"):byte() do wrong["un" .. string.char(byte) .. "known"] = 1 end
+  check.raises("unaknown", require("lorarun.data").open, "x", wrong)
+  check.raises("unaknown", require("lorarun.comm").join, wrong)
+  check.raises("unaknown", json.encode, {}, wrong)
+  check.raises("unaknown", require("lorarun.args").read, { { "x", 1, "", unbknown = 1, unaknown = 1 } }, {})
+  check.raises("'a'", json.encode, { 1, z = 1, b = 1, a = 1 })
+  check.raises("no option 'unaknown'", require("lorarun.settings").resolve, wrong)
+  check.raises("unaknown", require("lorarun.bugdata").make, wrong)
+end)
