@@ -172,7 +172,7 @@ end
 function model_config.code_of(config, known)
   local map = config:object "auto_map"
   if not map then return nil end
-  local name = map:get "AutoModel" and map:text "AutoModel"
+  local name = map:get "AutoModel" ~= nil and map:text "AutoModel"
   if not name then
     if map:get "AutoConfig" then
       map:refuse("AutoConfig", "names code of the model's own (%s), which lorarun does not run; where %s is the plain one of "

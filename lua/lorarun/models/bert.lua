@@ -1,5 +1,6 @@
 -- bert.lua: BERT encoders (MiniLM, bge, e5, gte): post-norm, learned absolute positions, token types, LayerNorm, GELU, full
 -- attention. Reference: transformers' modeling_bert. The model's own dropout is off: its weights are frozen, and LoRA has its own.
+local json = require "lorarun.json"
 local model_config = require "lorarun.model_config"
 local nn = require "lorarun.nn"
 local ops = require "lorarun.ops"
@@ -29,7 +30,10 @@ local GELU = { gelu = "erf", gelu_python = "erf", gelu_new = "tanh", gelu_fast =
 function bert.configure(config)
   model_config.code_of(config)
   local position_type = config:text("position_embedding_type", "absolute")
-  if position_type ~= "absolute" then
+  if config:given "position_embedding_type" == json.null then
+    config:refuse("position_embedding_type", "is null: transformers 4 then has no positions, and 5 has absolute ones; write "
+      .. "\"absolute\"")
+  elseif position_type ~= "absolute" then
     config:refuse("position_embedding_type", "is '%s', which is not supported, only 'absolute'", position_type)
   end
   local act = config:text("hidden_act", "gelu")

@@ -38,6 +38,10 @@ end
 local function rope_theta(config)
   local thetas, kinds, factors = {}, {}, {}
   local function collect(o, key, list, value) list[#list + 1] = { config = o, key = key, value = value } end
+  local function collect_numbers(o)
+    collect(o, "rope_theta", thetas, o:get "rope_theta" ~= nil and o:number("rope_theta", nil, 1e-6) or nil)
+    collect(o, "partial_rotary_factor", factors, o:get "partial_rotary_factor" ~= nil and o:number "partial_rotary_factor" or nil)
+  end
   for _, name in ipairs { "rope_scaling", "rope_parameters" } do
     local rope = config:object(name)
     if rope then
@@ -45,14 +49,12 @@ local function rope_theta(config)
         if type(rope:get(key)) == "table" then rope:refuse(key, "is not supported: one RoPE for all layers is") end
       end
       for _, key in ipairs { "rope_type", "type" } do
-        collect(rope, key, kinds, rope:get(key) and rope:text(key))
+        collect(rope, key, kinds, rope:get(key) ~= nil and rope:text(key) or nil)
       end
-      collect(rope, "rope_theta", thetas, rope:get "rope_theta" and rope:number("rope_theta", nil, 1e-6))
-      collect(rope, "partial_rotary_factor", factors, rope:get "partial_rotary_factor" and rope:number "partial_rotary_factor")
+      collect_numbers(rope)
     end
   end
-  collect(config, "rope_theta", thetas, config:get "rope_theta" and config:number("rope_theta", nil, 1e-6))
-  collect(config, "partial_rotary_factor", factors, config:get "partial_rotary_factor" and config:number "partial_rotary_factor")
+  collect_numbers(config)
   for _, k in ipairs(kinds) do
     if k.value and k.value ~= "default" then
       k.config:refuse(k.key, "is '%s': this scaling of RoPE is not supported, only 'default'", k.value)
@@ -70,7 +72,7 @@ local function window_of(config, layers)
   if config:boolean("use_sliding_window", false) then
     local given = config:given "sliding_window"
     if given == nil then window = 4096 -- null is none, as in transformers
-    else window = config:get "sliding_window" and config:integer("sliding_window", nil, 1, 2 ^ 31) end
+    else window = given ~= json.null and config:integer("sliding_window", nil, 1, 2 ^ 31) or nil end
   end
   local types = config:list("layer_types", "string")
   if not types then
