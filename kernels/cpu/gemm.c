@@ -42,6 +42,10 @@ static int start(void)
     if (stream != NULL)
         return LR_OK;
     dnnl_set_primitive_cache_capacity(PRIMITIVE_CACHE);
+#if DNNL_VERSION_MAJOR > 2 || DNNL_VERSION_MINOR >= 5
+    (void)dnnl_set_default_fpmath_mode(
+        dnnl_fpmath_mode_strict); /* f32 is f32, whatever ONEDNN_DEFAULT_FPMATH_MODE says */
+#endif
     if (engine == NULL) {
         const int status = failed(dnnl_engine_create(&engine, dnnl_cpu, 0), "creating the engine");
         if (status != LR_OK)

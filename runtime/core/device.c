@@ -192,11 +192,18 @@ static int threads_by_default(void)
     return n >= 1 && n <= MOST_THREADS ? (int)n : lr_cores();
 }
 
+/* oneDNN computes wrongly where a parallel region has fewer threads than were asked for. So no variable of OpenMP's may change their
+ * number behind its back: OMP_DYNAMIC and OMP_MAX_ACTIVE_LEVELS are overruled, OMP_THREAD_LIMIT is kept to. */
 int lr_threads_set(int n)
 {
     if (n < 0 || n > MOST_THREADS)
         return lr_fail(LR_EINVAL, "threads is %d, expected 0 (all cores) to %d", n, MOST_THREADS);
     threads = n == 0 ? threads_by_default() : n;
+    if (threads > omp_get_thread_limit())
+        threads = omp_get_thread_limit();
+    omp_set_dynamic(0);
+    if (omp_get_max_active_levels() < 1)
+        omp_set_max_active_levels(1);
     omp_set_num_threads(threads);
     return LR_OK;
 }
@@ -258,8 +265,12 @@ int lr_threads_start(void)
             started, n, *reason != 0 ? " (" : "", reason, *reason != 0 ? ")" : "");
     }
     static atomic_int there;
+    atomic_store(&there, 0);
 #pragma omp parallel num_threads(n)
     atomic_fetch_add(&there, 1); /* from here on they wait for work, and need not be started again */
+    if (atomic_load(&there) != n)
+        return lr_fail(LR_EIO, "OpenMP gives %d of %d compute threads; set OMP_NUM_THREADS to fewer",
+                       atomic_load(&there), n);
     running = n;
     return LR_OK;
 }

@@ -143,6 +143,17 @@ test("few addresses (ulimit -v) do, and too few are an error", function()
   refused(r, " of 64 compute threads can be started (ulimit -v: 307.2 MB", "set OMP_NUM_THREADS to fewer")
 end)
 
+test("variables of OpenMP that take threads away change no result", function()
+  local code = ("local d = lr.load_model(%s):encode { 'a text', 'another' }:data() print(d[0], d[50], lr.threads())"):format(bert)
+  local function run(variables) return shell.run(variables .. " $L -e " .. shell.quote(code)).out end
+  local one, two = run "OMP_NUM_THREADS=1", run "OMP_NUM_THREADS=2"
+  check.equal(one:match "^(.-)%d\n$", two:match "^(.-)%d\n$")
+  check.equal(run "OMP_NUM_THREADS=2 OMP_DYNAMIC=true", two)
+  check.equal(run "OMP_NUM_THREADS=2 OMP_MAX_ACTIVE_LEVELS=0", two)
+  check.equal(run "OMP_NUM_THREADS=2 OMP_THREAD_LIMIT=1", one)
+  check.equal(run "OMP_NUM_THREADS=2 ONEDNN_DEFAULT_FPMATH_MODE=ANY DNNL_DEFAULT_FPMATH_MODE=ANY", two)
+end)
+
 test("libraries that do not expect it are not called where memory is short", function()
   if not has_spare_addresses then return end
   refused(under("-v unlimited", ([[
