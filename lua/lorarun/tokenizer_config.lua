@@ -16,20 +16,6 @@ local function object(folder, name)
   return values, path
 end
 
---- read(folder): nil where the folder has no tokenizer_config.json, else
----   path              the file
----   values            its keys and values (json.null for null)
----   model_max_length  the longest text in tokens, as the file has it (a number, or what else stands there), nil where it says
----                     nothing. Files of models without a limit say 1e30.
-function config.read(folder)
-  local values, path = object(folder, "tokenizer_config.json")
-  if not values then return nil end
-  local length = values.model_max_length
-  if length == nil then length = values.max_len end -- its name in transformers' first releases
-  if length == json.null then length = nil end
-  return { path = path, values = values, model_max_length = length }
-end
-
 -- Files' values by key, with errors that name the file and the key.
 local Values = {}
 Values.__index = Values

@@ -14,8 +14,9 @@ local function fault(mutant)
   local file, test, part, to = mutant[2], mutant[3], mutant[4], mutant[6]
   local r
   shell.with_folder(function(folder)
-    fs.make(fs.join(folder, "lorarun"))
-    fs.write(fs.join(folder, "lorarun", file .. ".lua"), text)
+    local path = fs.join(folder, "lorarun", file .. ".lua")
+    fs.make(fs.dirname(path))
+    fs.write(path, text)
     r = shell.run(("LORARUN_LUA_PATH=%s $L %s %s %s"):format(shell.quote(folder), shell.quote(tests .. "/run.lua"),
       shell.quote(fs.join(tests, test .. ".lua")), shell.quote(part)))
   end)
