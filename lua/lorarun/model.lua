@@ -78,6 +78,8 @@ local function assemble(arch, sizes, o)
     max_length = o.max_length }, Model)
 end
 
+local MOST_TOKENS = 65535 -- of a text: the loader's
+
 -- Tokens a text is cut to: what the user asked for, else what the folder says, else (as in sentence-transformers) the shorter of
 -- the tokenizer's own limit and the model's positions.
 local function longest(arch, c, asked, of_folder, tokenizer_folder, config)
@@ -89,10 +91,12 @@ local function longest(arch, c, asked, of_folder, tokenizer_folder, config)
   end
   local length = asked or of_folder
     or math.min(c.positions, sentence_transformers.tokenizer_length(tokenizer_folder) or c.positions)
-  local limit = arch.max_length(c)
+  local limit = math.min(arch.max_length(c), MOST_TOKENS)
   if length > limit then
-    io.stderr:write(("lorarun: warning: the folder's max_seq_length is %d, but %s has %d positions: texts are cut to these\n")
-      :format(length, config.path, limit))
+    local why = limit == MOST_TOKENS and ("lorarun takes texts of up to %d tokens"):format(limit)
+      or ("%s has %d positions"):format(config.path, limit)
+    if asked then check.fail("max_length is %d, but %s", asked, why) end
+    io.stderr:write(("lorarun: warning: the folder's own length is %d tokens, but %s: longer ones are cut\n"):format(length, why))
     length = limit
   end
   if c.window and length > c.window then

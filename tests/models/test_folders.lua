@@ -382,6 +382,26 @@ test("layers beyond those that config.json counts are left out, and told", funct
   end)
 end)
 
+test("a length beyond what can be computed is cut and told", function()
+  with_folder(function(folder)
+    for _, case in ipairs {
+      { "bert", transformer { max_seq_length = 700 }, "64", "is 700 tokens, but " .. folder .. "/config.json has 64 positions" },
+      { "qwen2", transformer { max_seq_length = 2 ^ 31 - 1 }, "65535", "lorarun takes texts of up to 65535 tokens" },
+      { "qwen2", { ["sentence_bert_config.json"] = GONE, ["config.json"] = { max_position_embeddings = 2 ^ 31 - 1 },
+        ["tokenizer_config.json"] = { model_max_length = 1e30 } }, "65535", "own length is 2147483647 tokens" },
+    } do
+      make(folder, case[1], case[2])
+      local r = shell.run(("$L -e 'print(lr.load_model(%q).max_length)'"):format(folder))
+      check.equal(r.out, case[3] .. "\n", r.err)
+      check.that(r.err:find(case[4], 1, true), r.err)
+      fs.remove(folder)
+    end
+    fs.make(folder)
+    make(folder, "qwen2", transformer { max_seq_length = 2 ^ 31 - 1 })
+    check.raises("max_length is 70000, but lorarun takes texts of up to 65535 tokens", load_model, folder, { max_length = 70000 })
+  end)
+end)
+
 test("weights and tokenizer in a folder of the Transformer's own, as the first versions wrote them", function()
   with_folder(function(folder)
     make(folder, "bert", { ["modules.json"] = { ["="] = json.array {
