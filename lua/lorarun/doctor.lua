@@ -176,6 +176,7 @@ local function print_json(facts, wrong, works, verdict)
   if facts.limits.locked == math.huge then facts.limits.locked = json.null end
   facts.findings, facts.works, facts.verdict = json.array(wrong), works, verdict
   for _, name in ipairs { "gpus", "links", "tests" } do json.array(facts[name]) end
+  json.array(facts.limits.process)
   print(json.encode(facts, { indent = 2, sort_keys = true }))
 end
 

@@ -130,6 +130,15 @@ local function look_at_locked(facts, add)
   end
 end
 
+-- CUDA gives a process addresses for the memory of all its GPUs and the machine's.
+local function look_at_addresses(facts, add)
+  for _, limit in ipairs(facts.limits.process or {}) do
+    if limit:find "^ulimit %-v" and present(facts) > 0 then
+      add("warning", ("%s, and CUDA needs more addresses than there is memory in all GPUs"):format(limit), "ulimit -v unlimited")
+    end
+  end
+end
+
 -- ---- the processor -------------------------------------------------------------------------------------------------------------
 local function look_at_cpu(facts, add)
   local c = facts.cpu
@@ -191,6 +200,7 @@ function findings.of(facts)
   end
   if facts.cuda.devices > 1 then look_at_exchange(facts, add) end
   look_at_locked(facts, add)
+  look_at_addresses(facts, add)
   look_at_cpu(facts, add)
   look_at_tests(facts, add)
   return list

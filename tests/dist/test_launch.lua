@@ -527,6 +527,18 @@ test("logs that cannot be written are an error before anything starts", function
     end, "$L -e 'fs = 1' ./recipe.lua")
 end)
 
+test("a log that cannot grow ends with a warning, and the ranks go on", function()
+  launch([[
+    local job = lr.launch {}
+    if job.rank == 1 then print(("x"):rep(1e6)) end -- which only its log gets
+    lr.comm.barrier()
+    print "done"
+  ]], function(r)
+    expect(r, 0, "done\n")
+    expect_text(r, "warning: the log of rank 1 ends here: logs/rank_1.log: File too large")
+  end, "ulimit -f 400; $L --num-processes 2 --log-dir logs ./recipe.lua")
+end)
+
 test("a reader that goes away ends the job quietly; a full disk does not", function()
   launch([[
     lr.launch { processes = 2 }

@@ -153,6 +153,15 @@ test("cuBLASLt, NCCL, /dev/shm, links, locked memory", function()
   expect(facts, "warning", "locked-memory limit is 65.5 KB", "ulimit -l unlimited", true)
   facts.limits.infiniband = false
   check.equal(#findings.of(facts), 0, "without InfiniBand")
+  facts = sound()
+  facts.limits.process = { "ulimit -v: 4.1 GB", "ulimit -n: 1024" }
+  expect(facts, "warning", "ulimit -v: 4.1 GB, and CUDA needs more addresses", "ulimit -v unlimited", true)
+  facts = sound()
+  facts.limits.file_size = 10 ^ 6
+  expect(facts, "warning", "a file may have 1.0 MB at most (ulimit -f)", "ulimit -f unlimited", true)
+  facts = sound()
+  facts.cpu.available, facts.cpu.limit = GIB, "the control group /job allows 1.1 GB"
+  expect(facts, "warning", "1.0 GiB of memory are available (the control group /job allows 1.1 GB)", "raise the limit", true)
 end)
 
 test("one GPU needs no NCCL and no /dev/shm", function()
