@@ -74,6 +74,36 @@ test("a gradient that is not finite changes nothing and is reported", function()
   end)
 end)
 
+test("a scaled loss: its gradients count unscaled; the scale halves, doubles after 2000 clean steps, and is kept", function()
+  tensor.scope(function()
+    local function with(options, grad)
+      local p = { value = tensor.from { 1, 2 }, grad = tensor.from(grad), count = 2 }
+      return optim.adamw(p, options), p
+    end
+    local plain, expected = with(nil, { 0.5, 0.25 })
+    local scaled, p = with({ scaled = true }, { 0.5 * 65536, 0.25 * 65536 })
+    check.near(plain:step(0.1), scaled:step(0.1), 1e-6, "norm of the loss's own gradient")
+    check.array(p.value:to_table(), expected.value:to_table(), 1e-6, "values")
+    check.equal(scaled.scale:item(), 65536)
+    p.grad:fill(1 / 0)
+    check.equal(select(2, scaled:step(0.1)), true, "skipped")
+    check.equal(scaled.scale:item(), 32768, "halved")
+    for step = 1, 2000 do
+      check.equal(scaled.scale:item(), 32768, "scale before clean step " .. step)
+      scaled:step(0)
+    end
+    check.equal(scaled.scale:item(), 65536, "doubled")
+    scaled:step(0)
+    local again = with({ scaled = true, loss_scale = 8 }, { 1, 1 })
+    check.equal(again.scale:item(), 8)
+    again:restore(scaled:state())
+    check.equal(again.scale:item(), 65536)
+    check.equal(again.clean:item(), 1, "clean steps")
+    check.equal(again.steps, 2002)
+    for _, o in ipairs { plain, scaled, again } do o:free() end
+  end)
+end)
+
 test("a shuffled epoch is a permutation, another one each epoch and seed", function()
   for _, rows in ipairs { 1, 2, 5, 16, 17, 1000 } do
     local sample = sampler.shuffled(rows, 7)
