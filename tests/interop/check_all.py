@@ -27,6 +27,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import check_accelerate
+import check_adapters
 import check_folders
 import check_tokenizer
 import check_tokenizer_folders
@@ -129,6 +130,7 @@ for name, base in bases.items():
         run(f"{name}: lorarun verify --python {what.name}", python_of_verify, what, "the same embeddings")
     for i, settings in enumerate(MODELS[name]):
         run(f"{name}: saved with {settings}", read_model, base, str(scratch / f"{name}-saved-{i}"), *settings)
+run("random adapters of PEFT", check_adapters.check, lorarun, scratch, {name: bases[name] for name in ("qwen2", "bert")})
 run("an adapter that is left out", left_out, written / "bert" / "adapter", scratch / "left-out")
 print(f"sentence-transformers {sentence_transformers.__version__}, transformers {transformers.__version__}, PEFT {peft.__version__}: "
       f"{passed} passed, {failed} failed")
