@@ -190,14 +190,24 @@ local function ids_of(name)
   return name:find "^[%w_][%w._-]*/[%w_][%w._-]*$" and { name } or {}
 end
 
+-- Names of folders that no organization has: the hub's own words, and where people put what they train.
+local FOLDERS = {}
+for _, name in ipairs { "models", "datasets", "spaces", "model", "output", "outputs", "out", "runs", "checkpoints", "tmp" } do
+  FOLDERS[name] = true
+end
+
 -- Was a path meant? An id has one "/" at most, and no folder of its first name lies here.
 local function is_path(name)
   local first = name:match "^([^/]+)/"
-  return #ids_of(name) == 0 or first ~= nil and fs.is_directory(first)
+  return #ids_of(name) == 0 or first ~= nil and (FOLDERS[first] ~= nil or fs.is_directory(first))
 end
 
 local function fail_path(name)
   local parent = fs.dirname(name)
+  if name == hub.small_model() then
+    check.fail("the small model is not there (%s); tools/fetch_model.sh fetches it, as `make run` does, or name another by --model",
+      name)
+  end
   if not fs.is_directory(parent) then
     check.fail("there is no model folder '%s': there is no folder %s%s", name, parent,
       name:find "^~" and " (~ is the shell's, and only at the beginning of a word)" or "")
@@ -231,10 +241,12 @@ function hub.resolve(model, revision, without_weights)
   local own = #ids > 0 and (model:match("^" .. ORGANIZATION:gsub("%-", "%%-") .. "/(.+)$") or model)
   if own == SMALL_MODEL and fs.is_directory(hub.small_model()) then return hub.small_model() end
   if is_path(model) then fail_path(model) end
-  local id = ids[#ids]
-  local remedy = planning.job and ("To fetch what a plan needs of it: %s --include '*.json'"):format(fetching(id, revision))
-    or ("To fetch it: %s   (HF_HOME moves the cache); or give the path of a folder with config.json, tokenizer.json and "
-    .. "model.safetensors"):format(fetching(id, revision))
+  if own == SMALL_MODEL then ids = { ids[2] or ids[1] } end -- it is known to be theirs
+  local theirs = ids[2] and (" (%s where it is one of sentence-transformers')"):format(ids[2]) or ""
+  local remedy = planning.job and ("To fetch what a plan needs of it: %s --include '*.json'%s"):format(
+    fetching(ids[1], revision), theirs)
+    or ("To fetch it: %s%s   (HF_HOME moves the cache); or give the path of a folder with config.json, tokenizer.json and "
+    .. "model.safetensors"):format(fetching(ids[1], revision), theirs)
   check.fail("model '%s' is neither a folder nor in the Hugging Face cache (%s). %s", model, table.concat(where, ", "), remedy)
 end
 

@@ -84,7 +84,10 @@ end)
 test("the small model under its own name", function()
   with({ XDG_CACHE_HOME = "ROOT" }, function(root)
     local own = root .. "/lorarun/models/all-MiniLM-L6-v2"
-    check.raises("To fetch it: hf download sentence-transformers/all-MiniLM-L6-v2", hub.resolve, "all-MiniLM-L6-v2")
+    check.raises("To fetch it: hf download sentence-transformers/all-MiniLM-L6-v2 ", hub.resolve, "all-MiniLM-L6-v2")
+    check.raises("hf download bert-base-uncased (sentence-transformers/bert-base-uncased where it is one of", hub.resolve,
+      "bert-base-uncased")
+    check.raises("the small model is not there (" .. own .. "); tools/fetch_model.sh fetches it", hub.resolve, hub.small_model())
     put(own .. "/config.json", "{}")
     check.equal(hub.resolve "all-MiniLM-L6-v2", own)
     check.equal(hub.resolve "sentence-transformers/all-MiniLM-L6-v2", own)
@@ -168,7 +171,8 @@ end)
 test("paths get no advice to download them", function()
   with({ HF_HUB_CACHE = "ROOT/hub" }, function(root)
     fs.make(root .. "/models/mine")
-    for _, name in ipairs { "./no-such", "/no/such", "~/no-such", "no-such/", "a/b/c", "../x", root .. "/models/mien" } do
+    for _, name in ipairs { "./no-such", "/no/such", "~/no-such", "no-such/", "a/b/c", "../x", "models/x",
+      root .. "/models/mien" } do
       local err = check.raises("there is no model folder '" .. name .. "'", hub.resolve, name)
       check.that(not err:find "download", err)
     end
