@@ -6,9 +6,25 @@ static inline void omp_set_num_threads(int n)
 {
     (void)n;
 }
+static inline void omp_set_dynamic(int n)
+{
+    (void)n;
+}
+static inline void omp_set_max_active_levels(int n)
+{
+    (void)n;
+}
 static inline int omp_get_thread_num(void)
 {
     return 0;
+}
+static inline int omp_get_thread_limit(void)
+{
+    return 1;
+}
+static inline int omp_get_max_active_levels(void)
+{
+    return 1;
 }
 
 #endif
