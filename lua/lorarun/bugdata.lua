@@ -23,6 +23,7 @@ local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local draws = require "lorarun.draws"
 local mutate = require "lorarun.mutate"
+local kinds = require "lorarun.options"
 local planning = require "lorarun.planning"
 local ranks = require "lorarun.ranks"
 local sorted = require "lorarun.sorted"
@@ -31,6 +32,7 @@ local source_functions = require "lorarun.source_functions"
 local sources = require "lorarun.bugdata_sources"
 local rows = require "lorarun.bugdata_rows"
 local splits = require "lorarun.bugdata_splits"
+local suggest = require "lorarun.suggest"
 local text_hash = require "lorarun.text_hash"
 
 local bugdata = {}
@@ -64,15 +66,15 @@ local function whole(options, name, least)
   end
 end
 
+local KNOWN = { pairs = true, git = true, mutate = true, output = true }
+for name in pairs(bugdata.OPTIONS) do KNOWN[name] = true end
+
 local function checked(given)
+  if type(given) ~= "table" then check.fail("bugdata.make takes a table of options, got a %s", type(given)) end
   local options = {}
   for name, value in pairs(bugdata.OPTIONS) do options[name] = value end
-  for name, value in sorted(given) do
-    if bugdata.OPTIONS[name] == nil and name ~= "pairs" and name ~= "git" and name ~= "mutate" and name ~= "output" then
-      check.fail("bugdata.make has no option '%s'", tostring(name))
-    end
-    options[name] = value
-  end
+  suggest.refuse_unknown("bugdata.make", given, KNOWN)
+  for name, value in pairs(given) do options[name] = value end
   for _, name in ipairs { "pairs", "git", "mutate" } do
     if options[name] == "" or (type(options[name]) == "table" and #options[name] == 0) then options[name] = nil end
     if options[name] then
@@ -357,19 +359,21 @@ local function python_folders()
   return found
 end
 
+local HERE = { seed = kinds.whole(0), max_rows = kinds.whole(0), folders = kinds.table, output = kinds.text }
+
 -- Data made of this machine's own Python sources, for trying things out without data; made once and kept in lorarun's
 -- cache, by one rank of each machine. given: seed, max_rows, folders (to look elsewhere), output. Contexts are short, for a
 -- model of 128 tokens; a sample of the files is enough for the rows. Returns the folder, and the summary where it was made now.
 function bugdata.from_this_machine(given)
-  local seed = given and given.seed or bugdata.OPTIONS.seed
-  local max_rows = given and given.max_rows or 30000
-  local output = given and given.output
+  given = kinds.check("bugdata.from_this_machine", given, HERE)
+  local seed, max_rows = given.seed or bugdata.OPTIONS.seed, given.max_rows or 30000
+  local output = given.output
     or fs.join(require("lorarun.hub").lorarun_cache(), ("bugdata-%d-%d"):format(seed, max_rows))
   if planning.job then return fs.is_file(fs.join(output, "summary.json")) and output or "" end
   local summary
   ranks.first_on_machine(function()
     if fs.is_file(fs.join(output, "summary.json")) then return end
-    local folders = given and given.folders or python_folders()
+    local folders = given.folders or python_folders()
     if #folders == 0 then
       check.fail("there are no Python sources on this machine to make data of; give --data, or make some of any sources: "
         .. "lorarun recipes/bugdata.lua --mutate DIR --output DATA")

@@ -13,7 +13,7 @@ local ffi = require "ffi"
 local C = require "lorarun.c"
 local autograd = require "lorarun.autograd"
 local check = require "lorarun.check"
-local sorted = require "lorarun.sorted"
+local suggest = require "lorarun.suggest"
 local tensor = require "lorarun.tensor"
 
 local comm = { rank = 0, world_size = 1, local_rank = 0, local_world_size = 1 }
@@ -75,9 +75,7 @@ end
 --- Returns when all ranks have joined.
 function comm.join(options)
   if job then check.fail("this process has joined already, as rank %d of %d; comm.leave() first", comm.rank, comm.world_size) end
-  for name in sorted(options) do
-    if DEFAULTS[name] == nil then check.fail("comm.join has no option '%s'", tostring(name)) end
-  end
+  suggest.refuse_unknown("comm.join", options, DEFAULTS)
   local o = {}
   for name, default in pairs(DEFAULTS) do
     o[name] = options[name] == nil and default or options[name]

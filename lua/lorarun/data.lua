@@ -15,33 +15,15 @@
 -- Everything here may be closed by hand, as soon as it is done with; the garbage collector is the net.
 local C = require "lorarun.c"
 local check = require "lorarun.check"
-local sorted = require "lorarun.sorted"
 local ffi = require "ffi"
+local guard = require "lorarun.guard"
+local options = require "lorarun.options"
 
 local data = {}
 local KIND = { text = C.LR_COLUMN_TEXT, number = C.LR_COLUMN_NUMBER }
 local BAD_ROW = { error = C.LR_BAD_ROW_ERROR, skip = C.LR_BAD_ROW_SKIP }
 local MAX_CLASSES = 1000
 local size_out = ffi.new "int64_t[1]"
-
--- An option nobody knows is a mistake, not a wish.
-local function checked(what, options, known)
-  for name in sorted(options) do
-    if not known[name] then
-      local names = {}
-      for k in pairs(known) do names[#names + 1] = k end
-      table.sort(names)
-      check.fail("%s: there is no option '%s'; there are %s", what, tostring(name), table.concat(names, ", "))
-    end
-  end
-end
-
-local function whole(what, value, least)
-  if type(value) ~= "number" or value % 1 ~= 0 or value < least or value > 2 ^ 53 then
-    check.fail("%s must be a whole number from %d, got %s", what, least, tostring(value))
-  end
-  return value
-end
 
 -- ---- handles that others use -----------------------------------------------------------------------------------------------
 -- The threads of a loader use the data set and the tokenizer. When the program ends, finalizers run in no order, so while a
@@ -96,7 +78,8 @@ local function wanted(path, columns)
     if type(column) ~= "table" or type(column.name) ~= "string" or not KIND[column.kind] then
       check.fail("data.open: column %d must be { name =, kind = \"text\" or \"number\" }", i)
     end
-    checked("data.open: column '" .. column.name .. "'", column, { name = true, kind = true, optional = true })
+    options.check("data.open: column '" .. column.name .. "'", column, { name = options.text, kind = options.text,
+      optional = options.boolean })
     if column.optional and not present then present = peek(path) end
     if not column.optional or present[column.name] then list[#list + 1] = column end
   end
@@ -104,17 +87,15 @@ local function wanted(path, columns)
   return list
 end
 
+local OPEN = { columns = options.table, on_bad_row = options.choice { "error", "skip" }, max_rows = options.whole(1) }
+
 --- open(path, { columns = { { name =, kind = "text" | "number", optional = } ... }, on_bad_row = "error" | "skip", max_rows = }):
 --- open a data set and check all of it. An optional column that the first row lacks is taken to be in none.
-function data.open(path, options)
+function data.open(path, given)
   if type(path) ~= "string" then check.fail("data.open: the path must be a string, got a %s", type(path)) end
-  checked("data.open", options, { columns = true, on_bad_row = true, max_rows = true })
-  local on_bad_row = BAD_ROW[options.on_bad_row or "error"]
-  if not on_bad_row then
-    check.fail("data.open: on_bad_row must be \"error\" or \"skip\", got %s", tostring(options.on_bad_row))
-  end
-  local max_rows = options.max_rows and whole("data.open: max_rows", options.max_rows, 1) or 0
-  local columns = wanted(path, options.columns)
+  local o = options.check("data.open", given, OPEN)
+  local on_bad_row, max_rows = BAD_ROW[o.on_bad_row or "error"], o.max_rows or 0
+  local columns = wanted(path, o.columns)
   local n = #columns
   local names, kinds = ffi.new("const char *[?]", n), ffi.new("int[?]", n)
   local list, index, kind = {}, {}, {}
@@ -233,6 +214,15 @@ end
 --- pack(tokenizer, texts, max_length): a batch of these texts, made on the calling thread; key i - 1 for texts[i]. Its arrays are
 --- valid until batch:close().
 function data.pack(tokenizer, texts, max_length)
+  if type(tokenizer) ~= "table" or not tokenizer.vocab_size then
+    check.fail("data.pack: the first argument is %s, expected a tokenizer, such as model.tokenizer", options.shown(tokenizer))
+  end
+  if type(texts) ~= "table" then
+    check.fail("data.pack: the second argument is %s, expected a list of texts", options.shown(texts))
+  end
+  if max_length ~= nil and not options.whole(0).test(max_length) then
+    check.fail("data.pack: max_length is %s, expected %s", options.shown(max_length), options.whole(0).text)
+  end
   local n = #texts
   local pointers, sizes = ffi.new("const char *[?]", n), ffi.new("int64_t[?]", n)
   for i = 1, n do
@@ -262,13 +252,19 @@ function Loader.__index(_, key)
   return Loader[key]
 end
 
+local LOADER = { columns = options.table, prefixes = options.table, max_length = options.whole(0), threads = options.whole(1),
+  queue = options.whole(1), deal = options.table }
+
 --- loader(set, tokenizer, { columns = names (all text columns), prefixes = texts put before those of each column, by position or
 --- name, max_length = tokens (0: no limit), threads = 1, queue = 4, deal = { world =, rank = } }): threads that make batches ahead.
 --- deal: a batch is submitted column by column, the same rows of each; its rows are dealt out to `world` ranks so that tokens are
 --- even, and next() gives rank's share, with owner[row] (the rank that has it), lengths[sequence] and rank_tokens[rank] of all.
-function data.loader(set, tokenizer, options)
-  checked("data.loader", options, { columns = true, prefixes = true, max_length = true, threads = true, queue = true, deal = true })
-  local columns = options.columns
+function data.loader(set, tokenizer, given)
+  if getmetatable(set) ~= Dataset then
+    check.fail("data.loader: the first argument is %s, expected a data set", options.shown(set))
+  end
+  local o = options.check("data.loader", given, LOADER)
+  local columns = o.columns
   if not columns then
     columns = {}
     for _, name in ipairs(set.columns) do
@@ -280,13 +276,10 @@ function data.loader(set, tokenizer, options)
   for i, name in ipairs(columns) do
     place[i - 1], index[name] = column_of(set, name), i - 1
     if set.kind[name] ~= "text" then check.fail("data.loader: column '%s' holds numbers, not texts", name) end
-    local given = options.prefixes
-    local prefix = given and (given[name] or given[i])
+    local prefix = o.prefixes and (o.prefixes[name] or o.prefixes[i])
     if prefix then prefixes[place[i - 1]] = prefix end
   end
-  local threads = whole("data.loader: threads", options.threads or 1, 1)
-  local queue = whole("data.loader: queue", options.queue or 4, 1)
-  local max_length = whole("data.loader: max_length", options.max_length or 0, 0)
+  local threads, queue, max_length = o.threads or 1, o.queue or 4, o.max_length or 0
   local out = ffi.new "lr_loader *[1]"
   check.call(C.lr_loader_new, out, set.handle, tokenizer.handle, max_length, prefixes, threads, queue)
   local set_key, tokenizer_key = hold(set.handle), hold(tokenizer.handle)
@@ -297,7 +290,7 @@ function data.loader(set, tokenizer, options)
   end
   local loader = setmetatable({ handle = ffi.gc(out[0], free), free = free, columns = columns, index = index, place = place,
     capacity = 0, batch = ffi.new "lr_batch" }, Loader)
-  local deal = options.deal
+  local deal = o.deal
   if deal then
     local status = C.lr_loader_deal(loader.handle, #columns, deal.world, deal.rank)
     if status < 0 then loader:close() end
@@ -363,5 +356,9 @@ function Loader:close()
   self.handle = nil
   self.free(ffi.gc(handle, nil))
 end
+
+guard.methods(Dataset, "set")
+guard.methods(Batch, "batch")
+guard.methods(Loader, "loader")
 
 return data

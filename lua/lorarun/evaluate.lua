@@ -10,6 +10,7 @@ local check = require "lorarun.check"
 local comm = require "lorarun.comm"
 local data = require "lorarun.data"
 local metrics = require "lorarun.metrics"
+local options = require "lorarun.options"
 local ops = require "lorarun.ops"
 local ranks = require "lorarun.ranks"
 local tensor = require "lorarun.tensor"
@@ -158,21 +159,40 @@ local function row_products(all, first, second, rows)
   return result
 end
 
---- similarities(model, set, options): cosine of the two text columns of every row, a C array of doubles, and the number of
---- distinct texts. options: columns = { "current_line", "context" }, prefixes, threads, on_progress(done, total) of this rank, and
---- ended(), asked before every batch and after the last: a number other than 0 on any rank ends it, which returns nil and that
---- number on all of them.
-function evaluate.similarities(model, set, options)
-  local columns, prefixes = options.columns, options.prefixes or {}
+local SIMILARITIES = { columns = options.table, prompts = options.table, prefixes = options.table, threads = options.whole(1),
+  on_progress = options.func, ended = options.func }
+local RUN = { score = options.text, group = options.maybe(options.text), sweep = options.whole(0) }
+for name, kind in pairs(SIMILARITIES) do RUN[name] = kind end
+
+-- The options with their defaults, each looked at.
+local function checked(model, set, given, what, kinds)
+  require("lorarun.model").expect(model, what)
+  if type(set) ~= "table" or not set.rows then
+    check.fail("%s: the second argument is %s, expected a data set, as lr.data.open gives it", what, options.shown(set))
+  end
+  given = options.check(what, given, kinds)
+  local o = { columns = { "current_line", "context" }, score = "score", threads = 1 }
+  for name, value in pairs(given) do o[name] = value end
+  if #o.columns ~= 2 then check.fail("%s: columns names %d, expected the two that are compared", what, #o.columns) end
+  if o.prompts and o.prefixes then check.fail("%s: prompts and prefixes are both given: give one of them", what) end
+  if o.prefixes and next(o.prefixes) ~= nil and #o.prefixes == 0 then
+    check.fail("%s: prefixes is a list, one text a column; by the column's name there are prompts", what)
+  end
+  o.prefixes = o.prefixes or model:prefixes(o.columns, o.prompts)
+  return o
+end
+
+local function similarities(model, set, o)
+  local columns, prefixes = o.columns, o.prefixes
   local index, texts = distinct(set, columns, prefixes)
   local order, batches = cut_batches(set, columns, texts, model.max_length)
   local own, place = share_out(order, batches)
   local loader = data.loader(set, model.tokenizer, { columns = columns, prefixes = prefixes, max_length = model.max_length,
-    threads = options.threads or 1, queue = 4 })
-  local ok, mine, by = pcall(encode, model, loader, texts, order, own, options.on_progress, options.ended)
+    threads = o.threads or 1, queue = 4 })
+  local ok, mine, by = pcall(encode, model, loader, texts, order, own, o.on_progress, o.ended)
   loader:close()
   if not ok then error(mine, 0) end
-  if options.ended then by = comm.all_reduce(by or options.ended() or 0, "max") end
+  if o.ended then by = comm.all_reduce(by or o.ended() or 0, "max") end
   if (by or 0) ~= 0 then
     if mine then mine:free() end
     return nil, by
@@ -191,6 +211,14 @@ function evaluate.similarities(model, set, options)
   all:free()
   if not ok then error(result, 0) end
   return result, texts.count
+end
+
+--- similarities(model, set, options): cosine of the two text columns of every row, a C array of doubles, and the number of
+--- distinct texts. options: columns = { "current_line", "context" }, prompts as those of lr.train, or prefixes = { texts of the
+--- columns }, threads, on_progress(done, total) of this rank, and ended(), asked before every batch and after the last: a number
+--- other than 0 on any rank ends it, which returns nil and that number on all of them.
+function evaluate.similarities(model, set, given)
+  return similarities(model, set, checked(model, set, given, "lr.evaluate.similarities", SIMILARITIES))
 end
 
 local function subset(values, rows, class, wanted)
@@ -226,14 +254,14 @@ local function scores_of(similarity, labels, n)
 end
 
 -- All figures of similarities against labels.
-local function figures(set, similarity, options)
-  local labels = set:numbers(options.score)
+local function figures(set, similarity, o)
+  local labels = set:numbers(o.score)
   local result = scores_of(similarity, labels, set.rows)
-  if options.sweep and options.sweep > 0 and two_valued(labels, set.rows) then
-    result.sweep = metrics.threshold_sweep(similarity, labels, options.sweep, set.rows)
+  if o.sweep and o.sweep > 0 and two_valued(labels, set.rows) then
+    result.sweep = metrics.threshold_sweep(similarity, labels, o.sweep, set.rows)
   end
-  if options.group then
-    local _, class, names = set:classes(options.group)
+  if o.group then
+    local _, class, names = set:classes(o.group)
     result.by_group = {}
     for k, name in ipairs(names) do
       local s, n = subset(similarity, set.rows, class, k - 1)
@@ -245,16 +273,17 @@ local function figures(set, similarity, options)
 end
 
 --- run(model, set, options): all figures of one data set. options: columns, score = name of the number column, group = name of a
---- text column to split by (or nil), prefixes, threads, sweep = number of thresholds (default 0: none).
+--- text column to split by (or nil), prompts or prefixes, threads, sweep = number of thresholds (default 0: none).
 --- Returns { rows, distinct_texts, seconds, pearson, spearman, accuracy, ..., by_group = { name = {...} }, sweep = {...} }. A
 --- figure that does not exist is not there, and undefined = { spearman = "all labels are 1", ... } says why (nil where all exist).
 --- Returns nil and a number where that of options.ended() ended it.
-function evaluate.run(model, set, options)
+function evaluate.run(model, set, given)
   local started = C.lr_time()
-  local similarity, texts = evaluate.similarities(model, set, options)
+  local o = checked(model, set, given, "lr.evaluate.run", RUN)
+  local similarity, texts = similarities(model, set, o)
   if not similarity then return nil, texts end
   return ranks.from_rank_0(function()
-    local result = figures(set, similarity, options)
+    local result = figures(set, similarity, o)
     result.distinct_texts, result.seconds = texts, C.lr_time() - started
     return result
   end)

@@ -6,9 +6,9 @@ local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local lora = require "lorarun.lora"
+local kinds = require "lorarun.options"
 local probes = require "lorarun.probes"
 local safetensors = require "lorarun.safetensors"
-local suggest = require "lorarun.suggest"
 local tensor = require "lorarun.tensor"
 
 local export = {}
@@ -117,7 +117,7 @@ local function finish(model, folder, options, coarse)
   return probes.demand(model, folder)
 end
 
-local OPTIONS = { base = true, card = true, probes = true, check = true, max_bytes = true }
+local OPTIONS = { base = kinds.text, card = kinds.text, probes = kinds.table, check = kinds.boolean, max_bytes = kinds.whole(1) }
 
 --- adapter(model, folder, options): adapter_config.json + adapter_model.safetensors with the sentence-transformers files around
 --- them: SentenceTransformer(folder) takes the base from base_model_name_or_path. options:
@@ -128,8 +128,8 @@ local OPTIONS = { base = true, card = true, probes = true, check = true, max_byt
 --- The folder is loaded again, with the base that it names, and must give the model's embeddings. Returns the line that tells so,
 --- or nil where that could not be.
 function export.adapter(model, folder, options)
-  options = options or {}
-  suggest.refuse_unknown("save_adapter", options, OPTIONS)
+  require("lorarun.model").expect(model, "save_adapter")
+  options = kinds.check("save_adapter", options, OPTIONS)
   if model.adapter_beside and not options.base then
     check.fail("%s has an adapter beside its weights, so an adapter that names it as its base would go on top of that one: give "
       .. "base = the folder of the weights alone, or save the merged model", model.weights_folder)
@@ -145,8 +145,8 @@ end
 --- merged(model, folder, options): config.json and model.safetensors with W + s B A (computed in f32, rounded once to the dtype of
 --- the base file), in shards above options.max_bytes (5e9). Other options, and what is returned, as of adapter().
 function export.merged(model, folder, options)
-  options = options or {}
-  suggest.refuse_unknown("save", options, OPTIONS)
+  require("lorarun.model").expect(model, "save")
+  options = kinds.check("save", options, OPTIONS)
   fs.make(folder)
   local coarse = false
   local file = safetensors.open_folder(model.weights_folder)

@@ -12,7 +12,8 @@ local FUNCTIONS = {
   args = function(...) return require("lorarun.args").of_recipe(...) end,
   load_model = function(name, options)
     local with = { precision = job().precision }
-    for key, value in pairs(options or {}) do with[key] = value end
+    if options ~= nil and type(options) ~= "table" then with = options end -- to be refused
+    for key, value in pairs(type(options) == "table" and options or {}) do with[key] = value end
     return require("lorarun.model").load(name, with)
   end,
   --- verify(folder, options): whether a folder that lorarun wrote computes what the model did that wrote it: see verify.lua.
@@ -43,13 +44,20 @@ local FUNCTIONS = {
   end,
   --- split("a,b", ",") -> { "a", "b" }; empty parts are left out.
   split = function(text, separator)
+    if type(text) ~= "string" or type(separator) ~= "string" or separator == "" then
+      require("lorarun.check").fail("lr.split takes a text and what parts it, got %s and %s", tostring(text), tostring(separator))
+    end
     local parts = {}
     for part in text:gmatch("[^" .. separator .. "]+") do parts[#parts + 1] = part end
     return parts
   end,
   --- similarity(a, b): cosine of every row of a with every row of b: tensor [rows of a, rows of b].
   similarity = function(a, b)
-    local ops = require "lorarun.ops"
+    local ops, Tensor = require "lorarun.ops", require("lorarun.tensor").Tensor
+    if getmetatable(a) ~= Tensor or getmetatable(b) ~= Tensor then
+      require("lorarun.check").fail("lr.similarity takes two tensors of embeddings, as model:encode gives them, got a %s and a %s",
+        type(a), type(b))
+    end
     return require("lorarun.tensor").scope(function() return ops.matmul_nt(ops.normalize(a), ops.normalize(b)) end)
   end,
 }
@@ -59,6 +67,9 @@ return setmetatable(lr, { __index = function(t, name)
   if name == "comm" then
     job()
     value = require "lorarun.comm"
+  elseif name == "ops" then
+    local ops = require "lorarun.ops"
+    value = require("lorarun.guard").tensors(ops, ops.tensors, "lr.ops", require("lorarun.tensor").Tensor)
   elseif not value and MODULES[name] then
     value = require("lorarun." .. name)
   end

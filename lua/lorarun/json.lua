@@ -11,6 +11,7 @@ local check = require "lorarun.check"
 local ffi = require "ffi"
 local fs = require "lorarun.fs"
 local sorted = require "lorarun.sorted"
+local kinds = require "lorarun.options"
 
 local json = {}
 local Array, Object, Float = {}, {}, {}
@@ -306,17 +307,13 @@ function encode_value(state, v)
   else refuse(state, "a %s has no JSON form", kind) end
 end
 
-local OPTIONS = { indent = "number", sort_keys = "boolean" }
+local OPTIONS = { indent = kinds.whole(0), sort_keys = kinds.boolean }
 
 --- encode(value, options): JSON text without a newline at its end.
 ---   indent: spaces a level; nil puts all on one line.
 ---   sort_keys: may be true, and is: keys are always sorted, but for json.object.
 function json.encode(value, options)
-  options = options or {}
-  for key, option in sorted(options) do
-    if not OPTIONS[key] then check.fail("json.encode: there is no option '%s'", tostring(key)) end
-    if type(option) ~= OPTIONS[key] then check.fail("json.encode: the option %s is a %s", key, type(option)) end
-  end
+  options = kinds.check("json.encode", options, OPTIONS)
   if options.sort_keys == false then
     check.fail("json.encode: a table's keys have no order to keep; use json.object for one of your own")
   end

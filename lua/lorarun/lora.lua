@@ -6,12 +6,13 @@
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
+local guard = require "lorarun.guard"
 local peft = require "lorarun.peft"
 local tensor = require "lorarun.tensor"
 local joined = require "lorarun.joined"
 local backend = require "lorarun.backend"
 local safetensors = require "lorarun.safetensors"
-local suggest = require "lorarun.suggest"
+local options = require "lorarun.options"
 
 local lora = {}
 local Adapter = {}
@@ -34,7 +35,9 @@ end
 
 -- Lay the adapters out in flat buffers and attach them to the layers.  choose(name) returns rank, alpha or nil.
 local function attach(model, config, choose)
-  if model.lora then check.fail("the model has adapters already") end
+  if model.lora then
+    check.fail "the model has adapters already; model.lora:free() takes them off, and what they learned is lost"
+  end
   local plan, count = {}, 0
   for _, layer in ipairs(model.linears) do
     local entry = { layer = layer, parts = {}, rank = 0 }
@@ -54,7 +57,7 @@ local function attach(model, config, choose)
   if count == 0 then
     check.fail("the targets match no linear layer of the model; it has: %s", known_targets(model))
   end
-  local adapter = setmetatable({ config = config, modules = {}, layers = {}, tensors = {} }, Adapter)
+  local adapter = setmetatable({ model = model, config = config, modules = {}, layers = {}, tensors = {} }, Adapter)
   local function own(t) -- until free(), which gives the buffers back when no view of them is left
     adapter.tensors[#adapter.tensors + 1] = t
     return t
@@ -101,8 +104,9 @@ end
 
 -- ---- making --------------------------------------------------------------------------------------------------------------------
 local MOST_RANK = 8192 -- more than the width of most layers, where an adapter has as many numbers as they
-local FIELDS = { rank = true, alpha = true, dropout = true, targets = true, rslora = true, seed = true, rank_pattern = true,
-  alpha_pattern = true }
+local FIELDS = { rank = options.any, alpha = options.any, dropout = options.any,
+  targets = options.either(options.text, options.table), rslora = options.boolean, seed = options.whole(0),
+  rank_pattern = options.table, alpha_pattern = options.table }
 
 --- add(model, spec): new adapters: A uniform in +-1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt 5), B zero, so the model first
 --- is what it was.
@@ -111,8 +115,7 @@ local FIELDS = { rank = true, alpha = true, dropout = true, targets = true, rslo
 --- rank_pattern = { q_proj = 8 } or { { "layers.0.*", 4 }, { "q_proj", 8 } }: regular expressions for a name or its last
 --- components, as PEFT's; of a list the first that matches counts.
 function lora.add(model, spec)
-  spec = spec or {}
-  suggest.refuse_unknown("add_lora", spec, FIELDS)
+  spec = options.check("add_lora", spec, FIELDS)
   local rank, alpha, dropout = spec.rank or 16, spec.alpha or 32, spec.dropout or 0
   if type(alpha) ~= "number" or not (alpha > 0) then check.fail("add_lora: alpha is %s, expected more than 0", tostring(alpha)) end
   if type(rank) ~= "number" or rank < 1 or rank > MOST_RANK or rank % 1 ~= 0 then
@@ -175,13 +178,17 @@ function Adapter:__tostring()
     self.config.lora_dropout, #self.modules, self.parameters.count)
 end
 
+--- free(): take the adapters off the model, which is then what it was without them.
 function Adapter:free()
+  if self.model.lora == self then self.model.lora = nil end
   for _, layer in ipairs(self.layers) do
     if layer.joined then joined.detach(layer) end
     layer.lora = nil
   end
   for _, t in ipairs(self.tensors) do t:free() end
 end
+
+guard.methods(Adapter, "model.lora")
 
 -- ---- reading -------------------------------------------------------------------------------------------------------------------
 -- Heads of the models that adapters are trained on; no embedding depends on them.

@@ -9,6 +9,7 @@
 local ffi = require "ffi"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
+local guard = require "lorarun.guard"
 local model_config = require "lorarun.model_config"
 local tensor = require "lorarun.tensor"
 local ops = require "lorarun.ops"
@@ -246,6 +247,8 @@ end
 
 --- A packed batch (data.lua) as tensors on the model's device; the context of forward().
 function Model:context(batch, extra)
+  if type(batch) ~= "table" or not batch.tokens then check.fail("model:context takes a batch, as lr.data.pack makes one") end
+  if not batch.ids then check.fail("model:context: the batch was closed") end
   local t = batch.tokens
   local device = self.device
   local ctx = {
@@ -261,6 +264,7 @@ end
 
 --- forward(ctx): embeddings [sequences, dimension], f32, pooled, and normalised where the model is. Records on the tape.
 function Model:forward(ctx)
+  if type(ctx) ~= "table" or not ctx.cu_seqlens then check.fail("model:forward takes what model:context(batch) gives") end
   local hidden = self.arch.forward(self.built, ctx)
   local e = ctx.pooled and ops.cast(hidden, "f32") or ops.pool(hidden, ctx.cu_seqlens, self.pooling)
   hidden:release()
@@ -383,6 +387,8 @@ function Model:free()
       if getmetatable(v) == tensor.Tensor then v:free() elseif type(v) == "table" and v ~= self.sizes then free(v) end
     end
   end
+  if self.freed then return end
+  self.freed = true
   free(self.built)
   if self.lora then self.lora:free() end
   if self.tokenizer then self.tokenizer:free() end
@@ -395,7 +401,19 @@ function Model:__tostring()
     self.lora and (", LoRA rank %d (%d parameters)"):format(self.lora.config.r, self.lora.parameters.count) or "")
 end
 
---- is(value): is it a model?
+guard.methods(Model, "model", function(self, name)
+  if self.freed and name ~= "free" then check.fail("model:%s: the model %s was freed", name, self.name) end
+end)
+
+--- is(value): is it a model? expect(value, what): an error where it is none that is alive; what: who wants it.
 local function is(value) return getmetatable(value) == Model end
 
-return { load = load, is = is, Model = Model }
+local function expect(value, what)
+  if not is(value) then
+    check.fail("%s takes a model, got %s%s", what, kinds.shown(value), type(value) == "string"
+      and (": load it first, lr.load_model(%q)"):format(value) or "")
+  end
+  if value.freed then check.fail("%s: the model %s was freed", what, value.name) end
+end
+
+return { load = load, is = is, expect = expect, Model = Model }

@@ -429,14 +429,36 @@ end
 
 rule("clip_factor adamw loss_scale", "none: they are the optimizer")
 
+--- How many of its first arguments are tensors, for those who are told from a recipe (guard.lua).
+ops.tensors = { embedding = 2, cast = 1, add = 2, scale = 1, mul = 2, gather_rows = 2, rows = 1, columns = 1, view = 1,
+  matmul_nt = 2, projection = 1, rms_norm = 1, layer_norm = 1, self_attention = 1,
+  gelu = 1, swiglu = 1, pool = 2, normalize = 1, row_dot = 2,
+  mse = 2, cross_entropy = 2 }
+
 -- ---- operators -------------------------------------------------------------------------------------------------------------
 local Tensor = tensor.Tensor
-function Tensor.__add(a, b) return ops.add(a, b) end
-function Tensor.__sub(a, b) return ops.add(a, b, 1, -1) end
+
+local function both(a, b, sign)
+  if getmetatable(a) ~= Tensor or getmetatable(b) ~= Tensor then
+    local other = getmetatable(a) == Tensor and b or a
+    check.fail("a tensor %s a %s: both must be tensors of one shape; lr.tensor.full(t.shape, x) is one of equal numbers", sign,
+      type(other))
+  end
+end
+
+function Tensor.__add(a, b)
+  both(a, b, "+")
+  return ops.add(a, b)
+end
+function Tensor.__sub(a, b)
+  both(a, b, "-")
+  return ops.add(a, b, 1, -1)
+end
 function Tensor.__unm(a) return ops.scale(a, -1) end
 function Tensor.__mul(a, b)
   if type(a) == "number" then return ops.scale(b, a) end
   if type(b) == "number" then return ops.scale(a, b) end
+  both(a, b, "*")
   return ops.mul(a, b)
 end
 

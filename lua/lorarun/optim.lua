@@ -4,6 +4,8 @@
 local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
+local guard = require "lorarun.guard"
+local options = require "lorarun.options"
 local tensor = require "lorarun.tensor"
 
 local AdamW = {}
@@ -13,25 +15,32 @@ AdamW.__index = AdamW
 -- doubled after INTERVAL clean steps on end, and halved when a gradient overflows.
 local SCALE, GROWTH, BACKOFF, INTERVAL = 65536, 2, 0.5, 2000
 
+local OPTIONS = { beta1 = options.from(0), beta2 = options.from(0), eps = options.from(0), weight_decay = options.from(0),
+  max_grad_norm = options.from(0), scaled = options.boolean, loss_scale = options.from(0) }
+
 --- adamw(parameters, options): parameters: { value, grad, count } of lora.lua; norm and scale, if they have them, are where the
 --- gradient's norm and a copy of the scale go. options: beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0, max_grad_norm = 1
 --- (0: no clipping), scaled = whether the gradients it gets are those of the loss times self.scale ([1] f32, on the device), which
 --- it looks after; loss_scale = what that begins with (65536).
-local function adamw(parameters, options)
-  options = options or {}
+local function adamw(parameters, given)
+  if type(parameters) ~= "table" or not parameters.value then
+    check.fail("lr.adamw takes the model:parameters() of a model with adapters, got %s%s", options.shown(parameters),
+      parameters == nil and ": call model:add_lora first" or "")
+  end
+  given = options.check("lr.adamw", given, OPTIONS)
   return tensor.persistent(function()
     local device = parameters.value.device
     local self = setmetatable({
       parameters = parameters, steps = 0,
-      beta1 = options.beta1 or 0.9, beta2 = options.beta2 or 0.999, eps = options.eps or 1e-8,
-      weight_decay = options.weight_decay or 0, max_grad_norm = options.max_grad_norm or 1,
+      beta1 = given.beta1 or 0.9, beta2 = given.beta2 or 0.999, eps = given.eps or 1e-8,
+      weight_decay = given.weight_decay or 0, max_grad_norm = given.max_grad_norm or 1,
       m = tensor.zeros({ parameters.count }, "f32", "optimizer state", device),
       v = tensor.zeros({ parameters.count }, "f32", "optimizer state", device),
       factor = tensor.new({ 1 }, "f32", "clip factor", device),
       norm = parameters.norm or tensor.new({ 1 }, "f32", "grad norm", device),
     }, AdamW)
-    if options.scaled then
-      self.scaling = tensor.from({ options.loss_scale or SCALE, 0 }, { 2 }, "f32", "loss scale", device)
+    if given.scaled then
+      self.scaling = tensor.from({ given.loss_scale or SCALE, 0 }, { 2 }, "f32", "loss scale", device)
       self.scale, self.clean = self.scaling:view { 1 }, self.scaling:view({ 1 }, 1)
       self.scale_matrix = self.scaling:view { 1, 1 }
     end
@@ -87,5 +96,7 @@ function AdamW:free()
   end
   if self.norm ~= self.parameters.norm then self.norm:free() end
 end
+
+guard.methods(AdamW, "optimizer")
 
 return { adamw = adamw }

@@ -13,6 +13,7 @@
 -- is a terminal), every_seconds and every_steps (lines in a log: at most one in so many seconds, 10, or one in so many
 -- steps), width (columns; asked from the terminal unless given) and clock (a function that returns seconds).
 local C = require "lorarun.c"
+local kinds = require "lorarun.options"
 
 local progress = {}
 local Bar = {}
@@ -91,7 +92,11 @@ local function field_text(field)
   return name:find("/", 1, true) and text .. " " .. name or name .. " " .. text
 end
 
+local OPTIONS = { total = kinds.from(0), description = kinds.text, transient = kinds.boolean, stream = kinds.any,
+  clock = kinds.func, initial = kinds.from(0), every_seconds = kinds.from(0), every_steps = kinds.whole(1), width = kinds.whole(0) }
+
 function progress.new(options)
+  options = kinds.check("progress.new", options, OPTIONS)
   local stream = options.stream
   if not stream then stream = terminal_width(io.stdout) == 0 and terminal_width(io.stderr) > 0 and io.stderr or io.stdout end
   local clock = options.clock or C.lr_time
@@ -205,5 +210,7 @@ function Bar:close()
   self.stream:flush()
   self.drawn = false
 end
+
+require("lorarun.guard").methods(Bar, "bar")
 
 return progress

@@ -23,6 +23,7 @@ tensor.Tensor = Tensor
 local DTYPE = { f32 = C.LR_F32, bf16 = C.LR_BF16, f16 = C.LR_F16, i32 = C.LR_I32, i64 = C.LR_I64 }
 local DTYPE_NAME = { [0] = "f32", "bf16", "f16", "i32", "i64" }
 local CTYPE = { f32 = "float[?]", bf16 = "uint16_t[?]", f16 = "uint16_t[?]", i32 = "int32_t[?]", i64 = "int64_t[?]" }
+local SIZE = { f32 = 4, bf16 = 2, f16 = 2, i32 = 4, i64 = 8 }
 local DEVICE = memory.DEVICES
 local out = ffi.new "lr_tensor *[1]"
 local dims = ffi.new("int64_t[?]", C.LR_MAX_DIMS)
@@ -117,10 +118,33 @@ end
 
 -- ---- making ----------------------------------------------------------------------------------------------------------------
 local function set_dims(shape)
+  if type(shape) ~= "table" then check.fail("a shape is %s, expected a list of sizes, such as { 2, 3 }", tostring(shape)) end
   local n = #shape
   if n < 1 or n > C.LR_MAX_DIMS then check.fail("a tensor has 1 to %d dimensions, not %d", C.LR_MAX_DIMS, n) end
-  for i = 1, n do dims[i - 1] = shape[i] end
+  for i = 1, n do
+    local size = shape[i]
+    if type(size) ~= "number" or size % 1 ~= 0 then
+      check.fail("size %d of a shape is %s, expected a whole number", i, tostring(size))
+    end
+    dims[i - 1] = size
+  end
   return n
+end
+
+-- C data that holds `count` elements of a dtype, as far as it can be told: a pointer does not say how many.
+local ELEMENT = { f32 = "float", bf16 = tostring(ffi.typeof "uint16_t"):match "<(.*)>", f16 = tostring(ffi.typeof "uint16_t"):match
+  "<(.*)>", i32 = tostring(ffi.typeof "int32_t"):match "<(.*)>", i64 = tostring(ffi.typeof "int64_t"):match "<(.*)>" }
+
+local function check_data(values, t, count)
+  if type(values) ~= "cdata" then
+    check.fail("'%s' takes C data of %d %s, got %s", t.name, count, t.dtype, values == nil and "nothing" or "a " .. type(values))
+  end
+  local kind = tostring(ffi.typeof(values)):match "^ctype<(.*)>$"
+  local element, array = kind:gsub("^const ", ""):match "^(.-) ([%[%*(])"
+  if element ~= ELEMENT[t.dtype] then check.fail("'%s' is %s, and was given C data that is '%s'", t.name, t.dtype, kind) end
+  if array ~= "*" and ffi.sizeof(values) < count * SIZE[t.dtype] then
+    check.fail("'%s' has %d elements, and was given C data of %d", t.name, count, ffi.sizeof(values) / SIZE[t.dtype])
+  end
 end
 
 --- new(shape, dtype, name, device): contents undefined. shape: array of 1 to 4 sizes; dtype: "f32" (default), "bf16", "f16",
@@ -160,11 +184,22 @@ function tensor.from(values, shape, dtype, name, device)
     end
     values, shape = flat, shape or { rows, width }
   end
-  shape = shape or { #values }
+  if type(values) ~= "table" and type(values) ~= "cdata" then
+    check.fail("a tensor is made of a list of numbers, of lists of them, or of C data, not of %s", values == nil and "nothing"
+      or "a " .. type(values))
+  end
+  shape = shape or type(values) == "table" and { #values } or check.fail "a tensor made of C data needs a shape"
   local t = tensor.new(shape, dtype, name, device)
   local n = t:elements()
   if type(values) == "table" then
     if #values ~= n then check.fail("%d values for a tensor of %d elements", #values, n) end
+    local whole = dtype == "i32" or dtype == "i64"
+    for i = 1, n do
+      local v = values[i]
+      if type(v) ~= "number" or whole and v % 1 ~= 0 then
+        check.fail("value %d is %s, expected a %s for a tensor of %s", i, tostring(v), whole and "whole number" or "number", dtype)
+      end
+    end
     if dtype == "bf16" or dtype == "f16" then
       local f = tensor.from(values, shape, "f32", name, device)
       check(C.lr_op_cast(t:matrix().handle, f:matrix().handle))
@@ -172,6 +207,8 @@ function tensor.from(values, shape, dtype, name, device)
       return t
     end
     values = ffi.new(CTYPE[dtype], n, values)
+  elseif device ~= "meta" then
+    check_data(values, t, n)
   end
   check(C.lr_tensor_write(t.handle, 0, n, values))
   return t
@@ -325,6 +362,7 @@ end
 --- Overwrite all values from C data of the tensor's dtype.
 function Tensor:write(values)
   refuse_if_recorded(self, "write()")
+  if self.device ~= "meta" then check_data(values, self, self:elements()) end
   check(C.lr_tensor_write(self.handle, 0, self:elements(), values))
   return self
 end
@@ -334,6 +372,8 @@ function Tensor:fill(value)
   check(C.lr_tensor_fill(self.handle, value))
   return self
 end
+
+require("lorarun.guard").methods(Tensor, "tensor")
 
 local EDGE = 3 -- values shown at each end of a row, rows at each end of a matrix
 

@@ -5,11 +5,11 @@
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local config = require "lorarun.tokenizer_config"
-local sorted = require "lorarun.sorted"
 local ffi = require "ffi"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
-local suggest = require "lorarun.suggest"
+local guard = require "lorarun.guard"
+local options = require "lorarun.options"
 
 local tokenizer = {}
 local Tokenizer = {}
@@ -26,36 +26,19 @@ function Tokenizer.__index(self, key)
   return method
 end
 
-local OPTIONS = { add_special_tokens = "boolean", max_length = "number" }
-
-local function checked(options)
-  for name, value in sorted(options) do
-    local kind = OPTIONS[name]
-    if not kind then
-      check.fail("encode: there is no option '%s'; there are add_special_tokens and max_length", tostring(name))
-    end
-    if type(value) ~= kind then
-      check.fail("encode: %s must be a %s, got %s (a %s)", name, kind, tostring(value), type(value))
-    end
-  end
-  local length = options.max_length
-  if length and (length < 1 or length % 1 ~= 0) then
-    check.fail("encode: max_length must be a whole number above 0, got %s", tostring(length))
-  end
-  return options
-end
+local OPTIONS = { add_special_tokens = options.boolean, max_length = options.whole(1) }
 
 local NO_OPTIONS = {}
 
 -- The ids of text, an array. options: add_special_tokens (default true); max_length: at most so many ids, special ones included.
-function Tokenizer:encode(text, options)
+function Tokenizer:encode(text, given)
   if type(text) ~= "string" then check.fail("encode: the text must be a string, got a %s", type(text)) end
-  options = options and checked(options) or NO_OPTIONS
-  local special = options.add_special_tokens ~= false and 1 or 0
+  given = given and options.check("encode", given, OPTIONS) or NO_OPTIONS
+  local special = given.add_special_tokens ~= false and 1 or 0
   local room = math.max(64, math.floor(#text / 2))
   local ids = ffi.new("int32_t[?]", room)
   local function run()
-    check.call(C.lr_tokenizer_encode, self.handle, text, #text, special, options.max_length or 0, ids, room, count)
+    check.call(C.lr_tokenizer_encode, self.handle, text, #text, special, given.max_length or 0, ids, room, count)
     return tonumber(count[0])
   end
   local n = run()
@@ -90,6 +73,8 @@ function Tokenizer:free()
     C.lr_tokenizer_free(ffi.gc(handle, nil))
   end
 end
+
+guard.methods(Tokenizer, "tokenizer")
 
 function Tokenizer.__tostring(self)
   return ("tokenizer %s (%d tokens)"):format(self.path, self.vocab_size)
@@ -152,17 +137,16 @@ local function load_folder(out, folder, model_type)
   return true, class, own_code and read.post_processor or nil
 end
 
-local LOAD_OPTIONS = { model_type = true }
+local LOAD_OPTIONS = { model_type = options.text }
 
 -- path: a folder, whose tokenizer is what transformers' AutoTokenizer makes of it, or a tokenizer.json, which counts alone.
 -- options: model_type, which counts where the folder has no config.json.
-function tokenizer.load_tokenizer(path, options)
+function tokenizer.load_tokenizer(path, given)
   if type(path) ~= "string" then check.fail("load_tokenizer: the folder must be a string, got a %s", type(path)) end
-  options = options or {}
-  suggest.refuse_unknown("lr.load_tokenizer", options, LOAD_OPTIONS)
+  given = options.check("lr.load_tokenizer", given, LOAD_OPTIONS)
   local out = ffi.new "lr_tokenizer *[1]"
   local loaded, class, own_code
-  if fs.is_directory(path) then loaded, class, own_code = load_folder(out, path, options.model_type) end
+  if fs.is_directory(path) then loaded, class, own_code = load_folder(out, path, given.model_type) end
   if not loaded then check.call(C.lr_tokenizer_load, out, path) end
   local handle = ffi.gc(out[0], C.lr_tokenizer_free)
   local max_length = tonumber(C.lr_tokenizer_file_max_length(handle))

@@ -78,11 +78,7 @@ local function check_data(given)
 end
 
 local function check_model(model)
-  if type(model) == "string" then
-    check.fail("lr.train: model is the text '%s': load it first: lr.load_model(%q)", model, model)
-  end
-  if not require("lorarun.model").is(model) then check.fail("lr.train: model is %s, expected one that lr.load_model gave",
-    options.shown(model)) end
+  require("lorarun.model").expect(model, "lr.train")
   if not model.lora then check.fail("the model has nothing to train: call model:add_lora first") end
 end
 

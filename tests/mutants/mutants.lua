@@ -54,7 +54,7 @@ return {
     "max_grad_norm = o.clip,",
     "max_grad_norm = 0," },
   { "clip-always-1", "optim", TRAINING, "weight decay",
-    "max_grad_norm = options.max_grad_norm or 1,",
+    "max_grad_norm = given.max_grad_norm or 1,",
     "max_grad_norm = 1," },
   { "overflow-counts", "optim", "units/test_optim", "not finite",
     "if finite then self.steps = self.steps + 1 end",

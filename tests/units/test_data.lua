@@ -117,10 +117,10 @@ test("bad rows and wrong options", function()
     set = data.open(path, { columns = columns, max_rows = 1 })
     check.equal(set.rows, 1)
     set:close()
-    check.raises("max_rows must be a whole number from 1, got 0", data.open, path, { columns = columns, max_rows = 0 })
-    check.raises("on_bad_row must be \"error\" or \"skip\", got ignore", data.open, path,
+    check.raises("max_rows is 0, expected a whole number of at least 1", data.open, path, { columns = columns, max_rows = 0 })
+    check.raises("on_bad_row is 'ignore', expected 'error' or 'skip'", data.open, path,
       { columns = columns, on_bad_row = "ignore" })
-    check.raises("there is no option 'rows'; there are columns, max_rows, on_bad_row", data.open, path,
+    check.raises("data.open has no option 'rows'; there are columns, max_rows, on_bad_row", data.open, path,
       { columns = columns, rows = 1 })
     check.raises("columns must be a list", data.open, path, { columns = {} })
     check.raises("column 1 must be { name =, kind =", data.open, path, { columns = { { name = "a", kind = "string" } } })
@@ -182,8 +182,8 @@ test("the loader packs what the tokenizer says", function()
       check.raises("the loader was closed", loader.room, loader)
     end
     check.raises("column 'score' holds numbers, not texts", data.loader, set, tokenizer, { columns = { "score" } })
-    check.raises("there is no option 'thread'", data.loader, set, tokenizer, { thread = 1 })
-    check.raises("queue must be a whole number from 1, got 0.5", data.loader, set, tokenizer, { queue = 0.5 })
+    check.raises("data.loader has no option 'thread'; did you mean 'threads'?", data.loader, set, tokenizer, { thread = 1 })
+    check.raises("queue is 0.5, expected a whole number of at least 1", data.loader, set, tokenizer, { queue = 0.5 })
     set:close()
   end)
   tokenizer:free()
