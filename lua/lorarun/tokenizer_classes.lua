@@ -10,6 +10,7 @@
 --   around            5: the attributes of the special tokens before and after a text, and their ids where they are null;
 --                     nil: tokenizer.json's
 --   plain_again       5: special tokens lose the flags that the files give them
+local files = require "lorarun.tokenizer_config"
 local json = require "lorarun.json"
 
 local classes = {}
@@ -17,8 +18,9 @@ local classes = {}
 local BERT_TOKENS = { unk_token = "[UNK]", sep_token = "[SEP]", pad_token = "[PAD]", cls_token = "[CLS]", mask_token = "[MASK]" }
 
 local function bert_built(settings)
-  return { type = "BertNormalizer", clean_text = true, handle_chinese_chars = settings:boolean("tokenize_chinese_chars", true),
-    strip_accents = settings:get "strip_accents", lowercase = settings:boolean("do_lower_case", true) },
+  return { type = "BertNormalizer", clean_text = true,
+    handle_chinese_chars = files.boolean(settings, "tokenize_chinese_chars", true),
+    strip_accents = settings:get "strip_accents", lowercase = files.boolean(settings, "do_lower_case", true) },
     { type = "BertPreTokenizer" },
     { type = "WordPiece", unknown = "unk_token", continuing_subword_prefix = "##", max_input_chars_per_word = 100 }
 end
@@ -28,7 +30,7 @@ local function byte_level(prefix_space, use_regex)
 end
 
 local function gpt2_built(settings)
-  return nil, byte_level(settings:boolean("add_prefix_space", false), true), { type = "BPE", ignore_merges = false }
+  return nil, byte_level(files.boolean(settings, "add_prefix_space", false), true), { type = "BPE", ignore_merges = false }
 end
 
 local QWEN2_PATTERN = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
@@ -37,7 +39,7 @@ local QWEN2_PATTERN = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}
 local function qwen2_built(settings)
   return { type = "NFC" }, { type = "Sequence", pretokenizers = json.array {
     { type = "Split", pattern = { Regex = QWEN2_PATTERN }, behavior = "Isolated", invert = false },
-    byte_level(settings:get "add_prefix_space" ~= nil and settings:boolean "add_prefix_space", false) } },
+    byte_level(settings:get "add_prefix_space" ~= nil and files.boolean(settings, "add_prefix_space"), false) } },
     { type = "BPE", ignore_merges = false }
 end
 

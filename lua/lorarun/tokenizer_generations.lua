@@ -6,6 +6,7 @@
 -- Written after transformers 4.57 and 5.23 with tokenizers 0.22 and 0.23.
 local check = require "lorarun.check"
 local classes = require "lorarun.tokenizer_classes"
+local files = require "lorarun.tokenizer_config"
 local json = require "lorarun.json"
 local added = require "lorarun.tokenizer_tokens"
 
@@ -54,13 +55,13 @@ end
 -- ---- the readings ------------------------------------------------------------------------------------------------
 local function side_of(facts, file)
   local config = facts.config
-  local side = config:text "truncation_side"
+  local side = files.text(config, "truncation_side")
   if side == nil then
-    if config:has "truncation_side" then config:fail("truncation_side", "is null, expected 'right' or 'left'") end
+    if config:given "truncation_side" ~= nil then config:refuse("truncation_side", "is null, expected 'right' or 'left'") end
     local truncation = file.truncation
     return type(truncation) == "table" and truncation.direction == "Left" and "left" or "right"
   end
-  if side ~= "left" and side ~= "right" then config:fail("truncation_side", "is '%s', expected 'right' or 'left'", side) end
+  if side ~= "left" and side ~= "right" then config:refuse("truncation_side", "is '%s', expected 'right' or 'left'", side) end
   return side
 end
 
@@ -76,7 +77,7 @@ local function four(facts, file, class, remote)
   if json.is_array(config:get "extra_special_tokens") then -- an empty one, too
     return nil, ("%s: transformers 4 reads 'extra_special_tokens' as an object only"):format(config.path)
   end
-  if class == classes.known.RobertaTokenizer then config:boolean("add_prefix_space", false) end -- null fails in both
+  if class == classes.known.RobertaTokenizer then files.boolean(config, "add_prefix_space", false) end -- null fails in both
   local r = { normalizer = file.normalizer, pre_tokenizer = file.pre_tokenizer, model = file.model }
   if class.normalizer then
     if not file.normalizer then
@@ -85,26 +86,26 @@ local function four(facts, file, class, remote)
     if type(file.normalizer) == "table" and type_of(file.normalizer) == "BertNormalizer" then
       local n, old = {}, file.normalizer
       for key, value in pairs(old) do n[key] = value end
-      n.type, n.lowercase = "BertNormalizer", config:boolean("do_lower_case", true)
-      if config:get "strip_accents" ~= nil then config:boolean "strip_accents" end
+      n.type, n.lowercase = "BertNormalizer", files.boolean(config, "do_lower_case", true)
+      if config:get "strip_accents" ~= nil then files.boolean(config, "strip_accents") end
       n.strip_accents = config:get "strip_accents"
-      local chinese = config:boolean("tokenize_chinese_chars", true)
+      local chinese = files.boolean(config, "tokenize_chinese_chars", true)
       if class.normalizer.handle_chinese_chars then n.handle_chinese_chars = chinese end
       r.normalizer = n
       r.renormalized = canonical(n, "normalizers") ~= canonical(old, "normalizers")
     end
   end
   local pre, prefix = file.pre_tokenizer, config:get "add_prefix_space"
-  if prefix == nil and not config:has "add_prefix_space" then prefix = false end
-  if prefix ~= nil then config:boolean "add_prefix_space" end
+  if prefix == nil and config:given "add_prefix_space" == nil then prefix = false end
+  if prefix ~= nil then files.boolean(config, "add_prefix_space") end
   if type(pre) == "table" and pre.type == "ByteLevel" and prefix ~= nil and pre.add_prefix_space ~= prefix then
     r.pre_tokenizer = { type = "ByteLevel", add_prefix_space = prefix, trim_offsets = pre.trim_offsets, use_regex = pre.use_regex }
   end
   r.added, r.named = added.tokens(facts, file, class, 4, false)
   if remote or class.llama then
     local function wanted(key, default, attribute)
-      if not config:boolean(key, default) then return {} end
-      return { token_of(r.named, attribute) or config:fail(key, "is true, but there is no %s", attribute) }
+      if not files.boolean(config, key, default) then return {} end
+      return { token_of(r.named, attribute) or config:refuse(key, "is true, but there is no %s", attribute) }
     end
     r.around = { before = remote and {} or wanted("add_bos_token", true, "bos_token"),
       after = wanted("add_eos_token", false, "eos_token") }
@@ -116,16 +117,17 @@ end
 local function five(facts, file, class)
   local config = facts.config
   if class.llama then return nil, "transformers 5 builds another kind of tokenizer for this class" end
-  for _, t in ipairs(facts.map and not config:has "added_tokens_decoder" and facts.map:array "additional_special_tokens" or {}) do
+  local map = config:given "added_tokens_decoder" == nil and facts.map
+  for _, t in ipairs(map and files.array(map, "additional_special_tokens") or {}) do
     if type(t) == "table" then
-      return nil, ("%s: transformers 5 reads 'additional_special_tokens' as strings only"):format(facts.map.path)
+      return nil, ("%s: transformers 5 reads 'additional_special_tokens' as strings only"):format(map.path)
     end
   end
   local r = { normalizer = file.normalizer, pre_tokenizer = file.pre_tokenizer, model = file.model }
   if class.built then
     local prefix = config:get "add_prefix_space"
-    if prefix ~= nil then config:boolean "add_prefix_space" end
-    if config:has "add_prefix_space" and prefix == nil and class.built == classes.known.GPT2Tokenizer.built then
+    if prefix ~= nil then files.boolean(config, "add_prefix_space") end
+    if config:given "add_prefix_space" ~= nil and prefix == nil and class.built == classes.known.GPT2Tokenizer.built then
       return nil, ("%s: transformers 5 reads 'add_prefix_space' as true or false only"):format(config.path)
     end
     r.normalizer, r.pre_tokenizer, r.model = class.built(config)
@@ -148,7 +150,7 @@ local function known_class(name, values)
   local names = {}
   for n in pairs(classes.known) do names[#names + 1] = n end
   table.sort(names)
-  values:fail("tokenizer_class", "is '%s', which lorarun does not know; it knows %s. Where tokenizer.json alone says how texts "
+  values:refuse("tokenizer_class", "is '%s', which lorarun does not know; it knows %s. Where tokenizer.json alone says how texts "
     .. "become tokens, write PreTrainedTokenizerFast there", name, table.concat(names, ", "))
 end
 
@@ -164,7 +166,7 @@ local function remote_code(values)
   for i = 2, 1, -1 do
     if type(map) == "table" and type(map[i]) == "string" then return map[i] end
   end
-  values:fail("auto_map", "names no tokenizer")
+  values:refuse("auto_map", "names no tokenizer")
 end
 
 local function refuse_settings(facts, file)
@@ -172,15 +174,15 @@ local function refuse_settings(facts, file)
   for _, setting in ipairs { { "from_slow", "the tokenizer is made of other files than tokenizer.json then" },
     { "fix_mistral_regex", "the pattern of tokenizer.json is replaced by Mistral's then" } } do
     local key, why = setting[1], setting[2]
-    if config:get(key) then config:fail(key, "is %s: %s, which lorarun does not do", tostring(config.raw[key]), why) end
+    if config:get(key) then config:refuse(key, "is %s: %s, which lorarun does not do", tostring(config.raw[key]), why) end
   end
   if config:get "tokenizer_file" then
-    config:fail("tokenizer_file", "is '%s': transformers 4 reads that file and transformers 5 reads %s; remove the key",
+    config:refuse("tokenizer_file", "is '%s': transformers 4 reads that file and transformers 5 reads %s; remove the key",
       tostring(config.raw.tokenizer_file), file.path)
   end
-  for _, name in ipairs(config:array "fast_tokenizer_files" or {}) do
+  for _, name in ipairs(files.array(config, "fast_tokenizer_files") or {}) do
     if name ~= "tokenizer.json" then
-      config:fail("fast_tokenizer_files", "names '%s', a tokenizer.json of some versions of transformers; keep only the one "
+      config:refuse("fast_tokenizer_files", "names '%s', a tokenizer.json of some versions of transformers; keep only the one "
         .. "that is meant, as tokenizer.json", tostring(name))
     end
   end
@@ -279,10 +281,12 @@ local function shown_ids(list)
 end
 
 local function refuse(facts, file, name, what)
+  local remedy = classes.overruled[facts.model_type or ""] and ("transformers 5 makes a %s of every %s model's: only a "
+    .. "tokenizer.json like that class's own is read alike"):format(classes.of_model[facts.model_type], facts.model_type)
+    or "where tokenizer.json is right, write PreTrainedTokenizerFast as tokenizer_class, which leaves it as it is"
   check.fail("%s: transformers 4 and transformers 5 read this tokenizer differently (tokenizer_class %s, model_type %s): they "
-    .. "differ in %s. lorarun cannot know with which of them the model was trained; make this file and %s say the same%s",
-    file.path, name or "none", tostring(facts.model_type), what, facts.config.path, classes.overruled[facts.model_type or ""] and ""
-    or ", or write PreTrainedTokenizerFast as tokenizer_class where tokenizer.json is right")
+    .. "differ in %s. lorarun cannot know with which of them the model was trained. Make this file and %s say the same; %s",
+    file.path, name or "none", tostring(facts.model_type), what, facts.config.path, remedy)
 end
 
 -- The readings of transformers 4 and 5, each nil with a reason where it cannot load the folder; the name of the class; and whether
@@ -295,12 +299,12 @@ local function readings(facts, file)
     check.fail("%s: 'auto_map' names %s, code of the folder's own that makes tokens, which lorarun cannot run. Where "
       .. "tokenizer.json alone says how texts become tokens, remove that entry", config.path, remote)
   end
-  local holder = config:text "tokenizer_class" and config or model
-  local name, registered = holder:text "tokenizer_class", classes.of_model[facts.model_type or ""]
+  local holder = files.text(config, "tokenizer_class") and config or model
+  local name, registered = files.text(holder, "tokenizer_class"), classes.of_model[facts.model_type or ""]
   local a, b, reason
   if not name and not registered then
     if facts.model_type then
-      model:fail("model_type", "is '%s': lorarun does not know the tokenizer of such a model, and no file names its "
+      model:refuse("model_type", "is '%s': lorarun does not know the tokenizer of such a model, and no file names its "
         .. "tokenizer_class", facts.model_type)
     end
     reason = ("%s: no tokenizer_class, and no model_type"):format(config.path)
@@ -328,7 +332,7 @@ end
 function generations.read(facts, file)
   local config = facts.config
   refuse_settings(facts, file)
-  local split, side = config:boolean("split_special_tokens", false), side_of(facts, file)
+  local split, side = files.boolean(config, "split_special_tokens", false), side_of(facts, file)
   local a, b, reason, name, own_code = readings(facts, file)
   local r = a or b or check.fail("%s", reason)
   local what = a and b and difference(a, b, split)

@@ -4,6 +4,7 @@
 -- A token is { content, single_word, lstrip, rstrip, special, normalized }; normalized nil: the contrary of special. A list of
 -- added tokens is { order = contents in the order in which they were added, by = content -> token, special = the contents that are
 -- special, calls = the new contents of each call }: each call of add_tokens numbers its new tokens from the highest id on.
+local files = require "lorarun.tokenizer_config"
 local json = require "lorarun.json"
 
 local added = {}
@@ -33,11 +34,11 @@ end
 -- A token out of a file's object { content, flags }.
 local function read_token(values, key, spec)
   if type(spec) ~= "table" or json.is_array(spec) or type(spec.content) ~= "string" then
-    values:fail(key, "has a token that is no object with a content")
+    values:refuse(key, "has a token that is no object with a content")
   end
   for _, flag in ipairs(FLAGS) do
     if spec[flag] ~= nil and type(spec[flag]) ~= "boolean" then
-      values:fail(key, "has '%s' as '%s' of the token '%s', expected true or false", tostring(spec[flag]), flag, spec.content)
+      values:refuse(key, "has '%s' as '%s' of the token '%s', expected true or false", tostring(spec[flag]), flag, spec.content)
     end
   end
   return plain_token(spec.content, spec)
@@ -47,7 +48,7 @@ end
 local function read_special(values, key, spec)
   if type(spec) == "string" then return spec end
   if type(spec) == "table" and spec.__type == "AddedToken" then return read_token(values, key, spec) end
-  values:fail(key, "is no token: expected a string, or an object with \"__type\": \"AddedToken\"")
+  values:refuse(key, "is no token: expected a string, or an object with \"__type\": \"AddedToken\"")
 end
 
 local function content_of(token) return type(token) == "table" and token.content or token end
@@ -95,7 +96,7 @@ end
 -- Without added_tokens_decoder, special_tokens_map.json comes before tokenizer_config.json.
 local function named_tokens(facts, file, class, generation)
   local config, named, further = facts.config, {}, {}
-  local legacy = not config:has "added_tokens_decoder" and facts.map or nil
+  local legacy = config:given "added_tokens_decoder" == nil and facts.map or nil
   local function from_map(key)
     local v = legacy and legacy.raw[key]
     if v == nil then return nil end
@@ -111,14 +112,14 @@ local function named_tokens(facts, file, class, generation)
   for _, attribute in ipairs(ATTRIBUTES) do
     local token = from_map(attribute)
     if token == nil then
-      if config:has(attribute) then token = config:get(attribute)
+      if config:given(attribute) ~= nil then token = config:get(attribute)
       else token = class.tokens and class.tokens[attribute] or attribute == "pad_token" and file_pad end
       if token then token = read_special(config, attribute, token) end
     end
     if token then named[#named + 1] = { attribute, token } end
   end
   local function take(values, key)
-    for _, spec in ipairs(values:array(key) or {}) do
+    for _, spec in ipairs(files.array(values, key) or {}) do
       local token = type(spec) == "table" and values == legacy and read_token(values, key, spec) or read_special(values, key, spec)
       if type(token) == "table" and values == legacy then token.special = true end
       further[#further + 1] = token
@@ -134,11 +135,11 @@ local function named_tokens(facts, file, class, generation)
   local extra = config:get "extra_special_tokens"
   local listed = json.is_array(extra)
   if listed and generation == 5 then take(config, "extra_special_tokens") end
-  for _, key in ipairs(listed and {} or json.keys(config:object "extra_special_tokens" or {})) do
+  for _, key in ipairs(listed and {} or json.keys(files.object(config, "extra_special_tokens") or {})) do
     named[#named + 1] = { key, read_special(config, "extra_special_tokens", extra[key]) }
   end
   if generation == 4 or not extra or next(extra) == nil then take(config, "additional_special_tokens") end
-  if legacy and (generation == 4 or not listed and not config:has "additional_special_tokens") then
+  if legacy and (generation == 4 or not listed and config:given "additional_special_tokens" == nil) then
     take(legacy, "additional_special_tokens")
   end
   return named, further
@@ -151,12 +152,12 @@ local function decoder_tokens(facts, file, named, further, generation)
     if not by_index[index] then indices[#indices + 1] = index end
     by_index[index] = token
   end
-  local decoder = facts.config:has "added_tokens_decoder" and (facts.config:object "added_tokens_decoder" or
-    facts.config:fail("added_tokens_decoder", "is null, expected an object"))
+  local decoder = facts.config:given "added_tokens_decoder" ~= nil and (files.object(facts.config, "added_tokens_decoder") or
+    facts.config:refuse("added_tokens_decoder", "is null, expected an object"))
   if decoder then
     for _, key in ipairs(json.keys(decoder)) do
       local index = key:find "^%d+$" and tonumber(key)
-      if not index then facts.config:fail("added_tokens_decoder", "has the key '%s', which is no id", key) end
+      if not index then facts.config:refuse("added_tokens_decoder", "has the key '%s', which is no id", key) end
       put(index, read_token(facts.config, "added_tokens_decoder", decoder[key]))
     end
   else
@@ -165,7 +166,7 @@ local function decoder_tokens(facts, file, named, further, generation)
     for _, t in ipairs(further) do special[content_of(t)] = true end
     for _, content in ipairs(json.keys(facts.added and facts.added.raw or {})) do
       local index = facts.added.raw[content]
-      if type(index) ~= "number" then facts.added:fail(content, "is no id") end
+      if type(index) ~= "number" then facts.added:refuse(content, "is no id") end
       local token = plain_token(content, { special = special[content] or false, normalized = not special[content] })
       token.unnamed = generation == 4 -- a special token of this name does not get these flags there
       put(index, token)

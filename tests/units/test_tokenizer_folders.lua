@@ -91,19 +91,19 @@ end
 local CONFIG, FILE = "tokenizer_config.json", "tokenizer.json"
 local REFUSED = {
   { "'truncation_side' is 'Left', expected 'right' or 'left'", { { CONFIG, { "truncation_side" }, "Left" } } },
-  { "'truncation_side' is 'true', expected a string", { { CONFIG, { "truncation_side" }, true } } },
+  { "'truncation_side' is true, expected a text", { { CONFIG, { "truncation_side" }, true } } },
   { "'do_lower_case' is null, expected true or false", { { CONFIG, { "do_lower_case" }, json.null } } },
-  { "'do_lower_case' is '1', expected true or false", { { CONFIG, { "do_lower_case" }, 1 } } },
-  { "'strip_accents' is 'no', expected true or false", { { CONFIG, { "strip_accents" }, "no" } } },
+  { "'do_lower_case' is 1, expected true or false", { { CONFIG, { "do_lower_case" }, 1 } } },
+  { "'strip_accents' is the text 'no', expected true or false", { { CONFIG, { "strip_accents" }, "no" } } },
   { "'split_special_tokens' is null", { { CONFIG, { "split_special_tokens" }, json.null } } },
-  { "'added_tokens_decoder' is an array", { { CONFIG, { "added_tokens_decoder" }, json.array {} } } },
+  { "'added_tokens_decoder' is a list", { { CONFIG, { "added_tokens_decoder" }, json.array {} } } },
   { "'added_tokens_decoder' is null", { { CONFIG, { "added_tokens_decoder" }, json.null } } },
   { "has the key 'x', which is no id", { { CONFIG, { "added_tokens_decoder", "x" }, { content = "x" } } } },
   { "has a token that is no object with a content", { { CONFIG, { "added_tokens_decoder", "5" }, "x" } } },
   { "has '1' as 'lstrip' of the token '[MASK]'", { { CONFIG, { "added_tokens_decoder", "4", "lstrip" }, 1 } } },
   { "'mask_token' is no token", { { CONFIG, { "mask_token" }, { content = "[MASK]" } } } },
-  { "'additional_special_tokens' is 'x', expected an array", { { CONFIG, { "additional_special_tokens" }, "x" } } },
-  { "'extra_special_tokens' is '5', expected an object", { { CONFIG, { "extra_special_tokens" }, 5 } } },
+  { "'additional_special_tokens' is the text 'x', expected a list", { { CONFIG, { "additional_special_tokens" }, "x" } } },
+  { "'extra_special_tokens' is 5, expected an object", { { CONFIG, { "extra_special_tokens" }, 5 } } },
   { "'tokenizer_class' is 'BertJapaneseTokenizer', which lorarun does not know; it knows BertTokenizer, ",
     { { CONFIG, { "tokenizer_class" }, "BertJapaneseTokenizer" } } },
   { "'auto_map' names tokenization_own.Tokenizer, code of the folder's own", { { CONFIG, { "auto_map" }, {
@@ -113,7 +113,7 @@ local REFUSED = {
   { "'tokenizer_file' is '/elsewhere'", { { CONFIG, { "tokenizer_file" }, "/elsewhere" } } },
   { "'fast_tokenizer_files' names 'tokenizer.4.0.json'", { { CONFIG, { "fast_tokenizer_files" },
     json.array { "tokenizer.4.0.json", "tokenizer.json" } } } },
-  { "its top is not an object", { { CONFIG, json.array {} }, { CONFIG, nil } }, "[1, 2]" },
+  { "it holds a list, expected an object", { { CONFIG, json.array {} }, { CONFIG, nil } }, "[1, 2]" },
 }
 for _, case in ipairs(REFUSED) do
   test("refused: " .. case[1], function()
