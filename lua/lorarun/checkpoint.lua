@@ -43,12 +43,8 @@ local function write_state(path, state)
   fs.write(fs.join(path, "state.json"), json.encode(state, { indent = 2, sort_keys = true }))
 end
 
---- save(folder, run): run = { model, optimizer, state = { step =, ... } }. Returns the checkpoint's path.
-function checkpoint.save(folder, run)
-  local path = checkpoint.path(folder, run.state.step)
-  local partial = fs.join(folder, ".partial-" .. name_of(run.state.step))
-  fs.make(folder)
-  remove_if_there(partial)
+-- All files of a checkpoint in a new folder.
+local function write_files(partial, run)
   lora.write(run.model, partial)
   local p, o = run.model.lora.parameters, run.optimizer
   safetensors.write(fs.join(partial, "optimizer.safetensors"), {
@@ -59,8 +55,23 @@ function checkpoint.save(folder, run)
   for k, v in pairs(run.state) do state[k] = v end
   for _, file in ipairs(FILES) do state.crc32c[file] = fs.crc32c(fs.join(partial, file)) end
   write_state(partial, state)
-  remove_if_there(path)
-  fs.rename(partial, path)
+end
+
+--- save(folder, run): run = { model, optimizer, state = { step =, ... } }. Returns the checkpoint's path.
+function checkpoint.save(folder, run)
+  local path = checkpoint.path(folder, run.state.step)
+  local partial = fs.join(folder, ".partial-" .. name_of(run.state.step))
+  fs.make(folder)
+  remove_if_there(partial)
+  local ok, err = pcall(function()
+    write_files(partial, run)
+    remove_if_there(path)
+    fs.rename(partial, path)
+  end)
+  if not ok then -- a full disk, say: what was begun would only fill it
+    pcall(remove_if_there, partial)
+    error(err, 0)
+  end
   return path
 end
 

@@ -117,6 +117,16 @@ local function finish(model, folder, options, coarse)
   return probes.demand(model, folder)
 end
 
+-- Call fn; where it fails, a folder that was not there before goes: a full disk is not to keep half of one.
+local function made_whole(folder, fn)
+  local new = not fs.exists(folder)
+  fs.make(folder)
+  local ok, result = pcall(fn)
+  if ok then return result end
+  if new then pcall(fs.remove, folder) end
+  error(result, 0)
+end
+
 local OPTIONS = { base = kinds.text, card = kinds.text, probes = kinds.table, check = kinds.boolean, max_bytes = kinds.whole(1) }
 
 --- adapter(model, folder, options): adapter_config.json + adapter_model.safetensors with the sentence-transformers files around
@@ -134,20 +144,17 @@ function export.adapter(model, folder, options)
     check.fail("%s has an adapter beside its weights, so an adapter that names it as its base would go on top of that one: give "
       .. "base = the folder of the weights alone, or save the merged model", model.weights_folder)
   end
-  fs.make(folder)
-  lora.write(model, folder, options.base)
-  write_settings(model, folder)
-  write_tokenizer(model, folder)
-  write_card(model, folder, "adapter", options.card)
+  made_whole(folder, function()
+    lora.write(model, folder, options.base)
+    write_settings(model, folder)
+    write_tokenizer(model, folder)
+    write_card(model, folder, "adapter", options.card)
+  end)
   return finish(model, folder, options)
 end
 
---- merged(model, folder, options): config.json and model.safetensors with W + s B A (computed in f32, rounded once to the dtype of
---- the base file), in shards above options.max_bytes (5e9). Other options, and what is returned, as of adapter().
-function export.merged(model, folder, options)
-  require("lorarun.model").expect(model, "save")
-  options = kinds.check("save", options, OPTIONS)
-  fs.make(folder)
+-- Returns whether weights were rounded to fewer bits than f32 has.
+local function write_merged(model, folder, options)
   local coarse = false
   local file = safetensors.open_folder(model.weights_folder)
   local ok, err = pcall(function()
@@ -177,6 +184,15 @@ function export.merged(model, folder, options)
   write_settings(model, folder)
   write_tokenizer(model, folder)
   write_card(model, folder, "merged", options.card)
+  return coarse
+end
+
+--- merged(model, folder, options): config.json and model.safetensors with W + s B A (computed in f32, rounded once to the dtype of
+--- the base file), in shards above options.max_bytes (5e9). Other options, and what is returned, as of adapter().
+function export.merged(model, folder, options)
+  require("lorarun.model").expect(model, "save")
+  options = kinds.check("save", options, OPTIONS)
+  local coarse = made_whole(folder, function() return write_merged(model, folder, options) end)
   return finish(model, folder, options, coarse)
 end
 

@@ -253,6 +253,7 @@ function launch.launch(given)
     supervise(s, given)
   else
     if s.num_cpu_threads_per_process > 0 then check(C.lr_threads_set(s.num_cpu_threads_per_process)) end
+    require("lorarun.preflight").check(s, given, function() end) -- as for several ranks, and silent where all is well
     current = new_job(s, { rank = 0, world_size = 1, local_rank = 0, local_world_size = 1, machine_rank = 0 })
   end
   return current

@@ -348,7 +348,6 @@ end
 function lora.write(model, folder, base)
   local adapter = model.lora or check.fail("the model has no adapter to save")
   fs.make(folder)
-  peft.write(model, folder, base)
   local entries = {}
   for _, m in ipairs(adapter.modules) do
     local key = "base_model.model." .. m.name
@@ -357,6 +356,7 @@ function lora.write(model, folder, base)
   end
   table.sort(entries, function(x, y) return x.name < y.name end)
   safetensors.write(fs.join(folder, "adapter_model.safetensors"), entries, { format = "pt" })
+  peft.write(model, folder, base)
 end
 
 return lora

@@ -18,11 +18,22 @@ local preflight = {}
 
 local BYTES = { fp32 = 4, bf16 = 2, fp16 = 2 } -- of a weight
 local PACKED_COPIES = 2    -- of frozen weights on a CPU: packed for the forward product and for the backward one
-local RUN_FOLDER_COPIES = 2 -- the model's weights are written once; while a file is replaced, old and new lie side by side
 local LARGEST_FILE = 5e9   -- larger models are written in several
-local SMALL = 64 * 2 ^ 20  -- adapters, optimizer state, logs and checkpoints of a run
+local SMALL = 64 * 2 ^ 20  -- adapters, optimizer state, logs and checkpoints of a run, where nobody knows the adapter yet
 
 local gib = report.gib
+
+--- weights_in(folder): the bytes of the weights in their files, and how many there are.
+function preflight.weights_in(folder)
+  local file, bytes, count = safetensors.open_folder(folder), 0, 0
+  for _, name in ipairs(file:names()) do
+    local info, elements = file:info(name), 1
+    for _, n in ipairs(info.shape) do elements = elements * n end
+    bytes, count = bytes + info.bytes, count + elements
+  end
+  file:close()
+  return bytes, count
+end
 
 -- The folder of the model, the bytes of its weights in their files, and how many there are; of an adapter, those of its base.
 local function weights_of(model, revision)
@@ -34,14 +45,7 @@ local function weights_of(model, revision)
   if not fs.is_file(fs.join(at, "config.json")) then
     check.fail("model folder %s has neither config.json nor adapter_config.json", at)
   end
-  local file, bytes, count = safetensors.open_folder(at), 0, 0
-  for _, name in ipairs(file:names()) do
-    local info, elements = file:info(name), 1
-    for _, n in ipairs(info.shape) do elements = elements * n end
-    bytes, count = bytes + info.bytes, count + elements
-  end
-  file:close()
-  return folder, bytes, count
+  return folder, preflight.weights_in(at)
 end
 
 local function ranks_text(s)
@@ -132,7 +136,7 @@ local function look_at_data(data, say)
     say("data", tostring(data.train))
     return
   end
-  if not fs.is_directory(data) then check.fail("there is no data folder '%s'", data) end
+  if not fs.is_directory(data) then check.fail("there is no data folder '%s', and so there is no train.jsonl in it", data) end
   for _, name in ipairs { "train.jsonl", "train.csv" } do
     local path = fs.join(data, name)
     if fs.is_file(path) then
@@ -144,6 +148,24 @@ local function look_at_data(data, say)
   check.fail("there is no train.jsonl (or train.csv) in '%s'", data)
 end
 
+--- must_have_room(output, weight_bytes, others): an error where the disk of the folder, or a limit, has no room for the merged
+--- model and for `others`, the bytes of all else that a run writes. What a file replaces stays until the new one is whole. Returns
+--- the bytes that are free.
+function preflight.must_have_room(output, weight_bytes, others)
+  local largest = tonumber(C.lr_limit(C.LR_LIMIT_FILE_SIZE))
+  if largest >= 0 and largest < math.min(weight_bytes, LARGEST_FILE) then
+    check.fail("the run writes a model of %s to %s, and a file may not grow so large here (%s); raise the limit",
+      memory.size_text(weight_bytes), output, memory.limit_text(C.LR_LIMIT_FILE_SIZE))
+  end
+  local free = fs.disk_free(output)
+  local needed = weight_bytes + others
+  if free < needed then
+    check.fail("%s has %s of disk space left, and the run may write %s; make room, or choose another --output", output,
+      memory.size_text(free), memory.size_text(needed))
+  end
+  return free
+end
+
 local function look_at_output(what, weight_bytes, say)
   local output, inputs = what.output, run_paths.of_data(what.data)
   if what.model then inputs[#inputs + 1] = { "the model", require("lorarun.hub").resolve(what.model) } end
@@ -152,18 +174,7 @@ local function look_at_output(what, weight_bytes, say)
   local probe = fs.join(output, (".writable-%d"):format(math.random(2 ^ 30)))
   fs.write(probe, "")
   fs.remove(probe)
-  local largest = tonumber(C.lr_limit(C.LR_LIMIT_FILE_SIZE))
-  if largest >= 0 and largest < math.min(weight_bytes, LARGEST_FILE) then
-    check.fail("the run writes a model of %s to %s, and a file may not grow so large here (%s); raise the limit",
-      memory.size_text(weight_bytes), output, memory.limit_text(C.LR_LIMIT_FILE_SIZE))
-  end
-  local free = fs.disk_free(output)
-  local needed = weight_bytes * RUN_FOLDER_COPIES + SMALL
-  if free < needed then
-    check.fail("%s has %s of disk space left, and the run may write %s; make room, or choose another --output", output, gib(free),
-      gib(needed))
-  end
-  say("output", ("%s, %s free"):format(output, gib(free)))
+  say("output", ("%s, %s free"):format(output, gib(preflight.must_have_room(output, weight_bytes, SMALL))))
 end
 
 function preflight.check(s, what, say)

@@ -12,6 +12,9 @@ local LEVELS = 2 -- of folders in a run's: checkpoints/step-00000123
 --- sweep(folder): remove what ranks that were killed were writing in a run's folder.
 function run_files.sweep(folder)
   if not fs.is_directory(folder) then return end
+  for _, name in ipairs(fs.list(folder)) do
+    if name:find "^%.partial%-" then fs.remove(fs.join(folder, name)) end -- shards of a model
+  end
   fs.sweep(folder, LEVELS)
   require("lorarun.checkpoint").sweep(fs.join(folder, "checkpoints"))
 end

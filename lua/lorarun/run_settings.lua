@@ -45,7 +45,7 @@ end
 local function checksum_of_weights(folder)
   local sum = 0
   for _, name in ipairs(fs.list(folder)) do
-    if name:find "^model.*%.safetensors$" then sum = sampled(sum, fs.join(folder, name)) end
+    if name:find "^model.*%.safetensors$" or name == "adapter_model.safetensors" then sum = sampled(sum, fs.join(folder, name)) end
   end
   return sum
 end

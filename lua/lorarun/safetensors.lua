@@ -273,16 +273,11 @@ local function remove_stale(dir, base, written)
   end
 end
 
---- write_sharded(dir, base, entries, max_bytes, metadata): base.safetensors where all fits into max_bytes (default 5e9), else
---- base-00001-of-00003.safetensors and so on with base.safetensors.index.json, as Hugging Face names them. Files of an earlier
---- write under the same base are removed at the end. metadata: default { format = "pt" }. Returns the names of the files.
-function safetensors.write_sharded(dir, base, entries, max_bytes, metadata)
-  local where = fs.join(dir, base .. ".safetensors")
-  local shards = split(checked_entries(where, entries), max_bytes or 5e9)
-  metadata = metadata or { format = "pt" }
-  local written, weight_map, total = {}, {}, 0
+-- All shards and their index in a folder; their names go to `written`, the index last.
+local function write_shards(dir, base, shards, metadata, written)
+  local weight_map, total = {}, 0
   for i, shard in ipairs(shards) do
-    local name = #shards == 1 and base .. ".safetensors" or ("%s-%05d-of-%05d.safetensors"):format(base, i, #shards)
+    local name = ("%s-%05d-of-%05d.safetensors"):format(base, i, #shards)
     write_file(fs.join(dir, name), shard, metadata)
     written[i] = name
     for _, e in ipairs(shard) do
@@ -290,12 +285,36 @@ function safetensors.write_sharded(dir, base, entries, max_bytes, metadata)
       total = total + e.bytes
     end
   end
+  local name = base .. ".safetensors.index.json"
+  fs.write(fs.join(dir, name), json.encode({ metadata = { total_size = total }, weight_map = weight_map }, { indent = 2 }) .. "\n")
+  written[#written + 1] = name
+end
+
+--- write_sharded(dir, base, entries, max_bytes, metadata): base.safetensors where all fits into max_bytes (default 5e9), else
+--- base-00001-of-00003.safetensors and so on with base.safetensors.index.json, as Hugging Face names them. Files of an earlier
+--- write under the same base are removed at the end. metadata: default { format = "pt" }. Returns the names of the files.
+function safetensors.write_sharded(dir, base, entries, max_bytes, metadata)
+  local where = fs.join(dir, base .. ".safetensors")
+  local shards = split(checked_entries(where, entries), max_bytes or 5e9)
   if #shards == 0 then check.fail("%s: there is no tensor to write", where) end
-  if #shards > 1 then
-    local name = base .. ".safetensors.index.json"
-    local index = { metadata = { total_size = total }, weight_map = weight_map }
-    fs.write(fs.join(dir, name), json.encode(index, { indent = 2 }) .. "\n")
-    written[#written + 1] = name
+  metadata = metadata or { format = "pt" }
+  local written
+  if #shards == 1 then
+    written = { base .. ".safetensors" }
+    write_file(where, shards[1], metadata)
+  else
+    written = {}
+    -- Shards of two models in one folder would be read as one: they take their places when the last is written.
+    local partial = fs.join(dir, ".partial-" .. base)
+    if fs.exists(partial) then fs.remove(partial) end
+    fs.make(partial)
+    local ok, err = pcall(write_shards, partial, base, shards, metadata, written)
+    if not ok then
+      pcall(fs.remove, partial) -- a full disk, say
+      error(err, 0)
+    end
+    for _, name in ipairs(written) do fs.rename(fs.join(partial, name), fs.join(dir, name)) end
+    fs.remove(partial)
   end
   remove_stale(dir, base, written)
   return written

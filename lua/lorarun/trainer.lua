@@ -12,6 +12,7 @@
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local args = require "lorarun.args"
+local checkpoint = require "lorarun.checkpoint"
 local fs = require "lorarun.fs"
 local batches = require "lorarun.batches"
 local comm = require "lorarun.comm"
@@ -22,6 +23,7 @@ local memory = require "lorarun.memory"
 local micro_step = require "lorarun.micro_step"
 local optim = require "lorarun.optim"
 local planning = require "lorarun.planning"
+local preflight = require "lorarun.preflight"
 local probes = require "lorarun.probes"
 local progress = require "lorarun.progress"
 local ranks = require "lorarun.ranks"
@@ -38,6 +40,7 @@ local train_options = require "lorarun.train_options"
 local trainer = {}
 
 local SIGINT = require("lorarun.signals").INT
+local LOGS = 16 * 2 ^ 20 -- bytes of a tokenizer, logs and other small files of a run
 local MOST_OVERFLOWS = 40 -- on end: the scale of an fp16 run's loss has then been halved from 2^16 to 2^-24
 
 -- Steps of an epoch, and of a run on so many ranks.
@@ -279,7 +282,8 @@ local function finish(run, results, seconds)
     local set, columns = run.validation or run.train, { o.columns[1], o.columns[2] }
     local options = { card = card, probes = probes.measure(model, probes.texts_of(set, columns)), check = false }
     export.adapter(model, adapter, options) -- first: small, and of it the other can be made again
-    export.merged(model, o.output, options)
+    local ok, err = pcall(export.merged, model, o.output, options)
+    if not ok then error(("%s; the adapter is written, in %s"):format(err, adapter), 0) end
     run.files:json("evaluation.json", results)
     print(report.summary(run, results, seconds))
     rates.remember(run)
@@ -297,6 +301,15 @@ local function compare_ranks(run)
   local values = run_settings.of_ranks(run.fixed)
   values["checksum of the adapters"] = ranks.checksum(run.model.lora.parameters.value)
   ranks.agree("before the first step", values)
+end
+
+-- Is there room for all that the run will write: checkpoints (an adapter and AdamW's two numbers for each of its own; while one is
+-- written, those that it makes superfluous are still there), the adapter, the merged model?
+local function check_room(run)
+  local o, adapter = run.options, 4 * run.model.lora.parameters.count
+  local checkpoints = math.min(o.keep, math.ceil(run.total_steps / o.evaluation_steps)) + 2 -- the best, and the one being written
+  if o.resume then checkpoints = math.max(1, checkpoints - #checkpoint.steps(fs.join(o.output, "checkpoints"))) end
+  preflight.must_have_room(o.output, (preflight.weights_in(run.model.weights_folder)), adapter + checkpoints * 3 * adapter + LOGS)
 end
 
 local function how_to_go_on(at_prompt)
@@ -319,6 +332,7 @@ local function train(run)
   run.steps_per_epoch, run.total_steps = count_steps(o, draws, world)
   run.fixed = run_settings.of(run) -- what must stay the same for a resumed run to end in the same bits
   if world > 1 then compare_ranks(run) end
+  comm.on_rank_0(function() check_room(run) end)
   ranks.connect(o.model.lora.parameters, o.loss.gather and { o.batch * #o.columns, o.model.dimension })
   run.recompute = recompute.new(run)
   run.fixed.batch_parts = math.ceil(o.batch / run.part)

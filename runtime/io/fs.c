@@ -358,9 +358,12 @@ int lr_file_append(const char *path, const char *data, int64_t size)
     int status = LR_OK;
     if (n < 0)
         status = lr_fail_errno("cannot append to %s", path);
-    else if (n != size)
-        status =
-            lr_fail(LR_EIO, "cannot append to %s: only %lld of %lld bytes fitted", path, (long long)n, (long long)size);
+    else if (n != size) { /* a full disk: no part of it is left */
+        const off_t end = lseek(fd, 0, SEEK_CUR);
+        const bool undone = end >= n && ftruncate(fd, end - n) == 0;
+        status = lr_fail(LR_EIO, "cannot append to %s: only %lld of %lld bytes fitted%s", path, (long long)n,
+                         (long long)size, undone ? "" : ", and they are left there");
+    }
     close(fd);
     return status;
 }

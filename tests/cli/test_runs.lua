@@ -357,3 +357,72 @@ test("an undefined metric chooses no best model: it is said, the newest is kept,
     check.equal(json.decode_file(fs.join(mixed, "evaluation.json")).best_step, 2)
   end)
 end)
+
+-- ---- full disks ----------------------------------------------------------------------------------------------------------------
+-- A shell command with a disk of so many megabytes, which it may fill, at folder/disk and $D. nil where this machine lets nobody
+-- mount one.
+local function with_disk(folder, megabytes, command)
+  local disk = fs.join(folder, "disk")
+  fs.make(disk)
+  local mounted = ("mount -t tmpfs -o size=%dm none %s"):format(megabytes, quote(disk))
+  if run(("unshare -rm sh -c %s"):format(quote(mounted))).status ~= 0 then return nil end
+  return run(("export L D=%s; unshare -rm sh -c %s"):format(quote(disk), quote(mounted .. "; " .. command)))
+end
+
+test("no room on the disk is said before the first step, also on one process and without lr.launch", function()
+  with_data(function(folder, data)
+    local output = fs.join(folder, "disk/out")
+    local r = with_disk(folder, 4, training.command(data, output, "--max-steps 1") .. "; s=$?; ls $D/out; exit $s")
+    if not r then return end
+    check.equal(r.status, 1)
+    check_says(r.err, output .. " has 4.2 MB of disk space left, and the run may write 67.3 MB; make room, or choose another")
+    check.equal(r.out, "", "files in the folder")
+    local script = fs.join(folder, "plain.lua")
+    fs.write(script, ([[
+      local lr = require "lorarun"
+      local model = lr.load_model(%q, { max_length = 32 })
+      model:add_lora { rank = 2, targets = { "query" } }
+      lr.train { model = model, data = %s, output = %q, max_steps = 4, evaluation_steps = 1, batch = 8 }]]):format(
+      training.bert, data, output))
+    r = with_disk(folder, 4, ('$L %s; s=$?; ls $D/out; exit $s'):format(quote(script)))
+    check.equal(r.status, 1)
+    check_says(r.err, "has 4.2 MB of disk space left, and the run may write 17.0 MB")
+    check.that(not r.out:find "step%-" and not r.out:find "log", r.out)
+  end)
+end)
+
+test("a disk that is full in the middle: what was begun is removed, what was there before is whole", function()
+  with_data(function(folder, data)
+    -- the disk is filled after a step; the next checkpoint, or the last files, find no room
+    local filled = training.hooked(folder, [[
+      local export = require "lorarun.export"
+      local function fill() os.execute("cat /dev/zero >$D/filler 2>/dev/null") end
+      if os.getenv "AT" == "merged" then
+        local merged = export.merged
+        export.merged = function(...) fill() return merged(...) end
+      end
+      lr.train { on_step = function(s) if s.step == 3 and os.getenv "AT" == "step" then fill() end end,]])
+    local look = '; s=$?; echo; find $D -type f ! -name filler | sort; exit $s'
+    local output = fs.join(folder, "disk/out")
+    local options = "--max-steps 4 --evaluation-steps 2"
+    local command = training.command(data, output, options, filled)
+    local r = with_disk(folder, 80, "AT=step " .. command .. look)
+    if not r then return end
+    check.equal(r.status, 1)
+    check_says(r.err, "No space left on device")
+    local files = r.out:match "\n\n(.*)$"
+    check.that(not files:find "step%-00000004" and not files:find "partial" and not files:find "tmp%-", files)
+    check_says(files, "checkpoints/step-00000002/optimizer.safetensors")
+    -- an earlier run's model and adapter stay where the second has no room for its own
+    local first = training.command(data, output, options)
+    r = with_disk(folder, 80, first .. " >/dev/null && cp -r $D/out $D/kept && AT=merged " .. command
+      .. " --seed 2; s=$?; cmp $D/out/model.safetensors $D/kept/model.safetensors && echo the same model; "
+      .. "cmp -s $D/out/adapter/adapter_model.safetensors $D/kept/adapter/adapter_model.safetensors || echo another adapter; "
+      .. "find $D -name '*partial*' -o -name '*tmp-*'; exit $s")
+    check.equal(r.status, 1)
+    check_says(r.err, "No space left on device")
+    check_says(r.err, "; the adapter is written, in " .. output .. "/adapter")
+    check_says(r.out, "the same model\nanother adapter\n")
+    check.that(not r.out:find "partial" and not r.out:find "tmp%-", r.out)
+  end)
+end)

@@ -105,6 +105,24 @@ test("shards as Hugging Face names them", function()
   end)
 end)
 
+test("shards that cannot all be written leave those of an earlier write as they were", function()
+  folder(function(dir)
+    safetensors.write_sharded(dir, "model", entries(), 16)
+    local before = {}
+    for _, name in ipairs(fs.list(dir)) do before[name] = fs.read(fs.join(dir, name)) end
+    local others = entries()
+    for i, e in ipairs(others) do
+      local t = e.tensor
+      e.tensor = e.name == "b" and function() error("the disk is full", 0) end or t
+      others[i] = e
+    end
+    check.raises("the disk is full", safetensors.write_sharded, dir, "model", others, 16, { format = "other" })
+    local names = fs.list(dir)
+    check.equal(#names, 3, "files: " .. table.concat(names, " ") .. ";")
+    for _, name in ipairs(names) do check.that(fs.read(fs.join(dir, name)) == before[name], name .. " changed") end
+  end)
+end)
+
 test("an index that does not fit", function()
   folder(function(dir)
     safetensors.write_sharded(dir, "model", entries(), 16)
