@@ -21,7 +21,6 @@ local function new(o)
     batch = o.batch * comm.world_size, step_size = o.batch * comm.world_size * o.accumulate, next_step = o.first_step,
     part = (o.part or o.batch) * comm.world_size, passes = o.passes or 1, last_step = o.last_step, pending = {}, head = 1, tail = 0,
     at = 0, from = 0, pass = 1 }, Batches) -- the batch begins at draw `at` of its step, the next part at `from`
-  self.steps_per_epoch = math.ceil(o.draws / self.step_size)
   self.loader = data.loader(o.set, o.model.tokenizer, { columns = o.columns, prefixes = o.prefixes,
     max_length = o.model.max_length, threads = o.threads or 1, queue = o.queue or 4,
     deal = { world = comm.world_size, rank = comm.rank } })

@@ -73,7 +73,8 @@ without_apt_get_the_names_are_told() {
 # apt-get finds its lock taken once, then "installs" luacheck by writing it.
 root_installs_and_waits_for_the_lock() {
   machine git && echo 'echo 0' | script id && echo 'exit 0' | script apt-cache || return 1
-  echo 'exit 0' | script clang-format && echo 'exit 0' | script shellcheck && echo 'exit 0' | script sleep_stub || return 1
+  echo 'exit 0' | script clang-format && echo 'exit 0' | script shellcheck && echo 'exit 0' | script luajit || return 1
+  echo 'exit 0' | script sleep_stub || return 1
   rm bin/sleep && mv bin/sleep_stub bin/sleep
   script apt-get <<'STUB'
 echo "$DEBIAN_FRONTEND $*" >>"$HOME/calls"
