@@ -170,6 +170,9 @@ local function check_task(config)
         how:text "method_output_name", how:text "method")
     end
   end
+  if modalities and not modalities:object "text" then
+    config:refuse("modality_config", "has no 'text': the model takes no texts")
+  end
   local output = config:text("module_output_name", "token_embeddings")
   if output ~= "token_embeddings" then
     config:refuse("module_output_name", "is '%s', only token_embeddings is supported", output)
@@ -222,6 +225,7 @@ local SIMILARITIES = set("cosine", "dot", "euclidean", "manhattan")
 local function read_config(settings, path)
   local config = read_if_there(path)
   if not config then return end
+  if config:given "model_type" == json.null then config:refuse("model_type", "is null, expected \"SentenceTransformer\"") end
   local kind = config:text("model_type", "SentenceTransformer")
   if kind ~= "SentenceTransformer" then
     config:refuse("model_type", "is '%s': the folder is of another kind than models that give an embedding a text", kind)

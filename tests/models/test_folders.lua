@@ -150,6 +150,7 @@ local REFUSED = {
     "'processing_kwargs.text.add_special_tokens'" },
   { "bert", transformer { processing_kwargs = { text = { truncation = false } } }, "'processing_kwargs.text.truncation' is false" },
   { "bert", transformer { modality_config = { message = { method = "forward" } } }, "'modality_config.message'" },
+  { "bert", transformer { modality_config = { image = { method = "forward" } } }, "'modality_config' has no 'text'" },
   { "bert", transformer { transformer_task = "fill-mask" }, "'transformer_task' is 'fill-mask'" },
   { "bert", transformer { query_length = 8 }, "'query_length' is not supported" },
   { "qwen2", transformer { do_lower_case = true }, "'do_lower_case' is true and the tokenizer does not", "Lowercase" },

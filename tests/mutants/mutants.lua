@@ -1,6 +1,7 @@
 -- mutants.lua: lines of lua/lorarun with a mistake in each, and the test that must notice. run.lua applies one and runs that test.
 -- { name, file, test, part, from, to }: in the file the text `from`, which occurs once, becomes `to`; then a test of the test file
 -- whose name has `part` must fail. Where a line has changed for good, change it here, too; where nothing notices, write the test.
+local FOLDERS = "models/test_folders"
 local TRAINING, RUNS, RANKS = "units/test_training", "cli/test_train", "dist/test_train_ranks"
 
 return {
@@ -317,4 +318,30 @@ return {
   { "on-is-off", "args", "units/test_args", "booleans",
     "option, value = switched_off, false",
     "option, value = switched_off, true" },
+
+  -- ---- model folders ----------------------------------------------------------------------------------------------------------
+  { "always-causal", "models/qwen2", FOLDERS, "without the causal mask",
+    "causal = c.causal,",
+    "causal = true," },
+  { "window-cuts", "models/qwen2", FOLDERS, "a window that no layer uses",
+    "return window and first < layers and window or nil",
+    "return window" },
+  { "theta-of-old-alone", "models/qwen2", FOLDERS, "rope_parameters",
+    'for _, name in ipairs { "rope_scaling", "rope_parameters" } do',
+    'for _, name in ipairs { "rope_scaling" } do' },
+  { "length-of-tokenizer-unread", "model", FOLDERS, "the length of the tokenizer,",
+    "sentence_transformers.tokenizer_length(tokenizer_folder) or c.positions",
+    "512" },
+  { "adapter-beside-left-out", "model", FOLDERS, "an adapter beside",
+    "return adapted and with_adapter(model, weights_folder) or model",
+    "return model" },
+  { "module-by-last-name", "sentence_transformers", FOLDERS, "refused with its file",
+    "if not KINDS[kind] then",
+    'if not KINDS["sentence_transformers.models." .. kind:match "[^.]+$"] then' },
+  { "older-names-unknown", "model_weights", FOLDERS, "oldest names",
+    "weights.prefix .. older or full",
+    "full or full" },
+  { "similarity-not-kept", "export", FOLDERS, "what a folder says",
+    "similarity_fn_name = model.settings.similarity,",
+    'similarity_fn_name = "cosine",' },
 }
