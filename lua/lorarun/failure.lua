@@ -63,6 +63,10 @@ local function describe(err, first, last)
   if own_place then
     -- coroutine.wrap puts the place of its caller before every message; the same place twice says no more than once
     while message:sub(#own_place + 1, 2 * #own_place) == own_place do message = message:sub(#own_place + 1) end
+    if place and own_place:find("lua/lorarun[./][%w_./]+%.lua:%d+: $") then -- one of Lua's: an argument that nobody looked at
+      message = ("%s: %s (lorarun was given something there that it does not expect; docs/reference.md says what it does)"):format(
+        place, message)
+    end
   elseif place then
     message = place .. ": " .. message
   end

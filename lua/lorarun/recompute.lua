@@ -109,8 +109,8 @@ local function refuse(self, tokens, step)
   if self.run.cached then -- its embeddings and their comparison are what does not become less in parts
     table.insert(remedies, 1, "a smaller --batch")
   elseif batch >= 1 and self.run.part == o.batch then
-    table.insert(remedies, 1, ("--batch %d (with --accumulate %d a step stays as large)"):format(batch,
-      math.ceil(o.batch * o.accumulate / batch)))
+    table.insert(remedies, 1, ("--batch %d%s"):format(batch, self.run.loss.in_batch and " (of fewer negatives)"
+      or (" (with --accumulate %d a step stays as large)"):format(math.ceil(o.batch * o.accumulate / batch))))
   end
   if self.run.model.precision == "fp32" then remedies[#remedies + 1] = "--precision bf16" end
   local what = ("batch of %d tokens (%d pairs), which"):format(tokens, o.batch)

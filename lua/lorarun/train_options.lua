@@ -151,6 +151,26 @@ function train_options.complete(given)
   return o
 end
 
+--- notes(o): what a user may not expect of options that are in order: a list of sentences.
+function train_options.notes(o)
+  local list, model, bare = {}, o.model, {}
+  local default = model.settings.default_prompt
+  if default and model:prompt() ~= "" then
+    for c, name in ipairs(o.columns) do
+      if o.prefixes[c] == "" then bare[#bare + 1] = name end
+    end
+  end
+  if #bare > 0 then
+    list[#list + 1] = ("model:encode puts the model's default prompt '%s' before a text; training, as in sentence-transformers, "
+      .. "puts none before %s unless prompts = { %s = \"%s\" } says so"):format(default, table.concat(bare, ", "), bare[1], default)
+  end
+  if model.trained and not o.resume then
+    list[#list + 1] = "the model was trained before: this run begins with the adapters as they are; model.lora:reset(seed) begins "
+      .. "anew"
+  end
+  return list
+end
+
 --- rate(o, step, total): the learning rate of a step, by the schedule.
 function train_options.rate(o, step, total)
   local factor = o.schedule(step, total)

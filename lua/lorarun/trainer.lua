@@ -355,6 +355,7 @@ local function train(run)
   run.bar = run.main and progress.new { total = run.total_steps, initial = first, description = "" } or ranks.silent
   check(C.lr_signal_catch(1))
   run.started = C.lr_time()
+  run.model.trained = true
   local ok, step = pcall(function()
     if o.evaluate_first and first == 0 then
       evaluate_now(run, 0)
@@ -407,7 +408,10 @@ function trainer.train(given)
   if planning.job then return require("lorarun.plan").train(o, { count_steps = count_steps }) end
   local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0, lock = ranks.silent,
     totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 }, overflows = 0, skipped = 0 }
-  comm.on_rank_0(function() run.lock = take_output(o) end)
+  comm.on_rank_0(function()
+    for _, note in ipairs(train_options.notes(o)) do io.stderr:write("lorarun: note: ", note, "\n") end
+    run.lock = take_output(o)
+  end)
   local ok, result = pcall(train, run)
   run.lock:release()
   if not ok then error(result, 0) end

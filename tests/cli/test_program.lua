@@ -280,3 +280,13 @@ test("a signal ignored from the start stays ignored", function()
     expect(shell(("trap '' INT; $L %s"):format(path)), 0, "0\n0\t0\n")
   end)
 end)
+
+test("an error of Lua's inside lorarun begins with the user's line", function()
+  local recipe = "local lr = require 'lorarun'\n\nlr.scope(function()\n  lr.sampler.weighted(nil, 2, 1)\nend)\n"
+  with_recipe(recipe, function(path, folder)
+    local r = shell("$L " .. quote(path))
+    check.equal(r.status, 1)
+    check.that(complaint(r, folder):find
+      "^lorarun: recipe.lua:3: [^\n]*sampler.lua:%d+: attempt to index [^\n]* %(lorarun was given", r.err)
+  end)
+end)

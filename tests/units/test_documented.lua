@@ -64,6 +64,31 @@ test("docs/reference.md: the options of lr.train and their defaults", function()
   for name in pairs(train_options.DEFAULTS) do check.that(seen[name], ("the option '%s' is not documented"):format(name)) end
 end)
 
+test("docs/reference.md: the defaults of losses and of AdamW", function()
+  local text = fs.read(fs.join(DOCS, "reference.md"))
+  local scale, gather = text:match "multiple_negatives_ranking { scale = (%d+), gather = (%a+) }"
+  local losses, ops = require "lorarun.loss", require "lorarun.ops"
+  check.equal(tostring(losses.multiple_negatives_ranking().gather), gather)
+  local tensor = require "lorarun.tensor"
+  tensor.scope(function() -- two pairs of equal unit vectors, the cosine between the pairs is 0.8: log(1 + exp(-scale (1 - 0.8)))
+    local e = tensor.from { { 1, 0 }, { 0.8, 0.6 }, { 1, 0 }, { 0.8, 0.6 } }
+    local function loss(options)
+      return losses.multiple_negatives_ranking(options).compute({ ops.rows(e, 0, 2) }, nil, e):item()
+    end
+    check.near(loss(), math.log(1 + math.exp(-0.2 * tonumber(scale))), 1e-6)
+    check.near(loss { scale = 3 }, math.log(1 + math.exp(-0.2 * 3)), 1e-6)
+  end)
+  local model = require("lorarun.model").load(fs.join(os.getenv "LORARUN_TESTS", "golden", "bert"), { max_length = 8 })
+  model:add_lora { rank = 1, targets = { "query" } }
+  local optimizer = require("lorarun.optim").adamw(model:parameters())
+  local betas = ("%g, %g, %g"):format(optimizer.beta1, optimizer.beta2, optimizer.eps):gsub("e%-0", "e-")
+  check.that(text:find("AdamW with " .. betas, 1, true), betas)
+  check.equal(optimizer.max_grad_norm, train_options.DEFAULTS.clip)
+  check.equal(optimizer.weight_decay, train_options.DEFAULTS.weight_decay)
+  optimizer:free()
+  model:free()
+end)
+
 test("docs/data.md: the options of bugdata and their defaults", function()
   local seen = {}
   for _, cells in ipairs(table_of("data.md", "| option | default | |")) do

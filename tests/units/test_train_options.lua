@@ -175,6 +175,21 @@ test("prompts: by name or as text, of columns that there are; the same to encode
   end)
 end)
 
+test("notes: a default prompt that training leaves out, adapters that were trained before", function()
+  with_model(function(model)
+    local function notes(given) return table.concat(train_options.notes(complete(model, given)), "|") end
+    check.equal(notes(), "")
+    model.settings.prompts, model.settings.default_prompt = { query = "query: " }, "query"
+    local columns = { "a", "b" }
+    check.that(notes { columns = columns }:find("default prompt 'query' before a text; training, as in sentence-transformers, puts "
+      .. "none before a, b unless prompts = { a = \"query\" } says so", 1, true), notes { columns = columns })
+    check.equal(notes { columns = columns, prompts = { a = "query", b = { text = "doc: " } } }, "")
+    model.settings.default_prompt, model.trained = nil, true
+    check.that(notes():find("the model was trained before", 1, true), notes())
+    check.equal(notes { resume = "latest" }, "")
+  end)
+end)
+
 -- Rows with these scores, or none at all.
 local function rows_of(n, scores)
   local labels = scores and ffi.new("double[?]", n, scores) or nil
