@@ -200,6 +200,7 @@ local function environment_of_ranks(s)
     environment.OMP_NUM_THREADS = math.max(1, math.floor(C.lr_cores() / s.ranks_here))
   end
   if prompt then environment.LORARUN_PROMPT = "1" end
+  environment.LORARUN_GROUP = new_secret():sub(1, 16)
   if s.gpu_ids and s.gpu_ids ~= "all" and not s.use_cpu then environment.CUDA_VISIBLE_DEVICES = s.gpu_ids:gsub("%s", "") end
   return environment
 end

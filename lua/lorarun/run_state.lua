@@ -13,6 +13,8 @@ local run_settings = require "lorarun.run_settings"
 
 local run_state = {}
 
+local GROUP = os.getenv "LORARUN_GROUP" -- what a launcher calls its ranks, those that it starts again included
+
 local function folder_of(run) return fs.join(run.options.output, "checkpoints") end
 
 local function note(fmt, ...) io.stderr:write("lorarun: ", fmt:format(...), "\n") end
@@ -26,7 +28,7 @@ end
 function run_state.save(run, step, evaluation_due)
   comm.on_rank_0(function()
     checkpoint.save(folder_of(run), { model = run.model, optimizer = run.optimizer, state = { step = step, best = run.best,
-      baseline = run.baseline, settings = run.fixed, evaluation_due = evaluation_due or false } })
+      baseline = run.baseline, settings = run.fixed, evaluation_due = evaluation_due or false, group = GROUP } })
     prune(run)
   end)
   run.saved = step
@@ -74,13 +76,15 @@ local function compare(run, path, state)
 end
 
 -- The checkpoint to go on from: path and state, or nil. A group of ranks that was started again goes on from where the one before
--- it came, whatever was asked for in the beginning.
+-- it came, whatever was asked for in the beginning. Where that one came to no checkpoint, those that are there are an earlier
+-- run's.
 local function choose(run)
   local folder, asked = folder_of(run), run.options.resume
   local restarted = (tonumber(os.getenv "LORARUN_GENERATION") or 0) > 0
   local function warn(text) note("warning: %s", text) end
   local path, state
   if restarted or asked == true or asked == "latest" then path, state = checkpoint.find(folder, "latest", warn) end
+  if path and restarted and GROUP and state.group ~= GROUP and asked ~= true and asked ~= "latest" then path, state = nil, nil end
   if not path and asked and asked ~= true and asked ~= "latest" then path, state = checkpoint.find(folder, asked, warn) end
   if not path and asked then note("there is no checkpoint in %s yet; starting from the beginning", folder) end
   return path, state

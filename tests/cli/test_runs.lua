@@ -55,6 +55,28 @@ test("an error and a signal give the folder back; a group that is started again 
   end)
 end)
 
+test("a group that is started again before its first step does not go on from an earlier run's checkpoint", function()
+  with_data(function(folder, data)
+    local output, options = fs.join(folder, "out"), "--max-steps 4 --evaluation-steps 2"
+    check.equal(train(data, output, options .. " --seed 2").status, 0)
+    local dies = training.hooked(folder, [[
+      if job.generation == 0 then require("lorarun.optim").adamw = function() os.execute "kill -KILL $PPID" end end
+      lr.train {]])
+    local function restarted(more)
+      return run((training.command(data, output, options .. more, dies):gsub("^%$L", "$L --max-restarts 1")))
+    end
+    local r = restarted ""
+    check.equal(r.status, 0, r.err)
+    check_says(r.err, "restart 1 of 1")
+    check.that(not r.out:find "resuming", r.out)
+    check.equal(#training.lines_of(fs.join(output, "log.jsonl")), 6, "four steps and two evaluations")
+    -- what was asked for still is
+    r = restarted " --resume step-00000002"
+    check.equal(r.status, 0, r.err)
+    check_says(r.out, "step-00000002, step 2 of 4")
+  end)
+end)
+
 -- ---- an output among what is read ----------------------------------------------------------------------------------------------
 test("an output that is, holds, or lies in the model or the data is refused before a file changes", function()
   with_data(function(folder, data)
