@@ -34,7 +34,7 @@ local OURS = {
 -- Of the launcher, of tests and of tools.
 local INTERNAL = {}
 for _, name in ipairs { "LAUNCHER", "PROMPT", "GENERATION", "RUN_LOCK", "SIMT", "SIMT_SEED", "TESTS", "PROGRAM", "NVML",
-  "REGISTERS", "SOURCE", "GPU", "VENV" } do
+  "REGISTERS", "SOURCE", "GPU", "VENV", "BUILD" } do
   INTERNAL[name] = true
 end
 
