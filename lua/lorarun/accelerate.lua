@@ -47,12 +47,16 @@ local BOOLEANS = {} -- as Accelerate reads words
 for _, word in ipairs { "y", "yes", "t", "true", "on", "1" } do BOOLEANS[word] = true end
 for _, word in ipairs { "n", "no", "f", "false", "off", "0" } do BOOLEANS[word] = false end
 
--- Does a value say nothing? null, false, an empty text, and what holds only such.
-local function says_nothing(value)
+-- Does a value say nothing? null, false, an empty text, and what holds only such. seen: tables that were looked at, of which a file
+-- may have many by one alias.
+local function says_nothing(value, seen)
   if value == json.null or value == "" or value == false then return true end
   if type(value) ~= "table" then return false end
+  seen = seen or {}
+  if seen[value] then return true end
+  seen[value] = true
   for _, part in pairs(value) do
-    if not says_nothing(part) then return false end
+    if not says_nothing(part, seen) then return false end
   end
   return true
 end
@@ -102,9 +106,14 @@ end
 
 local EXPECTED = { word = "a word", integer = "a whole number", boolean = "true or false", ids = "numbers with commas, or all" }
 
--- A value for an error message.
+-- A value for an error message. What is in tables of a table is left out: by aliases it may be much.
 local function shown(value)
-  return type(value) == "table" and value ~= json.null and json.encode(value) or tostring(value)
+  if type(value) ~= "table" or value == json.null then return tostring(value) end
+  local flat = json.is_array(value) and json.array {} or {}
+  for key, part in pairs(value) do
+    flat[key] = type(part) == "table" and part ~= json.null and next(part) ~= nil and "..." or part
+  end
+  return json.encode(flat)
 end
 
 local function sorted_keys(map)

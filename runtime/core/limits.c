@@ -28,11 +28,19 @@ static const rlim_t USUAL_STACK = 8 << 20;
 
 static char root[MAX_PATH]; /* in front of /proc and /sys: empty but in tests */
 
+/* Looking at limits before memory is taken takes some fifty system calls. So half of what was left may go without, as long as that was just now. */
+static struct {
+    double looked;
+    int64_t bytes;
+} allowance;
+static const double JUST_NOW = 0.1; /* seconds */
+
 int lr_limits_root(const char *path)
 {
     if (strlen(path) >= sizeof root)
         return lr_fail(LR_EINVAL, "a root of %zu characters", strlen(path));
     snprintf(root, sizeof root, "%s", path);
+    allowance.bytes = 0;
     return LR_OK;
 }
 
@@ -218,11 +226,12 @@ static void look_at_groups(lr_memory_bound *bound)
         if (most < 0)
             continue;
         const int64_t used = group_number(level, "memory.current", "memory.usage_in_bytes", "", where, sizeof where);
-        /* what files have cached is given up when memory is short */
-        const int64_t cached[2] = {
-            group_number(level, "memory.stat", "memory.stat", "inactive_file", where, sizeof where),
-            group_number(level, "memory.stat", "memory.stat", "active_file", where, sizeof where)};
-        const int64_t left = most - lr_max64(0, used - lr_max64(0, cached[0]) - lr_max64(0, cached[1]));
+        /* what is cached of files, and by the kernel about them, is given up when memory is short */
+        static const char *const reclaimable[] = {"inactive_file", "active_file", "slab_reclaimable"};
+        int64_t left = most - used;
+        for (size_t i = 0; i < LR_COUNT_OF(reclaimable); i++)
+            left += lr_max64(0, group_number(level, "memory.stat", "memory.stat", reclaimable[i], where, sizeof where));
+        left = lr_min64(left, most);
         if (lr_max64(0, left) >= bound->left)
             continue;
         bound->left = lr_max64(0, left);
@@ -251,13 +260,21 @@ int lr_memory_left_by_data(lr_memory_bound *out)
 
 int lr_limits_allow(size_t bytes)
 {
+    const double now = lr_time();
+    if (now - allowance.looked < JUST_NOW && (int64_t)bytes <= allowance.bytes) {
+        allowance.bytes -= (int64_t)bytes;
+        return LR_OK;
+    }
     lr_memory_bound bound, data;
     lr_memory_left_by_group(&bound);
     lr_memory_left_by_data(&data);
     if (data.left < bound.left)
         bound = data;
-    if (bound.left >= (int64_t)bytes)
+    if (bound.left >= (int64_t)bytes) {
+        allowance.looked = now;
+        allowance.bytes = (bound.left - (int64_t)bytes) / 2;
         return LR_OK;
+    }
     char size[32];
     size_text(size, sizeof size, (double)bound.left);
     return lr_fail(LR_ENOMEM, "%s, of which %s are left", bound.what, size);

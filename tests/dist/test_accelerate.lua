@@ -101,6 +101,14 @@ test("keys of a newer Accelerate: a warning where they say nothing, an error whe
   end
 end)
 
+test("aliases of aliases are looked at once", function()
+  local lines = { "distributed_type: NO", "a: &a0 [{}, {}]" }
+  for i = 1, 40 do lines[#lines + 1] = ("b%d: &a%d [*a%d, *a%d]"):format(i, i, i - 1, i - 1) end -- 2^40 empty tables
+  check.equal(#resolved(table.concat(lines, "\n") .. "\n").warnings, 41)
+  lines[#lines + 1] = "gpu_ids: *a40"
+  check.raises("FILE:43: gpu_ids is", resolved, table.concat(lines, "\n") .. "\n")
+end)
+
 test("byte order marks", function()
   local text = "distributed_type: MULTI_CPU\nnum_processes: 2\n"
   check.equal(resolved("\239\187\191" .. text).num_processes, 2)
@@ -115,7 +123,7 @@ test("gpu_ids as a number, a text and a list", function()
   check.equal(ids "0,1", "0,1")
   check.equal(ids "[0, 1]", "0,1")
   check.equal(ids "\n- '2'\n- 3", "2,3")
-  check.raises("FILE:2: gpu_ids is '[[0, 1]]', expected numbers with commas", ids, "[[0, 1]]")
+  check.raises("FILE:2: gpu_ids is '[\"...\", 2]', expected numbers with commas", ids, "[[0, 1], 2]")
   check.raises("FILE:2: gpu_ids is '{\"a\": 1}', expected numbers", ids, "{ a: 1 }")
   check.raises("FILE:2: gpu_ids is '0.1', expected numbers", ids, "0.1") -- a slip of 0,1
   check.raises("FILE:2: gpu_ids is '[]'", ids, "[]")

@@ -48,7 +48,8 @@ test("version 2: the tightest of a group and those above it", function()
   local at = "/sys/fs/cgroup"
   local files = { ["/proc/self/cgroup"] = "0::/job/step/task", [at .. "/job/memory.max"] = "2000000000",
     [at .. "/job/memory.current"] = "500000000", [at .. "/job/memory.stat"] = "anon 1\nfile 9\ninactive_file 100000000\n"
-      .. "active_file 50000000", [at .. "/job/step/memory.max"] = "max", [at .. "/job/step/memory.current"] = "400000000",
+      .. "active_file 40000000\nslab_reclaimable 10000000", [at .. "/job/step/memory.max"] = "max",
+    [at .. "/job/step/memory.current"] = "400000000",
     [at .. "/job/step/task/memory.max"] = "max" }
   with_tree(files, function() expect(1650 * MB, "the control group /job allows 2.0 GB") end)
   files[at .. "/job/step/memory.max"] = "450000000" -- which has no memory.stat
