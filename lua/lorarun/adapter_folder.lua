@@ -2,6 +2,7 @@
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local hub = require "lorarun.hub"
+local model_weights = require "lorarun.model_weights"
 local peft = require "lorarun.peft"
 
 local adapter_folder = {}
@@ -38,11 +39,16 @@ end
 
 --- base(folder, without_weights): the base model of the adapter in a folder, as model.load takes it, and its revision or nil. A
 --- relative path is one from the adapter's folder; where there is nothing, from the working directory, as PEFT understands it. An
---- error where the base is an adapter itself.
+--- error where the base is an adapter itself; of one beside its weights transformers takes no notice.
 function adapter_folder.base(folder, without_weights)
   local config = peft.read(folder)
   local base, name = find(config, folder, without_weights)
   if fs.is_file(fs.join(base, "adapter_config.json")) then
+    if model_weights.any(base, without_weights) then
+      io.stderr:write(("lorarun: warning: %s: '%s' is %s, which has an adapter beside its weights: as in transformers, that one "
+        .. "is not applied\n"):format(config.path, KEY, name))
+      return name, config.revision
+    end
     check.fail("%s: '%s' is %s, which holds an adapter itself; merge that one first: "
       .. "lorarun -e 'lr.load_model(\"%s\"):save(\"NEW\")', and name NEW here", config.path, KEY, name, base)
   end

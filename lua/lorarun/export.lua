@@ -107,7 +107,8 @@ end
 
 -- The folder is whole; store probes in it, load it again and compare, unless options.check is false: see probes.lua.
 local function finish(model, folder, options, coarse)
-  probes.write(folder, options.probes or probes.measure(model), coarse)
+  local measured = options.probes or probes.measure(model)
+  probes.write(folder, type(measured) == "function" and measured() or measured, coarse)
   if options.check == false then return nil end
   local here, why = pcall(adapter_folder.base, folder)
   if options.base and not here then -- the base is where the folder will be
@@ -127,23 +128,19 @@ local function made_whole(folder, fn)
   error(result, 0)
 end
 
-local OPTIONS = { base = kinds.text, card = kinds.text, probes = kinds.table, check = kinds.boolean, max_bytes = kinds.whole(1) }
+local OPTIONS = { base = kinds.text, card = kinds.text, probes = kinds.any, check = kinds.boolean, max_bytes = kinds.whole(1) }
 
 --- adapter(model, folder, options): adapter_config.json + adapter_model.safetensors with the sentence-transformers files around
 --- them: SentenceTransformer(folder) takes the base from base_model_name_or_path. options:
 ---   base    what is written there; default the model's folder as an absolute path, or its Hugging Face id
 ---   card    text of the model card
----   probes  what probes.measure gave for the model as it is; default: of texts of lorarun's own
+---   probes  what probes.measure gave for the model as it is, or a function that gives it; default: of texts of lorarun's own
 ---   check   false: the folder is not loaded again
 --- The folder is loaded again, with the base that it names, and must give the model's embeddings. Returns the line that tells so,
 --- or nil where that could not be.
 function export.adapter(model, folder, options)
   require("lorarun.model").expect(model, "save_adapter")
   options = kinds.check("save_adapter", options, OPTIONS)
-  if model.adapter_beside and not options.base then
-    check.fail("%s has an adapter beside its weights, so an adapter that names it as its base would go on top of that one: give "
-      .. "base = the folder of the weights alone, or save the merged model", model.weights_folder)
-  end
   made_whole(folder, function()
     lora.write(model, folder, options.base)
     write_settings(model, folder)

@@ -27,7 +27,8 @@ local Model = {}
 Model.__index = Model
 
 local OPTIONS = { precision = kinds.any, max_length = kinds.any, pooling = kinds.text, normalize = kinds.boolean,
-  device = kinds.choice { "cpu", "cuda", "meta" }, revision = kinds.text, settings = kinds.table, tokenizer_folder = kinds.text }
+  device = kinds.choice { "cpu", "cuda", "meta" }, revision = kinds.text, settings = kinds.table, tokenizer_folder = kinds.text,
+  as_base = kinds.boolean }
 local ENCODE_OPTIONS = { prompt = prompts.KINDS.prompt, prompt_name = prompts.KINDS.prompt_name, batch_tokens = kinds.whole(1) }
 local CONTEXT_OPTIONS = { training = kinds.boolean, seed = kinds.whole(0), step = kinds.whole(0), recompute = kinds.whole(0) }
 local PRECISION = { fp32 = "f32", bf16 = "bf16", fp16 = "f16" }
@@ -144,7 +145,7 @@ local function load_adapted(folder, settings, options)
   local inner = {}
   for key, value in pairs(options) do inner[key] = value end
   local base, revision = adapter_folder.base(folder, options.device == "meta")
-  inner.revision, inner.settings = revision, settings.modules and settings or nil
+  inner.revision, inner.settings, inner.as_base = revision, settings.modules and settings or nil, true
   inner.tokenizer_folder = adapter_folder.has_tokenizer(folder) and folder or nil
   return with_adapter(load(base, inner), folder)
 end
@@ -164,7 +165,7 @@ function load(name, options)
   local folder = hub.resolve(name, options.revision, options.device == "meta")
   local own = sentence_transformers.read(folder)
   local weights_folder = fs.join(folder, own.transformer)
-  local adapted = has_adapter(folder, weights_folder)
+  local adapted = has_adapter(folder, weights_folder) and not options.as_base
   if adapted and not model_weights.any(weights_folder, options.device == "meta") then
     return load_adapted(weights_folder, own, options)
   end
@@ -223,7 +224,6 @@ function load(name, options)
     model.pooling, model.normalize, model.layer_count, model.pooling_assumed = pooling, normalize, c.layers, assumed
     return model
   end)
-  model.adapter_beside = adapted
   return adapted and with_adapter(model, weights_folder) or model
 end
 

@@ -16,7 +16,9 @@ local matched = ffi.new "int[1]"
 --- base_path(model): what base_model_name_or_path is to say: the base's folder as an absolute path, or its Hugging Face id.
 function peft.base_path(model)
   if fs.is_directory(model.name) then return fs.real(model.name) end
-  return model.name:find("/", 1, true) and model.name or fs.real(model.folder)
+  if model.name:find("/", 1, true) then return model.name end
+  local cached = model.folder:match "/models%-%-([^/]+)/snapshots/[^/]+/?$" -- under a short name
+  return cached and (cached:gsub("%-%-", "/", 1)) or fs.real(model.folder)
 end
 
 -- ---- regular expressions -----------------------------------------------------------------------------------------------------

@@ -266,6 +266,16 @@ local function evaluate_best(run)
   return results
 end
 
+-- Load again what was written. What is wrong with it is returned: the run has its other lines to print first.
+local function check_written(model, folders)
+  local wrong
+  for _, folder in ipairs(folders) do
+    local ok, line = pcall(probes.demand, model, folder)
+    if not ok then wrong = wrong or line elseif line then print(line) end
+  end
+  return wrong
+end
+
 -- ... and written in every form.
 local function finish(run, results, seconds)
   local o, model, last = run.options, run.model, run.total_steps
@@ -279,19 +289,22 @@ local function finish(run, results, seconds)
   run.optimizer:free() -- room for a second copy of the model
   comm.on_rank_0(function()
     local adapter = fs.join(o.output, "adapter")
-    local set, columns = run.validation or run.train, { o.columns[1], o.columns[2] }
-    local options = { card = card, probes = probes.measure(model, probes.texts_of(set, columns)), check = false }
+    local measured
+    local function measure() -- once the first folder is whole
+      measured = measured
+        or probes.measure(model, probes.texts_of(run.validation or run.train, { o.columns[1], o.columns[2] }))
+      return measured
+    end
+    local options = { card = card, probes = measure, check = false }
     export.adapter(model, adapter, options) -- first: small, and of it the other can be made again
     local ok, err = pcall(export.merged, model, o.output, options)
     if not ok then error(("%s; the adapter is written, in %s"):format(err, adapter), 0) end
     run.files:json("evaluation.json", results)
+    C.lr_rank_report(last, last, "checking what was written")
+    local wrong = check_written(model, { adapter, o.output })
     print(report.summary(run, results, seconds))
     rates.remember(run)
-    C.lr_rank_report(last, last, "checking what was written")
-    for _, folder in ipairs { adapter, o.output } do
-      local line = probes.demand(model, folder)
-      if line then print(line) end
-    end
+    if wrong then error(wrong, 0) end
   end)
   return results
 end

@@ -319,6 +319,9 @@ test("a folder that holds an adapter alone takes pooling, tokenizer and length f
     check.raises("holds an adapter itself", load_model, from "../../other") -- which leads back here
     check.raises("holds an adapter itself", load_model, fs.join(folder, "other"))
     check.raises("lora_alpha", load_model, make(at, "qwen2_lora", { lora_alpha = "x" })) -- with nothing left behind
+    -- an adapter beside the base's weights is for those who load the base alone
+    make(fs.join(folder, "base"), "qwen2_rslora", { base_model_name_or_path = "org/any" })
+    with_model(from "../../base", function(model) check_same(values(model), expected, 1e-6) end)
   end)
 end)
 
@@ -342,6 +345,8 @@ test("the base's revision is honoured, kept and written", function()
       end)
       local written = json.decode_file(fs.join(folder, "again", "adapter_config.json"))
       check.equal(written.base_model_name_or_path .. " " .. written.revision, "org/base v2")
+      -- a name without an organization is written as the cache has it
+      check.equal(peft.base_path { name = "base", folder = fs.join(repository, "snapshots", "aaa") }, "org/base")
       -- main is a BERT
       check.raises("no linear layer", load_model, make(at, "qwen2_lora", { base_model_name_or_path = "org/base" }))
       check.raises("org/base", load_model, make(at, "qwen2_lora", { base_model_name_or_path = "org/base", revision = "v3" }))
