@@ -186,8 +186,8 @@ function load(name, options)
   local assumed = not pooling and device == "meta"
   if assumed then pooling = "mean" end
   if not pooling then
-    check.fail("%s says nothing about pooling (there is no modules.json); say pooling = \"mean\", \"cls\" or \"last\": a wrong one "
-      .. "gives worthless embeddings", folder)
+    check.fail("%s says nothing about pooling (there is no modules.json); say pooling = \"mean\", \"cls\" or \"last\" (--pooling): "
+      .. "a wrong one gives worthless embeddings", folder)
   end
   if not ops.pooling_modes[pooling] then check.fail("there is no pooling '%s'", tostring(pooling)) end
   local tokenizer_folder = options.tokenizer_folder or weights_folder

@@ -5,6 +5,7 @@
  *   - An event's text lives until the next call: libyaml owns it, and its allocations are not lorarun's to count.
  *   - libyaml's parser must not be asked again once it has failed or the stream has ended: `over` remembers. */
 #include "core/core.h"
+#include "io/file.h"
 #include <string.h>
 #include <yaml.h>
 
@@ -21,6 +22,9 @@ int lr_yaml_open(lr_yaml **out, const char *text, int64_t size, const char *name
 {
     if (size < 0 || size > MAX_TEXT)
         return lr_fail(LR_EFORMAT, "%s: %lld bytes of YAML; at most %d are read", name, (long long)size, MAX_TEXT);
+    const int status = lr_file_refuse_pointer(name, text, (size_t)size);
+    if (status != LR_OK)
+        return status;
     lr_yaml *y = lr_calloc(1, sizeof *y);
     if (y == NULL)
         return LR_ENOMEM;

@@ -71,6 +71,7 @@ test("what is refused, and where", function()
     ["a: !!int no"] = "'no' with the tag", ["[a]: 1"] = "a key that is no scalar",
     ["<<: {a: 1}"] = "merge keys", ["a: !!set {x}"] = "a collection with the tag", ["a: \"\\q\""] = "unknown escape character",
     ["a: \1"] = "control characters are not allowed", ["a: \255\254"] = "not valid YAML", ["a:\tb: c"] = "not valid YAML",
+    ["version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"] = "x.yaml is a git-lfs pointer",
     [("["):rep(300) .. ("]"):rep(300)] = "nested more than 100 levels", [("#"):rep(2 ^ 20 + 1)] = "at most 1048576 are read",
   } do
     check.raises(part, yaml.decode, text, "x.yaml")
