@@ -61,11 +61,15 @@ end
 
 -- What every architecture here needs of its heads.
 local MOST_WIDTH = 2 ^ 20 -- of all heads together: see model_config
+local MOST_HEAD_DIM = 2048 -- of the CPU's attention (kernels/cpu); a GPU's takes fewer, and says so
 local function check_heads(config, c)
   if not config:get "head_dim" and c.hidden % c.heads ~= 0 then
     config:refuse("hidden_size", "%d is no multiple of 'num_attention_heads' %d", c.hidden, c.heads)
   elseif c.heads % c.kv_heads ~= 0 then
     config:refuse("num_key_value_heads", "%d does not divide 'num_attention_heads' %d", c.kv_heads, c.heads)
+  elseif c.head_dim > MOST_HEAD_DIM then
+    config:refuse(config:get "head_dim" and "head_dim" or "num_attention_heads", "makes heads of %d dimensions; attention takes up "
+      .. "to %d", c.head_dim, MOST_HEAD_DIM)
   elseif c.heads * c.head_dim > MOST_WIDTH then
     config:refuse("num_attention_heads", "%d with heads of %d dimensions is beyond any model", c.heads, c.head_dim)
   end
