@@ -239,7 +239,7 @@ function hub.resolve(model, revision, without_weights)
     end
   end
   local own = #ids > 0 and (model:match("^" .. ORGANIZATION:gsub("%-", "%%-") .. "/(.+)$") or model)
-  if own == SMALL_MODEL and fs.is_directory(hub.small_model()) then return hub.small_model() end
+  if own == SMALL_MODEL and (revision or "main") == "main" and fs.is_directory(hub.small_model()) then return hub.small_model() end
   if is_path(model) then fail_path(model) end
   if own == SMALL_MODEL then ids = { ids[2] or ids[1] } end -- it is known to be theirs
   local theirs = ids[2] and (" (%s where it is one of sentence-transformers')"):format(ids[2]) or ""

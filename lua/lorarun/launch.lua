@@ -238,14 +238,14 @@ function launch.launch(given)
   if current then check.fail("the job is under way: lr.launch comes once, and before the model, training or lr.comm") end
   given = given or {}
   local s = require("lorarun.settings").resolve(given)
-  if C.lr_rank_launched() == 0 then -- a rank's launcher has said it
+  local found = not planning.job and started_by_others() or nil
+  if C.lr_rank_launched() == 0 and (not found or found.rank == 0) then -- a rank's launcher has said it
     for _, text in ipairs(s.warnings) do io.stderr:write("lorarun: warning: ", text, "\n") end
   end
   if planning.job then
     current = planning.launch(s)
     return current
   end
-  local found = started_by_others()
   if C.lr_rank_launched() ~= 0 then
     current = join_launched(s)
   elseif found and not is_launcher(s, found) then

@@ -121,6 +121,18 @@ test("one process that others started alone starts the ranks it is told", functi
   end
 end)
 
+test("warnings of a configuration come once", function()
+  local function once(start)
+    launch("lr.launch {}", function(r)
+      expect(r, 0)
+      check.equal(select(2, r.err:gsub("warning: c.yaml:3: the key 'new' is unknown", "")), 1, r.err)
+    end, "printf 'distributed_type: MULTI_CPU\\nnum_processes: 2\\nnew: null\\n' >c.yaml; " .. start)
+  end
+  once "$L --config c.yaml recipe.lua"
+  once(("export WORLD_SIZE=2 MASTER_PORT=%d; RANK=1 $L --config c.yaml recipe.lua & RANK=0 $L --config c.yaml recipe.lua; s=$?; "
+    .. "wait; (exit $s)"):format(21000 + C.lr_time() * 1000 % 9000))
+end)
+
 test("what was said about ranks is not passed over where others have started them", function()
   local function refused(flags, part)
     launch("lr.launch {}", function(r)

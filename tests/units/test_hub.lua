@@ -92,6 +92,7 @@ test("the small model under its own name", function()
     check.equal(hub.resolve "all-MiniLM-L6-v2", own)
     check.equal(hub.resolve "sentence-transformers/all-MiniLM-L6-v2", own)
     check.raises("neither a folder nor in", hub.resolve, "somebody/all-MiniLM-L6-v2")
+    check.raises("hf download sentence-transformers/all-MiniLM-L6-v2 --revision v1", hub.resolve, "all-MiniLM-L6-v2", "v1")
   end)
 end)
 
