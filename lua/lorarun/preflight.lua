@@ -1,7 +1,7 @@
 -- preflight.lua: what the launcher looks at before it starts a rank: what would fail later, on every rank at once, fails now.
 --   preflight.check(settings, what, say)
 --     settings  of settings.resolve
---     what      { model =, data =, output = }, as lr.load_model and lr.train take them; each may be missing
+--     what      { model =, revision =, data =, output = }, as lr.load_model and lr.train take them; each may be missing
 --     say(line) is called once for each thing that is well. The first that cannot work is an error.
 local ffi = require "ffi"
 local C = require "lorarun.c"
@@ -100,8 +100,8 @@ local function look_at_cpu(s, say)
 end
 
 -- Each rank has the weights in its device's memory. On the way to a GPU they pass through a few buffers.
-local function look_at_model(s, gpus, model, say)
-  local folder, bytes, count = weights_of(model)
+local function look_at_model(s, gpus, what, say)
+  local folder, bytes, count = weights_of(what.model, what.revision)
   local needed = count * BYTES[s.precision] * PACKED_COPIES
   for _, bound in ipairs(gpus == 0 and memory.bounds() or {}) do
     local ranks = bound.each and 1 or s.ranks_here
@@ -168,7 +168,7 @@ end
 
 local function look_at_output(what, weight_bytes, say)
   local output, inputs = what.output, run_paths.of_data(what.data)
-  if what.model then inputs[#inputs + 1] = { "the model", require("lorarun.hub").resolve(what.model) } end
+  if what.model then inputs[#inputs + 1] = { "the model", require("lorarun.hub").resolve(what.model, what.revision) } end
   run_paths.refuse_overlap("--output", output, inputs)
   fs.make(output)
   local probe = fs.join(output, (".writable-%d"):format(math.random(2 ^ 30)))
@@ -181,7 +181,7 @@ function preflight.check(s, what, say)
   local function line(name, text) say(("  %-8s %s"):format(name, text)) end
   local gpus = s.use_cpu and 0 or C.lr_device_count(C.LR_CUDA)
   if gpus > 0 then look_at_gpus(s, gpus, line) else look_at_cpu(s, line) end
-  local weight_bytes = what.model and look_at_model(s, gpus, what.model, line) or 0
+  local weight_bytes = what.model and look_at_model(s, gpus, what, line) or 0
   if what.data and what.data ~= "" then look_at_data(what.data, line) end
   if what.output and what.output ~= "" and s.machine_rank == 0 then look_at_output(what, weight_bytes, line) end
 end

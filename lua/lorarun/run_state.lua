@@ -90,7 +90,8 @@ local function choose(run)
   return path, state
 end
 
---- resume(run): put a checkpoint into the run, where one is to be gone on from. Returns the step it was written after, or 0, and
+--- resume(run): put a checkpoint into the run, where one is to be gone on from. run.own_until is then the step up to which the
+--- output folder's checkpoints and logs are this run's. Returns the step it was written after, or 0, and
 --- whether that is yet to be evaluated.
 function run_state.resume(run)
   local found = ranks.from_rank_0(function()
@@ -99,14 +100,15 @@ function run_state.resume(run)
     compare(run, path, state)
     checkpoint.load(path, state, run)
     if state.best and state.best.spearman == -1 then state.best = nil end -- what an older lorarun wrote where there was none
-    if state.best and not fs.is_directory(checkpoint.path(folder_of(run), state.best.step)) then
-      note("warning: the best checkpoint so far, step %d, is not in %s; the best from here on will count", state.best.step,
-        folder_of(run))
+    local folder = folder_of(run)
+    local elsewhere = not fs.is_directory(folder) or fs.real(fs.dirname(fs.real(path))) ~= fs.real(folder)
+    if state.best and (elsewhere or not fs.is_directory(checkpoint.path(folder, state.best.step))) then
+      note("warning: the best checkpoint so far, step %d, is not in %s; the best from here on will count", state.best.step, folder)
       state.best = nil
     end
-    state.evaluation_due = state.evaluation_due and fs.is_directory(checkpoint.path(folder_of(run), state.step))
+    state.evaluation_due = state.evaluation_due and not elsewhere
     print(("resuming from %s, step %d of %d"):format(path, state.step, run.total_steps))
-    return { state = state }
+    return { state = state, elsewhere = elsewhere }
   end)
   local state = found.state
   if state then
@@ -116,13 +118,15 @@ function run_state.resume(run)
   end
   local first = state and state.step or 0
   run.saved = state and first
+  run.own_until = found.elsewhere and 0 or first
   return first, state and state.evaluation_due
 end
 
---- set_aside(run, first): where the run begins after step `first`: what the folder has beyond it is another run's. On rank 0.
-function run_state.set_aside(run, first)
-  local aside = checkpoint.set_aside(folder_of(run), first)
-  if aside then note("checkpoints beyond step %d are not of this run; they are in %s now", first, aside) end
+--- set_aside(run): what the folder has beyond step run.own_until is another run's: all of it, where the run goes on from a
+--- checkpoint of another folder. On rank 0.
+function run_state.set_aside(run)
+  local aside = checkpoint.set_aside(folder_of(run), run.own_until)
+  if aside then note("checkpoints beyond step %d are not of this run; they are in %s now", run.own_until, aside) end
 end
 
 return run_state

@@ -52,7 +52,7 @@ local RECIPE_NAMES = { processes = "num_processes", machines = "num_machines", p
   threads = "num_cpu_threads_per_process" }
 local PRECISION_WORDS = { fp32 = "no", no = "no", bf16 = "bf16", fp16 = "fp16" }
 -- Not settings of the ranks, but told to lr.launch for its checks; `args`: the recipe's options, see from_recipe.
-local ASIDE = { args = true, model = true, data = true, output = true }
+local ASIDE = { args = true, model = true, revision = true, data = true, output = true }
 
 local COMMAND_LINE, RECIPE, DEFAULT = "command line", "recipe", "default"
 local from_command_line = {}

@@ -178,7 +178,7 @@ end
 -- What the files of the run begin with.
 local function write_first(run)
   local o = run.options
-  run.files:begin(run.first, run.evaluation_due)
+  run.files:begin(run.own_until, run.evaluation_due)
   run.files:recipe(run_settings.recipe(o))
   local settings = {}
   for key, value in pairs(o.settings or {}) do settings[key] = value end -- a plain copy: lr.args gives a guarded table
@@ -192,7 +192,7 @@ local function begin_files(run)
   if run.begun then return end
   run.begun = true
   comm.on_rank_0(function()
-    run_state.set_aside(run, run.first)
+    run_state.set_aside(run)
     write_first(run)
   end)
 end
@@ -358,7 +358,7 @@ local function train(run)
   end)
 
   local first, evaluation_due = run_state.resume(run)
-  run.first, run.evaluation_due = first, evaluation_due
+  run.evaluation_due = evaluation_due
   run.skipped = first - run.optimizer.steps
   run.stream = batches.new { set = run.train, model = o.model, columns = o.columns, labels = labels, draws = draws,
     sample = sample, batch = o.batch, accumulate = o.accumulate, part = run.part, passes = run.cached and 2 or 1,

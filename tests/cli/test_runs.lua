@@ -248,6 +248,26 @@ test("who goes on hears of every difference; one that makes the adapter another 
   end)
 end)
 
+test("going on from another folder's checkpoint mixes with nothing that is in the output", function()
+  with_data(function(folder, data)
+    local options = "--max-steps 4 --evaluation-steps 2 "
+    local function out(name) return fs.join(folder, name) end
+    check.equal(train(data, out "one", options).status, 0)
+    check.equal(train(data, out "two", options .. "--seed 2").status, 0)
+    local from = options .. "--resume " .. quote(out "one/checkpoints/step-00000002")
+    check.equal(train(data, out "empty", from).status, 0)
+    local r = train(data, out "two", from)
+    check.equal(r.status, 0, r.err)
+    check_says(r.err, "checkpoints beyond step 0 are not of this run; they are in " .. out "two" .. "/checkpoints-before-1 now")
+    check.equal(table.concat(fs.list(out "two/checkpoints-before-1"), " "), "step-00000002 step-00000004")
+    check.that(training.adapter_bytes(out "two") == training.adapter_bytes(out "empty"), "the adapters differ")
+    for _, name in ipairs { "similarity_evaluation_validation_results.csv", "similarity_evaluation_test_results.csv" } do
+      check.equal(fs.read(fs.join(out "two", name)), fs.read(fs.join(out "empty", name)), name)
+    end
+    check.equal(#training.lines_of(out "two/log.jsonl"), 3, "steps 3 and 4 and an evaluation")
+  end)
+end)
+
 test("a checkpoint of an older lorarun: what it did not note is named, what its adapter says counts", function()
   with_data(function(folder, data)
     local output = fs.join(folder, "out")
