@@ -123,7 +123,9 @@ function Footprint:evaluation(texts, tokens)
   local model, world = self.model, comm.world_size
   local before = memory.stats("meta").live_bytes
   memory.reset_peak "meta"
-  tensor.scope(autograd.no_grad, model.forward, model, model:context(batch_of(tokens, math.ceil(tokens / model.max_length))))
+  tensor.scope(function() -- which returns nothing: what a scope returns stays, and whoever counts next would see it go
+    autograd.no_grad(model.forward, model, model:context(batch_of(tokens, math.ceil(tokens / model.max_length))))
+  end)
   local shared = world > 1 and texts / world or 0 -- a rank's own, until those of all are gathered
   return memory.stats("meta").peak_bytes - before + (texts + shared) * model.dimension * 4
 end

@@ -37,6 +37,7 @@ end
 local RECIPE = [[
 local lr, memory, C = require "lorarun", require "lorarun.memory", require "lorarun.c"
 local folder, arch, targets, free, options = unpack(arg)
+local available = memory.available -- what is really free, for all that comes after the run has chosen its batches
 if free ~= "" then memory.available = function() return tonumber(free) end end
 local model = lr.load_model(arch, { max_length = 64 })
 local device = model.device
@@ -56,6 +57,7 @@ C.lr_memory_release_cached(memory.DEVICES[device]) -- what loading has left, so 
 memory.reset_peak(device)
 local held = memory.stats(device).live_bytes
 given.on_step = function(done)
+  memory.available = available
   table.insert(result.losses, done.loss)
   table.insert(result.norms, done.grad_norm)
   if given.limit_after == done.step then memory.limit(memory.stats(device).live_bytes + 1e5, device) end
@@ -276,4 +278,17 @@ test("recompute is auto, none, all or a number", function()
     check.equal(checkpointing(train(folder, "bert", nil, "{ recompute = 1 }")), "on 1 of 2 layers")
     check.equal(checkpointing(train(folder, "bert", nil, '{ recompute = "99" }')), "on every layer")
   end)
+end)
+
+test("trying an evaluation without bytes leaves nothing behind, which would make the next step look smaller", function()
+  local memory, footprint = require "lorarun.memory", require "lorarun.footprint"
+  local model = require("lorarun.model").load(fs.join(golden, "bert"), { max_length = 64, device = "meta" })
+  model:add_lora { rank = 2, targets = { "query" } }
+  local f = footprint.new { model = model, loss = require("lorarun.loss").cosine_similarity() }
+  local before = memory.stats("meta").live_bytes
+  local bytes = f:evaluation(10, 64)
+  check.that(bytes > 10 * model.dimension * 4, "bytes of an evaluation")
+  check.equal(memory.stats("meta").live_bytes, before, "bytes left")
+  f:free()
+  model:free()
 end)
