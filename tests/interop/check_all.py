@@ -35,6 +35,7 @@ import make_folders
 import tokenizer_texts
 
 transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
 logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 torch.set_num_threads(1)  # the models are tiny
 lorarun, scratch, written = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
