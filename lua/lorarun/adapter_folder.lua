@@ -9,6 +9,15 @@ local adapter_folder = {}
 
 local KEY = "base_model_name_or_path"
 
+local warned = {}
+
+-- Once: the launcher's checks look at the folder before it is loaded.
+local function warn(fmt, ...)
+  local text = ("lorarun: warning: " .. fmt .. "\n"):format(...)
+  if not warned[text] then io.stderr:write(text) end
+  warned[text] = true
+end
+
 local function same(a, b) return fs.real(a) == fs.real(b) end
 
 -- The folder of the base, and what the model is to be called: its absolute path, or its Hugging Face id.
@@ -23,8 +32,8 @@ local function find(config, folder, without_weights)
       check.fail("%s: '%s' is the adapter's own folder: it must be the model that the adapter was trained on", config.path, KEY)
     end
     if here and not same(here, beside) then
-      io.stderr:write(("lorarun: warning: %s: '%s' is '%s': taking the folder beside the adapter, %s; PEFT would take %s, which "
-        .. "the same path is from here\n"):format(config.path, KEY, base, fs.real(beside), fs.real(here)))
+      warn("%s: '%s' is '%s': taking the folder beside the adapter, %s; PEFT would take %s, which the same path is from here",
+        config.path, KEY, base, fs.real(beside), fs.real(here))
     end
     return beside, fs.real(beside)
   elseif here then
@@ -45,8 +54,8 @@ function adapter_folder.base(folder, without_weights)
   local base, name = find(config, folder, without_weights)
   if fs.is_file(fs.join(base, "adapter_config.json")) then
     if model_weights.any(base, without_weights) then
-      io.stderr:write(("lorarun: warning: %s: '%s' is %s, which has an adapter beside its weights: as in transformers, that one "
-        .. "is not applied\n"):format(config.path, KEY, name))
+      warn("%s: '%s' is %s, which has an adapter beside its weights: as in transformers, that one is not applied", config.path, KEY,
+        name)
       return name, config.revision
     end
     check.fail("%s: '%s' is %s, which holds an adapter itself; merge that one first: "
