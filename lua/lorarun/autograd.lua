@@ -158,7 +158,10 @@ local function under_tape(new_tape, fn, ...)
 end
 
 --- no_grad(fn, ...): call fn with nothing recorded.
-function autograd.no_grad(fn, ...) return under_tape(nil, fn, ...) end
+function autograd.no_grad(fn, ...)
+  if type(fn) ~= "function" then check.fail("lr.no_grad takes a function, got %s", fn == nil and "nothing" or "a " .. type(fn)) end
+  return under_tape(nil, fn, ...)
+end
 
 --- checked_loss(value, what): value, where it is what gradients can be computed of. what: how an error calls it ("the loss").
 function autograd.checked_loss(value, what)

@@ -77,6 +77,7 @@ end
 
 --- scope(fn, ...): call fn and free every tensor made meanwhile, except those it returns (also inside plain tables).
 function tensor.scope(fn, ...)
+  if type(fn) ~= "function" then check.fail("lr.scope takes a function, got %s", fn == nil and "nothing" or "a " .. type(fn)) end
   local outer, list = scope, {}
   scope = list
   return finish(list, outer, pcall(fn, ...))
