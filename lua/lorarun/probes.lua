@@ -15,7 +15,9 @@ local MOST_BYTES = 2000 -- of a text
 local BASE_WIDTH = 256 -- of the base's embeddings so many numbers are kept: enough to tell whose an embedding is
 -- Largest |e - a| / |a| over all texts. Between programs and machines f32 differs by about 1e-5; 16 bits by some 1e-2 a model.
 local ALLOWED, ALLOWED_COARSE = 1e-3, 0.1
-local RESOLVED = 0.01 -- a change below so much of what is allowed is not told from rounding
+-- A change below so much of what is allowed, or of the difference that rounding makes, is not told from it: whether embeddings are
+-- nearer to the base's is then chance.
+local RESOLVED, RESOLVED_OF_DIFFERENCE = 0.1, 0.25
 
 -- For models that are saved without data at hand.
 local TEXTS = { "def area(width, height):\n    return width * height", "for (int i = 0; i <= n; i++) sum += a[i];", "return None",
@@ -144,7 +146,7 @@ function probes.compare(stored, model)
   local difference = distance(rows, stored.embeddings) / distance(stored.embeddings)
   local astray = distance(rows, stored.embeddings, width) > distance(rows, stored.base, width)
   local result = { verdict = "same", difference = difference, change = stored.change }
-  local resolved = stored.change >= RESOLVED * allowed
+  local resolved = stored.change >= math.max(RESOLVED * allowed, RESOLVED_OF_DIFFERENCE * difference)
   if not (difference <= allowed) or astray and resolved then
     result.verdict = "other"
   elseif stored.change == 0 then

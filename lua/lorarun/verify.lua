@@ -29,7 +29,8 @@ local PYTHON = {
   'import json, numpy as np; from sentence_transformers import SentenceTransformer; folder, n = FOLDER, np.linalg.norm\n',
   'p = json.load(open(folder + "/lorarun_probes.json", encoding="utf-8")); a, b = np.array(p["embeddings"]), np.array(p["base"]); ',
   'e = SentenceTransformer(folder, model_kwargs={"torch_dtype": "float32"}).encode(p["texts"]); k = b.shape[1]\n',
-  'print("the same embeddings" if n(e - a) <= p["allowed"] * n(a) and n((e - a)[:, :k]) <= n(e[:, :k] - b) ',
+  'print("the same embeddings" if n(e - a) <= p["allowed"] * n(a) and (p["change"] < 0.1 * p["allowed"] or ',
+  'n((e - a)[:, :k]) <= n(e[:, :k] - b)) ',
   'else "OTHER EMBEDDINGS", "difference", n(e - a) / n(a), "allowed", p["allowed"])\n',
 }
 

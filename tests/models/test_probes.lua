@@ -153,3 +153,24 @@ test("probes: sixteen different texts from all over a data set, stripped and sho
     set:close()
   end)
 end)
+
+test("a difference is told from rounding, and an adapter that is left out from one that changes little", function()
+  local function verdict(precision, embedding, adapted, base)
+    local function length(x, y) return math.sqrt((x[1] - (y or { 0, 0 })[1]) ^ 2 + (x[2] - (y or { 0, 0 })[2]) ^ 2) end
+    local model = { precision = precision, encode = function()
+      return { to_table = function() return { embedding } end, free = function() end }
+    end }
+    return probes.compare({ texts = { "x" }, embeddings = { adapted }, base = { base },
+      allowed = precision == "fp32" and 1e-3 or 0.1, change = length(adapted, base) / length(base) }, model).verdict
+  end
+  check.equal(verdict("fp32", { 1, 1e-5 }, { 1, 0 }, { 1, 0.5 }), "same")
+  check.equal(verdict("fp32", { 1, 0.002 }, { 1, 0 }, { 1, 0.5 }), "other", "more than is allowed")
+  check.equal(verdict("fp32", { 1, 0.0005 }, { 1, 0 }, { 1, 0.0005 }), "other", "the base's, though within what is allowed")
+  check.equal(verdict("fp32", { 0 / 0, 0 }, { 1, 0 }, { 1, 0.5 }), "other", "no number")
+  check.equal(verdict("fp32", { 1, 0, 0 }, { 1, 0 }, { 1, 0.5 }), "other", "another dimension")
+  check.equal(verdict("fp32", { 1, 0 }, { 1, 0 }, { 1, 0 }), "unlearned")
+  check.equal(verdict("fp32", { 1, 1e-5 }, { 1, 0 }, { 1, 5e-5 }), "unclear")
+  check.equal(verdict("bf16", { 1, 0.008 }, { 1, 0 }, { 1, 0.005 }), "unclear", "rounding is larger than the change")
+  check.equal(verdict("bf16", { 1, 0.06 }, { 1, 0 }, { 1, 0.05 }), "other", "the base's, and rounding")
+  check.equal(verdict("bf16", { 1, 0.01 }, { 1, 0 }, { 1, 0.05 }), "same")
+end)
