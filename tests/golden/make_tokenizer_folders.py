@@ -97,7 +97,19 @@ CASES = [
         [CONFIG, ["padding_side"], "left"], [CONFIG, ["clean_up_tokenization_spaces"], True], [CONFIG, ["model_max_length"], 7],
         [FILE, ["padding"], {"strategy": {"Fixed": 20}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
                              "pad_type_id": 0, "pad_token": "[PAD]"}]]),
+    ("bert", "a token that tokenizer.json's padding names", [
+        [CONFIG, ["tokenizer_class"], "PreTrainedTokenizerFast"], [CONFIG, ["pad_token"]], NO_DECODER, NO_MAP,
+        [FILE, ["padding"], {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                             "pad_type_id": 0, "pad_token": "Foo"}]]),
+    ("bert", "an AddedToken that added_tokens_decoder lacks", [
+        [CONFIG, ["added_tokens_decoder", "4"]],
+        [CONFIG, ["mask_token"], {"__type": "AddedToken", **token("[MASK]", lstrip=True)}]]),
+    ("bert", "a named token is special", [decoder("4", "[MASK]", special=False), [CONFIG, ["split_special_tokens"], True]]),
     ("qwen2", "as it is", []),
+    ("qwen2", "a token of added_tokens.json with flags in special_tokens_map.json", [
+        NO_DECODER, [ADDED, ["Foo"], 320], [MAP, ["pad_token"], token("Foo", lstrip=True)]]),
+    ("qwen2", "a class that is not the model's", [[CONFIG, ["tokenizer_class"], "GPT2Tokenizer"]]),
+    ("qwen2", "the model's old form without a type", [[FILE, ["model", "type"]], [CONFIG, ["truncation_side"], "left"]]),
     ("qwen2", "truncation_side left", [[CONFIG, ["truncation_side"], "left"]]),
     ("qwen2", "split_special_tokens", [[CONFIG, ["split_special_tokens"], True]]),
     ("qwen2", "add_bos_token and add_eos_token do not count", [
@@ -122,6 +134,8 @@ CASES = [
         [CONFIG, ["tokenizer_class"], "RobertaTokenizer"], [CONFIG, ["add_prefix_space"], False], [MODEL, ["model_type"], "bert"]]),
     ("tokenizer/roberta", "RobertaTokenizer, a space before", [
         [CONFIG, ["tokenizer_class"], "RobertaTokenizer"], [CONFIG, ["add_prefix_space"], True], [MODEL, ["model_type"], "bert"]]),
+    ("tokenizer/roberta", "another mask_token", [
+        [CONFIG, ["tokenizer_class"], "RobertaTokenizer"], [CONFIG, ["mask_token"], "Foo"], [MODEL, ["model_type"], "bert"]]),
     ("tokenizer/gpt2", "GPT2Tokenizer, a space before", [
         [CONFIG, ["tokenizer_class"], "GPT2Tokenizer"], [CONFIG, ["add_prefix_space"], True], [MODEL, ["model_type"], "bert"]]),
 ]
