@@ -35,9 +35,12 @@ int lr_abi_version(void);                       /* compare with LR_ABI_VERSION b
 int lr_library_versions(char *buf, size_t cap); /* one line: "oneDNN 2.6.3, libsodium 1.0.18, ..."; core/libraries.c */
 const char *lr_cuda_version(void);              /* of the CUDA toolkit it was built with, "13.0.88"; NULL: without */
 const char *lr_version(void);                   /* "0.1.0" */
-const char *lr_last_error(void);                /* one line; valid until this thread's next failing call; never NULL */
-const char *lr_status_name(int code);           /* "ENOMEM" */
-const char *lr_status_text(int code);           /* "out of memory" */
+/* Text for a terminal or a log: control characters (but line feeds and tabs), ANSI escapes, bidirectional marks and bytes that are no
+ * UTF-8 are written as their numbers. *out for lr_free. */
+int lr_text_visible(const char *text, int64_t size, char **out);
+const char *lr_last_error(void);      /* one line; valid until this thread's next failing call; never NULL */
+const char *lr_status_name(int code); /* "ENOMEM" */
+const char *lr_status_text(int code); /* "out of memory" */
 
 /* ---- memory (core/memory.c) ------------------------------------------------------------------------------------------ */
 typedef enum lr_device { LR_CPU = 0, LR_CUDA = 1, LR_META = 2, LR_DEVICE_COUNT = 3 } lr_device;

@@ -4,6 +4,7 @@ local fs = require "lorarun.fs"
 local hub = require "lorarun.hub"
 local model_weights = require "lorarun.model_weights"
 local peft = require "lorarun.peft"
+local say = require "lorarun.say"
 
 local adapter_folder = {}
 
@@ -13,8 +14,8 @@ local warned = {}
 
 -- Once: the launcher's checks look at the folder before it is loaded.
 local function warn(fmt, ...)
-  local text = ("lorarun: warning: " .. fmt .. "\n"):format(...)
-  if not warned[text] then io.stderr:write(text) end
+  local text = fmt:format(...)
+  if not warned[text] then say.warning("%s", text) end
   warned[text] = true
 end
 

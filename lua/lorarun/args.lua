@@ -21,6 +21,7 @@
 --   args.read(spec, argv)      -> the table; nil, message on a mistake; nil, nil, text for --help
 --   args.given(result, name)   -> whether the command line, not the default, decided it
 local check = require "lorarun.check"
+local say = require "lorarun.say"
 local sorted = require "lorarun.sorted"
 local suggest = require "lorarun.suggest"
 
@@ -326,7 +327,7 @@ local function parse(options, argv)
     os.exit(0, true)
   end
   io.stdout:flush()
-  io.stderr:write(argv[0] or "lorarun", ": ", mistake, "\n")
+  say.error_line((argv[0] or "lorarun") .. ": " .. mistake)
   os.exit(2, true)
 end
 

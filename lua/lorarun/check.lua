@@ -43,7 +43,7 @@ function check.call(fn, ...)
 end
 
 function check.fail(fmt, ...)
-  error(users_place() .. fmt:format(...), 0)
+  error(users_place() .. require("lorarun.say").visible(fmt:format(...)), 0)
 end
 
 function check.fail_as_well(message)

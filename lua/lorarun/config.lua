@@ -3,6 +3,7 @@
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
+local say = require "lorarun.say"
 local settings = require "lorarun.settings"
 local yaml = require "lorarun.yaml"
 
@@ -88,8 +89,8 @@ function config.run(words)
   end
   if show then
     local s = settings.resolve {}
-    for _, text in ipairs(s.warnings) do io.stderr:write("lorarun: warning: ", text, "\n") end
-    io.write(settings.show(s), "\n")
+    for _, text in ipairs(s.warnings) do say.warning("%s", text) end
+    say.line(settings.show(s))
     return
   end
   local path = settings.given "config" or DEFAULT_FILE

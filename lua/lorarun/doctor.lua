@@ -10,6 +10,7 @@ local hardware = require "lorarun.hardware"
 local json = require "lorarun.json"
 local memory = require "lorarun.memory"
 local report = require "lorarun.report"
+local say = require "lorarun.say"
 
 local doctor = {}
 
@@ -61,7 +62,7 @@ end
 -- The child's part.
 local function self_test(device, index)
   check(C.lr_rank_show()) -- its standard output is heard from here on
-  print(json.encode(require("lorarun.self_test").run(device, tonumber(index))))
+  io.write(json.encode(require("lorarun.self_test").run(device, tonumber(index))), "\n")
 end
 
 -- ---- facts -------------------------------------------------------------------------------------------------------------------
@@ -166,9 +167,9 @@ local function rows_of(facts)
 end
 
 local function print_report(facts, wrong, verdict)
-  print(report.block(("lorarun %s (%s)"):format(facts.lorarun, facts.lua), rows_of(facts)))
-  for _, f in ipairs(wrong) do print(("\n%s: %s\n  cure: %s"):format(f.level, f.what, f.cure)) end
-  print("\n" .. verdict)
+  say.line(report.block(("lorarun %s (%s)"):format(facts.lorarun, facts.lua), rows_of(facts)))
+  for _, f in ipairs(wrong) do say.line(("\n%s: %s\n  cure: %s"):format(f.level, f.what, f.cure)) end
+  say.line("\n" .. verdict)
 end
 
 -- JSON has no infinity: no limit is null.
@@ -177,7 +178,7 @@ local function print_json(facts, wrong, works, verdict)
   facts.findings, facts.works, facts.verdict = json.array(wrong), works, verdict
   for _, name in ipairs { "gpus", "links", "tests" } do json.array(facts[name]) end
   json.array(facts.limits.process)
-  print(json.encode(facts, { indent = 2, sort_keys = true }))
+  say.line(json.encode(facts, { indent = 2, sort_keys = true }))
 end
 
 --- run(words): the command with the words after `doctor`. Returns the exit status.

@@ -9,6 +9,7 @@ local lora = require "lorarun.lora"
 local kinds = require "lorarun.options"
 local probes = require "lorarun.probes"
 local safetensors = require "lorarun.safetensors"
+local say = require "lorarun.say"
 local tensor = require "lorarun.tensor"
 
 local export = {}
@@ -112,7 +113,7 @@ local function finish(model, folder, options, coarse)
   if options.check == false then return nil end
   local here, why = pcall(adapter_folder.base, folder)
   if options.base and not here then -- the base is where the folder will be
-    io.stderr:write(("lorarun: %s is written, but not checked: %s\n"):format(folder, why))
+    say.note("%s is written, but not checked: %s", folder, why)
     return nil
   end
   return probes.demand(model, folder)

@@ -7,6 +7,7 @@ local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local comm = require "lorarun.comm"
+local say = require "lorarun.say"
 
 local gpu = {}
 local Watch = {}
@@ -68,7 +69,7 @@ function Watch:tell(step, record, fields)
   if load.used then field("memory", memory_text(load)) end
   if comm.rank ~= 0 and #texts > 0 and self.asked - self.printed >= PRINT_SECONDS then
     self.printed = self.asked
-    print(("step %d: %s"):format(step, table.concat(texts, ", ")))
+    say.line(("step %d: %s"):format(step, table.concat(texts, ", ")))
   end
 end
 

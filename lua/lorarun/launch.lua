@@ -8,6 +8,7 @@ local ffi = require "ffi"
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local planning = require "lorarun.planning"
+local say = require "lorarun.say"
 local secret = require "lorarun.secret"
 
 local launch = {}
@@ -209,9 +210,8 @@ local function has_output(given) return given.output ~= nil and given.output ~= 
 
 local function supervise(s, given)
   io.stdout:flush()
-  local function say(text) io.stderr:write(text, "\n") end -- standard output is the recipe's
-  say(("starting %d rank%s; checked first:"):format(s.num_processes, s.num_processes == 1 and "" or "s"))
-  require("lorarun.preflight").check(s, given, say)
+  say.error_line(("starting %d rank%s; checked first:"):format(s.num_processes, s.num_processes == 1 and "" or "s"))
+  require("lorarun.preflight").check(s, given, say.error_line) -- standard output is the recipe's
   local several, environment, lock = s.num_machines > 1, environment_of_ranks(s), nil
   if has_output(given) and s.machine_rank == 0 then -- rank 0, which writes there, is this machine's
     lock = require("lorarun.run_lock").take(given.output)
@@ -240,7 +240,7 @@ function launch.launch(given)
   local s = require("lorarun.settings").resolve(given)
   local found = not planning.job and started_by_others() or nil
   if C.lr_rank_launched() == 0 and (not found or found.rank == 0) then -- a rank's launcher has said it
-    for _, text in ipairs(s.warnings) do io.stderr:write("lorarun: warning: ", text, "\n") end
+    for _, text in ipairs(s.warnings) do say.warning("%s", text) end
   end
   if planning.job then
     current = planning.launch(s)

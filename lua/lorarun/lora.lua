@@ -13,6 +13,7 @@ local joined = require "lorarun.joined"
 local backend = require "lorarun.backend"
 local safetensors = require "lorarun.safetensors"
 local options = require "lorarun.options"
+local say = require "lorarun.say"
 
 local lora = {}
 local Adapter = {}
@@ -305,7 +306,7 @@ local function compare_modules(model, config, file, found)
   if #missing == 0 then return end
   local text = ("%s lacks %d of the modules that target_modules names, such as '%s'"):format(file.path, #missing, missing[1])
   if not config.init_lora_weights then check.fail("%s; with init_lora_weights = false PEFT makes random ones", text) end
-  io.stderr:write(("lorarun: warning: %s: as in PEFT, these are without an adapter\n"):format(text))
+  say.warning("%s: as in PEFT, these are without an adapter", text)
 end
 
 --- load(model, folder): the adapter that PEFT (or lorarun) saved there. Every tensor of the file must find its module, of the rank

@@ -21,6 +21,7 @@ local kinds = require "lorarun.options"
 local planning = require "lorarun.planning"
 local model_weights = require "lorarun.model_weights"
 local prompts = require "lorarun.prompts"
+local say = require "lorarun.say"
 local sentence_transformers = require "lorarun.sentence_transformers"
 
 local Model = {}
@@ -102,7 +103,7 @@ local function longest(arch, c, asked, of_folder, tokenizer_folder, config)
     local why = limit == MOST_TOKENS and ("lorarun takes texts of up to %d tokens"):format(limit)
       or ("%s has %d positions"):format(config.path, limit)
     if asked then check.fail("max_length is %d, but %s", asked, why) end
-    io.stderr:write(("lorarun: warning: the folder's own length is %d tokens, but %s: longer ones are cut\n"):format(length, why))
+    say.warning("the folder's own length is %d tokens, but %s: longer ones are cut", length, why)
     length = limit
   end
   if c.window and length > c.window then

@@ -5,6 +5,7 @@ local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local nn = require "lorarun.nn"
 local safetensors = require "lorarun.safetensors"
+local say = require "lorarun.say"
 local tensor = require "lorarun.tensor"
 
 local model_weights = {}
@@ -55,8 +56,8 @@ local function warn_of_layers(file, wants)
     end
   end
   if #beyond > 0 then
-    io.stderr:write(("lorarun: warning: %s: %d tensors of layers beyond config.json's num_hidden_layers are left out: %s\n"):format(
-      file.path, #beyond, list(beyond)))
+    say.warning("%s: %d tensors of layers beyond config.json's num_hidden_layers are left out: %s", file.path, #beyond,
+      list(beyond))
   end
 end
 

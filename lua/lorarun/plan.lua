@@ -17,6 +17,7 @@ local optim = require "lorarun.optim"
 local planning = require "lorarun.planning"
 local rates = require "lorarun.rates"
 local recompute = require "lorarun.recompute"
+local say = require "lorarun.say"
 local settings = require "lorarun.settings"
 local suggest = require "lorarun.suggest"
 local train_options = require "lorarun.train_options"
@@ -297,7 +298,7 @@ function plan.train(o, trainer)
   end
   if not ok then error(err, 0) end
   job.plans = job.plans + 1
-  print(require("lorarun.plan_report").text(p))
+  say.line(require("lorarun.plan_report").text(p))
   return p
 end
 

@@ -5,6 +5,7 @@ local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local memory = require "lorarun.memory"
+local say = require "lorarun.say"
 
 local probes = {}
 
@@ -191,19 +192,17 @@ function probes.again(model, folder)
   check.fail("%s was written, and does not load again: %s", folder, result)
 end
 
-local function note(fmt, ...) io.stderr:write("lorarun: ", fmt:format(...), "\n") end
-
 --- demand(model, folder): again(), and an error where the folder computes something else, which the message says is kept; a note
 --- where it cannot be told. Returns the line to show, or nil.
 function probes.demand(model, folder)
   local result, why = probes.again(model, folder)
   if not result then
-    note("%s is written, but not checked: %s. To check it: lorarun verify %s", folder, why, folder)
+    say.note("%s is written, but not checked: %s. To check it: lorarun verify %s", folder, why, folder)
   elseif result.verdict == "other" then
     check.fail("%s was written, but what it computes is not what the model in memory does: %s. The folder is kept; "
       .. "lorarun verify %s compares again", folder, result.text, folder)
   elseif result.verdict ~= "same" and model.lora then
-    note("warning: %s: %s", folder, result.text)
+    say.note("warning: %s: %s", folder, result.text)
   else
     return ("%s, loaded again: %s"):format(folder, result.text)
   end

@@ -6,6 +6,7 @@ local ffi = require "ffi"
 local C = require "lorarun.c"
 local failure = require "lorarun.failure"
 local launch = require "lorarun.launch"
+local say = require "lorarun.say"
 local secret = require "lorarun.secret"
 local settings = require "lorarun.settings"
 local strict = require "lorarun.strict"
@@ -44,7 +45,7 @@ local EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 local function complain(text)
   io.stdout:flush()
-  io.stderr:write("lorarun: ", text, "\n")
+  say.note("%s", text)
 end
 
 -- argv -> { code = {...}, script = index of the recipe or nil, interactive, traceback, show = "help"|"version" }, or

@@ -14,6 +14,7 @@
 -- steps), width (columns; asked from the terminal unless given) and clock (a function that returns seconds).
 local C = require "lorarun.c"
 local kinds = require "lorarun.options"
+local say = require "lorarun.say"
 
 local progress = {}
 local Bar = {}
@@ -190,7 +191,7 @@ function Bar:print(text)
     self.stream:write(ERASE_LINE)
     self.stream:flush()
   end
-  self.text_stream:write(text, "\n")
+  self.text_stream:write(say.visible(text), "\n")
   self.text_stream:flush()
   if self.drawn then self:draw() end
 end

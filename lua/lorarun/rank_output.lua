@@ -16,6 +16,7 @@ local C = require "lorarun.c"
 local check = require "lorarun.check"
 local ffi = require "ffi"
 local fs = require "lorarun.fs"
+local say = require "lorarun.say"
 
 local Output = {}
 Output.__index = Output
@@ -75,7 +76,7 @@ function Output:line(text)
   self:put(bar, self.standing[bar])
 end
 
-function Output:say(text) self:line("lorarun: " .. text) end
+function Output:say(text) self:line("lorarun: " .. say.visible(text)) end
 
 -- Bytes of rank 0. On a terminal somebody wants to see them now; elsewhere they come in whole lines, as those of the others do.
 function Output:pass_on(stream, text)

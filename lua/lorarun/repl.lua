@@ -11,6 +11,7 @@ local C = require "lorarun.c"
 local complete = require "lorarun.complete"
 local failure = require "lorarun.failure"
 local host = require "lorarun.host"
+local say = require "lorarun.say"
 local show = require "lorarun.show"
 local sorted = require "lorarun.sorted"
 
@@ -142,8 +143,7 @@ local function read_chunk(read)
 end
 
 local function display(value, width)
-  if type(value) == "string" then return value end
-  return show(value, { width = width })
+  return say.visible(type(value) == "string" and value or show(value, { width = width }))
 end
 
 local function print_values(...)
@@ -155,7 +155,7 @@ end
 
 local function complain(text)
   io.stdout:flush()
-  io.stderr:write(text, "\n")
+  say.error_line(text)
 end
 
 -- Run fn so that Ctrl-C stops it. -> true, how many values it returned, those values; or nil, what went wrong

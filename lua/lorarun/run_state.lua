@@ -10,14 +10,13 @@ local json = require "lorarun.json"
 local lora = require "lorarun.lora"
 local ranks = require "lorarun.ranks"
 local run_settings = require "lorarun.run_settings"
+local say = require "lorarun.say"
 
 local run_state = {}
 
 local GROUP = os.getenv "LORARUN_GROUP" -- what a launcher calls its ranks, those that it starts again included
 
 local function folder_of(run) return fs.join(run.options.output, "checkpoints") end
-
-local function note(fmt, ...) io.stderr:write("lorarun: ", fmt:format(...), "\n") end
 
 local function prune(run)
   checkpoint.prune(folder_of(run), run.options.keep, run.best and { [run.best.step] = true } or {})
@@ -72,7 +71,7 @@ local function compare(run, path, state)
     check.fail("--resume: %s is of step %d, and the run has %d: nothing is left to do. Give more epochs or max_steps, or an "
       .. "earlier checkpoint", path, state.step, run.total_steps)
   end
-  for _, text in ipairs(run_settings.changes(before, run.fixed)) do note("%s", text) end
+  for _, text in ipairs(run_settings.changes(before, run.fixed)) do say.note("%s", text) end
 end
 
 -- The checkpoint to go on from: path and state, or nil. A group of ranks that was started again goes on from where the one before
@@ -81,12 +80,12 @@ end
 local function choose(run)
   local folder, asked = folder_of(run), run.options.resume
   local restarted = (tonumber(os.getenv "LORARUN_GENERATION") or 0) > 0
-  local function warn(text) note("warning: %s", text) end
+  local function warn(text) say.note("warning: %s", text) end
   local path, state
   if restarted or asked == true or asked == "latest" then path, state = checkpoint.find(folder, "latest", warn) end
   if path and restarted and GROUP and state.group ~= GROUP and asked ~= true and asked ~= "latest" then path, state = nil, nil end
   if not path and asked and asked ~= true and asked ~= "latest" then path, state = checkpoint.find(folder, asked, warn) end
-  if not path and asked then note("there is no checkpoint in %s yet; starting from the beginning", folder) end
+  if not path and asked then say.note("there is no checkpoint in %s yet; starting from the beginning", folder) end
   return path, state
 end
 
@@ -103,11 +102,12 @@ function run_state.resume(run)
     local folder = folder_of(run)
     local elsewhere = not fs.is_directory(folder) or fs.real(fs.dirname(fs.real(path))) ~= fs.real(folder)
     if state.best and (elsewhere or not fs.is_directory(checkpoint.path(folder, state.best.step))) then
-      note("warning: the best checkpoint so far, step %d, is not in %s; the best from here on will count", state.best.step, folder)
+      say.note("warning: the best checkpoint so far, step %d, is not in %s; the best from here on will count", state.best.step,
+        folder)
       state.best = nil
     end
     state.evaluation_due = state.evaluation_due and not elsewhere
-    print(("resuming from %s, step %d of %d"):format(path, state.step, run.total_steps))
+    say.line(("resuming from %s, step %d of %d"):format(path, state.step, run.total_steps))
     return { state = state, elsewhere = elsewhere }
   end)
   local state = found.state
@@ -126,7 +126,7 @@ end
 --- checkpoint of another folder. On rank 0.
 function run_state.set_aside(run)
   local aside = checkpoint.set_aside(folder_of(run), run.own_until)
-  if aside then note("checkpoints beyond step %d are not of this run; they are in %s now", run.own_until, aside) end
+  if aside then say.note("checkpoints beyond step %d are not of this run; they are in %s now", run.own_until, aside) end
 end
 
 return run_state

@@ -10,6 +10,7 @@ local options = require "lorarun.options"
 local planning = require "lorarun.planning"
 local recompute = require "lorarun.recompute"
 local sampler = require "lorarun.sampler"
+local say = require "lorarun.say"
 local schedules = require "lorarun.schedule"
 local sorted = require "lorarun.sorted"
 local suggest = require "lorarun.suggest"
@@ -259,8 +260,8 @@ local function check_batches(o, draws)
   end
   local last = draws % batch
   if last > 0 and last <= alone and comm.rank == 0 then
-    io.stderr:write(("lorarun: note: the last batch of an epoch has %s, of which the loss '%s' learns nothing: %d rows in batches "
-      .. "of %d\n"):format(last == 1 and "one pair" or ("%d pairs on as many ranks"):format(last), name, draws, batch))
+    say.note("note: the last batch of an epoch has %s, of which the loss '%s' learns nothing: %d rows in batches of %d",
+      last == 1 and "one pair" or ("%d pairs on as many ranks"):format(last), name, draws, batch)
   end
 end
 

@@ -35,6 +35,7 @@ local run_lock = require "lorarun.run_lock"
 local run_paths = require "lorarun.run_paths"
 local run_settings = require "lorarun.run_settings"
 local run_state = require "lorarun.run_state"
+local say = require "lorarun.say"
 local train_options = require "lorarun.train_options"
 
 local trainer = {}
@@ -271,7 +272,7 @@ local function check_written(model, folders)
   local wrong
   for _, folder in ipairs(folders) do
     local ok, line = pcall(probes.demand, model, folder)
-    if not ok then wrong = wrong or line elseif line then print(line) end
+    if not ok then wrong = wrong or line elseif line then say.line(line) end
   end
   return wrong
 end
@@ -302,7 +303,7 @@ local function finish(run, results, seconds)
     run.files:json("evaluation.json", results)
     C.lr_rank_report(last, last, "checking what was written")
     local wrong = check_written(model, { adapter, o.output })
-    print(report.summary(run, results, seconds))
+    say.line(report.summary(run, results, seconds))
     rates.remember(run)
     if wrong then error(wrong, 0) end
   end)
@@ -354,7 +355,7 @@ local function train(run)
   run.files = ranks.silent
   comm.on_rank_0(function()
     run.files = run_files.new(o.output)
-    print(report.banner(run))
+    say.line(report.banner(run))
   end)
 
   local first, evaluation_due = run_state.resume(run)
@@ -390,7 +391,7 @@ local function train(run)
     local stopped = ("stopped by signal %d after step %d of %d; %s"):format(run.ended_by, step, run.total_steps, run.saved
       and "a checkpoint was written. To go on: " .. how_to_go_on(at_prompt) or "there was nothing to save yet")
     if not at_prompt then
-      if run.main then print(stopped) end
+      if run.main then say.line(stopped) end
       run.lock:release()
       os.exit(128 + run.ended_by, true)
     end
@@ -422,7 +423,7 @@ function trainer.train(given)
   local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0, lock = ranks.silent,
     totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 }, overflows = 0, skipped = 0 }
   comm.on_rank_0(function()
-    for _, note in ipairs(train_options.notes(o)) do io.stderr:write("lorarun: note: ", note, "\n") end
+    for _, note in ipairs(train_options.notes(o)) do say.note("note: %s", note) end
     run.lock = take_output(o)
   end)
   local ok, result = pcall(train, run)

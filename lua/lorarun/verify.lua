@@ -4,6 +4,7 @@ local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local probes = require "lorarun.probes"
+local say = require "lorarun.say"
 local suggest = require "lorarun.suggest"
 
 local verify = {}
@@ -86,14 +87,14 @@ end
 local function one(folder, given)
   if not fs.is_directory(folder) then check.fail("'%s' is no folder", folder) end
   if not probes.read(folder) then
-    io.stderr:write(("lorarun: %s has no %s: it was not written by lorarun, or by an older one\n"):format(folder, probes.FILE))
+    say.note("%s has no %s: it was not written by lorarun, or by an older one", folder, probes.FILE)
     return 3
   elseif given.python then
     io.write(verify.python(folder))
     return 0
   end
   local result = verify.folder(folder, { precision = given.precision, device = given.device })
-  print(("%s: %s: %s"):format(folder, result.verdict == "same" and "the same" or result.verdict == "other" and "OTHER EMBEDDINGS"
+  say.line(("%s: %s: %s"):format(folder, result.verdict == "same" and "the same" or result.verdict == "other" and "OTHER EMBEDDINGS"
     or "cannot be told", result.text))
   return STATUS[result.verdict]
 end
@@ -103,7 +104,7 @@ function verify.run(words)
   local failure = require "lorarun.failure"
   local ok, given = failure.call(read, words)
   if not ok then
-    io.stderr:write("lorarun: ", given.message, "\n")
+    say.note("%s", given.message)
     return 2
   elseif given.help then
     io.write(USAGE)
@@ -115,7 +116,7 @@ function verify.run(words)
     local done, status = failure.call(one, folder, given)
     if not done then
       io.stdout:flush()
-      io.stderr:write("lorarun: ", status.message, "\n")
+      say.note("%s", status.message)
       status = 1
     end
     if status == 1 or worst == 0 then worst = status end

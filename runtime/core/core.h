@@ -20,6 +20,10 @@ int lr_fail(int status, const char *fmt, ...) LR_PRINTF(2, 3);
  * 1.0 MB)". ENOENT becomes LR_ENOTFOUND and ENOMEM LR_ENOMEM, whatever else LR_EIO. */
 int lr_fail_errno(const char *fmt, ...) LR_PRINTF(1, 2);
 
+/* Copy text so that a terminal obeys nothing in it (visible.c), at most cap - 1 bytes and a NUL; returns how many. one_line: line ends
+ * and tabs become spaces, else they stay. */
+size_t lr_visible_copy(char *out, size_t cap, const char *text, size_t size, bool one_line);
+
 /* malloc, calloc, realloc, strdup that count and can be made to fail. NULL means lr_fail(LR_ENOMEM, ...) was called. */
 void *lr_alloc(size_t size) __attribute__((malloc, alloc_size(1)));
 void *lr_calloc(size_t count, size_t size) __attribute__((malloc, alloc_size(1, 2)));

@@ -9,10 +9,9 @@ static _Thread_local char last_error[2048] = ""; /* nothing has failed */
 
 static void set_error(const char *fmt, va_list args)
 {
-    vsnprintf(last_error, sizeof last_error, fmt, args);
-    for (char *p = last_error; *p; p++) /* one line, whatever a file's name or contents held */
-        if ((unsigned char)*p < ' ')
-            *p = ' ';
+    char raw[sizeof last_error]; /* an argument may be the last error itself */
+    vsnprintf(raw, sizeof raw, fmt, args);
+    (void)lr_visible_copy(last_error, sizeof last_error, raw, strlen(raw), true);
 }
 
 int lr_fail(int status, const char *fmt, ...)

@@ -146,8 +146,10 @@ int main(int argc, char **argv)
         (void)fputs("lorarun: not enough memory for Lua\n", stderr);
         return EXIT_FAILURE;
     }
-    if (lua_cpcall(L, run, &given) != 0)
-        (void)fprintf(stderr, "lorarun: %s\n", lua_tostring(L, -1));
+    if (lua_cpcall(L, run, &given) != 0) {
+        (void)lr_fail(LR_EINTERNAL, "%s", lua_tostring(L, -1)); /* so that a terminal obeys nothing in it */
+        (void)fprintf(stderr, "lorarun: %s\n", lr_last_error());
+    }
     lua_close(L);
     if (fflush(stdout) != 0 || ferror(stdout)) {
         (void)fprintf(stderr, "lorarun: cannot write to standard output: %s\n", strerror(errno));
