@@ -27,6 +27,7 @@ local BUCKETS = 2 ^ RADIX_BITS
 local function numbers(values, n, name)
   local first = 0
   if type(values) == "table" then
+    if values.dtype then check.fail("%s is a tensor; its values are an array as %s:to_table()", name, name) end
     n = n or #values
     if n > #values then check.fail("%s has %d values, %d are needed", name, #values, n) end
     first = 1

@@ -291,11 +291,20 @@ local ENCODE_TOKENS = 8192 -- tokens a forward pass of encode(): enough for the 
 function Model:encode(texts, options)
   if type(texts) == "string" then texts = { texts } end
   if type(texts) ~= "table" then check.fail("encode() was given %s, expected a text or a list of texts", kinds.shown(texts)) end
+  local strays = {}
+  for key in pairs(texts) do -- what #texts does not count would have no embedding
+    if type(key) ~= "number" or key > #texts then strays[#strays + 1] = tostring(key) end
+  end
+  if #strays > 0 then
+    table.sort(strays)
+    check.fail("encode(): the texts are a list without holes; this has %d in order and another at '%s'", #texts, strays[1])
+  end
   if #texts == 0 then check.fail("encode() was given no text") end
   options = kinds.check("encode()", options, ENCODE_OPTIONS)
   local prompt = self:prompt { prompt = options.prompt, prompt_name = options.prompt_name }
   local order = {}
-  for i, text in ipairs(texts) do
+  for i = 1, #texts do
+    local text = texts[i]
     if type(text) ~= "string" then check.fail("encode(): text %d is a %s", i, type(text)) end
     order[i] = i
   end

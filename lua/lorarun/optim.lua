@@ -51,6 +51,9 @@ end
 --- apply(lr): one step with learning rate lr; sets the gradients to zero. Nothing waits for the device: whether the step counts,
 --- taken() says.
 function AdamW:apply(lr)
+  if type(lr) ~= "number" or not (lr >= 0 and lr < math.huge) then
+    check.fail("the learning rate is %s, expected a number of at least 0", tostring(lr))
+  end
   local p, scale = self.parameters, self.scale
   check(C.lr_op_clip_factor(self.factor.handle, self.norm.handle, p.grad.handle, scale and scale.handle or nil, self.max_grad_norm))
   check(C.lr_op_adamw(p.value.handle, self.m.handle, self.v.handle, p.grad.handle, self.factor.handle, lr, self.beta1, self.beta2,

@@ -163,6 +163,15 @@ test("what is no model, tensor, data set or path is named with the cure", functi
       end,
       ["encode() was given nil"] = function() m:encode(nil) end,
       ["encode(): text 2 is a number"] = function() m:encode { "a", 2 } end,
+      ["encode(): the texts are a list without holes; this has 1 in order and another at '3'"] = function()
+        local texts = { "a" }
+        texts[3] = "b"
+        m:encode(texts)
+      end,
+      ["and another at 'text'"] = function() m:encode { text = "a" } end,
+      ["the learning rate is nan"] = function() t.optimizer:step(math.abs(0 / 0)) end,
+      ["the learning rate is nil, expected a number"] = function() t.optimizer:step() end,
+      ["x is a tensor; its values are an array as x:to_table()"] = function() lr.metrics.pearson(t.tensor, t.tensor) end,
       ["model:forward takes what model:context(batch) gives"] = function() m:forward { "text" } end,
       ["model:context takes a batch"] = function() m:context "text" end,
       ["model:context: the batch was closed"] = function()
