@@ -33,6 +33,10 @@ char *lr_strndup(const char *s, size_t n);
 char *lr_format(const char *fmt, ...) LR_PRINTF(1, 2);
 /* lr_free is public (lr.h). */
 
+/* Start threads for parallel regions of n where they do not run already. Returns how many there can be, n or fewer: libgomp ends the
+ * program where it cannot start one. */
+int lr_threads_ensure(int n);
+
 /* pthread_create with all signals blocked in the new thread, so that they reach the main one. */
 int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context);
 

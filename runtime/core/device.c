@@ -249,30 +249,33 @@ static int try_threads(int n)
     return started;
 }
 
-int lr_threads_start(void)
+int lr_threads_ensure(int n)
 {
     static int running = 1;
-    const int n = lr_threads();
-    if (n <= running)
-        return LR_OK;
-    const int started = try_threads(n - 1) + 1;
-    if (started < n) {
-        char reason[256];
-        lr_limits_reason(EAGAIN, reason, sizeof reason);
-        return lr_fail(
-            LR_EIO,
-            "only %d of %d compute threads can be started%s%s%s; set OMP_NUM_THREADS to fewer, or raise the limit",
-            started, n, *reason != 0 ? " (" : "", reason, *reason != 0 ? ")" : "");
-    }
     static atomic_int there;
+    if (n <= running)
+        return n;
+    const int started = try_threads(n - 1) + 1;
+    if (started < n)
+        return started;
     atomic_store(&there, 0);
 #pragma omp parallel num_threads(n)
     atomic_fetch_add(&there, 1); /* from here on they wait for work, and need not be started again */
-    if (atomic_load(&there) != n)
-        return lr_fail(LR_EIO, "OpenMP gives %d of %d compute threads; set OMP_NUM_THREADS to fewer",
-                       atomic_load(&there), n);
-    running = n;
-    return LR_OK;
+    if (atomic_load(&there) == n)
+        running = n;
+    return atomic_load(&there);
+}
+
+int lr_threads_start(void)
+{
+    const int n = lr_threads(), started = lr_threads_ensure(n);
+    if (started == n)
+        return LR_OK;
+    char reason[256];
+    lr_limits_reason(EAGAIN, reason, sizeof reason);
+    return lr_fail(
+        LR_EIO, "only %d of %d compute threads can be started%s%s%s; set OMP_NUM_THREADS to fewer, or raise the limit",
+        started, n, *reason != 0 ? " (" : "", reason, *reason != 0 ? ")" : "");
 }
 
 int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context)

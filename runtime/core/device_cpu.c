@@ -13,7 +13,7 @@ enum { HUGE_PAGE = 2 << 20 };
 static const int64_t LEAST_ADDRESSES = 16 << 20; /* of a pool */
 static const int64_t OTHERS_ADDRESSES = 192
                                         << 20; /* for files, Lua and libraries, where addresses are limited; besides: */
-static const int64_t THREAD_ADDRESSES = 1 << 20; /* of a thread, besides its stack */
+static const int64_t THREAD_ADDRESSES = 9 << 20; /* of a thread: the usual stack and some */
 
 static int count_one(void)
 {
@@ -69,9 +69,9 @@ static int reserve(void **out, size_t *bytes)
     if (status != LR_OK)
         return status;
     int64_t most = 4 * total;
-    const int64_t left = lr_limits_left(LR_LIMIT_ADDRESSES), stack = lr_limit(LR_LIMIT_STACK);
+    const int64_t left = lr_limits_left(LR_LIMIT_ADDRESSES);
     if (left < INT64_MAX)
-        most = lr_min64(most, (left - OTHERS_ADDRESSES - lr_threads() * (stack + THREAD_ADDRESSES)) / 2);
+        most = lr_min64(most, (left - OTHERS_ADDRESSES - lr_threads() * THREAD_ADDRESSES) / 2);
     for (size_t size = (size_t)lr_max64(0, most); size >= (size_t)LEAST_ADDRESSES; size /= 2) {
         void *p = mmap(NULL, size + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p == MAP_FAILED)

@@ -21,7 +21,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum { MAX_PATH = 4096, MAX_FILE = 8192 };
+enum { MAX_PATH = 1024, MAX_FILE = 4096 }; /* buffers on a stack that may be small itself (ulimit -s) */
 static const int64_t NO_LIMIT = INT64_MAX;
 static const int64_t BEYOND_ANY = (int64_t)1 << 60; /* version 1 writes no limit as a number near 2^63 */
 static const rlim_t USUAL_STACK = 8 << 20;
@@ -338,9 +338,17 @@ void lr_limits_prepare(void)
     /* Every thread that allocates would get 64 MB of addresses from malloc. */
     if (lr_limit(LR_LIMIT_ADDRESSES) >= 0)
         (void)mallopt(M_ARENA_MAX, 1);
+    /* Threads get stacks of the usual size, whatever the main one may have, where addresses are few or that one has less. */
     struct rlimit stack;
-    if (getrlimit(RLIMIT_STACK, &stack) == 0 && stack.rlim_cur < USUAL_STACK) {
-        stack.rlim_cur = stack.rlim_max < USUAL_STACK ? stack.rlim_max : USUAL_STACK;
-        (void)setrlimit(RLIMIT_STACK, &stack);
-    }
+    pthread_attr_t usual;
+    if (getrlimit(RLIMIT_STACK, &stack) != 0 || stack.rlim_cur == USUAL_STACK ||
+        (stack.rlim_cur > USUAL_STACK && lr_limit(LR_LIMIT_ADDRESSES) < 0))
+        return;
+    stack.rlim_cur = stack.rlim_max < USUAL_STACK ? stack.rlim_max : USUAL_STACK;
+    (void)setrlimit(RLIMIT_STACK, &stack);
+    if (pthread_getattr_default_np(&usual) != 0)
+        return;
+    if (pthread_attr_setstacksize(&usual, USUAL_STACK) == 0)
+        (void)pthread_setattr_default_np(&usual);
+    (void)pthread_attr_destroy(&usual);
 }

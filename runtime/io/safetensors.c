@@ -491,7 +491,9 @@ int lr_safetensors_load(const lr_safetensors *f, int64_t index, lr_tensor *t)
     if (status != LR_OK || t->device == LR_META)
         return status;
     const int64_t chunks = (t->elements + LR_SAFETENSORS_CHUNK - 1) / LR_SAFETENSORS_CHUNK;
-    const int threads = (int)lr_min64(chunks, lr_max64(lr_threads(), LEAST_READERS));
+    int threads = (int)lr_min64(chunks, lr_max64(lr_threads(), LEAST_READERS));
+    if (lr_threads_ensure(threads) < threads)
+        threads = 1;
     transfer x = {.file = f, .entry = e, .tensor = t};
     x.way = !lr_tensor_contiguous(t) ? INTO_BUFFER : lr_driver_of(t->device)->addressable ? INTO_TENSOR : INTO_STAGE;
     x.buffer_size = LR_SAFETENSORS_CHUNK * (lr_dtype_size(e->dtype->dtype) + lr_dtype_size(t->dtype));

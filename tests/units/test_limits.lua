@@ -135,12 +135,14 @@ test("few addresses (ulimit -v) do, and too few are an error", function()
     check.equal(r.err, "")
     check.equal(r.out, "2\n")
   end
+  local r = shell.run("ulimit -s 1000000; ulimit -v 3000000; OMP_NUM_THREADS=4 $L -e " .. shell.quote(ENCODE)) -- stacks of 1 GB
+  check.equal(r.out, "2\n", r.err)
   refused(under("-v 200000", ENCODE), "no addresses are left for tensors (ulimit -v: 204.8 MB)")
   refused(under("-v 700000", "lr.tensor.new({ 100e6 }, 'f32', 'big')"), "out of cpu memory: 400000000 bytes for big, 0 held",
     "(ulimit -v: 716.8 MB)")
   refused(under("-v 300000", "local t = {} for i = 1, 1e9 do t[i] = { i } end"),
     "not enough memory for Lua's tables and strings (ulimit -v: 307.2 MB)")
-  local r = shell.run("ulimit -v 300000; OMP_NUM_THREADS=64 $L -e 'lr.launch {}'")
+  r = shell.run("ulimit -v 300000; OMP_NUM_THREADS=64 $L -e 'lr.launch {}'")
   refused(r, " of 64 compute threads can be started (ulimit -v: 307.2 MB", "set OMP_NUM_THREADS to fewer")
 end)
 
@@ -164,6 +166,11 @@ test("libraries that do not expect it are not called where memory is short", fun
     local most = pages * 4096 + 8e6
     ffi.C.setrlimit(9, ffi.new("limit", most, most)) -- of addresses
     model:encode { "a text" }]]):format(bert)), "oneDNN", "ulimit -v")
+end)
+
+test("a small stack (ulimit -s) is the main thread's alone", function()
+  if not has_spare_addresses then return end
+  check.equal(under("-s 64", ENCODE).out, "2\n")
 end)
 
 test("data (ulimit -d)", function()
