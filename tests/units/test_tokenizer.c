@@ -40,7 +40,7 @@ TEST(malformed_files_are_refused_with_their_place)
         int status;
         const char *message;
     } cases[] = {
-        {"", LR_EFORMAT, "t.json:1:1"},
+        {"", LR_EFORMAT, "t.json is empty"},
         {"{\"model\": {", LR_EFORMAT, "t.json:1:12"},
         {"[]", LR_EFORMAT, "its top is not an object"},
         {"{}", LR_EFORMAT, "\"model\" is missing"},
