@@ -217,11 +217,13 @@ int lr_file_read(const char *path, char **data, int64_t *size); /* whole file, N
  * new one, never a part. */
 int lr_file_write(const char *path, const char *data, int64_t size);
 int lr_file_append(const char *path, const char *data, int64_t size); /* one write() in O_APPEND mode */
-int lr_file_copy(const char *from, const char *to);                   /* atomic, like lr_file_write */
-int lr_file_rename(const char *from, const char *to);                 /* and fsync both directories */
-int lr_tree_remove(const char *path);           /* a file or a folder with all in it; never follows links */
-int lr_path_real(const char *path, char **out); /* absolute, links resolved; free with lr_free */
-int64_t lr_disk_free(const char *path);         /* bytes a user may still write there, or a status */
+/* An empty file where there is none; nobody but its owner may read or write it from now on. */
+int lr_file_private(const char *path);
+int lr_file_copy(const char *from, const char *to);   /* atomic, like lr_file_write */
+int lr_file_rename(const char *from, const char *to); /* and fsync both directories */
+int lr_tree_remove(const char *path);                 /* a file or a folder with all in it; never follows links */
+int lr_path_real(const char *path, char **out);       /* absolute, links resolved; free with lr_free */
+int64_t lr_disk_free(const char *path);               /* bytes a user may still write there, or a status */
 void lr_free(void *p);
 /* CRC-32C (Castagnoli) of a file's bytes; of `size` bytes that follow bytes whose checksum is crc (start with 0). */
 int lr_file_crc32c(const char *path, uint32_t *out);

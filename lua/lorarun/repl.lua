@@ -48,6 +48,7 @@ local function open_history()
     local text = table.concat(lines, "\n", first) .. "\n"
     C.lr_file_write(path, text, #text)
   end
+  if C.lr_file_private(path) < 0 then return nil end -- what was typed may hold a password
   return io.open(path, "a")
 end
 

@@ -18,15 +18,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* The directory that holds `path`; lr_free it. */
-static char *directory_of(const char *path)
+char *lr_directory_of(const char *path)
 {
     const char *slash = strrchr(path, '/');
     return slash == NULL ? lr_strdup(".") : lr_strndup(path, slash == path ? 1 : (size_t)(slash - path));
 }
 
-/* Make what was renamed in `directory` durable; path is for the message. */
-static int sync_directory(const char *directory, const char *path)
+int lr_directory_sync(const char *directory, const char *path)
 {
     const int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
@@ -90,7 +88,7 @@ int lr_atomic_open(lr_atomic *out, const char *path)
                        S_ISDIR(st.st_mode) ? "a directory" : "no regular file");
     lr_atomic a = {.fd = -1,
                    .path = lr_strdup(path),
-                   .directory = directory_of(path),
+                   .directory = lr_directory_of(path),
                    .temporary = lr_alloc(strlen(path) + SUFFIX_ROOM)};
     int status = a.path != NULL && a.directory != NULL && a.temporary != NULL ? LR_OK : LR_ENOMEM;
     if (status == LR_OK)
@@ -133,7 +131,7 @@ int lr_atomic_commit(lr_atomic *a)
         status = lr_fail_errno("cannot rename %s to %s", a->temporary, a->path);
     if (status == LR_OK) {
         a->named = false;
-        status = sync_directory(a->directory, a->path);
+        status = lr_directory_sync(a->directory, a->path);
     }
     discard(a);
     return status;
@@ -147,12 +145,13 @@ void lr_atomic_abandon(lr_atomic *a)
 
 int lr_file_rename(const char *from, const char *to)
 {
-    char *source = directory_of(from), *target = directory_of(to);
+    char *source = lr_directory_of(from), *target = lr_directory_of(to);
     int status = LR_ENOMEM;
     if (source != NULL && target != NULL) {
-        status = rename(from, to) == 0 ? sync_directory(target, to) : lr_fail_errno("cannot rename %s to %s", from, to);
+        status =
+            rename(from, to) == 0 ? lr_directory_sync(target, to) : lr_fail_errno("cannot rename %s to %s", from, to);
         if (status == LR_OK && strcmp(source, target) != 0)
-            status = sync_directory(source, from);
+            status = lr_directory_sync(source, from);
     }
     lr_free(target);
     lr_free(source);

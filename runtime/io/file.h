@@ -17,6 +17,10 @@ int lr_atomic_open(lr_atomic *a, const char *path);
 int lr_atomic_write(lr_atomic *a, const void *data, size_t size);
 /* fsync, rename, fsync the directory; allocates nothing. Success or not, the handle is done with. */
 int lr_atomic_commit(lr_atomic *a);
+/* Make what was renamed or made in a folder durable; path is for the message. */
+int lr_directory_sync(const char *directory, const char *path);
+/* The directory that holds `path`; lr_free it. */
+char *lr_directory_of(const char *path);
 /* Close and remove the temporary file; no effect after a commit. */
 void lr_atomic_abandon(lr_atomic *a);
 

@@ -115,7 +115,13 @@ done:
 static int make_one(const char *path, const char *whole)
 {
     struct stat st;
-    if (mkdir(path, 0777) == 0 || (errno == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode)))
+    if (mkdir(path, 0777) == 0) { /* what is written into it is durable only if it is itself */
+        char *parent = lr_directory_of(path);
+        const int status = parent != NULL ? lr_directory_sync(parent, path) : LR_ENOMEM;
+        lr_free(parent);
+        return status;
+    }
+    if (errno == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode))
         return LR_OK;
     if (errno == EEXIST)
         return lr_fail(LR_EINVAL, "cannot make the folder %s: %s is a file", whole, path);
@@ -341,6 +347,16 @@ int lr_file_write(const char *path, const char *data, int64_t size)
     if (status == LR_OK)
         return lr_atomic_commit(&file);
     lr_atomic_abandon(&file);
+    return status;
+}
+
+int lr_file_private(const char *path)
+{
+    const int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0600);
+    if (fd < 0)
+        return lr_fail_errno("cannot open %s", path);
+    const int status = fchmod(fd, 0600) == 0 ? LR_OK : lr_fail_errno("cannot close %s to others", path);
+    (void)close(fd);
     return status;
 }
 

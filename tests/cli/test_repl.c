@@ -396,12 +396,16 @@ TEST(history_is_kept_between_sessions)
     (void)fclose(f);
     text[n] = 0;
     CHECK_STR(text, "remembered = 1100\nremembered + 11\n");
+    struct stat st;
+    CHECK(stat(path, &st) == 0 && (st.st_mode & 0777) == 0600); /* what was typed is its owner's */
+    CHECK_INT(chmod(path, 0644), 0);                            /* as an older lorarun left it */
     start("xterm", NULL, NULL, NULL);
     EXPECT("> ");
     type(ARROW_UP ARROW_UP "\n");
     EXPECT("> ");
     type("remembered + 22\n");
     EXPECT("\r\n1122\r\n");
+    CHECK(stat(path, &st) == 0 && (st.st_mode & 0777) == 0600);
     stop();
 }
 

@@ -6,7 +6,22 @@
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
+
+/* Instead of libc's: the folders that were made durable, in order. */
+static char synced[16][256];
+static int synced_count;
+int fsync(int fd)
+{
+    char link[64];
+    (void)snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    const ssize_t n = synced_count < 16 ? readlink(link, synced[synced_count], sizeof synced[0] - 1) : -1;
+    if (n > 0)
+        synced[synced_count++][n] = 0;
+    return (int)syscall(SYS_fsync, fd);
+}
 
 static void write_text(const char *path, const char *text)
 {
@@ -21,6 +36,43 @@ static void check_text(const char *path, const char *expected)
     const bool equal = size == (int64_t)strlen(expected) && memcmp(data, expected, (size_t)size + 1) == 0;
     lr_free(data);
     CHECK(equal);
+}
+
+/* A power cut after a checkpoint was written must not take the folder that holds it. */
+TEST(new_folders_are_made_durable)
+{
+    char parent[1024], deep[1200];
+    (void)snprintf(parent, sizeof parent, "%s", in_folder("durable"));
+    CHECK_INT(lr_dir_make(parent), LR_OK);
+    (void)snprintf(deep, sizeof deep, "%s/checkpoints/step-1", parent);
+    synced_count = 0;
+    CHECK_INT(lr_dir_make(deep), LR_OK);
+    CHECK_INT(synced_count, 2);
+    CHECK_HAS(synced[0], "/durable");
+    CHECK(strstr(synced[0], "/checkpoints") == NULL);
+    CHECK_HAS(synced[1], "/durable/checkpoints");
+    CHECK_INT(lr_dir_make(deep), LR_OK); /* it is there: nothing to do */
+    CHECK_INT(synced_count, 2);
+    char to[1200];
+    (void)snprintf(to, sizeof to, "%s/moved", parent);
+    synced_count = 0;
+    CHECK_INT(lr_file_rename(deep, to), LR_OK);
+    CHECK_INT(synced_count, 2); /* the folder it went to, and the one it left */
+    CHECK_INT(lr_tree_remove(parent), LR_OK);
+}
+
+TEST(a_private_file_is_its_owners)
+{
+    struct stat st;
+    const char *path = in_folder("private");
+    CHECK_INT(lr_file_private(path), LR_OK);
+    CHECK(stat(path, &st) == 0 && (st.st_mode & 0777) == 0600);
+    write_text(path, "kept");
+    CHECK_INT(chmod(path, 0644), 0);
+    CHECK_INT(lr_file_private(path), LR_OK);
+    CHECK(stat(path, &st) == 0 && (st.st_mode & 0777) == 0600);
+    check_text(path, "kept");
+    CHECK_INT(lr_tree_remove(path), LR_OK);
 }
 
 TEST(write_and_read_back)
