@@ -106,8 +106,12 @@ local function write(name, value)
   fs.write(fs.join(args.out, name), json.encode(value, { indent = 2, sort_keys = true }) .. "\n")
 end
 
+-- What Qwen2's own tokenizer splits a text at: both generations of transformers read a folder alike only where it is this.
+local WORDS = [=[(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+]=]
+
 local function write_tokenizer()
-  local level = { type = "ByteLevel", add_prefix_space = false, trim_offsets = false, use_regex = true }
+  local level = { type = "ByteLevel", add_prefix_space = false, trim_offsets = false, use_regex = false }
+  local words = { type = "Split", pattern = { Regex = WORDS }, behavior = "Isolated", invert = false }
   local added, decoder = {}, {}
   for i, content in ipairs(SPECIAL) do
     local token = { content = content, single_word = false, lstrip = false, rstrip = false, normalized = false, special = true }
@@ -116,10 +120,11 @@ local function write_tokenizer()
     for key, value in pairs(token) do added[i][key] = value end
   end
   write("tokenizer.json", { version = "1.0", truncation = json.null, padding = json.null, added_tokens = json.array(added),
-    normalizer = json.null, pre_tokenizer = level, post_processor = json.null, decoder = level,
+    normalizer = { type = "NFC" }, pre_tokenizer = { type = "Sequence", pretokenizers = json.array { words, level } },
+    post_processor = json.null, decoder = level,
     model = { type = "BPE", dropout = json.null, unk_token = json.null, continuing_subword_prefix = "", end_of_word_suffix = "",
       fuse_unk = false, byte_fallback = false, vocab = byte_vocabulary(), merges = json.array {} } })
-  write("tokenizer_config.json", { tokenizer_class = "PreTrainedTokenizerFast", added_tokens_decoder = decoder,
+  write("tokenizer_config.json", { tokenizer_class = "Qwen2Tokenizer", added_tokens_decoder = decoder,
     eos_token = SPECIAL[1], pad_token = SPECIAL[1], model_max_length = args.max_length, clean_up_tokenization_spaces = false })
 end
 

@@ -16,9 +16,10 @@ local MOST_BYTES = 2000 -- of a text
 local BASE_WIDTH = 256 -- of the base's embeddings so many numbers are kept: enough to tell whose an embedding is
 -- Largest |e - a| / |a| over all texts. Between programs and machines f32 differs by about 1e-5; 16 bits by some 1e-2 a model.
 local ALLOWED, ALLOWED_COARSE = 1e-3, 0.1
--- A change below so much of what is allowed, or of the difference that rounding makes, is not told from it: whether embeddings are
--- nearer to the base's is then chance.
-local RESOLVED, RESOLVED_OF_DIFFERENCE = 0.1, 0.25
+-- A change below these shares of what is allowed, and of the difference that is found, is not told from rounding: whether an
+-- embedding is nearer to the base's is then chance. Where an adapter is left out, the difference is the change and rounding across
+-- it, so the second share admits rounding of half the change (1 / sqrt(1 + 0.5^2) = 0.9).
+local RESOLVED, RESOLVED_OF_DIFFERENCE = 0.1, 0.9
 
 -- For models that are saved without data at hand.
 local TEXTS = { "def area(width, height):\n    return width * height", "for (int i = 0; i <= n; i++) sum += a[i];", "return None",

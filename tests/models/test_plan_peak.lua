@@ -16,14 +16,17 @@ local given = { data = folder .. "/data", output = folder .. "/out", batch = 6, 
 for key, value in pairs(assert(loadstring("return " .. options))()) do given[key] = value end
 local model = lr.load_model(model_folder, { max_length = 64, precision = given.precision })
 given.precision = nil
-local free = given.free
+local free, available = given.free, memory.available -- what is really free, for all that comes after the step
 if free then memory.available = function() return free end end
 given.free = nil
 model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = lr.split(targets, ",") }
 given.model = model
 require("lorarun.c").lr_memory_release_cached(require("lorarun.c").LR_CPU) -- what loading has left
 local seen = {}
-given.on_step = function() seen = { peak = memory.stats().peak_bytes, scratch = memory.stats().scratch_bytes } end
+given.on_step = function()
+  memory.available = available
+  seen = { peak = memory.stats().peak_bytes, scratch = memory.stats().scratch_bytes }
+end
 local result = lr.train(given)
 lr.fs.write(result_path, json.encode(result.batch and { held = result.held, batch = result.batch, policies = result.policies,
   flops_a_token = result.flops_a_token, room = result.room, driver = result.driver, memory = result.memory } or seen))
@@ -49,7 +52,8 @@ local function run(folder, command, model_folder, targets, options)
   local words = { recipe, folder, model_folder, targets, options, result }
   for i, word in ipairs(words) do words[i] = shell.quote(word) end
   local r = shell.run("$L " .. command .. " " .. table.concat(words, " "))
-  check.equal(r.err, "", "standard error")
+  -- one step of bf16 changes less than its rounding does
+  check.equal((r.err:gsub("[^\n]*whether it is applied cannot be told\n", "")), "", "standard error")
   check.equal(r.status, 0, "status")
   check.equal(fs.exists(output), command == "", "an output folder was made")
   return json.decode_file(result), r.out

@@ -171,6 +171,7 @@ test("a difference is told from rounding, and an adapter that is left out from o
   check.equal(verdict("fp32", { 1, 0 }, { 1, 0 }, { 1, 0 }), "unlearned")
   check.equal(verdict("fp32", { 1, 1e-5 }, { 1, 0 }, { 1, 5e-5 }), "unclear")
   check.equal(verdict("bf16", { 1, 0.008 }, { 1, 0 }, { 1, 0.005 }), "unclear", "rounding is larger than the change")
-  check.equal(verdict("bf16", { 1, 0.06 }, { 1, 0 }, { 1, 0.05 }), "other", "the base's, and rounding")
+  check.equal(verdict("bf16", { 1, 0.016 }, { 1, 0 }, { 1, 0.0125 }), "unclear", "rounding is as large as the change")
+  check.equal(verdict("bf16", { 1, 0.053 }, { 1, 0 }, { 1, 0.05 }), "other", "the base's, and rounding")
   check.equal(verdict("bf16", { 1, 0.01 }, { 1, 0 }, { 1, 0.05 }), "same")
 end)
