@@ -23,7 +23,7 @@ struct lr_lock {
 static bool still_named(int fd, const char *path)
 {
     struct stat opened, named;
-    return fstat(fd, &opened) == 0 && stat(path, &named) == 0 && opened.st_dev == named.st_dev &&
+    return fstat(fd, &opened) == 0 && lstat(path, &named) == 0 && opened.st_dev == named.st_dev &&
            opened.st_ino == named.st_ino;
 }
 
@@ -36,6 +36,19 @@ static int take_kernel_lock(int fd)
     return result == 0 ? 0 : errno;
 }
 
+/* What is opened gets written, so it must be a lock file and nothing else: a link that somebody left under the name would lead to
+ * a file of another's choosing. */
+static int require_lock_file(int fd, const char *path)
+{
+    struct stat s;
+    if (fstat(fd, &s) != 0)
+        return lr_fail_errno("cannot lock %s", path);
+    if (!S_ISREG(s.st_mode) || s.st_nlink > 1)
+        return lr_fail(LR_EINVAL, "cannot lock %s: it is %s, and no lock of lorarun's; remove it", path,
+                       S_ISREG(s.st_mode) ? "another name of some file" : "no plain file");
+    return LR_OK;
+}
+
 /* One try. *state as in lr.h, or -1: the file went away meanwhile. An open file stays in *fd unless it is held by another. */
 static int try_once(const char *path, int *fd, int *state)
 {
@@ -43,14 +56,22 @@ static int try_once(const char *path, int *fd, int *state)
     *fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (*fd < 0 && errno == EEXIST) {
         made = false;
-        *fd = open(path, O_RDWR | O_CLOEXEC);
+        *fd = open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
         if (*fd < 0 && errno == ENOENT) {
             *state = -1;
             return LR_OK;
         }
+        if (*fd < 0 && errno == ELOOP)
+            return lr_fail(LR_EINVAL, "cannot lock %s: it is a link, and no lock of lorarun's; remove it", path);
     }
     if (*fd < 0)
         return lr_fail_errno("cannot lock %s", path);
+    const int status = require_lock_file(*fd, path);
+    if (status != LR_OK) {
+        close(*fd);
+        *fd = -1;
+        return status;
+    }
     const int error = take_kernel_lock(*fd);
     if (error == EWOULDBLOCK)
         *state = LR_LOCK_HELD;
