@@ -196,7 +196,18 @@ int lr_group_file(const char *controller, int level, const char *name, const cha
     return LR_OK;
 }
 
-/* The number in a group's file, or of a line in it that begins with `key`; -1: none. */
+/* What stands behind `prefix` and `key` in the line that begins with them and a space; NULL: no line does. */
+static const char *find_line(const char *text, const char *prefix, const char *key)
+{
+    const size_t p = strlen(prefix), k = strlen(key);
+    for (const char *at = text; at != NULL; at = strchr(at, '\n') != NULL ? strchr(at, '\n') + 1 : NULL)
+        if (strncmp(at, prefix, p) == 0 && strncmp(at + p, key, k) == 0 && at[p + k] == ' ')
+            return at + p + k;
+    return NULL;
+}
+
+/* The number in a group's file, or of its line for `key`; -1: none. Version 1 has two such lines, for the group alone and, with
+ * "total_", for all below it too, as its usage counts and as version 2 counts. */
 static int64_t group_number(int level, const char *name, const char *name_1, const char *key, char *where, size_t cap)
 {
     char text[MAX_FILE];
@@ -204,12 +215,11 @@ static int64_t group_number(int level, const char *name, const char *name_1, con
         return -1;
     const char *at = text;
     if (*key != 0) {
-        const size_t n = strlen(key);
-        while (at != NULL && !(strncmp(at, key, n) == 0 && at[n] == ' '))
-            at = strchr(at, '\n') != NULL ? strchr(at, '\n') + 1 : NULL;
+        at = find_line(text, "total_", key);
+        if (at == NULL)
+            at = find_line(text, "", key);
         if (at == NULL)
             return -1;
-        at += n;
     }
     char *end = NULL;
     errno = 0;

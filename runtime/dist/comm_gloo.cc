@@ -26,6 +26,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -284,7 +285,8 @@ int mesh_open(lr_mesh **out, int rank, int world_size, const char *address, cons
             mesh->device = gloo::transport::tcp::CreateDevice(attributes);
         }
         mesh->context = mesh->device->createContext(rank, world_size);
-        mesh->context->setTimeout(to_milliseconds(timeout / 5)); // for connecting, which waits five times as long
+        // For connecting, which waits five times as long; 0 would be for ever.
+        mesh->context->setTimeout(std::max(to_milliseconds(timeout / 5), milliseconds(1)));
         for (int peer = 0; peer < world_size; peer++)
             if (peer != rank)
                 mesh->context->createPair(peer);

@@ -346,6 +346,26 @@ TEST(strangers_that_do_not_end_are_named_with_the_port)
     CHECK(named > 0);
 }
 
+/* Of two addresses the smaller one's owner waits for the other to connect: with no time for it, which must not mean for ever. */
+TEST(a_connect_without_time_ends)
+{
+    const lr_mesh_calls *calls = NULL;
+    CHECK_INT(lr_comm_load(&calls), LR_OK);
+    static const char *const ADDRESSES[RANKS] = {"127.0.0.1", "127.0.0.2"};
+    int timed_out = 0;
+    for (int waits = 0; waits < RANKS; waits++) {
+        lr_mesh *meshes[RANKS] = {NULL};
+        char address[LR_MESH_ADDRESS], why[LR_MESH_WHY] = "";
+        for (int rank = 0; rank < RANKS; rank++)
+            CHECK_INT(calls->open(&meshes[rank], rank, RANKS, ADDRESSES[rank], NULL, 0, why), LR_MESH_OK);
+        const int size = calls->address(meshes[!waits], waits, address);
+        timed_out += calls->connect(meshes[waits], !waits, address, size, why) == LR_MESH_FAILED;
+        for (int rank = 0; rank < RANKS; rank++)
+            calls->close(meshes[rank]);
+    }
+    CHECK_INT(timed_out, 1);
+}
+
 /* ---- options --------------------------------------------------------------------------------------------------------------- */
 TEST(bad_options_are_refused)
 {

@@ -70,9 +70,10 @@ test("version 1, alone and beside version 2", function()
   local files = { ["/proc/self/cgroup"] = "12:cpu,cpuacct:/\n5:memory:/slurm/job_7/step_0\n0::/init.scope",
     [at .. "/memory.limit_in_bytes"] = "9223372036854771712", [at .. "/memory.usage_in_bytes"] = "1",
     [at .. "/job_7/memory.limit_in_bytes"] = "800000000", [at .. "/job_7/memory.usage_in_bytes"] = "300000000",
-    [at .. "/job_7/memory.stat"] = "cache 7\ninactive_file 5\ntotal_inactive_file 1",
+    [at .. "/job_7/memory.stat"] = "cache 7\ninactive_file 5\nactive_file 2\ntotal_inactive_file 9000000\n"
+      .. "total_active_file_x 3", -- the group's own, and that of all below it, where the job's processes are
     [at .. "/job_7/step_0/memory.limit_in_bytes"] = "9223372036854771712" }
-  with_tree(files, function() expect(800 * MB - 300 * MB + 5, "the control group /slurm/job_7 allows 800.0 MB") end)
+  with_tree(files, function() expect(800 * MB - 300 * MB + 9 * MB + 2, "the control group /slurm/job_7 allows 800.0 MB") end)
 end)
 
 test("no group, no limit, or nonsense in their files", function()
