@@ -7,6 +7,7 @@ local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local lora = require "lorarun.lora"
 local kinds = require "lorarun.options"
+local model_weights = require "lorarun.model_weights"
 local probes = require "lorarun.probes"
 local safetensors = require "lorarun.safetensors"
 local say = require "lorarun.say"
@@ -129,6 +130,21 @@ local function made_whole(folder, fn)
   error(result, 0)
 end
 
+--- refuse_mixture(folder, form, own): an error where a folder that gets an "adapter" holds weights already, or one that gets
+--- "merged" weights holds an adapter: whoever loads it would put the one on the other. own: the folder of the weights that the
+--- adapter belongs on, beside which it may lie.
+function export.refuse_mixture(folder, form, own)
+  if form == "merged" then
+    if fs.is_file(fs.join(folder, "adapter_config.json")) then
+      check.fail("%s holds an adapter (adapter_config.json), which would be applied once more on the merged weights by whoever "
+        .. "loads the folder; choose another folder, or remove the adapter's files", folder)
+    end
+  elseif fs.is_directory(folder) and model_weights.any(folder) and not (own and fs.real(own) == fs.real(folder)) then
+    check.fail("%s holds weights, on which the adapter would be applied by whoever loads the folder; choose another folder, or "
+      .. "remove the weights", folder)
+  end
+end
+
 local OPTIONS = { base = kinds.text, card = kinds.text, probes = kinds.any, check = kinds.boolean, max_bytes = kinds.whole(1) }
 
 --- adapter(model, folder, options): adapter_config.json + adapter_model.safetensors with the sentence-transformers files around
@@ -142,6 +158,7 @@ local OPTIONS = { base = kinds.text, card = kinds.text, probes = kinds.any, chec
 function export.adapter(model, folder, options)
   require("lorarun.model").expect(model, "save_adapter")
   options = kinds.check("save_adapter", options, OPTIONS)
+  export.refuse_mixture(folder, "adapter", model.weights_folder)
   made_whole(folder, function()
     lora.write(model, folder, options.base)
     write_settings(model, folder)
@@ -190,6 +207,7 @@ end
 function export.merged(model, folder, options)
   require("lorarun.model").expect(model, "save")
   options = kinds.check("save", options, OPTIONS)
+  export.refuse_mixture(folder, "merged")
   local coarse = made_whole(folder, function() return write_merged(model, folder, options) end)
   return finish(model, folder, options, coarse)
 end

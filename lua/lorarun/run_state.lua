@@ -16,6 +16,9 @@ local run_state = {}
 
 local GROUP = os.getenv "LORARUN_GROUP" -- what a launcher calls its ranks, those that it starts again included
 
+--- restarted(): were this run's ranks started again by their launcher, after a failure?
+function run_state.restarted() return (tonumber(os.getenv "LORARUN_GENERATION") or 0) > 0 end
+
 local function folder_of(run) return fs.join(run.options.output, "checkpoints") end
 
 local function prune(run)
@@ -79,7 +82,7 @@ end
 -- run's.
 local function choose(run)
   local folder, asked = folder_of(run), run.options.resume
-  local restarted = (tonumber(os.getenv "LORARUN_GENERATION") or 0) > 0
+  local restarted = run_state.restarted()
   local function warn(text) say.note("warning: %s", text) end
   local path, state
   if restarted or asked == true or asked == "latest" then path, state = checkpoint.find(folder, "latest", warn) end

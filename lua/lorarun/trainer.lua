@@ -267,17 +267,8 @@ local function evaluate_best(run)
   return results
 end
 
--- Load again what was written. What is wrong with it is returned: the run has its other lines to print first.
-local function check_written(model, folders)
-  local wrong
-  for _, folder in ipairs(folders) do
-    local ok, line = pcall(probes.demand, model, folder)
-    if not ok then wrong = wrong or line elseif line then say.line(line) end
-  end
-  return wrong
-end
-
--- ... and written in every form.
+-- ... and written in every form. Of a large model each part takes minutes, in which the other ranks wait: they wait for each of
+-- them anew, so that none has to be done within the patience for all.
 local function finish(run, results, seconds)
   local o, model, last = run.options, run.model, run.total_steps
   local score = results.validation and results.validation.spearman
@@ -288,21 +279,28 @@ local function finish(run, results, seconds)
   C.lr_rank_report(last, last, "writing the model")
   begin_files(run)
   run.optimizer:free() -- room for a second copy of the model
+  local adapter, measured, wrong = fs.join(o.output, "adapter"), nil, nil
+  local function measure() -- once the first folder is whole
+    measured = measured
+      or probes.measure(model, probes.texts_of(run.validation or run.train, { o.columns[1], o.columns[2] }))
+    return measured
+  end
+  local options = { card = card, probes = measure, check = false }
+  -- the adapter first: it is small, and of it the other can be made again
+  comm.on_rank_0(function() export.adapter(model, adapter, options) end)
   comm.on_rank_0(function()
-    local adapter = fs.join(o.output, "adapter")
-    local measured
-    local function measure() -- once the first folder is whole
-      measured = measured
-        or probes.measure(model, probes.texts_of(run.validation or run.train, { o.columns[1], o.columns[2] }))
-      return measured
-    end
-    local options = { card = card, probes = measure, check = false }
-    export.adapter(model, adapter, options) -- first: small, and of it the other can be made again
     local ok, err = pcall(export.merged, model, o.output, options)
     if not ok then error(("%s; the adapter is written, in %s"):format(err, adapter), 0) end
     run.files:json("evaluation.json", results)
-    C.lr_rank_report(last, last, "checking what was written")
-    local wrong = check_written(model, { adapter, o.output })
+  end)
+  C.lr_rank_report(last, last, "checking what was written")
+  for _, folder in ipairs { adapter, o.output } do
+    comm.on_rank_0(function() -- what is wrong is told last: the run has its other lines to print first
+      local ok, line = pcall(probes.demand, model, folder)
+      if not ok then wrong = wrong or line elseif line then say.line(line) end
+    end)
+  end
+  comm.on_rank_0(function()
     say.line(report.summary(run, results, seconds))
     rates.remember(run)
     if wrong then error(wrong, 0) end
@@ -322,7 +320,9 @@ end
 local function check_room(run)
   local o, adapter = run.options, 4 * run.model.lora.parameters.count
   local checkpoints = math.min(o.keep, math.ceil(run.total_steps / o.evaluation_steps)) + 2 -- the best, and the one being written
-  if o.resume then checkpoints = math.max(1, checkpoints - #checkpoint.steps(fs.join(o.output, "checkpoints"))) end
+  if o.resume or run_state.restarted() then
+    checkpoints = math.max(1, checkpoints - #checkpoint.steps(fs.join(o.output, "checkpoints")))
+  end
   preflight.must_have_room(o.output, (preflight.weights_in(run.model.weights_folder)), adapter + checkpoints * 3 * adapter + LOGS)
 end
 
@@ -411,6 +411,8 @@ local function take_output(o)
   local inputs = run_paths.of_model(o.model)
   for _, input in ipairs(run_paths.of_data(o.data)) do inputs[#inputs + 1] = input end
   run_paths.refuse_overlap("output", o.output, inputs)
+  export.refuse_mixture(o.output, "merged")
+  export.refuse_mixture(fs.join(o.output, "adapter"), "adapter")
   return run_lock.take(o.output)
 end
 

@@ -33,8 +33,8 @@ local OURS = {
 }
 -- Of the launcher, of tests and of tools.
 local INTERNAL = {}
-for _, name in ipairs { "LAUNCHER", "PROMPT", "GENERATION", "RUN_LOCK", "SIMT", "SIMT_SEED", "TESTS", "PROGRAM", "NVML",
-  "REGISTERS", "SOURCE", "GPU", "VENV", "BUILD" } do
+for _, name in ipairs { "LAUNCHER", "PROMPT", "GENERATION", "GROUP", "RUN_LOCK", "SIMT", "SIMT_SEED", "TESTS", "PROGRAM",
+  "NVML", "REGISTERS", "SOURCE", "GPU", "VENV", "BUILD" } do
   INTERNAL[name] = true
 end
 

@@ -2,6 +2,7 @@
 -- difference from the base, which an adapter that is left out has not.
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
+local lr = require "lorarun"
 local memory = require "lorarun.memory"
 local probes = require "lorarun.probes"
 local safetensors = require "lorarun.safetensors"
@@ -53,6 +54,25 @@ test("a folder that is written is loaded again and compared; verify does it late
       end
     end, { precision = precision })
   end
+end)
+
+test("an adapter and merged weights never come into one folder, where both would be applied", function()
+  with_adapted(function(model, folder)
+    local merged, adapter = fs.join(folder, "merged"), fs.join(folder, "adapter")
+    model:save(merged, { check = false })
+    model:save_adapter(adapter, { check = false })
+    check.raises(adapter .. " holds an adapter (adapter_config.json)", model.save, model, adapter)
+    check.that(not fs.exists(fs.join(adapter, "model.safetensors")), "weights beside the adapter")
+    check.raises(merged .. " holds weights, on which", model.save_adapter, model, merged)
+    check.that(not fs.exists(fs.join(merged, "adapter_config.json")), "an adapter beside the weights")
+    local train = { model = model, data = "nowhere", columns = { "a", "b" } } -- before the data is looked at
+    train.output = adapter
+    check.raises(adapter .. " holds an adapter (adapter_config.json)", lr.train, train)
+    train.output = fs.join(folder, "run")
+    fs.make(train.output)
+    fs.rename(merged, fs.join(train.output, "adapter"))
+    check.raises(fs.join(train.output, "adapter") .. " holds weights, on which", lr.train, train)
+  end)
 end)
 
 test("verify tells an adapter that is left out, another pooling, a lost base, and what it cannot tell", function()

@@ -3,10 +3,14 @@
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local lr = require "lorarun"
+local comm = require "lorarun.comm"
 local evaluate = require "lorarun.evaluate"
+local export = require "lorarun.export"
 local metrics = require "lorarun.metrics"
 local data = require "lorarun.data"
 local ops = require "lorarun.ops"
+local preflight = require "lorarun.preflight"
+local probes = require "lorarun.probes"
 local safetensors = require "lorarun.safetensors"
 local ranks = require "lorarun.ranks"
 local tests = os.getenv "LORARUN_TESTS"
@@ -365,5 +369,47 @@ test("a loss that can teach nothing ends the run before its first step counts, i
       recompute.new = new
       if not ok then error(err, 0) end
     end
+  end)
+end)
+
+-- While fn runs, before(arguments) is called before the function t[name].
+local function with_look(t, name, before, fn)
+  local original = t[name]
+  t[name] = function(...)
+    before(...)
+    return original(...)
+  end
+  local ok, err = pcall(fn)
+  t[name] = original
+  if not ok then error(err, 0) end
+end
+
+test("the ranks wait anew for each thing that rank 0 does at the end", function()
+  with_trainer(function(train)
+    local section, seen = 0, {}
+    local function note() seen[#seen + 1] = section end
+    with_look(comm, "on_rank_0", function() section = section + 1 end, function()
+      with_look(export, "adapter", note, function()
+        with_look(export, "merged", note, function()
+          with_look(probes, "demand", note, function() train("out", { max_steps = 1 }) end)
+        end)
+      end)
+    end)
+    check.equal(#seen, 4, "adapter, merged, and both checked")
+    for i = 2, 4 do check.that(seen[i] > seen[i - 1], ("%d and %d are waited for together"):format(i - 1, i)) end
+  end)
+end)
+
+test("ranks that are started again ask for no room for the checkpoints that are there", function()
+  with_trainer(function(train)
+    local getenv, asked = os.getenv, {}
+    with_look(preflight, "must_have_room", function(_, _, others) asked[#asked + 1] = others end, function()
+      train("out", { max_steps = 3, evaluation_steps = 1 })
+      os.getenv = function(name) return name == "LORARUN_GENERATION" and "1" or getenv(name) end -- luacheck: ignore
+      local ok, err = pcall(train, "out", { max_steps = 3, evaluation_steps = 1 })
+      os.getenv = getenv -- luacheck: ignore
+      if not ok then error(err, 0) end
+    end)
+    check.that(asked[2] < asked[1], ("%d and %d bytes"):format(asked[1], asked[2]))
   end)
 end)

@@ -24,7 +24,7 @@ end)
 
 test("names", function()
   local warnings = variables.check { LORARUN_SECRT = "x", LORARUN_X = "", LORARUN_TEST_ANY = "1", PATH = "/bin",
-    LORARUN_TESTS = "t" }
+    LORARUN_TESTS = "t", LORARUN_GROUP = "g" }
   check.equal(table.concat(warnings, "; "), "nothing reads the variable LORARUN_SECRT; did you mean LORARUN_SECRET?; "
     .. "nothing reads the variable LORARUN_X")
 end)
