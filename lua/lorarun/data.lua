@@ -17,6 +17,7 @@ local C = require "lorarun.c"
 local check = require "lorarun.check"
 local ffi = require "ffi"
 local guard = require "lorarun.guard"
+local json = require "lorarun.json"
 local options = require "lorarun.options"
 
 local data = {}
@@ -68,8 +69,26 @@ local function peek(path)
   return names
 end
 
+-- An optional column that the first row lacks is in none: rows whose scores nobody reads would be trained on whatever they say. A
+-- CSV file's header has said it already. Only a line that holds the quoted name is looked at closely.
+local function refuse_partial(path, name, max_rows)
+  if path:lower():find "%.csv$" then return end
+  local key, number, rows = json.encode(name), 0, 0
+  for line in io.lines(path) do
+    number = number + 1
+    if line:find "%S" then rows = rows + 1 end
+    if max_rows > 0 and rows > max_rows then return end
+    if line:find(key, 1, true) then
+      local ok, row = pcall(json.decode, line) -- what is no JSON is the data set's to tell
+      if ok and type(row) == "table" and row[name] ~= nil then
+        check.fail("%s:%d has a column '%s', and the first row has none: give it to every row, or to none", path, number, name)
+      end
+    end
+  end
+end
+
 -- The wanted columns, without the optional ones that the file lacks.
-local function wanted(path, columns)
+local function wanted(path, columns, max_rows)
   if type(columns) ~= "table" or #columns == 0 then
     check.fail("data.open: columns must be a list of { name =, kind = \"text\" or \"number\" }")
   end
@@ -81,7 +100,8 @@ local function wanted(path, columns)
     options.check("data.open: column '" .. column.name .. "'", column, { name = options.text, kind = options.text,
       optional = options.boolean })
     if column.optional and not present then present = peek(path) end
-    if not column.optional or present[column.name] then list[#list + 1] = column end
+    if not column.optional or present[column.name] then list[#list + 1] = column
+    else refuse_partial(path, column.name, max_rows) end
   end
   if #list == 0 then check.fail("%s has none of the optional columns, and there are no others", path) end
   return list
@@ -90,12 +110,12 @@ end
 local OPEN = { columns = options.table, on_bad_row = options.choice { "error", "skip" }, max_rows = options.whole(1) }
 
 --- open(path, { columns = { { name =, kind = "text" | "number", optional = } ... }, on_bad_row = "error" | "skip", max_rows = }):
---- open a data set and check all of it. An optional column that the first row lacks is taken to be in none.
+--- open a data set and check all of it. An optional column that the first row lacks must be in none.
 function data.open(path, given)
   if type(path) ~= "string" then check.fail("data.open: the path must be a string, got a %s", type(path)) end
   local o = options.check("data.open", given, OPEN)
   local on_bad_row, max_rows = BAD_ROW[o.on_bad_row or "error"], o.max_rows or 0
-  local columns = wanted(path, o.columns)
+  local columns = wanted(path, o.columns, max_rows)
   local n = #columns
   local names, kinds = ffi.new("const char *[?]", n), ffi.new("int[?]", n)
   local list, index, kind = {}, {}, {}

@@ -147,6 +147,11 @@ function train_options.complete(given)
   check_columns(o.columns)
   o.loss = loss_of(o)
   complete_schedule(o, given)
+  if o.recipe and not fs.is_file(o.recipe) then
+    check.fail("lr.train: recipe is %s, and there is no such file; it is the path of the recipe, which is kept with the model",
+      options.shown(o.recipe))
+  end
+  o.group_given = given.group ~= nil
   o.prefixes = o.model:prefixes(o.columns, o.prompts)
   recompute.number(o.recompute, o.model.layer_count)
   return o
@@ -217,7 +222,12 @@ function train_options.open_data(o)
   end
   local train = open("train", o.max_train_rows)
   if not train then check.fail("there is no train.jsonl (or train.csv) in '%s'", tostring(o.data)) end
-  return train, open("validation", o.max_evaluation_rows), open("test", o.max_evaluation_rows)
+  local validation, test = open("validation", o.max_evaluation_rows), open("test", o.max_evaluation_rows)
+  local scored = validation or test
+  if o.group_given and o.group and scored and not scored:has(o.group) and comm.rank == 0 then
+    say.note("note: %s has no column '%s': figures are not split by it", scored.path, o.group)
+  end
+  return train, validation, test
 end
 
 -- The recipe's own sampler, what it gives looked at.

@@ -102,6 +102,13 @@ test("optional columns", function()
     check.raises(":2: column 'b' is missing; the row has: a", data.open, path,
       { columns = { { name = "b", kind = "number", optional = true } } })
   end)
+  local columns = { { name = "a", kind = "text" }, { name = "b", kind = "number", optional = true } }
+  with_file(".jsonl", '{"a": "x"}\n{"a": "b", "c": {"b": 1}}\n\n{"a": "x", "b": 0}\n', function(path)
+    check.raises(":4 has a column 'b', and the first row has none", data.open, path, { columns = columns })
+    local set = data.open(path, { columns = columns, max_rows = 2 }) -- of what is not used nothing is asked
+    check.that(set.rows == 2 and not set:has "b")
+    set:close()
+  end)
 end)
 
 test("bad rows and wrong options", function()

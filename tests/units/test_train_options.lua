@@ -4,6 +4,7 @@ local ffi = require "ffi"
 local fs = require "lorarun.fs"
 local losses = require "lorarun.loss"
 local load = require("lorarun.model").load
+local say = require "lorarun.say"
 local schedules = require "lorarun.schedule"
 local train_options = require "lorarun.train_options"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
@@ -172,6 +173,32 @@ test("prompts: by name or as text, of columns that there are; the same to encode
     check.raises("prompt_name is 5, expected a text", embedding, { prompt_name = 5 })
     check.raises("prompt and prompt_name are both given", embedding, { prompt_name = "query", prompt = "x" })
     check.raises("encode() was given 5, expected a text or a list of texts", function() model:encode(5) end)
+  end)
+end)
+
+test("a recipe that is no file is refused; of a group that no row has the run is told", function()
+  with_model(function(model)
+    check.raises("recipe is 'no.lua', and there is no such file", complete, model, { recipe = "no.lua" })
+    shell.with_folder(function(folder)
+      for _, split in ipairs { "train", "validation" } do
+        fs.write(fs.join(folder, split .. ".jsonl"), '{"current_line": "a", "context": "b", "score": 1, "kind": "k"}\n')
+      end
+      local function notes(changes)
+        changes.data = folder
+        local o, told, real = complete(model, changes), {}, say.note
+        say.note = function(...) told[#told + 1] = string.format(...) end
+        local ok, train, validation = pcall(train_options.open_data, o)
+        say.note = real
+        check.that(ok, train)
+        train:close()
+        validation:close()
+        return table.concat(told, "\n")
+      end
+      check.that(notes { group = "nope" }:find("validation.jsonl has no column 'nope'", 1, true), "a group that is not there")
+      check.equal(notes { group = "kind" }, "")
+      check.equal(notes { group = false }, "")
+      check.equal(notes {}, "", "the default, which nobody asked for")
+    end)
   end)
 end)
 
