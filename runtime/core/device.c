@@ -260,7 +260,8 @@ int lr_threads_ensure(int n)
         return started;
     atomic_store(&there, 0);
 #pragma omp parallel num_threads(n)
-    atomic_fetch_add(&there, 1); /* from here on they wait for work, and need not be started again */
+    atomic_fetch_add(
+        &there, 1); /* from here on they wait for work; a region of fewer ends the others, and makes room for them */
     if (atomic_load(&there) == n)
         running = n;
     return atomic_load(&there);

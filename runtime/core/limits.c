@@ -28,7 +28,8 @@ static const rlim_t USUAL_STACK = 8 << 20;
 
 static char root[MAX_PATH]; /* in front of /proc and /sys: empty but in tests */
 
-/* Looking at limits before memory is taken takes some fifty system calls. So half of what was left may go without, as long as that was just now. */
+/* Looking at limits before memory is taken takes some fifty system calls. So half of what was left may go without, as long as that
+ * was just now. */
 static struct {
     double looked;
     int64_t bytes;

@@ -50,8 +50,9 @@ typedef struct lr_mesh lr_mesh;
 
 typedef struct lr_mesh_calls {
     int abi;
-    /* Listen for every peer; whoever connects first is taken for the peer. address: the one of this machine to listen on; interface: instead of it, the name of a network
-     * interface, or NULL. timeout (seconds) is for each connect. why: LR_MESH_WHY bytes, set on failure. */
+    /* Listen for every peer; whoever connects first is taken for the peer. address: the one of this machine to listen on;
+     * interface: instead of it, the name of a network interface, or NULL. timeout (seconds) is for each connect, at least 5 ms.
+     * why: LR_MESH_WHY bytes, set on failure. */
     int (*open)(lr_mesh **out, int rank, int world_size, const char *address, const char *interface, double timeout,
                 char *why);
     /* Where `peer` finds this rank: bytes that it gives to its connect. Returns their number, at most LR_MESH_ADDRESS. */

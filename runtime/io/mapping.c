@@ -7,7 +7,7 @@
  * Invariants
  *   - The handler looks at the list of mappings without a lock, so entries are filled before they are linked, never freed, and used
  *     again once their mapping is gone.
- *   - A SIGBUS that is none of ours goes to whoever took it before. */
+ *   - A SIGBUS that is none of ours, as one that a process sends, goes to whoever took it before. */
 #define _GNU_SOURCE
 #include "io/file.h"
 #include <errno.h>
@@ -32,8 +32,9 @@ static uintptr_t page_mask;
 static void on_bus(int number, siginfo_t *info, void *context)
 {
     const int saved = errno;
+    const bool sent = info->si_code <= 0; /* by a process: there is no address */
     const uintptr_t at = (uintptr_t)info->si_addr;
-    for (lr_mapping *m = atomic_load(&mappings); m != NULL; m = m->next) {
+    for (lr_mapping *m = atomic_load(&mappings); m != NULL && !sent; m = m->next) {
         const uintptr_t end = atomic_load(&m->end), page = at & ~page_mask;
         if (at < atomic_load(&m->begin) || at >= end)
             continue;
@@ -50,8 +51,11 @@ static void on_bus(int number, siginfo_t *info, void *context)
         before.sa_sigaction(number, info, context);
     else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN)
         before.sa_handler(number);
-    else
+    else if (!sent || before.sa_handler == SIG_DFL) {
         (void)signal(SIGBUS, SIG_DFL); /* the access is made again, and ends the process */
+        if (sent)
+            (void)raise(SIGBUS); /* so does this, when the handler returns */
+    }
 }
 
 static void install(void)

@@ -3,7 +3,10 @@
 #include "data_files.h"
 #include "io/rows.h"
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 
 static const char *const COLUMNS[] = {"text", "score"};
 static const int KINDS[] = {LR_COLUMN_TEXT, LR_COLUMN_NUMBER};
@@ -415,6 +418,25 @@ TEST(a_file_cut_short_is_an_error)
         CHECK(lr_dataset_line(d, rows - 1) < 0);
         lr_dataset_close(d);
     }
+}
+
+/* `kill -BUS` ends the program as if nobody took that signal. */
+TEST(a_bus_error_that_is_sent_is_no_cut_file)
+{
+    lr_dataset *d;
+    CHECK_INT(open_two(&d, data_text("sent.csv", "text,score\na,1\n"), LR_BAD_ROW_ERROR, 0), LR_OK);
+    const pid_t child = fork();
+    if (child == 0) {
+        const struct rlimit none = {0, 0};
+        (void)setrlimit(RLIMIT_CORE, &none);
+        (void)kill(getpid(), SIGBUS);
+        _exit(0);
+    }
+    int how = 0;
+    CHECK(child > 0 && waitpid(child, &how, 0) == child);
+    CHECK(!WIFEXITED(how) || WEXITSTATUS(how) != 0);
+    CHECK_STR(text_of(d, 0, 0), "a");
+    lr_dataset_close(d);
 }
 
 static atomic_bool cutting;
