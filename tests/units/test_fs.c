@@ -61,6 +61,28 @@ TEST(new_folders_are_made_durable)
     CHECK_INT(lr_tree_remove(parent), LR_OK);
 }
 
+TEST(a_folder_may_be_one_that_is_written_and_not_read)
+{
+    const char *path = in_folder("drop");
+    CHECK_INT(lr_dir_make(path), LR_OK);
+    CHECK(chmod(path, 0333) == 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        const bool ready = chdir(path) == 0 && (geteuid() != 0 || seteuid(65534) == 0);
+        const int made = lr_dir_make("new"), written = lr_file_write("file", "text", 4);
+        if (!ready || made != LR_OK || written != LR_OK)
+            printf("    %s\n", lr_last_error());
+        (void)fflush(stdout);
+        _exit(ready && made == LR_OK && written == LR_OK ? 0 : 1);
+    }
+    int how = -1;
+    CHECK(child > 0 && waitpid(child, &how, 0) == child);
+    CHECK(chmod(path, 0755) == 0);
+    CHECK_INT(how, 0);
+    check_text(in_folder("drop/file"), "text");
+    CHECK_INT(lr_tree_remove(path), LR_OK);
+}
+
 TEST(a_private_file_is_its_owners)
 {
     struct stat st;
