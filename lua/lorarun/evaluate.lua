@@ -253,8 +253,19 @@ local function scores_of(similarity, labels, n)
   return result
 end
 
+-- Of embeddings that are not numbers there are no figures, nor anything else to be had.
+local function refuse_nan(set, similarity)
+  for i = 0, set.rows - 1 do
+    if similarity[i] ~= similarity[i] then
+      check.fail("the embeddings of row %d of %s are not numbers: the model has diverged, or was so when it was loaded. Lower "
+        .. "--learning-rate, or resume from a checkpoint before it", i + 1, set.path)
+    end
+  end
+end
+
 -- All figures of similarities against labels.
 local function figures(set, similarity, o)
+  refuse_nan(set, similarity)
   local labels = set:numbers(o.score)
   local result = scores_of(similarity, labels, set.rows)
   if o.sweep and o.sweep > 0 and two_valued(labels, set.rows) then

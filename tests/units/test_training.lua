@@ -336,6 +336,13 @@ test("a loss that is not a number ends the run at its step", function()
   end)
 end)
 
+test("an evaluation of a model that has diverged says so", function()
+  with_trainer(function(train, folder)
+    check.raises(("the embeddings of row 1 of %s are not numbers: the model has diverged"):format(fs.join(folder,
+      "data/validation.jsonl")), train, "out", { learning_rate = 1e38, max_steps = 1 })
+  end)
+end)
+
 test("a loss that can teach nothing ends the run before its first step counts, in whole batches and in parts", function()
   local recompute = require "lorarun.recompute"
   local new = recompute.new
