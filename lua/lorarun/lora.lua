@@ -309,13 +309,33 @@ local function compare_modules(model, config, file, found)
   say.warning("%s: as in PEFT, these are without an adapter", text)
 end
 
---- load(model, folder): the adapter that PEFT (or lorarun) saved there. Every tensor of the file must find its module, of the rank
---- that the configuration gives it.
-function lora.load(model, folder)
+-- sentence-transformers puts an adapter on AutoModel's modules, whatever model it was trained on: where the file's names have a
+-- prefix, the keys of the configuration are to mean the same without it.
+local function check_without_prefix(config, file, found)
+  if (found.prefix or "") == "" then return end
+  for _, module in ipairs(found) do
+    local full = found.prefix .. module.name
+    local function refuse(key)
+      check.fail("%s: '%s' means something else for '%s', a name of %s, than for '%s', which sentence-transformers calls the module"
+        .. ": write names and expressions that fit both, without '%s', '^' and '$'", config.path, key, full, file.path, module.name,
+        found.prefix)
+    end
+    if not peft.is_target(config, module.name) then refuse(peft.selection(config)) end
+    for _, key in ipairs { "rank_pattern", "alpha_pattern" } do
+      if peft.pattern_value(config[key], full) ~= peft.pattern_value(config[key], module.name) then refuse(key) end
+    end
+  end
+end
+
+--- load(model, folder, in_auto_model): the adapter that PEFT (or lorarun) saved there. Every tensor of the file must find its
+--- module, of the rank that the configuration gives it. in_auto_model: the folder is a sentence-transformers model with an adapter;
+--- an error where its configuration means another adapter there than in PEFT.
+function lora.load(model, folder, in_auto_model)
   local config = peft.read(folder, model.config.model_type)
   return with_file(folder, function(file)
     local found = modules_of(file, model)
     compare_modules(model, config, file, found)
+    if in_auto_model then check_without_prefix(config, file, found) end
     local kept = { r = config.r, lora_alpha = config.lora_alpha, lora_dropout = config.lora_dropout, use_rslora = config.use_rslora,
       target_modules = config.target_modules, rank_pattern = config.rank_pattern, alpha_pattern = config.alpha_pattern }
     local adapter = attach(model, kept, function(name)

@@ -136,8 +136,8 @@ end
 --- a tokenizer, or modules.json and with it pooling, prompts and length, is taken from it; all else is the base's.
 local load
 
-local function with_adapter(model, folder)
-  local ok, why = pcall(model.load_adapter, model, folder)
+local function with_adapter(model, folder, in_auto_model)
+  local ok, why = pcall(model.load_adapter, model, folder, in_auto_model)
   if not ok then
     model:free()
     error(why, 0)
@@ -152,7 +152,7 @@ local function load_adapted(folder, settings, options)
   local base, revision = adapter_folder.base(folder, options.device == "meta")
   inner.revision, inner.settings, inner.as_base = revision, settings.modules and settings or nil, true
   inner.tokenizer_folder = adapter_folder.has_tokenizer(folder) and folder or nil
-  return with_adapter(load(base, inner), folder)
+  return with_adapter(load(base, inner), folder, settings.modules)
 end
 
 -- Is there an adapter beside the weights? sentence-transformers looks for one in the model's folder itself.
@@ -229,7 +229,7 @@ function load(name, options)
     model.pooling, model.normalize, model.layer_count, model.pooling_assumed = pooling, normalize, c.layers, assumed
     return model
   end)
-  return adapted and with_adapter(model, weights_folder) or model
+  return adapted and with_adapter(model, weights_folder, true) or model
 end
 
 -- Poolings that take one token of each sequence, and which: the first, or the one before the next sequence's first.
@@ -350,9 +350,9 @@ function Model:attention_targets()
     .. "called (attention = { ... }); name the targets", tostring(self.config.model_type))) }
 end
 
---- load_adapter(folder): put a PEFT adapter on the model.
-function Model:load_adapter(folder)
-  local adapter = require("lorarun.lora").load(self, folder)
+--- load_adapter(folder): put a PEFT adapter on the model. in_auto_model: lora.load's, for the folder of a whole model.
+function Model:load_adapter(folder, in_auto_model)
+  local adapter = require("lorarun.lora").load(self, folder, in_auto_model)
   self.adapter_folder = folder
   return adapter
 end

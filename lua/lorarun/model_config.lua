@@ -81,7 +81,8 @@ function Config:integer(key, default, least, most)
   least, most = least or 1, most or MOST
   local v = typed(self, key, default, "number", "a whole number")
   if v % 1 ~= 0 or v < least or v > most then
-    self:refuse(key, "is %s, expected a whole number from %d to %.0f", show(v), least, most)
+    self:refuse(key, "is %s, expected a whole number %s", show(v),
+      most == math.huge and ("of at least %d"):format(least) or ("from %d to %.0f"):format(least, most))
   end
   return v
 end

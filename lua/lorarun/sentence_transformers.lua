@@ -216,6 +216,7 @@ function st.tokenizer_length(folder)
   if not config then return nil end
   local key = config:get "model_max_length" ~= nil and "model_max_length" or "max_len" -- its name of old
   if config:get(key) == nil then return nil end
+  if config:get(key) == math.huge then return 2 ^ 31 - 1 end
   return math.min(config:integer(key, nil, 1, math.huge), 2 ^ 31 - 1) -- transformers writes 1e30 for none
 end
 

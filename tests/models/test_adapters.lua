@@ -325,6 +325,36 @@ test("a folder that holds an adapter alone takes pooling, tokenizer and length f
   end)
 end)
 
+test("keys that mean something else on sentence-transformers' names are refused in a model's folder", function()
+  local CASES = { -- nil: the same with the prefix and without
+    { { alpha_pattern = { ["layers.0.self_attn.q_proj"] = 3 } } },
+    { { alpha_pattern = { ["model.layers.0.self_attn.q_proj"] = 3 } }, "'alpha_pattern' means something else" },
+    { { alpha_pattern = { ["^layers.1.*q_proj"] = 3 } }, "'alpha_pattern' means something else" },
+    { { rank_pattern = { ["model.layers.0.self_attn.q_proj"] = 4 }, r = 4 }, "'rank_pattern' means something else" },
+    { { target_modules = "model\\..*_proj" }, "'target_modules' means something else" },
+  }
+  shell.with_folder(function(folder)
+    local base = fs.join(folder, "base")
+    os.execute(("cp -r %s %s"):format(shell.quote(qwen2), shell.quote(base)))
+    for i, case in ipairs(CASES) do
+      local alone = make(fs.join(folder, "alone" .. i), "qwen2_lora", case[1], in_causal_lm)
+      case[1].base_model_name_or_path = qwen2
+      make(base, "qwen2_lora", case[1], in_causal_lm)
+      local own = make(fs.join(folder, "own" .. i), "qwen2_lora", case[1], in_causal_lm)
+      for _, name in ipairs { "modules.json", "1_Pooling" } do
+        os.execute(("cp -r %s %s"):format(shell.quote(fs.join(qwen2, name)), shell.quote(own)))
+      end
+      for _, at in ipairs { base, own } do
+        if case[2] then check.raises(case[2], load_model, at) else load_model(at):free() end
+      end
+      with_model(qwen2, function(model) model:load_adapter(alone) end) -- PEFT's meaning
+    end
+    -- what AutoModel's names were written for
+    make(base, "qwen2_lora", { alpha_pattern = { ["^layers.1.*q_proj"] = 3 }, base_model_name_or_path = qwen2 })
+    load_model(base):free()
+  end)
+end)
+
 test("the base's revision is honoured, kept and written", function()
   shell.with_folder(function(folder)
     local cache = hub.cache

@@ -287,6 +287,12 @@ test("code of the folder's own is not copied: the saved model says itself what i
     end)
 end)
 
+test("an infinite length of the tokenizer is none", function()
+  with_model("bert", { ["sentence_bert_config.json"] = GONE,
+    ["tokenizer_config.json"] = '{ "tokenizer_class": "BertTokenizer", "model_max_length": Infinity }' },
+    function(model) check.equal(model.max_length, 64) end)
+end)
+
 test("what a folder says is what the saved one says", function()
   with_model("bert", { ["sentence_bert_config.json"] = GONE, ["tokenizer_config.json"] = { model_max_length = 16 },
     ["config_sentence_transformers.json"] = { prompts = { q = "if " }, default_prompt_name = "q", similarity_fn_name = "dot" },

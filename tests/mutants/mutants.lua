@@ -333,7 +333,7 @@ return {
     "sentence_transformers.tokenizer_length(tokenizer_folder) or c.positions",
     "512" },
   { "adapter-beside-left-out", "model", FOLDERS, "an adapter beside",
-    "return adapted and with_adapter(model, weights_folder) or model",
+    "return adapted and with_adapter(model, weights_folder, true) or model",
     "return model" },
   { "module-by-last-name", "sentence_transformers", FOLDERS, "refused with its file",
     "if not KINDS[kind] then",
