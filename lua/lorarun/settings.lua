@@ -121,6 +121,12 @@ end
 --- given(name): the value that a flag of the command line gave, or nil.
 function settings.given(name) return from_command_line[name] end
 
+--- any_given(): a flag that the command line gave, with its dashes; of several the first in the alphabet; nil where there is none.
+function settings.any_given()
+  local name = sorted.keys(from_command_line)[1]
+  return name and "--" .. (name == "needs_gpu" and "multi-gpu" or BY_NAME[name].flag)
+end
+
 --- forget(): as if the command line had said nothing.
 function settings.forget()
   for name in pairs(from_command_line) do from_command_line[name] = nil end

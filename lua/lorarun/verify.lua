@@ -5,6 +5,7 @@ local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local probes = require "lorarun.probes"
 local say = require "lorarun.say"
+local settings = require "lorarun.settings"
 local suggest = require "lorarun.suggest"
 
 local verify = {}
@@ -63,7 +64,10 @@ local STATUS = { same = 0, other = 1, unlearned = 3, unclear = 3 }
 
 -- The words after `lorarun verify`: { folders, python, precision, device }, or { help = true }.
 local function read(words)
-  local given, i = { folders = {} }, 1
+  local given, i, flag = { folders = {} }, 1, settings.any_given()
+  if flag then
+    check.fail("%s says how ranks run, and lorarun verify has none: --device and --precision stand behind the word verify", flag)
+  end
   while i <= #words do
     local word = words[i]
     if word == "--help" or word == "-h" then return { help = true } end

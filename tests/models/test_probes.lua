@@ -104,6 +104,9 @@ test("verify tells an adapter that is left out, another pooling, a lost base, an
     expect(3, "was not written by lorarun")
     expect(2, "needs a folder", "")
     expect(2, "did you mean '--python'", "--pyton x")
+    local flagged = shell.run("$L --cpu verify " .. adapter)
+    check.equal(flagged.status, 2)
+    check.that(flagged.err:find("--cpu says how ranks run, and lorarun verify has none", 1, true), flagged.err)
     expect(1, "is no folder", fs.join(folder, "nothing"))
 
     for _, m in ipairs(model.lora.modules) do m.b:fill(0) end
