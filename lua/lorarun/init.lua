@@ -30,7 +30,14 @@ local FUNCTIONS = {
   adamw = function(...) return require("lorarun.optim").adamw(...) end,
   threads = function(n)
     local C = require "lorarun.c"
-    if n then require("lorarun.check")(C.lr_threads_set(n)) end
+    if n ~= nil then
+      local check = require "lorarun.check"
+      if type(n) ~= "number" or n % 1 ~= 0 or n < 0 or n > 4096 then
+        local shown = require("lorarun.options").shown(n)
+        check.fail("lr.threads: the number of threads is %s, expected a whole number from 0 (all cores) to 4096", shown)
+      end
+      check(C.lr_threads_set(n))
+    end
     return C.lr_threads()
   end,
   --- tf32(on): whether a GPU may multiply f32 as TF32; with nothing it only tells.

@@ -193,6 +193,8 @@ test("what is no model, tensor, data set or path is named with the cure", functi
       ["lr.similarity takes two tensors of embeddings"] = function() lr.similarity("a", "b") end,
       ["lr.scope takes a function, got a table"] = function() lr.scope {} end,
       ["lr.no_grad takes a function, got nothing"] = function() lr.no_grad(nil) end,
+      ["lr.threads: the number of threads is 'x', expected a whole number"] = function() lr.threads "x" end,
+      ["lr.threads: the number of threads is 1.5"] = function() lr.threads(1.5) end,
       ["lr.split takes a text and what parts it"] = function() lr.split(nil, ",") end,
       ["a shape is 3, expected a list of sizes"] = function() lr.tensor.new(3) end,
       ["size 1 of a shape is 2.5, expected a whole number"] = function() lr.tensor.new { 2.5 } end,
