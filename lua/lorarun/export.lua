@@ -120,13 +120,30 @@ local function finish(model, folder, options, coarse)
   return probes.demand(model, folder)
 end
 
--- Call fn; where it fails, a folder that was not there before goes: a full disk is not to keep half of one.
+-- Call fn; where it fails, what was not in the folder before goes: a full disk is not to keep half of a model, which might load as
+-- another (without its 1_Pooling, say). Of a folder that was there, only what bears a name of ours.
+local OURS = { "^model.*%.safetensors", "^adapter_", "^%d+_%a+$", "config.*%.json$", "^modules%.json$", "^tokenizer",
+  "^special_tokens_map%.json$", "^README%.md$" }
+
+local function is_ours(name)
+  for _, pattern in ipairs(OURS) do
+    if name:find(pattern) then return true end
+  end
+  return false
+end
+
 local function made_whole(folder, fn)
-  local new = not fs.exists(folder)
+  local new, before = not fs.exists(folder), {}
   fs.make(folder)
+  for _, name in ipairs(fs.list(folder)) do before[name] = true end
   local ok, result = pcall(fn)
   if ok then return result end
-  if new then pcall(fs.remove, folder) end
+  pcall(function()
+    if new then return fs.remove(folder) end
+    for _, name in ipairs(fs.list(folder)) do
+      if not before[name] and is_ours(name) then fs.remove(fs.join(folder, name)) end
+    end
+  end)
   error(result, 0)
 end
 

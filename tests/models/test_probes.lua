@@ -75,6 +75,20 @@ test("an adapter and merged weights never come into one folder, where both would
   end)
 end)
 
+test("a folder that cannot be written whole keeps what was in it, and nothing of what was begun", function()
+  with_adapted(function(model, folder)
+    for _, save in ipairs { "save", "save_adapter" } do
+      local out = fs.join(folder, save)
+      fs.make(fs.join(out, "README.md", "in the way")) -- the last file cannot be written
+      fs.write(fs.join(out, "mine.txt"), "kept")
+      fs.write(fs.join(out, "tokenizer.json"), "{}")
+      check.raises("README.md", model[save], model, out)
+      check.equal(table.concat(fs.list(out), " "), "README.md mine.txt tokenizer.json", save)
+      check.equal(fs.read(fs.join(out, "mine.txt")), "kept")
+    end
+  end)
+end)
+
 test("verify tells an adapter that is left out, another pooling, a lost base, and what it cannot tell", function()
   with_adapted(function(model, folder)
     local adapter = fs.join(folder, "adapter")
