@@ -71,6 +71,7 @@ local IN_ORDER = [[
   lr.scope lr.gradients lr.no_grad lr.threads lr.tf32 lr.given lr.has_gpu lr.split lr.similarity
   lr.autograd.* lr.checkpoint.* lr.comm.* lr.evaluate.distinct_texts lr.data.pack lr.fs.* lr.hub.* lr.json.* lr.memory.*
   lr.metrics.* lr.ops.* lr.optim.adamw lr.sampler.* lr.schedule.* lr.tensor.* lr.bugdata.describe lr.bugdata.describe_skipped
+  lr.export.refuse_mixture
 ]]
 
 test("every function that takes options refuses one that nobody knows, and what is no table", function()
