@@ -37,7 +37,7 @@ char *lr_format(const char *fmt, ...) LR_PRINTF(1, 2);
  * program where it cannot start one. */
 int lr_threads_ensure(int n);
 
-/* pthread_create with all signals blocked in the new thread, so that they reach the main one. */
+/* pthread_create with all signals but SIGBUS blocked in the new thread, so that they reach the main one. */
 int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context);
 
 /* Grow a dynamic array so that it holds at least `need` elements: *cap elements of `size` bytes at *p. */

@@ -283,6 +283,7 @@ int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context)
 {
     sigset_t all, before;
     sigfillset(&all);
+    sigdelset(&all, SIGBUS); /* of the thread's own reading (io/mapping.c): blocked, it would end the process */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     const int code = pthread_create(thread, NULL, run, context);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -160,6 +160,21 @@ local function expect(batch, tokenizer, texts, keys, max_length)
   check.equal(batch.truncated, truncated)
 end
 
+test("a file that is cut short while a loader's threads read it is an error", function()
+  local row = '{"context": "a line of some length, so that the file has many pages", "current_line": "b", "score": 1}\n'
+  with_file(".jsonl", row:rep(2000), function(path)
+    local set = data.open(path, { columns = { { name = "context", kind = "text" } } })
+    local tokenizer = tokenizers.load_tokenizer(GOLDEN .. "bert")
+    local loader = data.loader(set, tokenizer, { columns = { "context" }, threads = 2, queue = 2 })
+    check.equal(os.execute("truncate -s 5000 " .. path), 0)
+    loader:submit({ 1900 }, "context", { 0 })
+    check.raises("was cut short while it was read", loader.next, loader)
+    loader:close()
+    set:close()
+    tokenizer:free()
+  end)
+end)
+
 test("the loader packs what the tokenizer says", function()
   local tokenizer = tokenizers.load_tokenizer(GOLDEN .. "bert")
   with_file(".jsonl", ROWS, function(path)
