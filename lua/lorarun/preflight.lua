@@ -23,19 +23,20 @@ local SMALL = 64 * 2 ^ 20  -- adapters, optimizer state, logs and checkpoints of
 
 local gib = report.gib
 
---- weights_in(folder): the bytes of the weights in their files, and how many there are.
+--- weights_in(folder): the bytes of the weights in their files, how many there are, and how many of these are tables of embeddings.
 function preflight.weights_in(folder)
-  local file, bytes, count = safetensors.open_folder(folder), 0, 0
+  local file, bytes, count, tables = safetensors.open_folder(folder), 0, 0, 0
   for _, name in ipairs(file:names()) do
     local info, elements = file:info(name), 1
     for _, n in ipairs(info.shape) do elements = elements * n end
     bytes, count = bytes + info.bytes, count + elements
+    if name:find "embed[^.]*%.weight$" then tables = tables + elements end
   end
   file:close()
-  return bytes, count
+  return bytes, count, tables
 end
 
--- The folder of the model, the bytes of its weights in their files, and how many there are; of an adapter, those of its base.
+-- The folder of the model, and of its weights what weights_in says; of an adapter, those of its base.
 local function weights_of(model, revision)
   local folder = require("lorarun.hub").resolve(model, revision)
   local at = fs.join(folder, require("lorarun.sentence_transformers").read(folder).transformer)
@@ -101,8 +102,8 @@ end
 
 -- Each rank has the weights in its device's memory. On the way to a GPU they pass through a few buffers.
 local function look_at_model(s, gpus, what, say)
-  local folder, bytes, count = weights_of(what.model, what.revision)
-  local needed = count * BYTES[s.precision] * PACKED_COPIES
+  local folder, bytes, count, tables = weights_of(what.model, what.revision)
+  local needed = ((count - tables) * PACKED_COPIES + tables) * BYTES[s.precision] -- a table is read as it is
   for _, bound in ipairs(gpus == 0 and memory.bounds() or {}) do
     local ranks = bound.each and 1 or s.ranks_here
     if needed * ranks > bound.bytes then
