@@ -42,8 +42,17 @@ function check.call(fn, ...)
   raise(status)
 end
 
+local LONGEST = 4096 -- bytes of one value in a message: a path's; a file's key may have millions
+
 function check.fail(fmt, ...)
-  error(users_place() .. require("lorarun.say").visible(fmt:format(...)), 0)
+  local values, n = { ... }, select("#", ...)
+  for i = 1, n do
+    local value = values[i]
+    if type(value) == "string" and #value > LONGEST then
+      values[i] = ("%s... (%d bytes)"):format(value:sub(1, LONGEST), #value)
+    end
+  end
+  error(users_place() .. require("lorarun.say").visible(fmt:format(unpack(values, 1, n))), 0)
 end
 
 function check.fail_as_well(message)

@@ -104,7 +104,7 @@ local function write_card(model, folder, form, text)
     "library_name: sentence-transformers", "---", "",
     "# " .. (form == "adapter" and "LoRA adapter for " or "Fine-tuned from ") .. model.name, "",
     "```python", "from sentence_transformers import SentenceTransformer",
-    ("model = SentenceTransformer(%q)"):format(folder), "```", "", needs, text or "", "" }, "\n"))
+    ("model = SentenceTransformer(%s)"):format(say.python(folder)), "```", "", needs, text or "", "" }, "\n"))
 end
 
 -- The folder is whole; store probes in it, load it again and compare, unless options.check is false: see probes.lua.

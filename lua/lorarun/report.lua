@@ -4,6 +4,7 @@ local C = require "lorarun.c"
 local check = require "lorarun.check"
 local comm = require "lorarun.comm"
 local memory = require "lorarun.memory"
+local say = require "lorarun.say"
 local sorted = require "lorarun.sorted"
 
 local report = {}
@@ -162,7 +163,7 @@ function report.summary(run, results, seconds)
   rows[#rows + 1] = { "saved", o.output }
   lines[#lines + 1] = block("done", rows)
   lines[#lines + 1] = ("\nTo use it in Python:\n  from sentence_transformers import SentenceTransformer\n"
-    .. "  model = SentenceTransformer(%q)"):format(o.output)
+    .. "  model = SentenceTransformer(%s)"):format(say.python(o.output))
   return table.concat(lines, "\n")
 end
 

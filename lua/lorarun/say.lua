@@ -5,6 +5,7 @@
 --   say.warning(fmt, ...)     -- "lorarun: warning: ..."
 --   say.error_line(text)      -- a line of standard error as it is
 --   say.visible(text)         -- text in which nothing is left that a terminal would obey
+--   say.python(text)          -- a text as Python writes it, to be copied into a program
 --
 -- Paths, keys and texts come from files of others, so whatever is written goes through visible: control characters, ANSI escapes
 -- and marks that turn the direction of writing appear as their numbers (\x1b, \u202e). Line feeds and tabs stay. What a recipe
@@ -21,6 +22,11 @@ function say.visible(text)
   local visible = ffi.string(out[0])
   C.lr_free(out[0])
   return visible
+end
+
+--- python(text): in double quotes. Lua's %q is not it: \27 is another character in Python.
+function say.python(text)
+  return '"' .. text:gsub('[%c"\\]', function(c) return ("\\x%02x"):format(c:byte()) end) .. '"'
 end
 
 function say.line(text) io.stdout:write(say.visible(text), "\n") end

@@ -17,6 +17,24 @@ test("what a terminal obeys is written as its number, and letters stay", functio
   end
 end)
 
+test("a path as Python reads it", function()
+  for text, want in pairs { ["models/a"] = '"models/a"', ['a"b\\c'] = '"a\\x22b\\x5cc"', ["a\27[1m\n1"] = '"a\\x1b[1m\\x0a1"',
+    ["長さ"] = '"長さ"' } do
+    check.equal(say.python(text), want)
+  end
+  for _, name in ipairs { "export", "report", "verify" } do
+    local source = fs.read(fs.join(fs.dirname(os.getenv "LORARUN_TESTS"), "lua", "lorarun", name .. ".lua"))
+    check.that(not source:find("SentenceTransformer(%q", 1, true), name .. " writes Python by Lua's rules")
+  end
+end)
+
+test("a value of a file's that is longer than any path is told by its beginning", function()
+  local long = ("k"):rep(100000)
+  local ok, err = pcall(require("lorarun.check").fail, "config.json: '%s' is %d, not %s", long, 3, "x")
+  check.that(not ok and err:find("kkk... (100000 bytes)' is 3, not x", 1, true), "the end of the message")
+  check.that(#err < 5000, "its length")
+end)
+
 -- No byte of out or err is a control character, but line feeds and tabs.
 local function clean(r, what)
   for _, text in ipairs { r.out, r.err } do
