@@ -205,7 +205,7 @@ function load(name, options)
     if device == "meta" then
       model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = function() end })
     else
-      local weights = model_weights.open(weights_folder, arch, c, dtype)
+      local weights = model_weights.open(weights_folder, arch, c)
       local ok, err = pcall(function()
         model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = weights.load })
       end)

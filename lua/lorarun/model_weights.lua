@@ -18,11 +18,12 @@ local function list(names)
   return ("%s and %d more"):format(table.concat(names, ", ", 1, SHOWN), #names - SHOWN)
 end
 
--- The tensors that arch.build asks for: { name, shape }, found by building it without bytes.
-local function wanted(arch, sizes, dtype)
+-- The tensors that arch.build asks for: { name, shape }, found by building it without bytes. In fp32, which every device has: names
+-- and shapes are those of every precision.
+local function wanted(arch, sizes)
   local wants = {}
   tensor.scope(function()
-    arch.build(sizes, nn.source { dtype = dtype, device = "meta", load = function(name, t)
+    arch.build(sizes, nn.source { dtype = "f32", device = "meta", load = function(name, t)
       wants[#wants + 1] = { name = name, shape = t.shape }
     end })
   end)
@@ -74,9 +75,9 @@ function model_weights.any(folder, meta)
   return false
 end
 
---- open(folder, arch, sizes, dtype): the folder's weights: { file, prefix, name_of = function(name): the file's name of a tensor,
+--- open(folder, arch, sizes): the folder's weights: { file, prefix, name_of = function(name): the file's name of a tensor,
 --- load = function(name, t) }. The caller closes the file.
-function model_weights.open(folder, arch, sizes, dtype)
+function model_weights.open(folder, arch, sizes)
   local file = safetensors.open_folder(folder)
   local weights = { file = file }
   local function name_of(name)
@@ -86,7 +87,7 @@ function model_weights.open(folder, arch, sizes, dtype)
   end
   local ok, err = pcall(function()
     weights.prefix = prefix_of(arch, file)
-    local missing, other, wants = {}, {}, wanted(arch, sizes, dtype)
+    local missing, other, wants = {}, {}, wanted(arch, sizes)
     for _, want in ipairs(wants) do
       local name = name_of(want.name)
       local info = file:has(name) and file:info(name)
