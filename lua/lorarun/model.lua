@@ -11,6 +11,7 @@ local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local guard = require "lorarun.guard"
 local model_config = require "lorarun.model_config"
+local sorted = require "lorarun.sorted"
 local tensor = require "lorarun.tensor"
 local ops = require "lorarun.ops"
 local autograd = require "lorarun.autograd"
@@ -165,6 +166,25 @@ local function has_adapter(folder, weights_folder)
   return here
 end
 
+-- Of weights with an adapter beside them sentence-transformers reads the configuration where the adapter says that its base is.
+local function check_base(folder, arch, c)
+  local adapter = model_config.read_any(fs.join(folder, "adapter_config.json"))
+  local base = adapter:get "base_model_name_or_path"
+  local path = type(base) == "string" and base ~= "" and fs.join(base, "config.json")
+  if not path or not fs.is_file(path) then return end
+  local config = model_config.read(path)
+  local theirs = architecture(config) == arch and arch.configure(config) or {}
+  for _, one in ipairs { c, theirs } do
+    for _, key in ipairs(sorted.keys(one)) do
+      if c[key] ~= theirs[key] then
+        adapter:refuse("base_model_name_or_path", "is '%s', whose config.json is not that of the weights beside the adapter (%s is "
+          .. "%s there, %s here): sentence-transformers would take that one. Make them the same, or name this folder", base, key,
+          tostring(theirs[key]), tostring(c[key]))
+      end
+    end
+  end
+end
+
 function load(name, options)
   options = kinds.check("lr.load_model", options, OPTIONS)
   local folder = hub.resolve(name, options.revision, options.device == "meta")
@@ -179,6 +199,7 @@ function load(name, options)
   local arch = architecture(config)
   model_config.refuse_others(config)
   local c = arch.configure(config)
+  if adapted then check_base(weights_folder, arch, c) end
   check_heads(config, c)
   local precision = options.precision or "fp32"
   local dtype = PRECISION[precision]

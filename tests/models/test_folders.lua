@@ -347,6 +347,18 @@ test("an adapter beside the weights goes on them; without weights its base has t
   end)
 end)
 
+test("weights with an adapter beside them have the configuration of the base that it names", function()
+  local base = fs.real(fs.join(golden, "qwen2"))
+  for _, case in ipairs { { "causal is ", { is_causal = false } }, { "eps is ", { rms_norm_eps = 0.25 } } } do
+    with_folder(function(folder)
+      put_adapter(make(folder, "qwen2", { ["config.json"] = case[2] }), base)
+      check.raises(case[1], load_model, folder)
+      put_adapter(folder, folder)
+      load_model(folder):free()
+    end)
+  end
+end)
+
 test("an adapter that is not beside the weights is told", function()
   with_folder(function(folder)
     local rows = { ["modules.json"] = { ["="] = json.array { { idx = 0, name = "0", path = "w", type = T .. "Transformer" },
