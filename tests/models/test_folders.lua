@@ -65,7 +65,8 @@ for _, v in ipairs(numbers.variants) do
         local e = model:encode { text }
         local row = e:to_table()[1]
         e:free()
-        for k, x in ipairs(want.embeddings[i]) do check.near(row[k], x, 2e-6, ("text %d, number %d"):format(i, k)) end
+        -- compilers and instruction sets add up in other orders; pooling by the square root makes numbers above 1
+        for k, x in ipairs(want.embeddings[i]) do check.near(row[k], x, 1e-5, ("text %d, number %d"):format(i, k)) end
       end
     end)
   end)
