@@ -8,6 +8,7 @@ local check = require "lorarun.check"
 local fs = require "lorarun.fs"
 local hub = require "lorarun.hub"
 local json = require "lorarun.json"
+local sorted = require "lorarun.sorted"
 local suggest = require "lorarun.suggest"
 local yaml = require "lorarun.yaml"
 
@@ -116,13 +117,6 @@ local function shown(value)
   return json.encode(flat)
 end
 
-local function sorted_keys(map)
-  local keys = {}
-  for key in pairs(map) do keys[#keys + 1] = key end
-  table.sort(keys)
-  return keys
-end
-
 local function read_file(path)
   if path:find "%.json$" then return json.decode((fs.read(path):gsub("^" .. BOM, "")), path), {} end
   return yaml.read(path)
@@ -130,7 +124,7 @@ end
 
 -- A key that nobody knows: of a newer Accelerate, which writes all its keys, or a mistake. Where it says nothing it does no harm.
 local function unknown(key, value, place, warnings)
-  local known = sorted_keys(KEYS)
+  local known = sorted.keys(KEYS)
   local meant = suggest.did_you_mean(key, known)
   if not says_nothing(value) then
     check.fail("%s: unknown key '%s'%s (Accelerate's keys are %s)", place(key), key, meant, table.concat(known, ", "))
@@ -152,7 +146,7 @@ function accelerate.read(path)
   end
 
   local values, origins, plain, warnings = {}, {}, {}, {}
-  for _, key in ipairs(sorted_keys(file)) do
+  for _, key in ipairs(sorted.keys(file)) do
     local spec, value = KEYS[key], file[key]
     if not spec then
       unknown(key, value, place, warnings)
@@ -179,7 +173,7 @@ function accelerate.read(path)
   elseif not OURS[kind] then
     check.fail("%s: distributed_type is %s, which is not supported%s. Use MULTI_GPU (every GPU holds the whole model; only "
       .. "adapters are trained), MULTI_CPU or NO", place "distributed_type", kind,
-      (THEIRS[kind] or kind:find "^MULTI_") and "" or suggest.did_you_mean(kind, sorted_keys(OURS)))
+      (THEIRS[kind] or kind:find "^MULTI_") and "" or suggest.did_you_mean(kind, sorted.keys(OURS)))
   end
   if plain.dynamo_backend and plain.dynamo_backend:upper() ~= "NO" then
     check.fail("%s: dynamo_backend is %s, and torch.compile has no meaning here; set it to NO", place "dynamo_backend",

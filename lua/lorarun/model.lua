@@ -36,10 +36,7 @@ local CONTEXT_OPTIONS = { training = kinds.boolean, seed = kinds.whole(0), step 
 local PRECISION = { fp32 = "f32", bf16 = "bf16", fp16 = "f16" }
 
 local function names_of(set)
-  local names = {}
-  for name in pairs(set) do names[#names + 1] = name end
-  table.sort(names)
-  return table.concat(names, ", ")
+  return table.concat(sorted.keys(set), ", ")
 end
 
 local function architecture(config)

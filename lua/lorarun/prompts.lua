@@ -2,6 +2,7 @@
 -- The same in training, evaluation and encode().
 local check = require "lorarun.check"
 local options = require "lorarun.options"
+local sorted = require "lorarun.sorted"
 local suggest = require "lorarun.suggest"
 
 local prompts = {}
@@ -13,9 +14,7 @@ prompts.KINDS = { prompt = options.either(options.text, options.table), prompt_n
 local function named(model, name, what)
   local text = model.settings.prompts[name]
   if text then return text end
-  local names = {}
-  for known in pairs(model.settings.prompts) do names[#names + 1] = known end
-  table.sort(names)
+  local names = sorted.keys(model.settings.prompts)
   check.fail("%s: the model has no prompt named '%s'%s; it has %s. A text of your own is { text = \"query: \" }", what,
     tostring(name), suggest.did_you_mean(tostring(name), names), #names > 0 and table.concat(names, ", ") or "none")
 end

@@ -10,6 +10,7 @@ local comm = require "lorarun.comm"
 local fs = require "lorarun.fs"
 local json = require "lorarun.json"
 local schedules = require "lorarun.schedule"
+local sorted = require "lorarun.sorted"
 
 local run_settings = {}
 
@@ -151,13 +152,6 @@ local function ranks_text(settings)
     settings.accumulate > 1 and (" %d times"):format(settings.accumulate) or "")
 end
 
-local function sorted_names(t)
-  local names = {}
-  for name in pairs(t) do names[#names + 1] = name end
-  table.sort(names)
-  return names
-end
-
 --- refusals(before, now): the names of the differences that make the adapter another function than it was when a checkpoint with
 --- the settings `before` was written, and a text that tells them; nil where there are none.
 function run_settings.refusals(before, now)
@@ -199,7 +193,7 @@ function run_settings.changes(before, now)
   end
   local weights = "checksum of the model's weights"
   local missing = {}
-  for _, name in ipairs(sorted_names(now)) do
+  for _, name in ipairs(sorted.keys(now)) do
     local was, is = before[name], now[name]
     local skip = SHARED_OUT[name] or OF_FUNCTION[name]
       -- other ranks have other numbers of threads, and the bits are others for the ranks' sake already

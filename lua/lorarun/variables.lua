@@ -5,6 +5,7 @@
 local C = require "lorarun.c"
 local check = require "lorarun.check"
 local fs = require "lorarun.fs"
+local sorted = require "lorarun.sorted"
 local suggest = require "lorarun.suggest"
 
 local variables = {}
@@ -68,13 +69,11 @@ function variables.check(environment)
     local wanted = value and value ~= "" and expected(value)
     if wanted then check.fail("%s is '%s', expected %s", name, value, wanted) end
   end
-  local known, unknown, warnings = {}, {}, {}
-  for name in pairs(OURS) do known[#known + 1] = name end
+  local known, unknown, warnings = sorted.keys(OURS), {}, {}
   for name in pairs(environment) do
     local own = name:match "^LORARUN_(.+)"
     if own and not OURS[own] and not INTERNAL[own] and not own:find "^TEST_" then unknown[#unknown + 1] = own end
   end
-  table.sort(known)
   table.sort(unknown)
   for _, name in ipairs(known) do look("LORARUN_" .. name, OURS[name]) end
   look("OMP_NUM_THREADS", threads)
