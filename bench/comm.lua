@@ -10,7 +10,7 @@ local args = lr.args {
 }
 
 local results = ranks.run { args.ranks, ([[
-  local C = require "lorarun.c"
+  local C = require "lorarun.base.c"
   local function median(what, fn)
     local list = {}
     for i = 1, %d do

@@ -3,7 +3,7 @@
 -- Both load the small model, add LoRA and train on the first rows; both have run once before, so that files are in memory. Without
 -- the environment of `make interop` there is no comparison. (Accelerate starts several ranks of one machine's CPU by mpirun alone;
 -- --multi_gpu with ACCELERATE_USE_CPU takes the way that it takes for GPUs.)
-local C = require "lorarun.c"
+local C = require "lorarun.base.c"
 local lr = require "lorarun"
 local fs = lr.fs
 

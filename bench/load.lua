@@ -6,10 +6,10 @@
 -- "Tensors" are loaded one after the other and freed again; "model" is lr.load_model, which on the CPU also packs every weight
 -- twice. Each case is a process of its own; its peak of resident memory is told beyond what it had when loading began. That is what
 -- the host needs for a GPU; on the CPU it holds the largest tensor, or the model.
-local C = require "lorarun.c"
-local check = require "lorarun.check"
+local C = require "lorarun.base.c"
+local check = require "lorarun.base.check"
 local lr = require "lorarun"
-local safetensors = require "lorarun.safetensors"
+local safetensors = require "lorarun.formats.safetensors"
 local fs = lr.fs
 
 local args = lr.args {

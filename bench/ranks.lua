@@ -4,7 +4,7 @@
 -- that can be put to use. Scaling is by tokens/s of the median step (memory grows in some of the first) with one thread a rank;
 -- beside it the same for two runs that know nothing of each other, because ranks on one machine also share its memory and caches.
 local ffi = require "ffi"
-local C = require "lorarun.c"
+local C = require "lorarun.base.c"
 local lr = require "lorarun"
 local fs, json = lr.fs, lr.json
 

@@ -1,6 +1,6 @@
 -- Start-up: from exec to the first line of Lua, and until a model is loaded:
 --   lorarun bench/startup.lua
-local C = require "lorarun.c"
+local C = require "lorarun.base.c"
 local lr = require "lorarun"
 
 local program = lr.fs.real "/proc/self/exe"

@@ -8,8 +8,8 @@
 -- meta device, where kernels do nothing.
 local ffi = require "ffi"
 local lr = require "lorarun"
-local C = require "lorarun.c"
-local check = require "lorarun.check"
+local C = require "lorarun.base.c"
+local check = require "lorarun.base.check"
 local autograd, loss, ops, optim, tensor = lr.autograd, lr.loss, lr.ops, lr.optim, lr.tensor
 local synthetic = dofile(lr.fs.join(lr.fs.dirname(lr.fs.real(arg[0])), "lib", "synthetic.lua"))
 

@@ -5,11 +5,11 @@
 --   lorarun recipes/bugdata.lua --mutate /usr/lib/python3 --output data  bugs planted in correct code
 --
 -- It writes train.jsonl, validation.jsonl, test.jsonl and summary.json. docs/data.md tells what is in them; the work is
--- done by lua/lorarun/bugdata.lua.
+-- done by lua/lorarun/bugdata/init.lua.
 local bugdata = require "lorarun.bugdata"
 
 local default = bugdata.OPTIONS
-local args = require("lorarun.args").parse {
+local args = require("lorarun.base.args").parse {
   { "output", "", "folder to write the data to" },
   { "pairs", "", "source: folder with *_before_merge.EXT and *_after_merge.EXT files" },
   { "git", "", "source: git repository; files before and after each commit that fixes a bug" },

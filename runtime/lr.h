@@ -277,7 +277,7 @@ int lr_json_members(const lr_json_node *object, const char **keys, const lr_json
 void lr_json_free(lr_json *doc);
 
 /* ---- YAML (io/yaml.c) ------------------------------------------------------------------------------------------------ */
-/* One text as events, in order; lua/lorarun/yaml.lua makes values of them. */
+/* One text as events, in order; lua/lorarun/base/yaml.lua makes values of them. */
 typedef enum lr_yaml_kind {
     LR_YAML_OTHER = 0, /* begin and end of stream, end of document: nothing to do */
     LR_YAML_DOCUMENT = 1,

@@ -48,7 +48,7 @@ end
 -- pairs() has no order that a result may depend on. With the compiler off it goes through every table backwards, so a test passes
 -- in both runs only where what it looks at does not depend on it.
 if not jit.status() then
-  local sorted = require "lorarun.sorted"
+  local sorted = require "lorarun.base.sorted"
   rawset(_G, "pairs", function(t)
     local keys = sorted.keys(t)
     local i = #keys + 1
@@ -61,7 +61,7 @@ if not jit.status() then
   end)
 end
 
-local C = require "lorarun.c"
+local C = require "lorarun.base.c"
 local function held()
   jit.flush() -- compiled traces hold on to objects they saw
   collectgarbage() collectgarbage() collectgarbage()
@@ -76,8 +76,8 @@ end
 -- Tests that say nothing of a device run on this one.
 local device = os.getenv "LORARUN_TEST_DEVICE"
 if device then
-  if C.lr_device_available(require("lorarun.memory").DEVICES[device]) == 0 then _G.skip("no " .. device) end
-  require("lorarun.tensor").default_device = device
+  if C.lr_device_available(require("lorarun.tensor.memory").DEVICES[device]) == 0 then _G.skip("no " .. device) end
+  require("lorarun.tensor.tensor").default_device = device
 end
 
 assert(loadfile(file))()

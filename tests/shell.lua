@@ -1,5 +1,5 @@
 -- shell.lua: run the built program as a user does. For tests:  local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
-local fs = require "lorarun.fs"
+local fs = require "lorarun.base.fs"
 
 local shell = {}
 local program = assert(os.getenv "LORARUN_PROGRAM", "LORARUN_PROGRAM names the program under test")

@@ -2,9 +2,9 @@
 --   lorarun tools/measure_data.lua [rows] [folder]
 -- Writes rows of realistic size (a line of code, a context of 3 to 12 such lines, a score, a type; by default 1,704,039, some
 -- 450 MB) as JSON Lines and as CSV into the folder, measures, removes them.
-local C = require "lorarun.c"
-local data = require "lorarun.data"
-local fs = require "lorarun.fs"
+local C = require "lorarun.base.c"
+local data = require "lorarun.data.dataset"
+local fs = require "lorarun.base.fs"
 
 local rows = tonumber(arg[1] or 1704039)
 local folder = arg[2] or os.getenv "TMPDIR" or "/tmp"

@@ -1,8 +1,8 @@
 -- Rewrites a .safetensors file with its float tensors in bf16:  lorarun tools/to_bf16.lua FILE
-local check = require "lorarun.check"
-local fs = require "lorarun.fs"
-local safetensors = require "lorarun.safetensors"
-local tensor = require "lorarun.tensor"
+local check = require "lorarun.base.check"
+local fs = require "lorarun.base.fs"
+local safetensors = require "lorarun.formats.safetensors"
+local tensor = require "lorarun.tensor.tensor"
 
 local path = arg[1] or check.fail "usage: lorarun tools/to_bf16.lua FILE"
 local FLOAT = { f32 = true, f16 = true, bf16 = true }

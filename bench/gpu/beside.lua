@@ -2,8 +2,8 @@
 -- adapters. Their first row takes batches in the order of the file; "sorted" is the best that padding allows: rows ordered by
 -- length before they are cut into batches. Where a batch does not fit their memory, they recompute every layer (gradient
 -- checkpointing).
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 
 local PROBE = "import torch, peft, sentence_transformers as s; assert torch.cuda.is_available(), 'torch sees no GPU'; "
   .. "print('sentence-transformers', s.__version__ + ', PEFT', peft.__version__ + ', torch', torch.__version__)"

@@ -1,8 +1,8 @@
 -- ceilings.lua: what this GPU can do: how fast it copies its memory, and its products of large square matrices. Everything else is
 -- measured against these.
-local C = require "lorarun.c"
-local check = require "lorarun.check"
-local tensor = require "lorarun.tensor"
+local C = require "lorarun.base.c"
+local check = require "lorarun.base.check"
+local tensor = require "lorarun.tensor.tensor"
 
 return function(bench)
   local report = bench.report

@@ -1,8 +1,8 @@
 -- gemm.lua: every matrix product of a training step of the 7B at several counts of tokens, as a share of the large square one. The
 -- first call of each chooses its algorithm (see kernels/cuda/choices.h), which is timed, too.
-local C = require "lorarun.c"
-local check = require "lorarun.check"
-local tensor = require "lorarun.tensor"
+local C = require "lorarun.base.c"
+local check = require "lorarun.base.check"
+local tensor = require "lorarun.tensor.tensor"
 
 local RANK = 16
 

@@ -1,9 +1,9 @@
 -- kernels.lua: every kernel at the sizes of the 7B, in bf16: what moves data as a share of the copy bandwidth, what multiplies as a
 -- share of the large product. Bytes are the fewest that must move: each input read once, each output written once.
 local ffi = require "ffi"
-local C = require "lorarun.c"
-local check = require "lorarun.check"
-local tensor = require "lorarun.tensor"
+local C = require "lorarun.base.c"
+local check = require "lorarun.base.check"
+local tensor = require "lorarun.tensor.tensor"
 
 -- Sequences as in the job until so many tokens are reached.
 local function batch_of(bench, tokens, vocabulary)
@@ -57,7 +57,7 @@ local function movement(bench, measure, s, tokens, batch, vocabulary)
   for i = 0, tokens - 1 do rows_of[i + 1] = (i * 17) % tokens end
   local rows = tensor.from(rows_of, { tokens }, "i32", "rows")
   local q, d = s.heads * s.head_dim, s.head_dim
-  local table_ = require("lorarun.nn").rope_table(s.positions, d, s.theta, bench.device)
+  local table_ = require("lorarun.models.nn").rope_table(s.positions, d, s.theta, bench.device)
   measure("embedding", 2 * n, "B", function() check(C.lr_op_embedding(x.handle, embeddings.handle, ids.handle, 0)) end)
   measure("cast bf16 to f32", 3 * n, "B", function() check(C.lr_op_cast(wide.handle, x.handle)) end)
   measure("add", 3 * n, "B", function() check(C.lr_op_add(y.handle, x.handle, z.handle, 1, 0.5)) end)

@@ -1,7 +1,7 @@
 -- load.lua: a model folder of the 7B's size: how fast it is written, and how fast it is loaded onto the GPU from the page cache
 -- (what a disk adds is the disk's). The host's memory should stay flat meanwhile: its peak is what this process had at most.
 local lr = require "lorarun"
-local C = require "lorarun.c"
+local C = require "lorarun.base.c"
 
 local function peak_of_host()
   local status = lr.fs.read "/proc/self/status"
@@ -16,7 +16,7 @@ return function(bench)
   for _, what in ipairs { "load, first", "load, again" } do
     if not bench.time_for(30, what) then return end
     local t = C.lr_time()
-    local model = require("lorarun.model").load(folder, { precision = "bf16", device = bench.device })
+    local model = require("lorarun.models.model").load(folder, { precision = "bf16", device = bench.device })
     bench.wait()
     t = C.lr_time() - t
     model:free()

@@ -5,9 +5,9 @@
 -- have the size that real ones have. The tokenizer is byte-level without merges: a byte of text is a token, so texts have the
 -- lengths one wants.
 local lr = require "lorarun"
-local C = require "lorarun.c"
-local check = require "lorarun.check"
-local safetensors = require "lorarun.safetensors"
+local C = require "lorarun.base.c"
+local check = require "lorarun.base.check"
+local safetensors = require "lorarun.formats.safetensors"
 local tensor = lr.tensor
 local fs, json = lr.fs, lr.json
 

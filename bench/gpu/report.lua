@@ -5,8 +5,8 @@
 --   report:row("gemm", { "gate|up", 8192, 3.2, 695 }, { m = 8192, ... })     the second table goes into the JSON alone
 --   report:note("..."); report:save(); report:summary()
 -- Every row saves the files, so that a run that is cut short leaves what it had.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 
 local Report = {}
 Report.__index = Report

@@ -13,11 +13,11 @@
 -- --size tiny and --device cpu are for trying this program itself, where there is no GPU.
 local ffi = require "ffi"
 local lr = require "lorarun"
-local C = require "lorarun.c"
-local check = require "lorarun.check"
-local memory = require "lorarun.memory"
-local rates = require "lorarun.rates"
-local sorted = require "lorarun.sorted"
+local C = require "lorarun.base.c"
+local check = require "lorarun.base.check"
+local memory = require "lorarun.tensor.memory"
+local rates = require "lorarun.train.throughput"
+local sorted = require "lorarun.base.sorted"
 local fs, tensor = lr.fs, lr.tensor
 
 local PARTS = { "ceilings", "gemm", "kernels", "step", "load", "beside" }
@@ -69,7 +69,7 @@ bench.peak, bench.peak_name = peak_of(bench.gpu)
 
 local out = args.out ~= "" and args.out or os.getenv "OUT" or fs.join(root, "build", "bench-gpu")
 bench.report = dofile(fs.join(root, "bench", "gpu", "report.lua")).new(out, { gpu = bench.gpu, date = os.date "%Y-%m-%d",
-  lorarun = require "lorarun.version", command = "lorarun bench/gpu/run.lua --parts " .. args.parts, cuda =
+  lorarun = require "lorarun.base.version", command = "lorarun bench/gpu/run.lua --parts " .. args.parts, cuda =
   C.lr_cuda_version() ~= nil and ffi.string(C.lr_cuda_version()) or "none" })
 bench.out = out
 
@@ -160,7 +160,7 @@ for _, part in ipairs(lr.split(args.parts, ",")) do
   for _, name in ipairs(PARTS) do known = known or name == part end
   if not known then check.fail("--parts: there is no part '%s'; there are %s", part, table.concat(PARTS, ", ")) end
 end
-print(("%s\nlorarun %s, CUDA %s"):format(bench.gpu, require "lorarun.version", bench.report.about.cuda))
+print(("%s\nlorarun %s, CUDA %s"):format(bench.gpu, require "lorarun.base.version", bench.report.about.cuda))
 local failed = 0
 for _, part in ipairs(PARTS) do
   if wanted(part) and bench.time_for(0, "part " .. part) then

@@ -2,15 +2,15 @@
 -- with as few layers recomputed as the memory allows, as the trainer does. Useful work is 4 N a token (synthetic.lua); its share of
 -- the data sheet's peak is MFU. The peak of memory is compared with what the planner said beforehand.
 local ffi = require "ffi"
-local C = require "lorarun.c"
-local check = require "lorarun.check"
-local footprint = require "lorarun.footprint"
-local loss = require "lorarun.loss"
-local memory = require "lorarun.memory"
-local micro_step = require "lorarun.micro_step"
-local optim = require "lorarun.optim"
-local recompute = require "lorarun.recompute"
-local tensor = require "lorarun.tensor"
+local C = require "lorarun.base.c"
+local check = require "lorarun.base.check"
+local footprint = require "lorarun.train.footprint"
+local loss = require "lorarun.train.loss"
+local memory = require "lorarun.tensor.memory"
+local micro_step = require "lorarun.train.step"
+local optim = require "lorarun.tensor.optim"
+local recompute = require "lorarun.train.recompute"
+local tensor = require "lorarun.tensor.tensor"
 
 -- As many pairs with the job's lengths as come nearest to so many tokens.
 local function batch_near(bench, tokens, vocabulary)

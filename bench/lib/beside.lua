@@ -4,8 +4,8 @@
 --   beside.lorarun(o), beside.reference(o) -> { pairs_per_second, tokens_per_second, ... }, or nil and why not
 -- o: { root, python (reference), model, data (folder with train.jsonl and validation.jsonl), batch, steps, max_length, targets,
 --      precision, device = "cpu" or "cuda", threads, sorted, weights = "fp32" or "bf16" (reference), checkpointing (reference) }
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 
 local beside = {}
 local WARMUP = 2 -- steps that do not count

@@ -4,11 +4,11 @@
 --   local model = synthetic.model(synthetic.SHAPES.nomic, "bf16", "cuda")
 --   local batch = synthetic.batch(synthetic.lengths(32))
 local ffi = require "ffi"
-local C = require "lorarun.c"
-local check = require "lorarun.check"
-local lora = require "lorarun.lora"
-local nn = require "lorarun.nn"
-local tensor = require "lorarun.tensor"
+local C = require "lorarun.base.c"
+local check = require "lorarun.base.check"
+local lora = require "lorarun.models.lora"
+local nn = require "lorarun.models.nn"
+local tensor = require "lorarun.tensor.tensor"
 
 local synthetic = {}
 
@@ -66,7 +66,8 @@ function synthetic.model(shape, dtype, device)
     arch.prepare(built, shape.positions, device)
     local model = setmetatable({ arch = arch, built = built, linears = source.linears, device = device, pooling = shape.pooling,
       normalize = true, dimension = shape.hidden, layer_count = shape.layers, sizes = shape, dtype = dtype, name = "random weights",
-      precision = ({ f32 = "fp32", f16 = "fp16" })[dtype] or dtype, max_length = shape.positions }, require("lorarun.model").Model)
+      precision = ({ f32 = "fp32", f16 = "fp16" })[dtype] or dtype, max_length = shape.positions },
+      require("lorarun.models.model").Model)
     lora.add(model, { rank = 16, alpha = 32, dropout = 0.1, targets = shape.targets })
     return model
   end)

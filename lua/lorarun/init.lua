@@ -2,38 +2,42 @@
 -- What needs to know which rank this is has the job launched first (launch.lua), where the recipe has not done that.
 local lr = {}
 
-local MODULES = { fs = true, json = true, data = true, sampler = true, schedule = true, loss = true, metrics = true, optim = true,
-  evaluate = true, checkpoint = true, export = true, hub = true, ops = true, tensor = true, autograd = true, progress = true,
-  version = true, bugdata = true, memory = true }
+local MODULES = {
+  fs = "base.fs", json = "base.json", data = "data.dataset", sampler = "data.sampler", schedule = "train.schedule",
+  loss = "train.loss", metrics = "train.metrics", optim = "tensor.optim", evaluate = "train.evaluate",
+  checkpoint = "train.checkpoint", export = "models.export", hub = "formats.hub", ops = "tensor.ops", tensor = "tensor.tensor",
+  autograd = "tensor.autograd", progress = "train.progress", version = "base.version", bugdata = "bugdata",
+  memory = "tensor.memory",
+}
 
-local function job() return require("lorarun.launch").job() end
+local function job() return require("lorarun.dist.launch").job() end
 
 local FUNCTIONS = {
-  args = function(...) return require("lorarun.args").of_recipe(...) end,
+  args = function(...) return require("lorarun.base.args").of_recipe(...) end,
   load_model = function(name, options)
     local with = { precision = job().precision }
     if options ~= nil and type(options) ~= "table" then with = options end -- to be refused
     for key, value in pairs(type(options) == "table" and options or {}) do with[key] = value end
-    return require("lorarun.model").load(name, with)
+    return require("lorarun.models.model").load(name, with)
   end,
   --- verify(folder, options): whether a folder that lorarun wrote computes what the model did that wrote it: see verify.lua.
-  verify = function(...) return require("lorarun.verify").folder(...) end,
-  load_tokenizer = function(...) return require("lorarun.tokenizer").load_tokenizer(...) end,
+  verify = function(...) return require("lorarun.cli.verify").folder(...) end,
+  load_tokenizer = function(...) return require("lorarun.formats.tokenizer").load_tokenizer(...) end,
   train = function(...)
     job()
-    return require("lorarun.trainer").train(...)
+    return require("lorarun.train.trainer").train(...)
   end,
-  launch = function(...) return require("lorarun.launch").launch(...) end,
-  scope = function(...) return require("lorarun.tensor").scope(...) end,
-  gradients = function(...) return require("lorarun.autograd").gradients(...) end,
-  no_grad = function(...) return require("lorarun.autograd").no_grad(...) end,
-  adamw = function(...) return require("lorarun.optim").adamw(...) end,
+  launch = function(...) return require("lorarun.dist.launch").launch(...) end,
+  scope = function(...) return require("lorarun.tensor.tensor").scope(...) end,
+  gradients = function(...) return require("lorarun.tensor.autograd").gradients(...) end,
+  no_grad = function(...) return require("lorarun.tensor.autograd").no_grad(...) end,
+  adamw = function(...) return require("lorarun.tensor.optim").adamw(...) end,
   threads = function(n)
-    local C = require "lorarun.c"
+    local C = require "lorarun.base.c"
     if n ~= nil then
-      local check = require "lorarun.check"
+      local check = require "lorarun.base.check"
       if type(n) ~= "number" or n % 1 ~= 0 or n < 0 or n > 4096 then
-        local shown = require("lorarun.options").shown(n)
+        local shown = require("lorarun.base.options").shown(n)
         check.fail("lr.threads: the number of threads is %s, expected a whole number from 0 (all cores) to 4096", shown)
       end
       check(C.lr_threads_set(n))
@@ -41,18 +45,19 @@ local FUNCTIONS = {
     return C.lr_threads()
   end,
   --- tf32(on): whether a GPU may multiply f32 as TF32; with nothing it only tells.
-  tf32 = function(on) return require("lorarun.c").lr_tf32(on == nil and -1 or on and 1 or 0) ~= 0 end,
+  tf32 = function(on) return require("lorarun.base.c").lr_tf32(on == nil and -1 or on and 1 or 0) ~= 0 end,
   --- given(args, name): was the option on the command line?
-  given = function(args, name) return require("lorarun.args").given(args, name) end,
+  given = function(args, name) return require("lorarun.base.args").given(args, name) end,
   has_gpu = function()
-    local C, planned = require "lorarun.c", require("lorarun.planning").job
+    local C, planned = require "lorarun.base.c", require("lorarun.base.planning").job
     if planned then return planned.device == "cuda" end
     return C.lr_device_count(C.LR_CUDA) > 0 -- a launcher that only asks does not start the GPU
   end,
   --- split("a,b", ",") -> { "a", "b" }; empty parts are left out.
   split = function(text, separator)
     if type(text) ~= "string" or type(separator) ~= "string" or separator == "" then
-      require("lorarun.check").fail("lr.split takes a text and what parts it, got %s and %s", tostring(text), tostring(separator))
+      require("lorarun.base.check").fail("lr.split takes a text and what parts it, got %s and %s", tostring(text),
+        tostring(separator))
     end
     local parts = {}
     for part in text:gmatch("[^" .. separator .. "]+") do parts[#parts + 1] = part end
@@ -60,12 +65,12 @@ local FUNCTIONS = {
   end,
   --- similarity(a, b): cosine of every row of a with every row of b: tensor [rows of a, rows of b].
   similarity = function(a, b)
-    local ops, Tensor = require "lorarun.ops", require("lorarun.tensor").Tensor
+    local ops, Tensor = require "lorarun.tensor.ops", require("lorarun.tensor.tensor").Tensor
     if getmetatable(a) ~= Tensor or getmetatable(b) ~= Tensor then
-      require("lorarun.check").fail("lr.similarity takes two tensors of embeddings, as model:encode gives them, got a %s and a %s",
-        type(a), type(b))
+      require("lorarun.base.check").fail("lr.similarity takes two tensors of embeddings, as model:encode gives them, got a %s and "
+        .. "a %s", type(a), type(b))
     end
-    return require("lorarun.tensor").scope(function() return ops.matmul_nt(ops.normalize(a), ops.normalize(b)) end)
+    return require("lorarun.tensor.tensor").scope(function() return ops.matmul_nt(ops.normalize(a), ops.normalize(b)) end)
   end,
 }
 
@@ -73,16 +78,16 @@ return setmetatable(lr, { __index = function(t, name)
   local value = FUNCTIONS[name]
   if name == "comm" then
     job()
-    value = require "lorarun.comm"
+    value = require "lorarun.dist.comm"
   elseif name == "ops" then
-    local ops = require "lorarun.ops"
-    value = require("lorarun.guard").tensors(ops, ops.tensors, "lr.ops", require("lorarun.tensor").Tensor)
+    local ops = require "lorarun.tensor.ops"
+    value = require("lorarun.base.guard").tensors(ops, ops.tensors, "lr.ops", require("lorarun.tensor.tensor").Tensor)
   elseif not value and MODULES[name] then
-    value = require("lorarun." .. name)
+    value = require("lorarun." .. MODULES[name])
   end
   if value == nil then
-    require("lorarun.check").fail("lorarun has no '%s'%s", tostring(name),
-      require("lorarun.suggest").did_you_mean(tostring(name), (function()
+    require("lorarun.base.check").fail("lorarun has no '%s'%s", tostring(name),
+      require("lorarun.base.suggest").did_you_mean(tostring(name), (function()
         local names = {}
         for n in pairs(FUNCTIONS) do names[#names + 1] = n end
         for n in pairs(MODULES) do names[#names + 1] = n end

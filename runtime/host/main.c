@@ -1,6 +1,6 @@
 /* main.c: the program: a Lua state with lorarun's modules inside the executable, and lorarun.program to run it.
  *
- * What the command line means is decided in lua/lorarun/program.lua. Environment: LORARUN_LUA_PATH names a folder whose
+ * What the command line means is decided in lua/lorarun/cli/program.lua. Environment: LORARUN_LUA_PATH names a folder whose
  * lorarun/x.lua replace the embedded modules (for work on lorarun itself); LORARUN_JIT=off interprets everything. */
 #include "core/limits.h"
 #include "host/host.h"
@@ -108,7 +108,7 @@ static int run(lua_State *L)
     if (jit != NULL && strcmp(jit, "off") == 0 && luaL_dostring(L, "jit.off()") != 0)
         return lua_error(L);
     lua_getglobal(L, "require");
-    lua_pushliteral(L, "lorarun.program");
+    lua_pushliteral(L, "lorarun.cli.program");
     lua_call(L, 1, 1);
     lua_createtable(L, given->argc, 1);
     for (int i = 0; i < given->argc; i++) {

@@ -5,7 +5,7 @@
 #include <stddef.h>
 
 typedef struct lr_lua_module {
-    const char *name; /* "lorarun.tensor" */
+    const char *name; /* "lorarun.tensor.tensor" */
     const char *text;
     size_t size;
 } lr_lua_module;

@@ -1,5 +1,5 @@
 /* repl.c: one line of input, edited with libedit. What a line means, what TAB offers and where the history is kept is
- * decided in lua/lorarun/repl.lua; here is only the terminal.
+ * decided in lua/lorarun/cli/repl.lua; here is only the terminal.
  *
  * Invariant: at most one editor exists, since there is one terminal. */
 #include "host/host.h"

@@ -1,5 +1,5 @@
 /* yaml.c: YAML as a row of events, read by libyaml. What the events mean (which words are booleans, which keys may be
- * there) is decided in lua/lorarun/yaml.lua.
+ * there) is decided in lua/lorarun/base/yaml.lua.
  *
  * Invariants
  *   - An event's text lives until the next call: libyaml owns it, and its allocations are not lorarun's to count.

@@ -1,7 +1,7 @@
 -- make bench-gpu, at sizes that take seconds: every part runs and leaves its figures, on the GPU where there is one (or CUDA's
 -- kernels on the CPU), else on the CPU. What the figures are worth is not asked here.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local lr = require "lorarun"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 

@@ -1,5 +1,5 @@
 -- bench/gpu/make_model.lua: what it writes is a model folder that loads, computes, and counts a byte of text as a token.
-local fs = require "lorarun.fs"
+local fs = require "lorarun.base.fs"
 local lr = require "lorarun"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 

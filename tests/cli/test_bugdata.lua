@@ -1,8 +1,8 @@
 -- recipes/bugdata.lua through the built program: the three sources, the same bytes for the same seed, no text in two
 -- splits, what is skipped, and what the errors say.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local git = require "lorarun.git"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local git = require "lorarun.bugdata.git"
 local bugdata = require "lorarun.bugdata"
 
 local tools = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")

@@ -1,7 +1,7 @@
 -- lorarun config: questions, answers, the file it writes, and --show.
-local fs = require "lorarun.fs"
+local fs = require "lorarun.base.fs"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
-local yaml = require "lorarun.yaml"
+local yaml = require "lorarun.base.yaml"
 
 -- Run `lorarun config WORDS` in a folder, with the answers on standard input.
 local function config(folder, words, answers)

@@ -1,7 +1,7 @@
 -- bugdata --git on repositories whose configuration names programs: each would leave a marker, and none does. What the commits say
 -- is read all the same.
-local fs = require "lorarun.fs"
-local git = require "lorarun.git"
+local fs = require "lorarun.base.fs"
+local git = require "lorarun.bugdata.git"
 
 local tools = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local quote = tools.quote
@@ -114,7 +114,7 @@ end)
 test("the environment leads to no other repository, and to no program", function()
   with_repository(function(repo, marker, evil, folder)
     sh(("git init -q %s/other"):format(folder))
-    local code = ([[local repo = require "lorarun.git".open(%q)
+    local code = ([[local repo = require "lorarun.bugdata.git".open(%q)
       local changes = repo:changes { pattern = "fix", extensions = { "py" }, max_commits = 0, wanted = function() return true end }
       print(#changes, changes[1].path)]]):format(repo)
     local r = tools.run(([[GIT_DIR=%s/other/.git GIT_WORK_TREE=%s/other GIT_OBJECT_DIRECTORY=%s/other/.git/objects GIT_PAGER=%s \
@@ -128,7 +128,7 @@ end)
 
 test("git's own refusal of a repository of somebody else stands", function()
   with_repository(function(repo)
-    local code = ("require 'lorarun.git'.open %q"):format(repo)
+    local code = ("require 'lorarun.bugdata.git'.open %q"):format(repo)
     local r = tools.run("GIT_TEST_ASSUME_DIFFERENT_OWNER=1 $L -e " .. quote(code))
     check.that(r.status ~= 0 and r.err:find("dubious ownership", 1, true), r.err)
   end)

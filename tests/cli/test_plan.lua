@@ -1,6 +1,6 @@
 -- lorarun plan, as a user calls it: what it prints, what it leaves undone (weights, ranks, data, output), and what can be wrong.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local quote, run = shell.quote, shell.run
 
@@ -145,15 +145,15 @@ test("a run's speed is remembered for plans of the same machine", function()
     fs.write(fs.join(folder, "remember.lua"), [[
       local linears = { { n = 1000, k = 1000 } }
       local function run(seconds, fixed)
-        require("lorarun.rates").remember { totals = { seconds = seconds, tokens = 1e6 }, recompute = { fixed = fixed },
+        require("lorarun.train.throughput").remember { totals = { seconds = seconds, tokens = 1e6 }, recompute = { fixed = fixed },
           model = { linears = linears, device = "cpu", precision = "fp32", name = "tiny" } }
       end
       run(3, 0) run(100, 2) run(100, nil)
-      assert(not require("lorarun.rates").of_cpu "fp32", "too short, or computed twice")
+      assert(not require("lorarun.train.throughput").of_cpu "fp32", "too short, or computed twice")
       run(100, 0)
-      local flops, source, measured = require("lorarun.rates").of_cpu "fp32"
+      local flops, source, measured = require("lorarun.train.throughput").of_cpu "fp32"
       assert(flops == 4e6 * 1e6 / 100 and source:find "tiny" and measured)
-      assert(not require("lorarun.rates").of_cpu "bf16")
+      assert(not require("lorarun.train.throughput").of_cpu "bf16")
     ]])
     local r = run(("XDG_CACHE_HOME=%s $L %s"):format(quote(folder), quote(fs.join(folder, "remember.lua"))))
     check.equal(r.err, "")

@@ -233,10 +233,10 @@ test("LORARUN_JIT=off interprets, LORARUN_LUA_PATH replaces modules", function()
   expect(shell "LORARUN_JIT=on $L -e 'print((jit.status()))'", 0, "true\n")
   with_recipe("", function(_, folder)
     assert(os.execute("mkdir " .. quote(folder .. "/lorarun")) == 0)
-    local f = assert(io.open(folder .. "/lorarun/version.lua", "w"))
+    local f = assert(io.open(folder .. "/lorarun/base/version.lua", "w"))
     f:write "return 'replaced'"
     f:close()
-    expect(shell(("LORARUN_LUA_PATH=%s $L -e 'print(require \"lorarun.version\")'"):format(folder)), 0, "replaced\n")
+    expect(shell(("LORARUN_LUA_PATH=%s $L -e 'print(require \"lorarun.base.version\")'"):format(folder)), 0, "replaced\n")
   end)
 end)
 
@@ -253,7 +253,7 @@ end)
 local CATCHER = [[
   local ffi = require "ffi"
   ffi.cdef "int raise(int); int lr_signal_pending(void);"
-  local C = require "lorarun.c"
+  local C = require "lorarun.base.c"
   C.lr_signal_catch(1)
   print(C.lr_signal_pending())
   ffi.C.raise(SIGNAL)

@@ -331,7 +331,7 @@ TEST(ctrl_c_stops_a_loop_and_not_the_program)
 TEST(ctrl_c_stops_ops_called_from_compiled_code)
 {
     make_home();
-    write_file("loop.lua", "local ops, tensor = require 'lorarun.ops', require 'lorarun.tensor'\n"
+    write_file("loop.lua", "local ops, tensor = require 'lorarun.tensor.ops', require 'lorarun.tensor.tensor'\n"
                            "function _G.work()\n"
                            "  local x = tensor.full({ 64 }, 1)\n"
                            "  print 'working' io.flush()\n"
@@ -346,7 +346,7 @@ TEST(ctrl_c_stops_ops_called_from_compiled_code)
     EXPECT("interrupted at loop.lua:5\r\n");
     type("6 * 6\n");
     EXPECT("\r\n36\r\n");
-    type("require('lorarun.tensor').full({ 2 }, 3):to_table()[2] + 40\n"); /* the flag is down again */
+    type("require('lorarun.tensor.tensor').full({ 2 }, 3):to_table()[2] + 40\n"); /* the flag is down again */
     EXPECT("\r\n43\r\n");
     stop();
 }
@@ -367,7 +367,7 @@ TEST(ctrl_c_stops_waiting_for_the_keyboard)
 TEST(a_signal_that_is_caught_is_noted_and_the_next_one_stops_the_evaluation)
 {
     open_prompt();
-    type("C = require 'lorarun.c'\n");
+    type("C = require 'lorarun.base.c'\n");
     type("C.lr_signal_catch(1) print('catch' .. 'ing') io.flush() repeat n = C.lr_signal_pending() until n ~= 0 "
          "print('no' .. 'ted ' .. n) "
          "io.flush() while true do end\n");

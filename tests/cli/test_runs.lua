@@ -1,7 +1,7 @@
 -- What happens to a run's folder in accidents: a second run in it, an output among what is read, starts that fail, resuming with
 -- other settings, figures that do not exist, full disks.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local training = dofile(os.getenv "LORARUN_TESTS" .. "/cli/training.lua")
 local quote, run = shell.quote, shell.run
@@ -60,7 +60,7 @@ test("a group that is started again before its first step does not go on from an
     local output, options = fs.join(folder, "out"), "--max-steps 4 --evaluation-steps 2"
     check.equal(train(data, output, options .. " --seed 2").status, 0)
     local dies = training.hooked(folder, [[
-      if job.generation == 0 then require("lorarun.optim").adamw = function() os.execute "kill -KILL $PPID" end end
+      if job.generation == 0 then require("lorarun.tensor.optim").adamw = function() os.execute "kill -KILL $PPID" end end
       lr.train {]])
     local function restarted(more)
       return run((training.command(data, output, options .. more, dies):gsub("^%$L", "$L --max-restarts 1")))
@@ -148,7 +148,7 @@ test("a start that fails before its first step leaves the earlier run as it was"
     check.equal(train(data, output, "--max-steps 4 --evaluation-steps 2").status, 0)
     local before = contents(output)
     local stopping = [[(function()
-      require("lorarun.evaluate").run = function() os.execute "kill -TERM $PPID" return nil, 15 end
+      require("lorarun.train.evaluate").run = function() os.execute "kill -TERM $PPID" return nil, 15 end
       return { evaluate_first = true }
     end)()]]
     for changes, status in pairs { ["{ loss = function() error 'in the loss' end }"] = 1,
@@ -384,7 +384,7 @@ test("an undefined metric chooses no best model: it is said, the newest is kept,
     -- defined at steps 2 and 4 alone: that of step 2 is better
     local mixed = fs.join(folder, "mixed")
     r = train_with(folder, [[
-      local evaluate, n = require "lorarun.evaluate", 0
+      local evaluate, n = require "lorarun.train.evaluate", 0
       local original, scores = evaluate.run, { false, 0.5, false, 0.4, false }
       function evaluate.run(...)
         local result, by = original(...)
@@ -437,7 +437,7 @@ test("a disk that is full in the middle: what was begun is removed, what was the
   with_data(function(folder, data)
     -- the disk is filled after a step; the next checkpoint, or the last files, find no room
     local filled = training.hooked(folder, [[
-      local export = require "lorarun.export"
+      local export = require "lorarun.models.export"
       local function fill() os.execute("cat /dev/zero >$D/filler 2>/dev/null") end
       if os.getenv "AT" == "merged" then
         local merged = export.merged

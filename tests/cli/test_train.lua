@@ -1,8 +1,8 @@
 -- Training through the program, as a user runs it: a whole small run and all its files, resuming after kill to the same
 -- bits, damaged
 -- checkpoints, and the error of each thing that can be wrong.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local training = dofile(os.getenv "LORARUN_TESTS" .. "/cli/training.lua")
 local quote, run = shell.quote, shell.run
@@ -33,7 +33,7 @@ end
 -- train() with a recipe that sends itself a signal in the middle of its n-th evaluation.
 local function stop_evaluation(folder, n, signal, data, output, options)
   return train_with(folder, ([[
-    local evaluate, left = require "lorarun.evaluate", %d
+    local evaluate, left = require "lorarun.train.evaluate", %d
     local run = evaluate.run
     function evaluate.run(model, set, o)
       left = left - 1
@@ -99,7 +99,7 @@ test("a run whose adapter is written as nothing fails, and keeps all it wrote", 
   with_data(function(folder, data)
     local output = fs.join(folder, "out")
     local r = train_with(folder, [[
-      local safetensors, tensor = require "lorarun.safetensors", require "lorarun.tensor"
+      local safetensors, tensor = require "lorarun.formats.safetensors", require "lorarun.tensor.tensor"
       local write = safetensors.write
       function safetensors.write(path, entries, metadata)
         for _, e in ipairs(path:find "out/adapter/" and entries or {}) do

@@ -2,8 +2,8 @@
 --   local training = dofile(os.getenv "LORARUN_TESTS" .. "/cli/training.lua")
 --   training.with_data(function(folder, data) local r = training.train(data, folder .. "/out", "--max-steps 2") end)
 -- `data` and what is made of it are words of a shell command; results are { status, out, err }.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local quote, run = shell.quote, shell.run
 

@@ -1,7 +1,7 @@
 -- registers.lua: the registers and spills of every CUDA kernel, as ptxas counted them when the build compiled it
 -- (tools/ptxas_report.sh), against the budget in registers.txt. Needs no GPU; run where the build has CUDA (LORARUN_CUDA=on).
 -- What was counted is also written, one line a kernel, dtype and architecture, to kernels.txt in the reports' folder.
-local fs = require "lorarun.fs"
+local fs = require "lorarun.base.fs"
 local folder = assert(os.getenv "LORARUN_REGISTERS", "LORARUN_REGISTERS names the folder of ptxas's reports")
 
 -- "void (anonymous namespace)::eights<true, (anonymous namespace)::add_body<float> >(...)" -> "eights:add_body"

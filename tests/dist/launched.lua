@@ -7,8 +7,8 @@
 --   mark "name"          leaves a file of that name in the folder, with its process id; marked "name": is there one?
 -- No rank waits for more than two minutes.
 local ffi = require "ffi"
-local C = require "lorarun.c"
-local fs = require "lorarun.fs"
+local C = require "lorarun.base.c"
+local fs = require "lorarun.base.fs"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 ffi.cdef "int kill(int pid, int signal);"
 
@@ -16,7 +16,7 @@ local launched = {}
 
 launched.PREAMBLE = [[
 local lr = require "lorarun"
-local C, ffi = require "lorarun.c", require "ffi"
+local C, ffi = require "lorarun.base.c", require "ffi"
 ffi.cdef "int kill(int pid, int signal); int getpid(void); int getppid(void); int usleep(unsigned);"
 local function sleep(seconds) -- in short naps, since signals end one
   local stop = C.lr_time() + seconds

@@ -9,9 +9,9 @@
 -- this process, as a launcher does, so there is a port of its own for every job. torchrun's variables are not set: by them the
 -- program would join by itself.
 local ffi = require "ffi"
-local C = require "lorarun.c"
-local check_status = require "lorarun.check"
-local fs = require "lorarun.fs"
+local C = require "lorarun.base.c"
+local check_status = require "lorarun.base.check"
+local fs = require "lorarun.base.fs"
 
 local ranks = {}
 local program = fs.real "/proc/self/exe"

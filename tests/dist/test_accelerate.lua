@@ -1,7 +1,7 @@
 -- Accelerate's configuration files: those it writes pass untouched, the rest is refused with the key, the line and the remedy.
-local accelerate = require "lorarun.accelerate"
-local fs = require "lorarun.fs"
-local settings = require "lorarun.settings"
+local accelerate = require "lorarun.dist.accelerate"
+local fs = require "lorarun.base.fs"
+local settings = require "lorarun.dist.settings"
 
 local SAMPLES = fs.join(os.getenv "LORARUN_TESTS", "dist", "accelerate")
 

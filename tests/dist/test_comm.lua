@@ -18,7 +18,7 @@ end
 -- ---- results ---------------------------------------------------------------------------------------------------------------
 -- The ranks check their own results and print "ok": that of element i on rank r is (7 r + 3 i) % 11 - 5, exact in every dtype.
 local RESULTS = [[
-  local ffi, C, check = require "ffi", require "lorarun.c", require "lorarun.check"
+  local ffi, C, check = require "ffi", require "lorarun.base.c", require "lorarun.base.check"
   local function value(r, i) return (7 * r + 3 * i) % 11 - 5 end
   local CTYPE = { f32 = "float[?]", i32 = "int32_t[?]", i64 = "int64_t[?]" }
   local function make(size, dtype)
@@ -138,7 +138,7 @@ end)
 test("sums have the same bits on all ranks and in every run", function()
   local code = [[
     local t = lr.tensor.new { 100003 }
-    local C, check = require "lorarun.c", require "lorarun.check"
+    local C, check = require "lorarun.base.c", require "lorarun.base.check"
     check(C.lr_tensor_uniform(t.handle, rank + 1, 1, -1, 1))
     comm.all_reduce(t)
     local small = lr.tensor.new { 301 }
@@ -246,7 +246,7 @@ local function lose(n, victim, signal, code, timeout)
   for rank = 0, n - 1 do job:await(rank, "joined") end
   os.execute "sleep 0.3" -- they are in the collective now
   job:kill(victim, signal)
-  local C = require "lorarun.c"
+  local C = require "lorarun.base.c"
   local began = C.lr_time()
   for rank = 0, n - 1 do
     if rank ~= victim then job:await(rank, "this rank left the others before") end
@@ -310,7 +310,7 @@ end)
 
 test("an interrupt ends a collective that waits, and others hear of it", function()
   local results = ranks.run { 2, [[
-    local C = require "lorarun.c"
+    local C = require "lorarun.base.c"
     if rank == 0 then
       C.lr_interrupt_enable(1)
       C.lr_interrupt_raise()

@@ -1,6 +1,6 @@
 -- test_faults.lua: what becomes of a job whose ranks work together when one of them does not: killed, failed, gone or stopped. Each
 -- time the job ends soon, the right rank is blamed, and a restart goes through.
-local fs = require "lorarun.fs"
+local fs = require "lorarun.base.fs"
 local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
 
 -- Four ranks add numbers 60 times; in the first generation rank 2 meets its fate on the way.

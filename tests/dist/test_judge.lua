@@ -1,5 +1,5 @@
 -- test_judge.lua: who is to blame and when a job ends, on views made up here, with a clock that the tests turn.
-local judges = require "lorarun.judge"
+local judges = require "lorarun.dist.launcher.failure_policy"
 
 local now, said
 local function new_judge(timeout)

@@ -1,8 +1,8 @@
 -- test_launch.lua: lr.launch and the launcher, as a user sees them: what ranks are told, what is shown, how a job ends when a rank
 -- fails and how when it gets signals. Ranks here do what the recipes below say; none needs a collective.
 local ffi = require "ffi"
-local fs = require "lorarun.fs"
-local C = require "lorarun.c"
+local fs = require "lorarun.base.fs"
+local C = require "lorarun.base.c"
 local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
 
 local launch = launched.run

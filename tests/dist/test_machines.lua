@@ -1,6 +1,6 @@
 -- test_machines.lua: a job on two machines, played by two launchers on this one, over its loopback with a secret. What needs two
 -- networks is in test_namespaces.sh.
-local fs = require "lorarun.fs"
+local fs = require "lorarun.base.fs"
 local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
 local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 

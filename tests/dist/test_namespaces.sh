@@ -100,7 +100,7 @@ minute() {
   cat >minute.lua <<'LUA'
 local lr = require "lorarun"
 local job = lr.launch {}
-local C = require "lorarun.c"
+local C = require "lorarun.base.c"
 local stop = C.lr_time() + 60
 local begun = false
 while lr.comm.all_reduce(C.lr_time() < stop and 0 or 1) == 0 do

@@ -1,9 +1,9 @@
 -- Ranks that are killed at any moment, in twenty rounds: the launcher starts them again from the last checkpoint, and the run ends
 -- in the bits of one that nobody disturbed.
 local ffi = require "ffi"
-local C = require "lorarun.c"
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local C = require "lorarun.base.c"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 ffi.cdef "int kill(int pid, int signal); int usleep(unsigned);"
 

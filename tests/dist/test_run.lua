@@ -2,7 +2,7 @@
 -- clock that the tests turn.
 local now, sent, living, events
 
-package.loaded["lorarun.group"] = { TERMINAL = {}, new = function(n)
+package.loaded["lorarun.dist.launcher.processes"] = { TERMINAL = {}, new = function(n)
   sent, living, events = {}, {}, {}
   return {
     spawn = function(_, i) living[i] = 1000 + i end,
@@ -18,7 +18,7 @@ package.loaded["lorarun.group"] = { TERMINAL = {}, new = function(n)
     free = function() end,
   }
 end }
-local runs = require "lorarun.run"
+local runs = require "lorarun.dist.launcher.local_ranks"
 
 local said
 local function new_run(ranks)

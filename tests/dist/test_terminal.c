@@ -34,7 +34,7 @@ static void start(const char *recipe)
     FILE *f = fopen(path, "w");
     CHECK(f != NULL);
     CHECK(fprintf(f,
-                  "local lr, C, ffi = require 'lorarun', require 'lorarun.c', require 'ffi'\n"
+                  "local lr, C, ffi = require 'lorarun', require 'lorarun.base.c', require 'ffi'\n"
                   "ffi.cdef 'int usleep(unsigned);'\n"
                   "local job = lr.launch { processes = 2 }\n"
                   "%s",

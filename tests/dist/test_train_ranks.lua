@@ -1,8 +1,8 @@
 -- Training on several ranks, each a process: N ranks of batch b learn what one rank of batch N b learns, in losses to 1e-5; all
 -- ranks hold the same bits after every step; evaluation is shared and exact; resuming, signals and errors keep the ranks together.
 -- With LORARUN_TEST_DEVICE=cuda through NCCL, the ranks sharing a GPU.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
@@ -28,10 +28,10 @@ end
 
 -- What every rank runs. `given` is a Lua table's text that is laid over the options of lr.train; `before` is code that sees them.
 local SCRIPT = [[
-  local ranks = require "lorarun.ranks"
+  local ranks = require "lorarun.dist.data_parallel"
   local folder = os.getenv "FOLDER"
   lr.threads(1)
-  require("lorarun.tensor").default_device = os.getenv "DEVICE"
+  require("lorarun.tensor.tensor").default_device = os.getenv "DEVICE"
   local model = lr.load_model(%q, { max_length = 32, precision = os.getenv "PRECISION" })
   model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = { "query", "key", "value" }, seed = 3 }
   local seen = { sums = {}, losses = {}, norms = {} }
@@ -173,11 +173,11 @@ test("one rank short of memory: all take the batch in the same parts, and learn 
       -- What is free, as rank 1 is told, leaves room for half of what a batch of 200 tokens needs.
       local two, short = trained(folder, "two", 2, given:format(4), { before = [[
         if rank == 1 then
-          local f = require("lorarun.footprint").new { options = options, model = model, loss = options.loss, part = options.batch,
-            cached = false }
+          local f = require("lorarun.train.footprint").new { options = options, model = model, loss = options.loss,
+            part = options.batch, cached = false }
           local room = f:step { tokens = 200, layers = 2 } / 2 + f:workspace(200, "cpu")
           f:free()
-          require("lorarun.memory").available = function() return 2 * room / 0.9 end -- shared by two ranks
+          require("lorarun.tensor.memory").available = function() return 2 * room / 0.9 end -- shared by two ranks
         end
       ]] })
       check.that(short[1].out:find "4 a device, 8 effective, in parts of [12] that fit the memory", short[1].out)
@@ -271,7 +271,7 @@ test("SIGTERM to any rank in an evaluation: all leave, and the step is evaluated
     local given = "{ batch = 6 }"
     local whole = trained(folder, "whole", 2, given)
     local results = train(folder, "parts", 2, given, { before = [[
-      local evaluate = require "lorarun.evaluate"
+      local evaluate = require "lorarun.train.evaluate"
       local run = evaluate.run
       function evaluate.run(model, set, o)
         if rank == 1 then os.execute "kill -TERM $PPID" end

@@ -1,8 +1,8 @@
 -- One training step and one evaluation pass of a tiny Qwen2 and a tiny BERT on the GPU, in the precisions that are named: what
 -- test_sanitizer.lua has compute-sanitizer look at. Prints the losses.
 local lr = require "lorarun"
-local data = require "lorarun.data"
-local load_model = require("lorarun.model").load
+local data = require "lorarun.data.dataset"
+local load_model = require("lorarun.models.model").load
 local autograd, ops, tensor = lr.autograd, lr.ops, lr.tensor
 
 local TEXTS = { "x = 1", "def f(x):\n    return x * 2 + 1\n", "for i in range(10):\n    print(i)\n", "y" }

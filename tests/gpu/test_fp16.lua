@@ -1,8 +1,8 @@
 -- Training in fp16 on a GPU: the scale of the loss, steps that overflow, what a checkpoint keeps of both, and that one rank waits
 -- for its device once a step. Also runs on CUDA's kernels on the CPU (LORARUN_CUDA=host, LORARUN_SIMT=1).
 if not require("lorarun").has_gpu() then skip "no GPU" end
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 -- How far a run may be from one in fp32: of each step's loss, and of the score it ends with.
@@ -26,7 +26,7 @@ end
 local RECIPE = [[
 local lr = require "lorarun"
 local folder, model_folder, precision, output, start, options = unpack(arg)
-local optim = require "lorarun.optim"
+local optim = require "lorarun.tensor.optim"
 if start ~= "" then -- another first scale than 2^16
   local adamw = optim.adamw
   optim.adamw = function(parameters, o)
@@ -42,8 +42,8 @@ local given = { model = model, data = folder .. "/data", output = output, batch 
   learning_rate = 5e-3, evaluation_steps = 4, group = false, schedule = lr.schedule.warmup_linear(2) }
 for key, value in pairs(assert(loadstring("return " .. options))()) do given[key] = value end
 local result = lr.train(given)
-print("RESULT " .. require("lorarun.json").encode { spearman = result.validation.spearman,
-  adapters = require("lorarun.ranks").checksum(model.lora.parameters.value) })
+print("RESULT " .. require("lorarun.base.json").encode { spearman = result.validation.spearman,
+  adapters = require("lorarun.dist.data_parallel").checksum(model.lora.parameters.value) })
 ]]
 
 local function train(folder, arch, precision, output, start, options)
@@ -121,7 +121,7 @@ for _, precision in ipairs { "bf16", "fp16" } do
   test(precision .. ": one rank waits for its device once a step", function()
     shell.with_folder(function(folder)
       local steps, _, r = train(folder, "qwen2", precision, "out", "", [[{ accumulate = 2, on_step = (function()
-        local tensor, reads = require "lorarun.tensor", 0
+        local tensor, reads = require "lorarun.tensor.tensor", 0
         local data = tensor.Tensor.data
         tensor.Tensor.data = function(t)
           reads = reads + 1

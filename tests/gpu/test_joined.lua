@@ -1,19 +1,19 @@
 -- LoRA inside the product of its layer, and residuals in products: what models compute with them on a GPU (or its twin on the CPU)
 -- is what the CPU computes without, and what the GPU computes with products apart.
-local C = require "lorarun.c"
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local call = require "lorarun.check"
-local backend = require "lorarun.backend"
-local memory = require "lorarun.memory"
-local tensor = require "lorarun.tensor"
-local autograd = require "lorarun.autograd"
-local ops = require "lorarun.ops"
-local optim = require "lorarun.optim"
-local data = require "lorarun.data"
-local nn = require "lorarun.nn"
-local lora = require "lorarun.lora"
-local load_model = require("lorarun.model").load
+local C = require "lorarun.base.c"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local call = require "lorarun.base.check"
+local backend = require "lorarun.tensor.device_traits"
+local memory = require "lorarun.tensor.memory"
+local tensor = require "lorarun.tensor.tensor"
+local autograd = require "lorarun.tensor.autograd"
+local ops = require "lorarun.tensor.ops"
+local optim = require "lorarun.tensor.optim"
+local data = require "lorarun.data.dataset"
+local nn = require "lorarun.models.nn"
+local lora = require "lorarun.models.lora"
+local load_model = require("lorarun.models.model").load
 
 if C.lr_device_available(C.LR_CUDA) == 0 then skip "no GPU" end
 

@@ -3,7 +3,7 @@
 if not require("lorarun").has_gpu() then skip "no GPU" end
 local fake = os.getenv "LORARUN_TEST_NCCL" == "fake"
 if os.getenv "LORARUN_SIMT" and not fake then skip "NCCL needs a GPU, not CUDA's kernels on the CPU" end
-local fs = require "lorarun.fs"
+local fs = require "lorarun.base.fs"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 
@@ -17,7 +17,7 @@ end
 
 -- Sums, maxima, rows of different counts and a broadcast, at odd sizes. What a rank prints is the same on all of them.
 local CODE = [[
-  local tensor = require "lorarun.tensor"
+  local tensor = require "lorarun.tensor.tensor"
   local function values(count, base)
     local list = {}
     for i = 1, count do list[i] = base + i % 7 end
@@ -53,7 +53,7 @@ end)
 -- or of rank `which`.
 local function broken(after, timeout, more, which)
   return ranks.start { 2, ([[
-    local tensor = require "lorarun.tensor"
+    local tensor = require "lorarun.tensor.tensor"
     local t = tensor.from({ 1, 2 }, { 2 }, "f32", "values", "cuda")
     comm.all_reduce(t)
     if rank == 1 then %s end
@@ -80,9 +80,9 @@ local function launched(processes, gpus)
     fs.write(script, [[
       local lr = require "lorarun"
       local job = lr.launch { processes = ]] .. processes .. [[ }
-      local gpu, id = require "lorarun.gpu", require("ffi").new "char[64]"
-      assert(require("lorarun.c").lr_device_uuid(-1, id, 64) == 0)
-      local three = lr.comm.all_reduce(require("lorarun.tensor").full({ 1 }, job.rank + 1)):item()
+      local gpu, id = require "lorarun.dist.gpu", require("ffi").new "char[64]"
+      assert(require("lorarun.base.c").lr_device_uuid(-1, id, 64) == 0)
+      local three = lr.comm.all_reduce(require("lorarun.tensor.tensor").full({ 1 }, job.rank + 1)):item()
       local mine = { job.device, require("ffi").string(id), gpu.ranks(), three }
       for rank, text in ipairs(lr.comm.all_gather_bytes(table.concat(mine, " "))) do
         if job.rank == 0 then print(rank - 1, text) end
@@ -127,9 +127,9 @@ if fake then
 
   test("a step's collectives before the first step leave the gradients as they are", function()
     local results = run(2, [[
-      local tensor = require "lorarun.tensor"
+      local tensor = require "lorarun.tensor.tensor"
       local t = tensor.zeros({ 1003 }, "f32", "gradients", "cuda")
-      require("lorarun.ranks").connect({ exchange = t }, { 6, 32 })
+      require("lorarun.dist.data_parallel").connect({ exchange = t }, { 6, 32 })
       for _, x in ipairs(t:to_table()) do assert(x == 0) end
       print(comm.all_reduce(tensor.full({ 1 }, rank + 1, "f32", "x", "cuda")):item())
     ]])
@@ -137,7 +137,7 @@ if fake then
   end)
 
   test("ranks know when they share a GPU", function()
-    for _, r in ipairs(run(2, 'print(require("lorarun.gpu").ranks())')) do check.equal(r.out, "2\n") end
+    for _, r in ipairs(run(2, 'print(require("lorarun.dist.gpu").ranks())')) do check.equal(r.out, "2\n") end
   end)
 
   test("a failure of NCCL is an error of all ranks that says which collective it was", function()

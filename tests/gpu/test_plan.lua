@@ -1,8 +1,8 @@
 -- lorarun plan against what a step takes on a GPU: the peak of its tensors, and the working memory of its kernels. With
 -- LORARUN_SIMT=1, where CUDA's kernels run on the CPU, against that.
 if not require("lorarun").has_gpu() then skip "no GPU" end
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
@@ -10,7 +10,7 @@ local TARGETS = { bert = "query,key,value", qwen2 = "q_proj,k_proj,v_proj" }
 
 -- Takes one step, or plans it; writes what it took, or will.
 local RECIPE = [[
-local lr, memory = require "lorarun", require "lorarun.memory"
+local lr, memory = require "lorarun", require "lorarun.tensor.memory"
 local folder, model_folder, targets, precision, recompute = unpack(arg)
 local model = lr.load_model(model_folder, { max_length = 64, precision = precision, device = "cuda" })
 model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = lr.split(targets, ",") }

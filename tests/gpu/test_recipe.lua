@@ -3,8 +3,8 @@
 -- CUDA's kernels on the CPU (LORARUN_SIMT=1) it is a few steps of a tiny model: what can be shown there is that losses are alike.
 if not require("lorarun").has_gpu() then skip "no GPU" end
 local lr = require "lorarun"
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local tests = os.getenv "LORARUN_TESTS"

@@ -1,7 +1,7 @@
 -- compute-sanitizer finds nothing in training steps of tiny models: no access out of bounds (memcheck), no race in shared memory
 -- (racecheck), no barrier that some threads miss (synccheck). Kernels of cuBLAS run under it, too.
 if not require("lorarun").has_gpu() then skip "no GPU" end
-local fs = require "lorarun.fs"
+local fs = require "lorarun.base.fs"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local probe = shell.run "compute-sanitizer --version"

@@ -4,18 +4,18 @@
 -- CPU's bf16 is. Also runs on CUDA's kernels on the CPU (LORARUN_CUDA=host, LORARUN_SIMT=1).
 if not require("lorarun").has_gpu() then skip "no GPU" end
 local ffi = require "ffi"
-local C = require "lorarun.c"
-local autograd = require "lorarun.autograd"
-local data = require "lorarun.data"
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local load_model = require("lorarun.model").load
-local loss = require "lorarun.loss"
-local ops = require "lorarun.ops"
-local optim = require "lorarun.optim"
-local safetensors = require "lorarun.safetensors"
-local tensor = require "lorarun.tensor"
-local checked = require "lorarun.check"
+local C = require "lorarun.base.c"
+local autograd = require "lorarun.tensor.autograd"
+local data = require "lorarun.data.dataset"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local load_model = require("lorarun.models.model").load
+local loss = require "lorarun.train.loss"
+local ops = require "lorarun.tensor.ops"
+local optim = require "lorarun.tensor.optim"
+local safetensors = require "lorarun.formats.safetensors"
+local tensor = require "lorarun.tensor.tensor"
+local checked = require "lorarun.base.check"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")

@@ -1,6 +1,6 @@
 -- A GPU that is there and cannot be used is an error that says why. Runs where tests/cuda_api plays the GPU.
 if os.getenv "LORARUN_TEST_CUDA" ~= "fake" then skip "the GPU is no fake that can be broken" end
-local fs = require "lorarun.fs"
+local fs = require "lorarun.base.fs"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local function launched(environment, flags)

@@ -1,16 +1,16 @@
 -- Adapters as PEFT means them: which modules, ranks and scales an adapter_config.json gives, what is refused and how, what is
 -- written again, and folders that hold an adapter alone. test_golden.lua compares embeddings with PEFT's; here the same adapter is
 -- described in other words, or with other values. PEFT 0.18 and 0.21 gave the numbers that are expected.
-local fs = require "lorarun.fs"
-local hub = require "lorarun.hub"
-local json = require "lorarun.json"
-local lora = require "lorarun.lora"
-local peft = require "lorarun.peft"
-local safetensors = require "lorarun.safetensors"
-local tensor = require "lorarun.tensor"
-local checkpoint = require "lorarun.checkpoint"
-local optim = require "lorarun.optim"
-local load_model = require("lorarun.model").load
+local fs = require "lorarun.base.fs"
+local hub = require "lorarun.formats.hub"
+local json = require "lorarun.base.json"
+local lora = require "lorarun.models.lora"
+local peft = require "lorarun.formats.peft"
+local safetensors = require "lorarun.formats.safetensors"
+local tensor = require "lorarun.tensor.tensor"
+local checkpoint = require "lorarun.train.checkpoint"
+local optim = require "lorarun.tensor.optim"
+local load_model = require("lorarun.models.model").load
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local golden = fs.real(fs.join(os.getenv "LORARUN_TESTS", "golden"))

@@ -1,8 +1,8 @@
 -- Every value in the JSON files of a folder, one after the other, replaced by one of another kind: the folder loads all the same,
 -- or there is one line that names it, and no error of lorarun's own code.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local load_model = require("lorarun.model").load
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local load_model = require("lorarun.models.model").load
 local golden = os.getenv "LORARUN_TESTS" .. "/golden"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 

@@ -1,10 +1,10 @@
 -- What a model folder means: the variants of tests/golden/folders.json give sentence-transformers' numbers, and what cannot be
 -- computed is one error that names the file and the key, whatever stands in it.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local safetensors = require "lorarun.safetensors"
-local tensor = require "lorarun.tensor"
-local load_model = require("lorarun.model").load
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local safetensors = require "lorarun.formats.safetensors"
+local tensor = require "lorarun.tensor.tensor"
+local load_model = require("lorarun.models.model").load
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local with_folder = shell.with_folder
 

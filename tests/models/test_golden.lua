@@ -1,16 +1,16 @@
 -- Both architectures against Hugging Face's libraries: embeddings, adapters, gradients, a training curve. tests/golden/README.md
 -- says what the files hold.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local safetensors = require "lorarun.safetensors"
-local tensor = require "lorarun.tensor"
-local autograd = require "lorarun.autograd"
-local ops = require "lorarun.ops"
-local data = require "lorarun.data"
-local loss = require "lorarun.loss"
-local optim = require "lorarun.optim"
-local schedule = require "lorarun.schedule"
-local load_model = require("lorarun.model").load
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local safetensors = require "lorarun.formats.safetensors"
+local tensor = require "lorarun.tensor.tensor"
+local autograd = require "lorarun.tensor.autograd"
+local ops = require "lorarun.tensor.ops"
+local data = require "lorarun.data.dataset"
+local loss = require "lorarun.train.loss"
+local optim = require "lorarun.tensor.optim"
+local schedule = require "lorarun.train.schedule"
+local load_model = require("lorarun.models.model").load
 
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local function path(...) return fs.join(golden, ...) end
@@ -248,7 +248,7 @@ test("merged weights and the adapter give the same embeddings", function()
       if arch == "qwen2_tied" then
         model:add_lora { rank = 2, alpha = 4, targets = "all-linear" }
         for _, m in ipairs(model.lora.modules) do -- away from zero, but small beside the weights
-          require "lorarun.check"(require("lorarun.c").lr_tensor_uniform(m.b.handle, 5, 9, -0.02, 0.02))
+          require "lorarun.base.check"(require("lorarun.base.c").lr_tensor_uniform(m.b.handle, 5, 9, -0.02, 0.02))
         end
       else
         model:load_adapter(path("adapters", adapter))

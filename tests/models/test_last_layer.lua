@@ -1,13 +1,13 @@
 -- The last layer behind its attention is computed at the rows that pooling takes, and nowhere else: embeddings and gradients are
 -- those of all rows, dropout included.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local memory = require "lorarun.memory"
-local tensor = require "lorarun.tensor"
-local autograd = require "lorarun.autograd"
-local ops = require "lorarun.ops"
-local data = require "lorarun.data"
-local load_model = require("lorarun.model").load
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local memory = require "lorarun.tensor.memory"
+local tensor = require "lorarun.tensor.tensor"
+local autograd = require "lorarun.tensor.autograd"
+local ops = require "lorarun.tensor.ops"
+local data = require "lorarun.data.dataset"
+local load_model = require("lorarun.models.model").load
 
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local texts = json.decode_file(fs.join(golden, "texts.json")).texts
@@ -16,7 +16,7 @@ local function with_model(arch, options, fn)
   local model = load_model(fs.join(golden, arch), options)
   model:add_lora { rank = 4, alpha = 8, dropout = 0.3, targets = "all-linear" }
   for i, m in ipairs(model.lora.modules) do -- as after some training: B is zero at first
-    require "lorarun.check"(require("lorarun.c").lr_tensor_uniform(m.b.handle, 5, i, -0.2, 0.2))
+    require "lorarun.base.check"(require("lorarun.base.c").lr_tensor_uniform(m.b.handle, 5, i, -0.2, 0.2))
   end
   local ok, err = xpcall(fn, debug.traceback, model)
   model:free()

@@ -1,16 +1,16 @@
 -- Every allocation fails in turn, while a model is loaded, given adapters, used, trained for a step and saved: an error that says
 -- so each time, never a crash, nothing left behind.
 local ffi = require "ffi"
-local C = require "lorarun.c"
-local autograd = require "lorarun.autograd"
-local data = require "lorarun.data"
-local fs = require "lorarun.fs"
-local load_model = require("lorarun.model").load
-local memory = require "lorarun.memory"
-local micro_step = require "lorarun.micro_step"
-local ops = require "lorarun.ops"
-local optim = require "lorarun.optim"
-local tensor = require "lorarun.tensor"
+local C = require "lorarun.base.c"
+local autograd = require "lorarun.tensor.autograd"
+local data = require "lorarun.data.dataset"
+local fs = require "lorarun.base.fs"
+local load_model = require("lorarun.models.model").load
+local memory = require "lorarun.tensor.memory"
+local micro_step = require "lorarun.train.step"
+local ops = require "lorarun.tensor.ops"
+local optim = require "lorarun.tensor.optim"
+local tensor = require "lorarun.tensor.tensor"
 
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local TEXTS = { "x = 1", "def f(x): return x" }
@@ -81,7 +81,7 @@ local function step_in_parts(model)
     return batch, info
   end
   local run = { options = { columns = { "a", "b" }, seed = 1 }, model = model, cached = true,
-    loss = require("lorarun.loss").by_name "mnr", recompute = { layers = function() return 1 end } }
+    loss = require("lorarun.train.loss").by_name "mnr", recompute = { layers = function() return 1 end } }
   local ok, last = pcall(micro_step.run, run, take)
   close()
   if not ok then error(last, 0) end
@@ -109,7 +109,7 @@ for _, folder in ipairs { "bert", "qwen2_tied" } do
     fail_each("a training step", function() train_step(model) end)
     fail_each("a batch in parts", function() step_in_parts(model) end)
     -- measuring for the probes is encoding, and loading again is loading
-    local options = { probes = require("lorarun.probes").measure(model, TEXTS), check = false }
+    local options = { probes = require("lorarun.models.probes").measure(model, TEXTS), check = false }
     fail_each("saving", function() model:save_adapter(save_to, options) end)
     fs.remove(save_to)
     model:free()

@@ -1,7 +1,7 @@
 -- A plan against what happens: the peak of a real step on the CPU is the plan's, for both architectures, precisions and policies;
 -- and the plan of a 7B model, of which there is config.json alone, against its arithmetic.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
@@ -9,7 +9,7 @@ local TARGETS = { bert = "query,key,value", qwen2 = "q_proj,k_proj,v_proj" }
 
 -- A program that trains one step, or plans it, and says what it took. Nothing of it knows which of the two it does.
 local RECIPE = [[
-local lr, memory, json = require "lorarun", require "lorarun.memory", require "lorarun.json"
+local lr, memory, json = require "lorarun", require "lorarun.tensor.memory", require "lorarun.base.json"
 local folder, model_folder, targets, options, result_path = unpack(arg)
 local given = { data = folder .. "/data", output = folder .. "/out", batch = 6, max_steps = 1, sampling = "shuffled", group = false,
   evaluation_steps = 100, max_evaluation_rows = 2 }
@@ -21,7 +21,7 @@ if free then memory.available = function() return free end end
 given.free = nil
 model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = lr.split(targets, ",") }
 given.model = model
-require("lorarun.c").lr_memory_release_cached(require("lorarun.c").LR_CPU) -- what loading has left
+require("lorarun.base.c").lr_memory_release_cached(require("lorarun.base.c").LR_CPU) -- what loading has left
 local seen = {}
 given.on_step = function()
   memory.available = available
@@ -70,7 +70,7 @@ for arch, targets in pairs(TARGETS) do
     shell.with_folder(function(folder)
       make_data(fs.join(folder, "data"))
       for _, options in ipairs { "{}", '{ recompute = "all" }', "{ recompute = 1 }", '{ precision = "bf16" }',
-        '{ loss = require("lorarun.loss").by_name "mnr" }', "{ accumulate = 2 }" } do
+        '{ loss = require("lorarun.train.loss").by_name "mnr" }', "{ accumulate = 2 }" } do
         local planned = run(folder, "plan", fs.join(golden, arch), targets, options)
         local seen = run(folder, "", fs.join(golden, arch), targets, options)
         local peak = sum(planned.held) + planned.batch.step
@@ -85,7 +85,7 @@ end
 -- The free memory that leaves room for so many bytes and the kernels' working memory; `held` is there already.
 local function free_for(p, bytes, held) return (bytes + p.batch.workspace + sum(p.held) - held) / 0.9 end
 
-for name, loss in pairs { cosine = "", mnr = 'batch = 15, loss = require("lorarun.loss").by_name "mnr"' } do
+for name, loss in pairs { cosine = "", mnr = 'batch = 15, loss = require("lorarun.train.loss").by_name "mnr"' } do
   test(name .. ": the peak of a batch in parts is the plan's", function()
     shell.with_folder(function(folder)
       make_data(fs.join(folder, "data"))
@@ -166,12 +166,12 @@ end)
 test("the allocator takes little more than what a step holds", function()
   shell.with_folder(function(folder)
     fs.write(fs.join(folder, "config.json"), json.encode(NOMIC))
-    local C, memory = require "lorarun.c", require "lorarun.memory"
+    local C, memory = require "lorarun.base.c", require "lorarun.tensor.memory"
     check.equal(C.lr_meta_like(C.LR_CUDA), 0)
     local model = require("lorarun").load_model(folder, { device = "meta", precision = "bf16", max_length = 512 })
     model:add_lora { rank = 16, alpha = 32, dropout = 0.05, targets = { "q_proj", "k_proj", "v_proj" } }
-    local f = require("lorarun.footprint").new { model = model, loss = require("lorarun.loss").cosine_similarity(), part = 128,
-      cached = false, prefixes = { "", "" }, options = { columns = { "a", "b" }, batch = 128, seed = 1 } }
+    local f = require("lorarun.train.footprint").new { model = model, loss = require("lorarun.train.loss").cosine_similarity(),
+      part = 128, cached = false, prefixes = { "", "" }, options = { columns = { "a", "b" }, batch = 128, seed = 1 } }
     check.equal(C.lr_memory_release_cached(C.LR_META), 0)
     local held = memory.stats("meta").live_bytes
     local function reserved(peak, allowed, what)
@@ -195,13 +195,13 @@ end)
 test("a recomputed layer keeps the residual stream alone, and its last product is not repeated, unless it has adapters", function()
   shell.with_folder(function(folder)
     fs.write(fs.join(folder, "config.json"), json.encode(NOMIC))
-    local C, ops = require "lorarun.c", require "lorarun.ops"
+    local C, ops = require "lorarun.base.c", require "lorarun.tensor.ops"
     check.equal(C.lr_meta_like(C.LR_CUDA), 0)
     for _, case in ipairs { { targets = { "q_proj", "v_proj" }, down = 1 }, { targets = { "down_proj" }, down = 2 } } do
       local model = require("lorarun").load_model(folder, { device = "meta", precision = "bf16", max_length = 512 })
       model:add_lora { rank = 4, alpha = 8, dropout = 0, targets = case.targets }
-      local f = require("lorarun.footprint").new { model = model, loss = require("lorarun.loss").cosine_similarity(), part = 16,
-        cached = false, prefixes = { "", "" }, options = { columns = { "a", "b" }, batch = 16, seed = 1 } }
+      local f = require("lorarun.train.footprint").new { model = model, loss = require("lorarun.train.loss").cosine_similarity(),
+        part = 16, cached = false, prefixes = { "", "" }, options = { columns = { "a", "b" }, batch = 16, seed = 1 } }
       local calls, projection = {}, ops.projection
       ops.projection = function(x, layer, ...)
         local kind = layer.name:match "[^.]+$"
@@ -220,7 +220,8 @@ test("a recomputed layer keeps the residual stream alone, and its last product i
       local bytes = 0
       for _, k in ipairs(kept) do bytes = bytes + k.bytes end
       check.near(bytes / (4096 * (LAYERS + 1) * 2 * 3584), 1, 0.01, "bytes kept, as a share of the stream's") -- and the last norm's
-      check.near(require("lorarun.nn").again(model.built.layers), case.down == 2 and 1 or 1 - 3584 * 18944 * LAYERS / LINEAR, 1e-6)
+      check.near(require("lorarun.models.nn").again(model.built.layers), case.down == 2 and 1
+        or 1 - 3584 * 18944 * LAYERS / LINEAR, 1e-6)
       f:free()
       model:free()
     end
@@ -231,7 +232,7 @@ test("a plan for the CPU is one of this machine's free memory, weights packed fo
   shell.with_folder(function(folder)
     make_data(fs.join(folder, "data"))
     local p = run(folder, "plan", fs.join(golden, "bert"), TARGETS.bert, "{}")
-    local free = require("lorarun.memory").available "cpu"
+    local free = require("lorarun.tensor.memory").available "cpu"
     check.that(p.memory > 0.3 * free and p.memory < 2 * free, ("%g of memory planned for, %g free"):format(p.memory, free))
     check.equal(p.driver, 0)
     local gpu = run(folder, "plan --gpu-memory 1GiB", fs.join(golden, "bert"), TARGETS.bert, "{}")

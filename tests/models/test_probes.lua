@@ -1,14 +1,14 @@
 -- What a folder computes is compared with the model that wrote it: when it is written, later by `lorarun verify`, and with a
 -- difference from the base, which an adapter that is left out has not.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local lr = require "lorarun"
-local memory = require "lorarun.memory"
-local probes = require "lorarun.probes"
-local safetensors = require "lorarun.safetensors"
-local data = require "lorarun.data"
-local verify = require "lorarun.verify"
-local load_model = require("lorarun.model").load
+local memory = require "lorarun.tensor.memory"
+local probes = require "lorarun.models.probes"
+local safetensors = require "lorarun.formats.safetensors"
+local data = require "lorarun.data.dataset"
+local verify = require "lorarun.cli.verify"
+local load_model = require("lorarun.models.model").load
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local golden = fs.real(fs.join(os.getenv "LORARUN_TESTS", "golden"))
@@ -151,7 +151,8 @@ test("a folder that computes something else is an error that keeps it; what does
       safetensors.write = function(path, entries, metadata)
         local zeros = {}
         for i, e in ipairs(entries) do
-          zeros[i] = { name = e.name, dtype = e.dtype, shape = e.shape, tensor = require("lorarun.tensor").zeros(e.shape, "f32") }
+          zeros[i] = { name = e.name, dtype = e.dtype, shape = e.shape,
+            tensor = require("lorarun.tensor.tensor").zeros(e.shape, "f32") }
         end
         write(path, zeros, metadata)
         for _, e in ipairs(zeros) do e.tensor:free() end

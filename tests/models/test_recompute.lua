@@ -1,7 +1,7 @@
 -- The trainer's recompute = "auto" | "none" | "all" | n: what it chooses when memory is short, that the result is the same bits,
 -- and what it refuses. How much memory is free is what these tests tell the program.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
@@ -16,7 +16,7 @@ local DEVICE = os.getenv "LORARUN_TEST_DEVICE" or "cpu"
 local function free_for(arch, bytes)
   if DEVICE == "cuda" then return bytes + 9 / 8 * 2 ^ 25 + 2 ^ 13 + 0.5e9 end
   local working = 8 * 4 * (64 + 96) * (HEAD_DIM[arch] + 32) + 2 ^ 20 -- of a thread
-  return (bytes + require("lorarun.c").lr_threads() * working) / 0.9
+  return (bytes + require("lorarun.base.c").lr_threads() * working) / 0.9
 end
 
 -- Rows of very different lengths: every fourth step has long ones, of so many lines. validation: how many rows that split has
@@ -35,7 +35,7 @@ end
 
 -- A program that trains four steps of four pairs, and says what its steps took. FREE: what it takes the free memory to be.
 local RECIPE = [[
-local lr, memory, C = require "lorarun", require "lorarun.memory", require "lorarun.c"
+local lr, memory, C = require "lorarun", require "lorarun.tensor.memory", require "lorarun.base.c"
 local folder, arch, targets, free, options = unpack(arg)
 local available = memory.available -- what is really free, for all that comes after the run has chosen its batches
 if free ~= "" then memory.available = function() return tonumber(free) end end
@@ -77,7 +77,7 @@ if given.own_limit then -- it still holds, and it alone
   result.without = pcall(function() lr.tensor.new({ math.floor(bytes / 2) }, "f32", "without", device):free() end)
 end
 if not ok then result.error = err end
-result.adapters = require("lorarun.ranks").checksum(model.lora.parameters.value)
+result.adapters = require("lorarun.dist.data_parallel").checksum(model.lora.parameters.value)
 model:free()
 jit.flush() -- compiled traces hold on to objects they saw
 collectgarbage() collectgarbage() collectgarbage()
@@ -136,7 +136,7 @@ if DEVICE ~= "cuda" then
     shell.with_folder(function(folder)
       make_data(fs.join(folder, "data"), 16)
       local none, all = train(folder, "bert", nil, '{ recompute = "none" }'), train(folder, "bert", nil, '{ recompute = "all" }')
-      local working = require("lorarun.c").lr_threads() * (8 * 4 * (64 + 96) * (HEAD_DIM.bert + 32) + 2 ^ 20)
+      local working = require("lorarun.base.c").lr_threads() * (8 * 4 * (64 + 96) * (HEAD_DIM.bert + 32) + 2 ^ 20)
       local limit = (none.peak + all.peak) / 2 + working
       local r = train(folder, "bert", PLENTY, ("{ own_limit = %d }"):format(limit))
       check.equal(r.error, nil)
@@ -166,7 +166,7 @@ for arch, down in pairs { bert = "output.dense", qwen2 = "down_proj" } do
 end
 
 for name, options in pairs { ["cosine similarity"] = "", ["multiple negatives ranking"] =
-  'loss = require("lorarun.loss").by_name "mnr", batch = 3, accumulate = 2, epochs = 2,' } do
+  'loss = require("lorarun.train.loss").by_name "mnr", batch = 3, accumulate = 2, epochs = 2,' } do
   for _, arch in ipairs { "bert", "qwen2" } do
     test(("%s, %s: a batch that cannot fit is taken in parts that do, with the same gradients"):format(arch, name), function()
       shell.with_folder(function(folder)
@@ -281,10 +281,10 @@ test("recompute is auto, none, all or a number", function()
 end)
 
 test("trying an evaluation without bytes leaves nothing behind, which would make the next step look smaller", function()
-  local memory, footprint = require "lorarun.memory", require "lorarun.footprint"
-  local model = require("lorarun.model").load(fs.join(golden, "bert"), { max_length = 64, device = "meta" })
+  local memory, footprint = require "lorarun.tensor.memory", require "lorarun.train.footprint"
+  local model = require("lorarun.models.model").load(fs.join(golden, "bert"), { max_length = 64, device = "meta" })
   model:add_lora { rank = 2, targets = { "query" } }
-  local f = footprint.new { model = model, loss = require("lorarun.loss").cosine_similarity() }
+  local f = footprint.new { model = model, loss = require("lorarun.train.loss").cosine_similarity() }
   local before = memory.stats("meta").live_bytes
   local bytes = f:evaluation(10, 64)
   check.that(bytes > 10 * model.dimension * 4, "bytes of an evaluation")

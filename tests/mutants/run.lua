@@ -2,7 +2,7 @@
 --   lorarun tests/mutants/run.lua NAME       status 0: it does
 --   lorarun tests/mutants/run.lua            every one, a line each
 -- LORARUN_TESTS and LORARUN_PROGRAM as for tests/run.lua.
-local fs = require "lorarun.fs"
+local fs = require "lorarun.base.fs"
 local tests = os.getenv "LORARUN_TESTS"
 local shell = dofile(tests .. "/shell.lua")
 local mutants, apply = dofile(tests .. "/mutants/mutants.lua"), dofile(tests .. "/mutants/apply.lua")

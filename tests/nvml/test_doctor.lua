@@ -1,10 +1,11 @@
 -- lorarun doctor as a user runs it: with an NVML whose numbers the test sets, and without; its tests of devices; exit status; JSON.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local NVML = os.getenv "LORARUN_NVML"
-local simulates = shell.run([[LORARUN_SIMT=1 $L -e 'print(require("lorarun.report").device "cuda")']]).out:find "kernels on the CPU"
+local simulates = shell.run([[LORARUN_SIMT=1 $L -e 'print(require("lorarun.train.report").device "cuda")']]).out
+  :find "kernels on the CPU"
 
 local function doctor(words, settings, kind)
   local path = kind and fs.join(NVML, kind) or ""

@@ -1,7 +1,7 @@
 -- GPU memory and utilisation in the training log and the progress line: with an NVML whose numbers are set (fake_nvml.c), with
 -- ones that lack functions or return errors, and without any.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local quote = shell.quote
 
@@ -17,7 +17,7 @@ end
 
 -- What a watch of the GPU says, whatever the device is called by CUDA.
 local WATCH = [[
-  local gpu, comm, C, ffi = require "lorarun.gpu", require "lorarun.comm", require "lorarun.c", require "ffi"
+  local gpu, comm, C, ffi = require "lorarun.dist.gpu", require "lorarun.dist.comm", require "lorarun.base.c", require "ffi"
   comm.rank = tonumber(os.getenv "AS_RANK" or 0)
   local watch = gpu.watch "cpu"
   watch.number = 0
@@ -66,7 +66,7 @@ end)
 test("why there is no NVML", function()
   local function why(kind, settings)
     return run(kind, settings, [[
-      local C, n = require "lorarun.c", require("ffi").new "int[1]"
+      local C, n = require "lorarun.base.c", require("ffi").new "int[1]"
       print(C.lr_gpu_count(n) == C.LR_EUNSUPPORTED and require("ffi").string(C.lr_last_error()) or n[0] .. " GPUs")]]).out
   end
   check.equal(why("whole", "FAKE_NVML_gpus=3"), "3 GPUs\n")
@@ -78,8 +78,8 @@ end)
 
 test("it is asked once a second at most", function()
   local r = run("whole", "", [[
-    local C = require "lorarun.c"
-    local watch = require("lorarun.gpu").watch "cpu"
+    local C = require "lorarun.base.c"
+    local watch = require("lorarun.dist.gpu").watch "cpu"
     watch.number = 0
     require("ffi").cdef "int setenv(const char *, const char *, int);"
     local changes, last, started = 0, nil, C.lr_time()
@@ -117,7 +117,7 @@ local function trained(kind, device)
 end
 
 test("training on cuda logs its GPU, on the CPU none", function()
-  local cuda = shell.run([[LORARUN_SIMT=1 $L -e 'local t = require("lorarun.report").device "cuda" print(t)']])
+  local cuda = shell.run([[LORARUN_SIMT=1 $L -e 'local t = require("lorarun.train.report").device "cuda" print(t)']])
   if cuda.out:find "CUDA kernels on the CPU" then
     local r = trained("whole", "cuda")
     check.equal(r.step.gpu_memory_used, GIB)

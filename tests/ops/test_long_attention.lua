@@ -1,10 +1,10 @@
 -- Long sequences: causal attention cannot look ahead, so the first part of a long sequence gives what it gives alone, forward
 -- and backward (where nothing after it has a gradient).
-local C = require "lorarun.c"
-local call = require "lorarun.check"
-local tensor = require "lorarun.tensor"
-local ops = require "lorarun.ops"
-local autograd = require "lorarun.autograd"
+local C = require "lorarun.base.c"
+local call = require "lorarun.base.check"
+local tensor = require "lorarun.tensor.tensor"
+local ops = require "lorarun.tensor.ops"
+local autograd = require "lorarun.tensor.autograd"
 
 local LONG, SHORT, HEADS, KV, DIM = 2600, 700, 4, 2, 64
 local WIDTH = (HEADS + 2 * KV) * DIM

@@ -1,6 +1,6 @@
 -- test_args.lua: the options of a recipe: values, mistakes, --help, and the strict result.
-local args = require "lorarun.args"
-local suggest = require "lorarun.suggest"
+local args = require "lorarun.base.args"
+local suggest = require "lorarun.base.suggest"
 
 local SPEC = {
   { "model", "base", "folder of the base model" },

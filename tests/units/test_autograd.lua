@@ -1,11 +1,11 @@
 -- The tape: every composite rule against finite differences, sharing and accumulation of gradients, recompute, lifetimes.
-local C = require "lorarun.c"
+local C = require "lorarun.base.c"
 local ffi = require "ffi"
-local tensor = require "lorarun.tensor"
-local autograd = require "lorarun.autograd"
-local ops = require "lorarun.ops"
-local memory = require "lorarun.memory"
-local call = require "lorarun.check"
+local tensor = require "lorarun.tensor.tensor"
+local autograd = require "lorarun.tensor.autograd"
+local ops = require "lorarun.tensor.ops"
+local memory = require "lorarun.tensor.memory"
+local call = require "lorarun.base.check"
 
 local seed = 0
 local function random(shape, lo, hi, name)
@@ -112,7 +112,7 @@ local function coverage()
   local qkv = function() return { random { 3, 24 } } end
   local function spec(rope) return { heads = 1, kv_heads = 1, head_dim = 8, causal = true, cu_seqlens = cu, max_length = 2,
     rope = rope, positions = positions } end
-  local table_ = require("lorarun.nn").rope_table(2, 8, 10, tensor.default_device)
+  local table_ = require("lorarun.models.nn").rope_table(2, 8, 10, tensor.default_device)
   local function attend(x) return ops.self_attention(ops.scale(x, 1), spec(table_)) end
   local function layer_with(changes)
     local layer = lora_layer(0)
@@ -134,7 +134,7 @@ local function coverage()
     ["layer_norm.w"] = refused("layer_norm", "w", function(t) return (ops.layer_norm(random { 3, 4 }, nil, t, b, 1e-6)) end, of(4)),
     ["layer_norm.b"] = refused("layer_norm", "b", function(t) return (ops.layer_norm(random { 3, 4 }, nil, w, t, 1e-6)) end, of(4)),
     ["rope.cos_sin"] = refused("self_attention", "rope", function(t) return ops.self_attention(random { 3, 24 }, spec(t)) end,
-      function() return require("lorarun.nn").rope_table(2, 8, 10, tensor.default_device) end),
+      function() return require("lorarun.models.nn").rope_table(2, 8, 10, tensor.default_device) end),
     ["gelu.x"] = differs("gelu", "gelu", function(x) return ops.gelu(x) end, one(3, 4)),
     ["swiglu.gu"] = differs("swiglu", "swiglu", function(x) return ops.swiglu(x) end, one(3, 8)),
     ["pool.x"] = differs("pool", "pool", function(x) return ops.pool(x, cu, "mean") end, one(3, 4)),
@@ -217,7 +217,7 @@ test("a loss that could teach nothing is refused: no tensor, no scalar, no param
       ["the loss is bf16, expected f32"] = function() return ops.cast(mean(x, target):view { 1, 1 }, "bf16") end,
       ["'random' is a view of a tensor that needs a gradient"] = function() return ops.gelu(x:matrix():view({ 12 }):matrix()) end,
       ["no gradient for 'sum', which needs one"] = function()
-        return ops.row_dot(require("lorarun.comm").all_gather(ops.add(x, x)), target)
+        return ops.row_dot(require("lorarun.dist.comm").all_gather(ops.add(x, x)), target)
       end,
       ["fill(): 'sum' is part of a loss"] = function() return ops.add(x, x):fill(0) end,
       ["write(): 'random' is part of a loss"] = function()
@@ -303,7 +303,7 @@ test("self_attention: causal and full, grouped heads, RoPE, packed lengths 1 to 
   tensor.scope(function()
     local cu = tensor.from({ 0, 1, 6, 8 }, { 4 }, "i32")
     local positions = tensor.from({ 0, 0, 1, 2, 3, 4, 0, 1 }, { 8 }, "i32")
-    local rope = require("lorarun.nn").rope_table(5, 8, 10, tensor.default_device)
+    local rope = require("lorarun.models.nn").rope_table(5, 8, 10, tensor.default_device)
     for _, spec in ipairs {
       { heads = 2, kv_heads = 2, causal = false }, { heads = 2, kv_heads = 1, causal = true },
       { heads = 4, kv_heads = 2, causal = true, rope = rope, positions = positions } } do

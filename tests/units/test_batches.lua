@@ -1,13 +1,13 @@
 -- The stream of micro-batches: the same draws however many ranks share them, each pair with one rank, its keys where one rank has
 -- them. Ranks are played one after the other: batches.lua asks comm for nothing but this rank's number and their count.
 local ffi = require "ffi"
-local comm = require "lorarun.comm"
-local batches = require "lorarun.batches"
-local data = require "lorarun.data"
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local run_settings = require "lorarun.run_settings"
-local load_tokenizer = require("lorarun.tokenizer").load_tokenizer
+local comm = require "lorarun.dist.comm"
+local batches = require "lorarun.data.batches"
+local data = require "lorarun.data.dataset"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local run_settings = require "lorarun.train.run_settings"
+local load_tokenizer = require("lorarun.formats.tokenizer").load_tokenizer
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local COLUMNS = { "a", "b" }

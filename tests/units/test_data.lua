@@ -1,8 +1,8 @@
 -- data.lua: data sets as Lua sees them, and the loader with the real tokenizers of the small models.
-local C = require "lorarun.c"
-local data = require "lorarun.data"
+local C = require "lorarun.base.c"
+local data = require "lorarun.data.dataset"
 local ffi = require "ffi"
-local tokenizers = require "lorarun.tokenizer"
+local tokenizers = require "lorarun.formats.tokenizer"
 
 local GOLDEN = os.getenv "LORARUN_TESTS" .. "/golden/"
 

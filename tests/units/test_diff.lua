@@ -1,6 +1,6 @@
 -- diff.lua against a quadratic longest common subsequence, and the properties that every edit script must have.
-local diff = require "lorarun.diff"
-local C = require "lorarun.c"
+local diff = require "lorarun.bugdata.diff"
+local C = require "lorarun.base.c"
 local ffi = require "ffi"
 
 local words = ffi.new("uint32_t[4]")

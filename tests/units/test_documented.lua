@@ -1,8 +1,8 @@
 -- What the documentation says of defaults is what the code does: the tables of docs/ are read and compared, both ways.
 local bugdata = require "lorarun.bugdata"
-local fs = require "lorarun.fs"
-local settings = require "lorarun.settings"
-local train_options = require "lorarun.train_options"
+local fs = require "lorarun.base.fs"
+local settings = require "lorarun.dist.settings"
+local train_options = require "lorarun.train.train_options"
 
 local DOCS = fs.join(fs.dirname(os.getenv "LORARUN_TESTS"), "docs")
 
@@ -67,9 +67,9 @@ end)
 test("docs/reference.md: the defaults of losses and of AdamW", function()
   local text = fs.read(fs.join(DOCS, "reference.md"))
   local scale, gather = text:match "multiple_negatives_ranking { scale = (%d+), gather = (%a+) }"
-  local losses, ops = require "lorarun.loss", require "lorarun.ops"
+  local losses, ops = require "lorarun.train.loss", require "lorarun.tensor.ops"
   check.equal(tostring(losses.multiple_negatives_ranking().gather), gather)
-  local tensor = require "lorarun.tensor"
+  local tensor = require "lorarun.tensor.tensor"
   tensor.scope(function() -- two pairs of equal unit vectors, the cosine between the pairs is 0.8: log(1 + exp(-scale (1 - 0.8)))
     local e = tensor.from { { 1, 0 }, { 0.8, 0.6 }, { 1, 0 }, { 0.8, 0.6 } }
     local function loss(options)
@@ -78,9 +78,9 @@ test("docs/reference.md: the defaults of losses and of AdamW", function()
     check.near(loss(), math.log(1 + math.exp(-0.2 * tonumber(scale))), 1e-6)
     check.near(loss { scale = 3 }, math.log(1 + math.exp(-0.2 * 3)), 1e-6)
   end)
-  local model = require("lorarun.model").load(fs.join(os.getenv "LORARUN_TESTS", "golden", "bert"), { max_length = 8 })
+  local model = require("lorarun.models.model").load(fs.join(os.getenv "LORARUN_TESTS", "golden", "bert"), { max_length = 8 })
   model:add_lora { rank = 1, targets = { "query" } }
-  local optimizer = require("lorarun.optim").adamw(model:parameters())
+  local optimizer = require("lorarun.tensor.optim").adamw(model:parameters())
   local betas = ("%g, %g, %g"):format(optimizer.beta1, optimizer.beta2, optimizer.eps):gsub("e%-0", "e-")
   check.that(text:find("AdamW with " .. betas, 1, true), betas)
   check.equal(optimizer.max_grad_norm, train_options.DEFAULTS.clip)

@@ -1,5 +1,5 @@
 -- Ranks that somebody else started: the variables of torchrun, Slurm and mpirun.
-local environment = require "lorarun.environment"
+local environment = require "lorarun.dist.scheduler_environment"
 
 local function detect(variables)
   return environment.detect(function(name) return variables[name] end)

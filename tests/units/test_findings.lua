@@ -1,5 +1,5 @@
 -- What lorarun doctor makes of a machine: each thing that can be wrong, with facts that are made up.
-local findings = require "lorarun.findings"
+local findings = require "lorarun.cli.diagnose"
 
 local GIB = 2 ^ 30
 

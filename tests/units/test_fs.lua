@@ -1,5 +1,5 @@
 -- test_fs.lua: lorarun.fs, the Lua side of files, folders and paths.
-local fs = require "lorarun.fs"
+local fs = require "lorarun.base.fs"
 local folder = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua").with_folder
 
 test("what killed writers left is swept up, what others write is not", function()

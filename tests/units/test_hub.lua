@@ -1,8 +1,8 @@
 -- Where models are found: the hub's cache as huggingface_hub lays it out, what is wrong with one, and names that stand for ids.
 -- The folders here hold empty files: nothing is loaded.
 local ffi = require "ffi"
-local fs = require "lorarun.fs"
-local hub = require "lorarun.hub"
+local fs = require "lorarun.base.fs"
+local hub = require "lorarun.formats.hub"
 
 ffi.cdef "int setenv(const char *, const char *, int); int unsetenv(const char *); int symlink(const char *, const char *);"
 
@@ -56,7 +56,7 @@ test("where the cache is: the variables of huggingface_hub, with ~ and $", funct
   cache({ HUGGINGFACE_HUB_CACHE = "/old/$HUB_TEST/~" }, "/old/$HUB_TEST/~") -- not set, and not at the beginning
   cache({ HF_HOME = "~no-such-user/x" }, "~no-such-user/x/hub")
   with({ HOME = "ROOT", HF_HOME = "~/hf" }, function(root)
-    check.equal(require("lorarun.accelerate").default_path(), root .. "/hf/accelerate/default_config.yaml")
+    check.equal(require("lorarun.dist.accelerate").default_path(), root .. "/hf/accelerate/default_config.yaml")
   end)
 end)
 

@@ -1,8 +1,8 @@
 -- test_json.lua: lorarun.json. The expected texts were written by Python 3.11's json.dumps(ensure_ascii=False).
 local ffi = require "ffi"
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local C = require "lorarun.c"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local C = require "lorarun.base.c"
 local folder = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua").with_folder
 
 test("a config file as Python writes it", function()

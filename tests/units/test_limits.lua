@@ -1,11 +1,11 @@
 -- Limits of the system: those of control groups, read from trees that are made up here, and the process's own, under which the
 -- program is run as a shell's ulimit sets them. Each that is reached is one error that names it, and never a signal.
 local ffi = require "ffi"
-local C = require "lorarun.c"
-local fs = require "lorarun.fs"
-local hardware = require "lorarun.hardware"
-local memory = require "lorarun.memory"
-local tensor = require "lorarun.tensor"
+local C = require "lorarun.base.c"
+local fs = require "lorarun.base.fs"
+local hardware = require "lorarun.dist.hardware"
+local memory = require "lorarun.tensor.memory"
+local tensor = require "lorarun.tensor.tensor"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local MB = 1000 * 1000
@@ -195,7 +195,7 @@ test("files: their size (ulimit -f) and their number (ulimit -n)", function()
 end)
 
 test("the launcher's checks know the limits", function()
-  local preflight, settings = require "lorarun.preflight", require "lorarun.settings"
+  local preflight, settings = require "lorarun.dist.preflight", require "lorarun.dist.settings"
   settings.forget()
   local model = fs.join(os.getenv "LORARUN_TESTS", "golden", "bert")
   with_tree({ ["/proc/self/cgroup"] = "0::/a/b", ["/sys/fs/cgroup/a/memory.max"] = "100000" }, function()

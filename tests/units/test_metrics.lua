@@ -1,9 +1,9 @@
 -- metrics: against SciPy, scikit-learn and sentence-transformers (tests/golden/metrics.json), then what no library says:
 -- the kinds of input, its errors, and large inputs against a direct count.
 local ffi = require "ffi"
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local metrics = require "lorarun.metrics"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local metrics = require "lorarun.train.metrics"
 
 local path = fs.join(os.getenv "LORARUN_TESTS", "golden", "metrics.json")
 local golden = json.decode(fs.read(path), path)

@@ -2,7 +2,7 @@
 -- says what to do where it was called with a dot; what is no model, tensor or data set is named. All of it at the user's own line.
 -- A new public function must be put into one of the two lists below.
 local ffi = require "ffi"
-local fs = require "lorarun.fs"
+local fs = require "lorarun.base.fs"
 local lr = require "lorarun"
 local tests = os.getenv "LORARUN_TESTS"
 local shell = dofile(tests .. "/shell.lua")
@@ -37,8 +37,8 @@ local TAKES_OPTIONS = {
   ["lr.load_model"] = function(_, o) lr.load_model(BERT, o) end,
   ["lr.load_tokenizer"] = function(_, o) lr.load_tokenizer(BERT, o) end,
   ["lr.train"] = function(_, o) lr.train(o) end,
-  ["lr.launch"] = function(_, o) require("lorarun.settings").resolve(o) end,
-  ["lr.verify"] = function(t, o) require("lorarun.verify").folder(t.folder, o) end,
+  ["lr.launch"] = function(_, o) require("lorarun.dist.settings").resolve(o) end,
+  ["lr.verify"] = function(t, o) require("lorarun.cli.verify").folder(t.folder, o) end,
   ["lr.adamw"] = function(t, o) lr.adamw(t.model:parameters(), o) end,
   ["lr.data.open"] = function(t, o) lr.data.open(t.path, o) end,
   ["lr.data.open column"] = function(t, o)

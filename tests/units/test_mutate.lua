@@ -1,9 +1,9 @@
 -- mutate.lua: planted bugs change code and nothing else, are what the diff shows, and depend on the seed alone.
-local diff = require "lorarun.diff"
-local draws = require "lorarun.draws"
-local mutate = require "lorarun.mutate"
-local source_tokens = require "lorarun.source_tokens"
-local source_functions = require "lorarun.source_functions"
+local diff = require "lorarun.bugdata.diff"
+local draws = require "lorarun.base.random"
+local mutate = require "lorarun.bugdata.mutate"
+local source_tokens = require "lorarun.bugdata.scanner"
+local source_functions = require "lorarun.bugdata.functions"
 
 local PYTHON = [[
 """Module text: a == b, not a < b"""

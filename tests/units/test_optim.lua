@@ -1,12 +1,12 @@
 -- Schedules, AdamW and clipping against torch and transformers (tests/golden/optim.json); samplers.
 local ffi = require "ffi"
-local C = require "lorarun.c"
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local optim = require "lorarun.optim"
-local sampler = require "lorarun.sampler"
-local schedule = require "lorarun.schedule"
-local tensor = require "lorarun.tensor"
+local C = require "lorarun.base.c"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local optim = require "lorarun.tensor.optim"
+local sampler = require "lorarun.data.sampler"
+local schedule = require "lorarun.train.schedule"
+local tensor = require "lorarun.tensor.tensor"
 
 local golden = json.decode_file(fs.join(os.getenv "LORARUN_TESTS", "golden", "optim.json"))
 
@@ -51,7 +51,7 @@ test("clipping by global norm", function()
     for _, case in ipairs(golden.clip) do
       local g = tensor.from(flat(case.gradients))
       local factor, norm = tensor.new { 1 }, tensor.new { 1 }
-      require "lorarun.check"(C.lr_op_clip_factor(factor.handle, norm.handle, g.handle, nil, case.max_norm))
+      require "lorarun.base.check"(C.lr_op_clip_factor(factor.handle, norm.handle, g.handle, nil, case.max_norm))
       check.near(norm:item(), case.norm, 1e-5 * case.norm, "norm")
       local k, values, clipped = factor:item(), g:to_table(), flat(case.clipped)
       for i, v in ipairs(values) do check.near(v * k, clipped[i], 1e-6 * math.max(1, math.abs(clipped[i])), "clipped " .. i) end

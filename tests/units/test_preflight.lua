@@ -1,7 +1,7 @@
 -- What the launcher looks at before it starts ranks: each thing that cannot work is one error, before anything has begun.
-local fs = require "lorarun.fs"
-local preflight = require "lorarun.preflight"
-local settings = require "lorarun.settings"
+local fs = require "lorarun.base.fs"
+local preflight = require "lorarun.dist.preflight"
+local settings = require "lorarun.dist.settings"
 
 local function folder()
   local path = os.tmpname()
@@ -63,7 +63,7 @@ test("a model whose weights are below the folder, and an adapter, whose weights 
 end)
 
 test("more ranks than cores is said, not refused", function()
-  local cores = require("lorarun.c").lr_cores()
+  local cores = require("lorarun.base.c").lr_cores()
   check.that(looked({ processes = cores + 1 }, {}):find "take turns")
 end)
 

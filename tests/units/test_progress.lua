@@ -1,5 +1,5 @@
 -- test_progress.lua: the progress bar: what stands on the line, that it fits, and how often it is written.
-local progress = require "lorarun.progress"
+local progress = require "lorarun.train.progress"
 
 -- A stream that keeps what is written, and a clock that is moved by hand.
 local function recorder()

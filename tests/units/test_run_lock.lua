@@ -1,8 +1,8 @@
 -- The lock of an output folder: one holder, whom the error names; a dead one's is taken, another machine's is refused; however many
 -- ask at once, one has it.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local run_lock = require "lorarun.run_lock"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local run_lock = require "lorarun.dist.run_lock"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local function lock_path(folder) return fs.join(folder, "run.lock") end
@@ -103,7 +103,7 @@ test("many at once, on a file that a dead one left: never two together", functio
   shell.with_folder(function(folder)
     fs.write(lock_path(folder), json.encode(changed(own(folder), { pid = 2 ^ 30 })))
     local code = ([[
-      local fs, run_lock, folder = require "lorarun.fs", require "lorarun.run_lock", %q
+      local fs, run_lock, folder = require "lorarun.base.fs", require "lorarun.dist.run_lock", %q
       for _ = 1, 40 do
         local ok, lock = pcall(run_lock.take, folder)
         if ok then
@@ -125,7 +125,7 @@ end)
 test("a process that is killed, or ends without releasing, leaves nothing in the way", function()
   shell.with_folder(function(folder)
     local function after(code)
-      shell.run(("$L -e %s"):format(shell.quote(("lock = require 'lorarun.run_lock'.take %q %s"):format(folder, code))))
+      shell.run(("$L -e %s"):format(shell.quote(("lock = require 'lorarun.dist.run_lock'.take %q %s"):format(folder, code))))
     end
     after "os.execute 'kill -KILL $PPID'"
     check.that(fs.exists(lock_path(folder)), "a killed one removes nothing")

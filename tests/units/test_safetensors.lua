@@ -1,9 +1,9 @@
 -- test_safetensors.lua: lorarun.safetensors: model folders, shards, their index, writing.
 local ffi = require "ffi"
-local C = require "lorarun.c"
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local safetensors = require "lorarun.safetensors"
+local C = require "lorarun.base.c"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local safetensors = require "lorarun.formats.safetensors"
 local folder = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua").with_folder
 
 local function new(dtype, n, device)

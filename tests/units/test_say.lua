@@ -1,6 +1,6 @@
 -- What lorarun writes for people: nothing that a file says is obeyed by a terminal.
-local fs = require "lorarun.fs"
-local say = require "lorarun.say"
+local fs = require "lorarun.base.fs"
+local say = require "lorarun.base.say"
 
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local ESC = "\27[31m\27]0;title\7"
@@ -30,7 +30,7 @@ end)
 
 test("a value of a file's that is longer than any path is told by its beginning", function()
   local long = ("k"):rep(100000)
-  local ok, err = pcall(require("lorarun.check").fail, "config.json: '%s' is %d, not %s", long, 3, "x")
+  local ok, err = pcall(require("lorarun.base.check").fail, "config.json: '%s' is %d, not %s", long, 3, "x")
   check.that(not ok and err:find("kkk... (100000 bytes)' is 3, not x", 1, true), "the end of the message")
   check.that(#err < 5000, "its length")
 end)
@@ -58,7 +58,7 @@ test("paths, keys and texts of files reach no terminal as they are", function()
     fs.write(fs.join(model, "config.json"), '{"a": 1, "b' .. "\27" .. '": }')
     lua(("lr.load_model(%q)"):format(model))
     fs.write(fs.join(folder, "d.jsonl"), '{"te\\u001b[31mxt": 1, "\194\155": 2}\n')
-    check.that(lua [[require "lorarun.data".open("d.jsonl", { { "text", "text" } })]].status ~= 0, "data")
+    check.that(lua [[require "lorarun.data.dataset".open("d.jsonl", { { "text", "text" } })]].status ~= 0, "data")
     fs.write(fs.join(folder, "c.yaml"), "distributed_type: MULTI_CPU\nnum_processes: 1\n\"k\\e[31m\": \"\"\n\"\\x9b\": v\n")
     check.that(run("$L config --show --config c.yaml").err:find("\\u009b", 1, true), "yaml")
     lua(("error(%q)"):format("from a file: " .. ESC))

@@ -1,5 +1,5 @@
 -- Settings of a launch: what each of command line, file and recipe says, which of them decides, and what is refused.
-local settings = require "lorarun.settings"
+local settings = require "lorarun.dist.settings"
 
 -- What the command line said stays for the life of the process: each test begins without.
 local function flags(...)
@@ -36,7 +36,7 @@ end)
 
 test("an option given behind the recipe's name is the command line's word", function()
   flags()
-  local args = require("lorarun.args").read({ { "processes", 1, type = "integer" }, { "precision", "fp32" } },
+  local args = require("lorarun.base.args").read({ { "processes", 1, type = "integer" }, { "precision", "fp32" } },
     { "--processes", "3" })
   local s = settings.resolve { processes = args.processes, precision = args.precision, args = args }
   check.equal(s.origin.num_processes, "command line")
@@ -58,7 +58,7 @@ test("machines share ranks evenly, know where machine 0 is, and have a secret", 
   check.equal(#settings.resolve {}.warnings, 0)
   for text, part in pairs { ["15 bytes it has"] = "has 15 bytes, and could be guessed", ["\0" .. ("x"):rep(31)] = "has a NUL byte",
     [("x"):rep(31) .. "\0"] = "has a NUL byte" } do
-    require("lorarun.fs").write(secret, text)
+    require("lorarun.base.fs").write(secret, text)
     check.raises(part, settings.resolve, {})
     check.raises("head -c 32 /dev/urandom | base64", settings.resolve, {})
   end

@@ -1,7 +1,7 @@
 -- Tables in the order of their keys, and what is told or chosen by tables: the same in every run. tests/run.lua turns pairs()
 -- round in the runs without the compiler.
-local json = require "lorarun.json"
-local sorted = require "lorarun.sorted"
+local json = require "lorarun.base.json"
+local sorted = require "lorarun.base.sorted"
 
 local function texts(list)
   local t = {}
@@ -29,11 +29,11 @@ end)
 test("of several mistakes the first in the alphabet is told, in every run", function()
   local wrong = {}
   for byte = ("a"):byte(), ("z"):byte() do wrong["un" .. string.char(byte) .. "known"] = 1 end
-  check.raises("unaknown", require("lorarun.data").open, "x", wrong)
-  check.raises("unaknown", require("lorarun.comm").join, wrong)
+  check.raises("unaknown", require("lorarun.data.dataset").open, "x", wrong)
+  check.raises("unaknown", require("lorarun.dist.comm").join, wrong)
   check.raises("unaknown", json.encode, {}, wrong)
-  check.raises("unaknown", require("lorarun.args").read, { { "x", 1, "", unbknown = 1, unaknown = 1 } }, {})
+  check.raises("unaknown", require("lorarun.base.args").read, { { "x", 1, "", unbknown = 1, unaknown = 1 } }, {})
   check.raises("'a'", json.encode, { 1, z = 1, b = 1, a = 1 })
-  check.raises("no option 'unaknown'", require("lorarun.settings").resolve, wrong)
+  check.raises("no option 'unaknown'", require("lorarun.dist.settings").resolve, wrong)
   check.raises("unaknown", require("lorarun.bugdata").make, wrong)
 end)

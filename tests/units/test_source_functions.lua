@@ -1,6 +1,6 @@
 -- source_tokens.lua and source_functions.lua: what is a token, and where functions begin and end.
-local source_tokens = require "lorarun.source_tokens"
-local source_functions = require "lorarun.source_functions"
+local source_tokens = require "lorarun.bugdata.scanner"
+local source_functions = require "lorarun.bugdata.functions"
 
 -- "first-last kind" of each range, outermost first
 local function ranges_of(language, text)
@@ -174,7 +174,7 @@ test("the innermost range around each line; a class hides no function", function
 end)
 
 test("any bytes are accepted and ranges always nest", function()
-  local ffi, C = require "ffi", require "lorarun.c"
+  local ffi, C = require "ffi", require "lorarun.base.c"
   local words = ffi.new("uint32_t[4]")
   local pieces = { "def f():\n", "    ", "{", "}", "(", ")", "'", '"', '"""', "function ", "end ", "if ", "do ", "\n", "#if\n",
     "#else\n", "#endif\n", "\\\n", "/*", "*/", "//", "--[[", "]]", "class A ", ";", "=", "\200", "return 1\n", "@x\n", "`" }

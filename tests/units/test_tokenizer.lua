@@ -1,7 +1,7 @@
 -- Tokenizers against the ids of Hugging Face tokenizers (tests/golden/make_tokenizer.py), and what a user may do wrong.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local load_tokenizer = require("lorarun.tokenizer").load_tokenizer
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local load_tokenizer = require("lorarun.formats.tokenizer").load_tokenizer
 
 local GOLDEN = os.getenv "LORARUN_TESTS" .. "/golden/tokenizer/"
 local NAMES = { "qwen2", "qwen3_embedding", "roberta", "gpt2", "llama3", "starcoder", "bert", "bert_cased", "mixed", "scripts" }

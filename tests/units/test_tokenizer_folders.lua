@@ -1,8 +1,8 @@
 -- What stands beside tokenizer.json counts as transformers' AutoTokenizer makes it count: folders and their ids with transformers 4
 -- and 5 (tests/golden/make_tokenizer_folders.py), and what is refused.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
-local load_tokenizer = require("lorarun.tokenizer").load_tokenizer
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local load_tokenizer = require("lorarun.formats.tokenizer").load_tokenizer
 
 local GOLDEN = os.getenv "LORARUN_TESTS" .. "/golden/"
 local FILES = { "tokenizer.json", "tokenizer_config.json", "config.json", "special_tokens_map.json", "added_tokens.json" }

@@ -1,12 +1,12 @@
 -- The options of lr.train: what is meant by each, and that whatever cannot be meant is one error before the first step. No step is
 -- taken here.
 local ffi = require "ffi"
-local fs = require "lorarun.fs"
-local losses = require "lorarun.loss"
-local load = require("lorarun.model").load
-local say = require "lorarun.say"
-local schedules = require "lorarun.schedule"
-local train_options = require "lorarun.train_options"
+local fs = require "lorarun.base.fs"
+local losses = require "lorarun.train.loss"
+local load = require("lorarun.models.model").load
+local say = require "lorarun.base.say"
+local schedules = require "lorarun.train.schedule"
+local train_options = require "lorarun.train.train_options"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local FOLDER = fs.join(os.getenv "LORARUN_TESTS", "golden", "qwen2") -- whose prompts are document and query
@@ -277,10 +277,10 @@ end)
 
 test("multiple negatives ranking of one pair is refused; a last batch of one is told of", function()
   local fragment = [[
-    local train_options, losses = require "lorarun.train_options", require "lorarun.loss"
+    local train_options, losses = require "lorarun.train.train_options", require "lorarun.train.loss"
     local loss = losses.multiple_negatives_ranking { gather = %s }
     local o = { loss = loss, batch = %d, columns = { %s }, sampling = "shuffled", seed = 1 }
-    require("lorarun.comm").world_size = %d
+    require("lorarun.dist.comm").world_size = %d
     train_options.choose_rows(o, { rows = %d, path = "t" })
     print "done"
   ]]

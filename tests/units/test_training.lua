@@ -1,18 +1,18 @@
 -- lr.train in this very process, on a tiny model: what the training loop promises beyond that it runs. tests/mutants turns its
 -- lines around one by one, and these tests notice.
-local fs = require "lorarun.fs"
-local json = require "lorarun.json"
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
 local lr = require "lorarun"
-local comm = require "lorarun.comm"
-local evaluate = require "lorarun.evaluate"
-local export = require "lorarun.export"
-local metrics = require "lorarun.metrics"
-local data = require "lorarun.data"
-local ops = require "lorarun.ops"
-local preflight = require "lorarun.preflight"
-local probes = require "lorarun.probes"
-local safetensors = require "lorarun.safetensors"
-local ranks = require "lorarun.ranks"
+local comm = require "lorarun.dist.comm"
+local evaluate = require "lorarun.train.evaluate"
+local export = require "lorarun.models.export"
+local metrics = require "lorarun.train.metrics"
+local data = require "lorarun.data.dataset"
+local ops = require "lorarun.tensor.ops"
+local preflight = require "lorarun.dist.preflight"
+local probes = require "lorarun.models.probes"
+local safetensors = require "lorarun.formats.safetensors"
+local ranks = require "lorarun.dist.data_parallel"
 local tests = os.getenv "LORARUN_TESTS"
 local shell = dofile(tests .. "/shell.lua")
 
@@ -344,7 +344,7 @@ test("an evaluation of a model that has diverged says so", function()
 end)
 
 test("a loss that can teach nothing ends the run before its first step counts, in whole batches and in parts", function()
-  local recompute = require "lorarun.recompute"
+  local recompute = require "lorarun.train.recompute"
   local new = recompute.new
   with_trainer(function(train)
     for _, parts in ipairs { false, true } do

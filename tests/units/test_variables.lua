@@ -1,8 +1,8 @@
 -- Environment variables: values that mean nothing are refused, names that nobody reads are told of.
 local ffi = require "ffi"
-local settings = require "lorarun.settings"
+local settings = require "lorarun.dist.settings"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
-local variables = require "lorarun.variables"
+local variables = require "lorarun.cli.variables"
 
 ffi.cdef "int setenv(const char *, const char *, int); int unsetenv(const char *);"
 

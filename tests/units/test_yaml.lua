@@ -1,7 +1,7 @@
 -- YAML: unquoted scalars as PyYAML 6 reads them (the table was made by it), structure, what is refused, and the way back.
-local C = require "lorarun.c"
-local json = require "lorarun.json"
-local yaml = require "lorarun.yaml"
+local C = require "lorarun.base.c"
+local json = require "lorarun.base.json"
+local yaml = require "lorarun.base.yaml"
 
 local NAN = {}
 local SCALARS = {

@@ -1,10 +1,10 @@
 -- bert.lua: BERT encoders (MiniLM, bge, e5, gte): post-norm, learned absolute positions, token types, LayerNorm, GELU, full
 -- attention. Reference: transformers' modeling_bert. The model's own dropout is off: its weights are frozen, and LoRA has its own.
-local json = require "lorarun.json"
-local model_config = require "lorarun.model_config"
-local nn = require "lorarun.nn"
-local ops = require "lorarun.ops"
-local tensor = require "lorarun.tensor"
+local json = require "lorarun.base.json"
+local model_config = require "lorarun.formats.model_config"
+local nn = require "lorarun.models.nn"
+local ops = require "lorarun.tensor.ops"
+local tensor = require "lorarun.tensor.tensor"
 
 local bert = {
   architectures = { BertModel = true, BertForMaskedLM = true, BertForSequenceClassification = true, BertForPreTraining = true,

@@ -1,9 +1,9 @@
 -- qwen2.lua: Qwen2 (nomic-embed-code, gte-Qwen2, Qwen2.5 embedders): a pre-norm decoder with grouped-query attention, q/k/v
 -- biases, RoPE, RMSNorm and SwiGLU. Reference: transformers' modeling_qwen2; names of tensors are the file's.
-local json = require "lorarun.json"
-local model_config = require "lorarun.model_config"
-local nn = require "lorarun.nn"
-local ops = require "lorarun.ops"
+local json = require "lorarun.base.json"
+local model_config = require "lorarun.formats.model_config"
+local nn = require "lorarun.models.nn"
+local ops = require "lorarun.tensor.ops"
 
 local qwen2 = {
   architectures = { Qwen2Model = true, Qwen2ForCausalLM = true, Qwen2ForSequenceClassification = true,

@@ -1,0 +1,38 @@
+-- draws.lua: random draws that belong to a name.
+--
+--   local rng = draws.generator(seed, purpose, "lib/a.py")
+--   rng(6)                          -- a whole number from 0 to 5
+--   draws.sample(list, 10, rng)     -- ten of its elements
+--
+-- Draws are a pure function of (seed, purpose, name, how many came before), so neither the order in which files are
+-- met nor their number changes what happens to one of them. purpose keeps apart what is drawn for different ends.
+local C = require "lorarun.base.c"
+local ffi = require "ffi"
+local text_hash = require "lorarun.base.text_hash"
+
+local draws = {}
+
+function draws.generator(seed, purpose, name)
+  local low, high = text_hash(name)
+  local position = ffi.cast("uint64_t", low % 2 ^ 32) + ffi.cast("uint64_t", high % 2 ^ 32) * 2ULL ^ 32
+  local words, step = ffi.new("uint32_t[4]"), 0
+  return function(n)
+    C.lr_random(seed, purpose, step, position, words)
+    step = step + 1
+    return math.floor(words[0] / 2 ^ 32 * n)
+  end
+end
+
+-- `count` of the list's elements, any subset equally likely; the list is changed.
+function draws.sample(list, count, rng)
+  count = math.min(count, #list)
+  for i = 1, count do
+    local k = i + rng(#list - i + 1)
+    list[i], list[k] = list[k], list[i]
+  end
+  local out = {}
+  for i = 1, count do out[i] = list[i] end
+  return out
+end
+
+return draws

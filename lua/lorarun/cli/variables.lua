@@ -1,0 +1,89 @@
+-- variables.lua: the environment variables that this program reads are understood or refused before anything runs: a value that
+-- means nothing, or a name that nobody reads, would be passed over in silence where it is looked up.
+--   variables.check([environment])   -> warnings, a list of lines; an error names the variable, its value and what it may be.
+--                                       environment: name -> value; this process's own unless told
+local C = require "lorarun.base.c"
+local check = require "lorarun.base.check"
+local fs = require "lorarun.base.fs"
+local sorted = require "lorarun.base.sorted"
+local suggest = require "lorarun.base.suggest"
+
+local variables = {}
+
+local MOST_THREADS = 4096
+
+local function one_of(...)
+  local words = { ... }
+  return function(value)
+    for _, word in ipairs(words) do
+      if value == word then return end
+    end
+    return "one of " .. table.concat(words, ", ")
+  end
+end
+
+local function any() end
+
+-- Of users, without LORARUN_ in front: name -> function(value) -> what was expected, where it is something else.
+local OURS = {
+  SECRET = any, SECRET_FILE = any, TRACEBACK = one_of("0", "1"), JIT = one_of("on", "off"),
+  ISA = one_of("baseline", "avx2", "avx512", "avx512bf16"),
+  LUA_PATH = function(value)
+    if not fs.is_directory(fs.join(value, "lorarun")) then return "a folder with lorarun/*.lua" end
+  end,
+}
+-- Of the launcher, of tests and of tools.
+local INTERNAL = {}
+for _, name in ipairs { "LAUNCHER", "PROMPT", "GENERATION", "GROUP", "RUN_LOCK", "SIMT", "SIMT_SEED", "TESTS", "PROGRAM",
+  "NVML", "REGISTERS", "SOURCE", "GPU", "VENV", "BUILD" } do
+  INTERNAL[name] = true
+end
+
+-- As libgomp reads it: a number, perhaps with those of nested levels after it.
+local function threads(value)
+  local n = tonumber(value:match "^%s*(%d+)%s*$" or value:match "^%s*(%d+)%s*,[%d%s,]*$")
+  if not n or n < 1 or n > MOST_THREADS then return ("a whole number from 1 to %d"):format(MOST_THREADS) end
+end
+
+local function own_environment()
+  local list = {}
+  for name, value in fs.read "/proc/self/environ":gmatch "([^=%z]+)=([^%z]*)" do list[name] = value end
+  return list
+end
+
+-- CUDA reads a list up to what it does not understand, and says nothing.
+local function look_at_gpus(value, warnings)
+  for device in (value .. ","):gmatch "%s*([^,]*),%s*" do
+    if not (device:find "^%-?%d+%s*$" or device:find "^GPU%-%x[%x-]*%s*$" or device:find "^MIG%-%S+%s*$") then
+      warnings[#warnings + 1] = ("CUDA_VISIBLE_DEVICES is '%s': '%s' is no number and no name of a GPU, and CUDA leaves out all "
+        .. "from there on"):format(value, device)
+      return
+    end
+  end
+end
+
+function variables.check(environment)
+  environment = environment or own_environment()
+  local function look(name, expected)
+    local value = environment[name]
+    local wanted = value and value ~= "" and expected(value)
+    if wanted then check.fail("%s is '%s', expected %s", name, value, wanted) end
+  end
+  local known, unknown, warnings = sorted.keys(OURS), {}, {}
+  for name in pairs(environment) do
+    local own = name:match "^LORARUN_(.+)"
+    if own and not OURS[own] and not INTERNAL[own] and not own:find "^TEST_" then unknown[#unknown + 1] = own end
+  end
+  table.sort(unknown)
+  for _, name in ipairs(known) do look("LORARUN_" .. name, OURS[name]) end
+  look("OMP_NUM_THREADS", threads)
+  for _, name in ipairs(unknown) do
+    warnings[#warnings + 1] = ("nothing reads the variable LORARUN_%s%s"):format(name,
+      suggest.did_you_mean(name, known, "LORARUN_%s"))
+  end
+  local gpus = environment.CUDA_VISIBLE_DEVICES
+  if gpus and gpus ~= "" and C.lr_cuda_version() ~= nil then look_at_gpus(gpus, warnings) end
+  return warnings
+end
+
+return variables

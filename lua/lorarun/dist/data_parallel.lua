@@ -1,0 +1,159 @@
+-- ranks.lua: what training on several ranks needs beyond training on one. With one rank nothing here moves a byte.
+--
+-- Every rank runs the same loop over the same numbers: it knows the rows of every micro-batch, who has which, and all their
+-- lengths. What is left to tell is one all-reduce a step, and one gather of embeddings where a loss compares all pairs. So that
+-- the ranks never part ways, what they decide from (losses, scores, signals) is the same bits on all of them.
+local ffi = require "ffi"
+local C = require "lorarun.base.c"
+local check = require "lorarun.base.check"
+local autograd = require "lorarun.tensor.autograd"
+local comm = require "lorarun.dist.comm"
+local json = require "lorarun.base.json"
+local ops = require "lorarun.tensor.ops"
+local tensor = require "lorarun.tensor.tensor"
+
+local ranks = {}
+
+-- ---- rank 0 speaks for all -----------------------------------------------------------------------------------------------------
+--- Stands for an object whose work is rank 0's: it has every method, and none does anything.
+ranks.silent = setmetatable({}, { __index = function() return function() end end })
+
+--- from_rank_0(fn): call fn on rank 0 alone and return what it returned, a table or value that JSON has, on every rank. An error
+--- of fn is an error on every rank.
+function ranks.from_rank_0(fn)
+  local result
+  comm.on_rank_0(function() result = fn() end)
+  if comm.world_size == 1 then return result end
+  local text = comm.broadcast_bytes(comm.rank == 0 and json.encode { result = result } or nil, 0)
+  if comm.rank ~= 0 then result = json.decode(text, "what rank 0 sent").result end
+  return result
+end
+
+--- first_on_machine(fn): call fn on every rank, but on the first of each machine before the others: what it leaves in files is made
+--- once a machine, and found by the others. An error of a first rank is an error on every rank.
+function ranks.first_on_machine(fn)
+  if comm.world_size == 1 then return fn() end
+  local first, ok, err = comm.local_rank == 0, true, nil
+  if first then ok, err = pcall(fn) end
+  for rank, text in ipairs(comm.all_gather_bytes(ok and "" or tostring(err))) do
+    if text ~= "" then error(rank - 1 == comm.rank and err or ("rank %d: %s"):format(rank - 1, text), 0) end
+  end
+  if not first then fn() end
+end
+
+--- agree(when, values): raise an error on every rank where the ranks' values (names to numbers or strings) are not all alike; it
+--- names the ranks that most of the others contradict.
+function ranks.agree(when, values)
+  if comm.world_size == 1 then return end
+  local list = comm.all_gather_bytes(json.encode(values))
+  local counts, common = {}, nil
+  for _, text in ipairs(list) do
+    counts[text] = (counts[text] or 0) + 1
+    if not common or counts[text] > counts[common] then common = text end
+  end
+  if counts[common] == #list then return end
+  local expected, differences = json.decode(common), {}
+  for i, text in ipairs(list) do
+    local theirs = json.decode(text)
+    local function compare(names)
+      for name in pairs(names) do
+        local text_there = ("%s is %s on rank %d and %s on others"):format(name, tostring(theirs[name]), i - 1,
+          tostring(expected[name]))
+        if theirs[name] ~= expected[name] and not differences[text_there] then
+          differences[text_there] = true
+          differences[#differences + 1] = text_there
+        end
+      end
+    end
+    compare(theirs)
+    compare(expected)
+  end
+  table.sort(differences)
+  check.fail("%s the ranks differ: %s", when, table.concat(differences, "; "))
+end
+
+--- checksum(t): of a tensor's bytes, for agree().
+function ranks.checksum(t)
+  local values = t:data()
+  return C.lr_crc32c(0, values, ffi.sizeof(values))
+end
+
+-- ---- the sum over ranks --------------------------------------------------------------------------------------------------------
+ranks.SIGUSR1 = 10
+local SIGNALS = { 15, 2, ranks.SIGUSR1 } -- SIGTERM, SIGINT; where several came, the first of these counts
+
+--- connect(parameters, gathered): the collectives of a step, once, over the gradients before there are any and `gathered` (a shape,
+--- or nil). NCCL takes its memory when it first has something to do; so it does before anybody looks at what memory is free.
+function ranks.connect(parameters, gathered)
+  local exchange = parameters.exchange
+  if comm.world_size == 1 or exchange.device ~= "cuda" then return end
+  comm.all_reduce(exchange, "sum")
+  if not gathered then return end
+  tensor.scope(function() comm.all_gather(tensor.zeros(gathered, "f32", "embeddings", exchange.device)) end)
+end
+
+--- reduce(parameters): add up all ranks' gradients and their shares of the loss: one all-reduce, with the loss and the signals that
+--- arrived riding behind the gradients. Returns the seconds that took, slower ranks included. One rank alone waits for nothing.
+function ranks.reduce(parameters)
+  if comm.world_size == 1 then return 0 end
+  local values, pending = ffi.new("float[?]", parameters.signals:elements()), C.lr_signal_pending()
+  for i, number in ipairs(SIGNALS) do values[i - 1] = pending == number and 1 or 0 end
+  parameters.signals:write(values)
+  parameters.loss:data() -- a device has then done all that it was asked to before: what follows is the exchange alone
+  local started = C.lr_time()
+  comm.all_reduce(parameters.exchange, "sum")
+  return C.lr_time() - started
+end
+
+--- outcome(parameters): what is behind the gradients after a step: its loss, the gradient's norm, an fp16 run's scale of the loss
+--- (nil in other precisions), and, where the ranks are several, the signal that arrived at any of them (0: none), which all see
+--- after the same step. Waits for the device, once.
+function ranks.outcome(parameters)
+  local values = parameters.behind:data()
+  local signal = 0
+  for i = #SIGNALS, 1, -1 do
+    if values[i] > 0 then signal = SIGNALS[i] end
+  end
+  local last = parameters.behind:elements() - 1
+  local scale = values[last - 1] > 0 and values[last - 1] or nil
+  return values[0], values[last], scale, comm.world_size > 1 and signal or nil
+end
+
+-- ---- the embeddings of all ranks -----------------------------------------------------------------------------------------------
+-- Where row k of the ranks' embeddings, one rank after the other, each column by column, is in the order of one rank alone.
+local function places(owner, pairs_, columns)
+  local lists = {}
+  for rank = 0, comm.world_size - 1 do lists[rank] = {} end
+  for i = 0, pairs_ - 1 do table.insert(lists[owner[i]], i) end
+  local place, own, at = ffi.new("int32_t[?]", columns * pairs_), {}, 0
+  for rank = 0, comm.world_size - 1 do
+    for c = 0, columns - 1 do
+      for _, i in ipairs(lists[rank]) do
+        place[c * pairs_ + i] = at
+        at = at + 1
+        if rank == comm.rank then own[#own + 1] = c * pairs_ + i end
+      end
+    end
+  end
+  return place, own
+end
+
+--- gather(e, owner, pairs, columns, width): the embeddings [columns * pairs, width] of a whole micro-batch, in the order in which
+--- one rank alone would have them, out of every rank's own e (nil where it has none). owner: who has which pair. Recorded: each
+--- rank's gradient is that of its own rows, and since every rank computes the whole loss, the sum over ranks is the whole gradient.
+function ranks.gather(e, owner, pairs_, columns, width)
+  local place, own = places(owner, pairs_, columns)
+  local rows = columns * pairs_
+  local planned = e and e.device == "meta" -- a step that is only planned: nobody sends anything
+  local theirs = planned and tensor.new({ rows, width }, e.dtype, "embeddings", "meta")
+    or autograd.no_grad(comm.all_gather_rows, e, width) -- recorded below, with its places
+  local all = ops.gather_rows(theirs, tensor.from(place, { rows }, "i32", "places", theirs.device))
+  theirs:release()
+  if e then
+    local mine = tensor.from(own, { #own }, "i32", "places", e.device)
+    autograd.record({ e }, { all }, { mine }, function(d_all) return ops.gather_rows(d_all, mine) end)
+  end
+  return all
+end
+
+return ranks

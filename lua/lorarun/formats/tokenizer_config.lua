@@ -1,0 +1,50 @@
+-- tokenizer_config.lua: what stands beside tokenizer.json and counts when transformers' AutoTokenizer loads a folder:
+-- tokenizer_config.json, special_tokens_map.json, added_tokens.json, and config.json's model_type and tokenizer_class.
+-- What follows from them is tokenizer_generations.lua's. Values are read through model_config.lua; the functions here read them as
+-- Python hands them to a tokenizer's class, where null is not what is missing.
+local fs = require "lorarun.base.fs"
+local json = require "lorarun.base.json"
+local model_config = require "lorarun.formats.model_config"
+
+local config = {}
+
+--- boolean(values, key, default): the default where the key is missing; null is an error: Python's None is no bool.
+function config.boolean(values, key, default)
+  local v = values:given(key)
+  if v == nil then return default end
+  if type(v) ~= "boolean" then values:refuse(key, "is %s, expected true or false", model_config.show(v)) end
+  return v
+end
+
+--- text(values, key): a string, or nil where the key is missing or null.
+function config.text(values, key) return values:get(key) ~= nil and values:text(key) or nil end
+
+--- object(values, key), array(values, key): the table of the file, or nil where the key is missing or null.
+function config.object(values, key)
+  local o = values:object(key)
+  return o and o.raw
+end
+function config.array(values, key)
+  local v = values:get(key)
+  if v ~= nil and not json.is_array(v) then values:refuse(key, "is %s, expected a list", model_config.show(v)) end
+  return v
+end
+
+--- facts(folder, model_type): all that counts, or nil where nothing stands beside tokenizer.json. config and model: the values of
+--- tokenizer_config.json and config.json (empty ones where there is no such file); map and added: of special_tokens_map.json and
+--- added_tokens.json, nil where there is none; model_type: that of config.json, else the argument.
+function config.facts(folder, model_type)
+  local function read(name)
+    local path = fs.join(folder, name)
+    return fs.is_file(path) and model_config.read_any(path) or nil, path
+  end
+  local own, own_path = read "tokenizer_config.json"
+  local model, model_path = read "config.json"
+  if not own and not model and not model_type then return nil end
+  local facts = { config = own or model_config.wrap({}, own_path), model = model or model_config.wrap({}, model_path),
+    map = read "special_tokens_map.json", added = read "added_tokens.json" }
+  facts.model_type = config.text(facts.model, "model_type") or model_type
+  return facts
+end
+
+return config

@@ -1,0 +1,113 @@
+-- model_weights.lua: the tensors of a model folder under the names that an architecture gives them. Before anything is allocated,
+-- all that the architecture wants is looked for in the file: what is missing, has another shape, or a dtype that is no float of
+-- ours is one error. What the file has beside that is left alone, as transformers leaves it.
+local check = require "lorarun.base.check"
+local fs = require "lorarun.base.fs"
+local nn = require "lorarun.models.nn"
+local safetensors = require "lorarun.formats.safetensors"
+local say = require "lorarun.base.say"
+local tensor = require "lorarun.tensor.tensor"
+
+local model_weights = {}
+
+local FLOATS = { f32 = true, bf16 = true, f16 = true }
+local SHOWN = 5 -- of many names alike
+
+local function list(names)
+  if #names <= SHOWN then return table.concat(names, ", ") end
+  return ("%s and %d more"):format(table.concat(names, ", ", 1, SHOWN), #names - SHOWN)
+end
+
+-- The tensors that arch.build asks for: { name, shape }, found by building it without bytes. In fp32, which every device has: names
+-- and shapes are those of every precision.
+local function wanted(arch, sizes)
+  local wants = {}
+  tensor.scope(function()
+    arch.build(sizes, nn.source { dtype = "f32", device = "meta", load = function(name, t)
+      wants[#wants + 1] = { name = name, shape = t.shape }
+    end })
+  end)
+  return wants
+end
+
+-- The first of the architecture's prefixes with which its probe exists.
+local function prefix_of(arch, file)
+  for _, p in ipairs(arch.prefixes) do
+    if file:has(p .. arch.probe) then return p end
+  end
+  check.fail("%s: there is no tensor '%s' (nor with prefix '%s'); this is not the model that config.json describes. Its tensors: "
+    .. "%s", file.path, arch.probe, table.concat(arch.prefixes, "' or '", 2), list(file:names()))
+end
+
+-- Tensors of layers that config.json does not count: transformers leaves them out as well, with a warning.
+local function warn_of_layers(file, wants)
+  local containers, known = {}, {}
+  for _, want in ipairs(wants) do
+    local container, index = want.name:match "^(.-%.)(%d+)%."
+    if container then
+      containers[container] = true
+      known[container .. index] = true
+    end
+  end
+  local beyond = {}
+  for _, name in ipairs(file:names()) do
+    local whole, index = name:match "^(.-%.)(%d+)%."
+    for container in pairs(containers) do
+      if whole and whole:sub(-#container) == container and not known[container .. index] then beyond[#beyond + 1] = name end
+    end
+  end
+  if #beyond > 0 then
+    say.warning("%s: %d tensors of layers beyond config.json's num_hidden_layers are left out: %s", file.path, #beyond,
+      list(beyond))
+  end
+end
+
+local function shown(shape) return "[" .. table.concat(shape, ", ") .. "]" end
+
+--- any(folder, meta): does the folder hold a model's weights, or with `meta` the config.json that is enough there?
+function model_weights.any(folder, meta)
+  if not fs.is_file(fs.join(folder, "config.json")) then return false end
+  if meta then return true end
+  for _, name in ipairs { "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json" } do
+    if fs.is_file(fs.join(folder, name)) then return true end
+  end
+  return false
+end
+
+--- open(folder, arch, sizes): the folder's weights: { file, prefix, name_of = function(name): the file's name of a tensor,
+--- load = function(name, t) }. The caller closes the file.
+function model_weights.open(folder, arch, sizes)
+  local file = safetensors.open_folder(folder)
+  local weights = { file = file }
+  local function name_of(name)
+    local full = weights.prefix .. name
+    local older = not file:has(full) and arch.older_name and arch.older_name(name)
+    return older and file:has(weights.prefix .. older) and weights.prefix .. older or full
+  end
+  local ok, err = pcall(function()
+    weights.prefix = prefix_of(arch, file)
+    local missing, other, wants = {}, {}, wanted(arch, sizes)
+    for _, want in ipairs(wants) do
+      local name = name_of(want.name)
+      local info = file:has(name) and file:info(name)
+      if not info then missing[#missing + 1] = name
+      elseif shown(info.shape) ~= shown(want.shape) then
+        other[#other + 1] = ("'%s' has shape %s; config.json makes it %s"):format(name, shown(info.shape), shown(want.shape))
+      elseif not FLOATS[info.dtype] then
+        other[#other + 1] = ("'%s' has dtype %s, supported are F32, BF16 and F16"):format(name, info.dtype_name)
+      end
+    end
+    if #missing > 0 then check.fail("%s: %d of the model's tensors are missing: %s", file.path, #missing, list(missing)) end
+    if #other > 0 then check.fail("%s: %d tensors do not fit: %s", file.path, #other, list(other)) end
+    warn_of_layers(file, wants)
+  end)
+  if not ok then
+    file:close()
+    error(err, 0)
+  end
+  function weights.load(name, t) file:load(name_of(name), t) end
+  return weights
+end
+
+return model_weights

@@ -1,0 +1,305 @@
+-- plan.lua: lorarun plan: what a recipe's training run will need, and how long it will take, before anything is loaded.
+--
+--   lorarun plan RECIPE.lua [options of the recipe] [--gpu-memory 80GB] [--gpu h100] [--gpus 1,2,4,8]
+--
+-- The recipe runs as it is, up to lr.train, with the model on the meta device (planning.lua). There a step of the run's own batch
+-- is taken without bytes, with the allocator that the real one will use, so the memory of a plan is that of the run to the byte;
+-- what lies outside the allocator (a driver, working memory of kernels) is added as the most it may be. Times follow from the work
+-- of a step and a rate (rates.lua), and each says whether that was measured or estimated.
+local check = require "lorarun.base.check"
+local comm = require "lorarun.dist.comm"
+local footprint = require "lorarun.train.footprint"
+local lengths = require "lorarun.data.lengths"
+local memory = require "lorarun.tensor.memory"
+local micro_step = require "lorarun.train.step"
+local nn = require "lorarun.models.nn"
+local optim = require "lorarun.tensor.optim"
+local planning = require "lorarun.base.planning"
+local rates = require "lorarun.train.throughput"
+local recompute = require "lorarun.train.recompute"
+local say = require "lorarun.base.say"
+local settings = require "lorarun.dist.settings"
+local suggest = require "lorarun.base.suggest"
+local train_options = require "lorarun.train.train_options"
+
+local plan = {}
+
+local FORWARD = 0.5 -- of a step's work: through frozen weights backward is as much again
+local DRIVER = 1e9 -- of a GPU's memory: its context, kernels, and what recompute.lua leaves for those that are loaded later
+local NCCL = 1.5e9 -- of each GPU's, where there are several: what others report is 0.5 to 1.6 GB
+local SCALING = 0.97 -- of N times one GPU's rate is what N GPUs are expected to reach
+local EVALUATION_TOKENS = 8192 -- a forward pass of evaluate.lua has about so many
+local MOST_TOKENS = 2 ^ 24 -- beyond any batch
+local SAMPLED_STEPS = 200
+
+-- ---- the command line -----------------------------------------------------------------------------------------------------------
+local UNITS = { KB = 1e3, MB = 1e6, GB = 1e9, TB = 1e12, KIB = 2 ^ 10, MIB = 2 ^ 20, GIB = 2 ^ 30, TIB = 2 ^ 40 }
+
+local function bytes_of(text)
+  local number, unit = text:match "^([%d.]+)%s*(%a+)$"
+  local bytes = tonumber(number) and UNITS[unit:upper()] and tonumber(number) * UNITS[unit:upper()]
+  if not bytes or bytes <= 0 then check.fail("--gpu-memory is '%s', expected a size like 80GB or 80GiB", text) end
+  return bytes
+end
+
+local function counts_of(text)
+  local list = {}
+  for part in (text .. ","):gmatch "%s*([^,]*),%s*" do
+    local n = part:match "^%d+$" and tonumber(part)
+    if not n or n < 1 or n > 65536 then check.fail("--gpus is '%s', expected numbers of GPUs like 1,2,4,8", text) end
+    list[#list + 1] = n
+  end
+  return list
+end
+
+local function gpu_named(text)
+  local names = {}
+  for name in pairs(rates.GPUS) do names[#names + 1] = name end
+  table.sort(names)
+  if not rates.GPUS[text:lower()] then
+    check.fail("--gpu is '%s', which is not known%s; there are %s", text, suggest.did_you_mean(text:lower(), names),
+      table.concat(names, ", "))
+  end
+  return text:lower()
+end
+
+plan.USAGE = [[
+usage: lorarun plan [--gpu-memory 80GB] [--gpu h100] [--gpus 1,2,4,8] [settings of ranks] RECIPE.lua [arguments of the recipe]
+
+What the recipe's lr.train would need and how long it would take. Nothing is loaded; a model's config.json is enough.
+
+  --gpu-memory SIZE   plan for a GPU with so much memory: 80GB, 80GiB
+  --gpu NAME          what the times are for, and its memory: a100, h100, h200, l4, l40s
+  --gpus LIST         compare so many GPUs: 1,2,4,8
+With none of these, for this machine's CPU and what is free of its memory.
+]]
+
+local OPTIONS = { ["--gpu-memory"] = bytes_of, ["--gpus"] = counts_of, ["--gpu"] = gpu_named }
+
+--- read(words): what stands behind `plan` on the command line. Sets planning.job; returns the recipe's path and its own words;
+--- nothing where help is asked for.
+function plan.read(words)
+  local given, own, recipe, i = {}, {}, nil, 1
+  while i <= #words do
+    local name, text = words[i]:match "^(%-%-[%w-]+)=(.*)$"
+    name = name or words[i]
+    if OPTIONS[name] then
+      if not text then
+        i = i + 1
+        text = words[i] or check.fail("%s needs a value", name)
+      end
+      given[name] = OPTIONS[name](text)
+    elseif recipe then
+      own[#own + 1] = words[i]
+    elseif name == "--help" or name == "-h" then
+      return nil
+    elseif name:sub(1, 1) ~= "-" then
+      recipe = name
+    else
+      local taken, mistake = settings.take_flag(words, i)
+      if not taken then check.fail("%s", mistake or ("lorarun plan has no option '%s'"):format(words[i])) end
+      i = i + taken - 1
+    end
+    i = i + 1
+  end
+  if not recipe then check.fail("lorarun plan needs a recipe: lorarun plan RECIPE.lua [its options] [--gpu-memory 80GB]") end
+  local gpu = next(given) and (given["--gpu"] or "h100")
+  planning.start { device = gpu and "cuda" or "cpu", gpu = gpu, counts = given["--gpus"],
+    memory = gpu and (given["--gpu-memory"] or rates.GPUS[gpu].memory) }
+  return recipe, own
+end
+
+-- ---- the plan of a run ----------------------------------------------------------------------------------------------------------
+
+-- What the model holds, by what it is for.
+local function held_by()
+  local held = { weights = 0, adapters = 0, gradients = 0, optimizer = 0 }
+  local NAMES = { adapters = "adapters", ["adapter gradients"] = "gradients", ["optimizer state"] = "optimizer",
+    ["clip factor"] = "optimizer", ["grad norm"] = "optimizer" }
+  for _, h in ipairs(memory.holders(1000, "meta")) do
+    local kind = NAMES[h.name] or "weights"
+    held[kind] = held[kind] + h.bytes
+  end
+  return held
+end
+
+-- The memory there is for tensors on one device, and what is taken of it beforehand. The plan is for the most ranks that it shows.
+local function memory_of(job)
+  if job.device == "cuda" then
+    local most = math.max(job.processes, unpack(job.counts or {}))
+    return job.memory, DRIVER + (most > 1 and NCCL or 0)
+  end
+  local free = memory.available "cpu" or check.fail("the system does not say how much memory is free; give --gpu-memory")
+  return recompute.usable(free, "cpu", job.processes), 0
+end
+
+-- The data of the run, where there is any: sets, the sampler, and rows that training and evaluation take.
+local function open(o)
+  local d = {}
+  if o.data == "" then -- it is yet to be made
+    d.draws, d.evaluated, d.tested = o.max_train_rows, o.max_evaluation_rows, o.max_evaluation_rows
+    return d
+  end
+  d.train, d.validation, d.test = train_options.open_data(o)
+  local labels = d.train:has(o.score) and d.train:numbers(o.score) or nil
+  d.sample, d.draws = train_options.choose_rows(o, d.train, labels)
+  d.evaluated, d.tested = d.validation and d.validation.rows or 0, d.test and d.test.rows or 0
+  return d
+end
+
+-- need(tokens, layers, pairs): bytes of a step, beyond what is held.
+local function needs(job, run, f)
+  return function(tokens, layers, pairs_)
+    return f:step { tokens = tokens, layers = layers, pairs = pairs_ }
+      + f:workspace(tokens, (pairs_ or run.part) * #run.options.columns, job.device)
+  end
+end
+
+-- The policies that are shown: none, quarters, all, and the one that was chosen.
+local function shown_policies(layers, chosen)
+  local set, list = { [chosen or 0] = true }, {}
+  for quarter = 0, 4 do set[math.floor(layers * quarter / 4 + 0.5)] = true end
+  for n in pairs(set) do list[#list + 1] = n end
+  table.sort(list)
+  return list
+end
+
+-- How long it takes on so many ranks. A text is evaluated once, however many rows have it: that takes at most what is said.
+local function times(p, o, trainer, count, flops)
+  local share = count > 1 and SCALING or 1
+  if p.job.device == "cpu" then share = 1 / count end -- the ranks of a machine have its one CPU among them
+  local factor = 1 + p.batch.usual_layers / p.layers * p.again + (p.batch.cached and FORWARD or 0)
+  local t = { ranks = count, batch = o.batch * o.accumulate * count }
+  local pairs_, steps = t.batch, nil
+  if p.draws > 0 then
+    local epoch
+    epoch, steps = trainer.count_steps(o, p.draws, count)
+    pairs_ = p.draws / epoch -- the last step of an epoch has fewer
+  end
+  t.seconds = pairs_ / count * p.batch.pair * p.flops_a_token * factor / flops / share
+  t.pairs, t.steps = pairs_ / t.seconds, steps
+  if steps then
+    local rows = math.ceil(steps / o.evaluation_steps) * p.evaluated + p.tested
+    t.training = steps * t.seconds / 3600
+    t.evaluating = rows * p.batch.pair * p.flops_a_token / 2 / flops / share / count / 3600
+  end
+  return t
+end
+
+local function with_world(count, fn)
+  comm.world_size = count -- nobody is there: only sizes follow from it
+  local ok, result = pcall(fn)
+  comm.world_size = 1
+  if not ok then error(result, 0) end
+  return result
+end
+
+-- The fewest layers with which so many tokens fit, or nil.
+local function fewest(p, need, tokens)
+  for n = 0, p.layers do
+    if need(tokens, n) <= p.room then return n end
+  end
+end
+
+-- The most tokens that fit with so many layers recomputed, of pairs as long as the run's are on average.
+local function most_tokens(p, o, need, layers)
+  local pair = p.batch.pair
+  local function need_of(tokens) return need(tokens, layers, math.max(1, math.floor(tokens / pair + 0.5))) end
+  return footprint.largest(need_of, p.room, math.ceil(math.max(pair, #o.columns)), MOST_TOKENS) or 0
+end
+
+-- The recipe's batch: what it takes, what of it is recomputed, and whether it is taken in parts.
+local function plan_batch(p, run, need, f, largest_part)
+  local o, b = run.options, p.batch
+  local wanted = recompute.number(o.recompute, p.layers)
+  local function fewest_of(tokens) return fewest(p, need, tokens) end
+  b.pairs, b.texts = o.batch, o.batch * #o.columns
+  b.layers = wanted or fewest_of(b.largest) or recompute.split(run, { layers = p.layers, tokens = b.largest, counted = largest_part,
+    fewest = fewest_of, most = function(n) return most_tokens(p, o, need, n) end }) or p.layers
+  b.part, b.cached, b.splittable = run.part, run.cached, micro_step.splittable(run.loss)
+  b.tokens = largest_part(b.part)
+  b.chosen = wanted and "as the recipe says" or "as few as fit the memory"
+  b.usual_layers = wanted or fewest_of(math.ceil(b.mean * b.part / b.pairs)) or p.layers
+  b.longest = fewest_of(b.part * #o.columns * p.model.max_length)
+  b.step = f:step { tokens = b.tokens, layers = b.layers }
+  b.workspace = need(b.tokens, b.layers) - b.step
+  b.fits = b.step + b.workspace <= p.room
+  b.peak = p.memory - p.room + b.step + b.workspace
+  b.kept = f:kept { tokens = b.tokens, layers = b.layers }
+end
+
+-- How much fits at each policy, with pairs as long as the run's are on average.
+local function plan_policies(p, o, need)
+  p.policies = {}
+  for _, n in ipairs(shown_policies(p.layers, p.batch.layers)) do
+    local most = most_tokens(p, o, need, n)
+    p.policies[#p.policies + 1] = { layers = n, tokens = most, pairs = math.floor(most / p.batch.pair),
+      slower = n / p.layers * p.again, unbounded = most == MOST_TOKENS }
+  end
+end
+
+local function rate_of(job, model)
+  if job.device == "cuda" then return rates.of_gpu(job.gpu, model) end
+  return rates.of_cpu(model.precision)
+end
+
+local function plan_times(p, o, trainer, need)
+  local flops, source, measured = rate_of(p.job, p.model)
+  p.rate_source, p.measured, p.times = source, measured, {}
+  for _, count in ipairs(flops and (p.job.counts or { p.job.processes }) or {}) do
+    local t = times(p, o, trainer, count, flops)
+    t.memory = with_world(count, function() return p.memory - p.room + need(p.batch.tokens, p.batch.layers) end)
+    p.times[#p.times + 1] = t
+  end
+end
+
+local function compute(p, run, trainer, f, largest_part)
+  local o = run.options
+  local need = needs(p.job, run, f)
+  p.held = held_by()
+  p.memory, p.driver = memory_of(p.job)
+  p.room = p.memory - p.driver - p.held.weights - p.held.adapters - p.held.gradients - p.held.optimizer
+  plan_batch(p, run, need, f, largest_part)
+  plan_policies(p, o, need)
+  local rows = math.max(p.evaluated, p.tested)
+  if rows > 0 then
+    local texts = 2 * rows
+    local bytes = f:evaluation(texts, math.min(EVALUATION_TOKENS, texts * p.model.max_length))
+    p.evaluation = { rows = rows, bytes = bytes, fits = bytes <= p.room }
+  end
+  plan_times(p, o, trainer, need)
+end
+
+--- train(o, trainer): what lr.train does while planning. o: its options, complete; trainer: the functions of trainer.lua it shares.
+--- Prints the plan and returns it.
+function plan.train(o, trainer)
+  local model, job = o.model, planning.job
+  local run = { options = o, model = model, loss = o.loss, part = o.batch, cached = false, prefixes = o.prefixes }
+  local d = open(o)
+  local draws = d.draws > 0 and d.draws or SAMPLED_STEPS * o.batch * o.accumulate -- of lengths alone, where nobody knows the rows
+  local _, total_steps = trainer.count_steps(o, draws, 1)
+  local optimizer = optim.adamw(model.lora.parameters)
+  local f = footprint.new(run)
+  local p = { job = job, model = model, layers = model.layer_count, draws = d.draws, evaluated = d.evaluated, tested = d.tested,
+    assumed = not d.train,
+    parameters = model.lora.parameters.count, frozen = model:frozen_count(), flops_a_token = rates.flops_a_token(model),
+    again = FORWARD * nn.again(model.built.layers) }
+  local ok, err = pcall(function()
+    local largest_part
+    p.batch, largest_part = lengths.sample { columns = o.columns, prefixes = run.prefixes, max_length = model.max_length,
+      batch = o.batch, accumulate = o.accumulate, draws = draws, total_steps = total_steps,
+      threads = o.loader_threads, set = d.train, sample = d.sample, tokenizer = model.tokenizer }
+    compute(p, run, trainer, f, largest_part)
+  end)
+  f:free()
+  optimizer:free()
+  for _, name in ipairs { "train", "validation", "test" } do
+    if d[name] then d[name]:close() end
+  end
+  if not ok then error(err, 0) end
+  job.plans = job.plans + 1
+  say.line(require("lorarun.plan.report").text(p))
+  return p
+end
+
+return plan
