@@ -3,7 +3,7 @@
 -- Writes rows of realistic size (a line of code, a context of 3 to 12 such lines, a score, a type; by default 1,704,039, some
 -- 450 MB) as JSON Lines and as CSV into the folder, measures, removes them.
 local C = require "lorarun.base.c"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local fs = require "lorarun.base.fs"
 
 local rows = tonumber(arg[1] or 1704039)
@@ -38,7 +38,7 @@ local function measure(path)
   for _ = 1, 3 do
     if set then set:close() end
     local start = C.lr_time()
-    set = data.open(path, { columns = columns })
+    set = dataset.open(path, { columns = columns })
     best = math.min(best, C.lr_time() - start)
   end
   print(("%s: %d rows, %.0f MB, %d threads"):format(path, set.rows, size, C.lr_threads()))

@@ -16,7 +16,7 @@ local lr = require "lorarun"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local memory = require "lorarun.tensor.memory"
-local rates = require "lorarun.train.throughput"
+local throughput = require "lorarun.train.throughput"
 local sorted = require "lorarun.base.sorted"
 local fs, tensor = lr.fs, lr.tensor
 
@@ -56,7 +56,7 @@ local function device_line()
 end
 
 local function peak_of(line)
-  for name, gpu in sorted(rates.GPUS) do
+  for name, gpu in sorted(throughput.GPUS) do
     if line:lower():find("%f[%w]" .. name .. "%f[%W]") then return gpu.bf16, name:upper() end
   end
 end

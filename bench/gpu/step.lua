@@ -7,7 +7,7 @@ local check = require "lorarun.base.check"
 local footprint = require "lorarun.train.footprint"
 local loss = require "lorarun.train.loss"
 local memory = require "lorarun.tensor.memory"
-local micro_step = require "lorarun.train.step"
+local training_step = require "lorarun.train.step"
 local optim = require "lorarun.tensor.optim"
 local recompute = require "lorarun.train.recompute"
 local tensor = require "lorarun.tensor.tensor"
@@ -27,7 +27,7 @@ local function batch_near(bench, tokens, vocabulary)
   return bench.synthetic.batch(bench.synthetic.lengths(low), vocabulary), low
 end
 
--- The table that trainer.lua hands to micro_step.lua, as far as a step reads it.
+-- The table that trainer.lua hands to train/step.lua, as far as a step reads it.
 local function run_of(model, pairs_)
   local labels = {}
   for i = 1, pairs_ do labels[i] = i % 2 end
@@ -68,7 +68,7 @@ local function measure(bench, model, optimizer, tokens)
     number = number + 1
     info.step = number
     sum:fill(0)
-    micro_step.run(run, function() return batch, info end)
+    training_step.run(run, function() return batch, info end)
     optimizer:step(1e-4)
     value = sum:item()
   end

@@ -232,7 +232,7 @@ test("LORARUN_JIT=off interprets, LORARUN_LUA_PATH replaces modules", function()
   expect(shell "LORARUN_JIT=off $L -e 'print((jit.status()))'", 0, "false\n")
   expect(shell "LORARUN_JIT=on $L -e 'print((jit.status()))'", 0, "true\n")
   with_recipe("", function(_, folder)
-    assert(os.execute("mkdir " .. quote(folder .. "/lorarun")) == 0)
+    assert(os.execute("mkdir -p " .. quote(folder .. "/lorarun/base")) == 0)
     local f = assert(io.open(folder .. "/lorarun/base/version.lua", "w"))
     f:write "return 'replaced'"
     f:close()

@@ -267,7 +267,7 @@ TEST(tab_completes_what_is_certain)
     type("u = setmetatable({}, { __index = function(_, k) return k == 'made' and { inside = 4242 } or nil end })\n");
     type("u.made.ins\t\n");
     EXPECT("\r\n4242\r\n");
-    type("type(require 'lorarun.sugg\t')\n");
+    type("type(require 'lorarun.base.sugg\t')\n");
     EXPECT("\r\ntable\r\n");
     type("1 .. tostr\t(2)\n");
     EXPECT("\r\n12\r\n");

@@ -28,7 +28,7 @@ end
 
 -- What every rank runs. `given` is a Lua table's text that is laid over the options of lr.train; `before` is code that sees them.
 local SCRIPT = [[
-  local ranks = require "lorarun.dist.data_parallel"
+  local data_parallel = require "lorarun.dist.data_parallel"
   local folder = os.getenv "FOLDER"
   lr.threads(1)
   require("lorarun.tensor.tensor").default_device = os.getenv "DEVICE"
@@ -39,7 +39,7 @@ local SCRIPT = [[
     schedule = lr.schedule.warmup_linear(2), evaluation_steps = 3, epochs = 2, seed = 5,
     on_step = function(s)
       local i = #seen.losses + 1
-      seen.sums[i], seen.losses[i], seen.norms[i] = ranks.checksum(model:parameters().value), s.loss, s.grad_norm
+      seen.sums[i], seen.losses[i], seen.norms[i] = data_parallel.checksum(model:parameters().value), s.loss, s.grad_norm
     end }
   for key, value in pairs(%s) do options[key] = value end
   %s

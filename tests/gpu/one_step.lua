@@ -1,7 +1,7 @@
 -- One training step and one evaluation pass of a tiny Qwen2 and a tiny BERT on the GPU, in the precisions that are named: what
 -- test_sanitizer.lua has compute-sanitizer look at. Prints the losses.
 local lr = require "lorarun"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local load_model = require("lorarun.models.model").load
 local autograd, ops, tensor = lr.autograd, lr.ops, lr.tensor
 
@@ -14,7 +14,7 @@ for _, arch in ipairs { "qwen2", "bert" } do
     model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = "all-linear" }
     local optimizer = lr.adamw(model:parameters(), { max_grad_norm = 1 })
     local loss = autograd.gradients(function()
-      local batch = data.pack(model.tokenizer, TEXTS, model.max_length)
+      local batch = dataset.pack(model.tokenizer, TEXTS, model.max_length)
       local e = model:forward(model:context(batch, { training = true, recompute = 1, seed = 1, step = 1 }))
       batch:close()
       local labels = tensor.from({ 1, 0 }, { 2 }, "f32", "labels", "cuda")

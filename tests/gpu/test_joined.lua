@@ -4,13 +4,13 @@ local C = require "lorarun.base.c"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local call = require "lorarun.base.check"
-local backend = require "lorarun.tensor.device_traits"
+local device_traits = require "lorarun.tensor.device_traits"
 local memory = require "lorarun.tensor.memory"
 local tensor = require "lorarun.tensor.tensor"
 local autograd = require "lorarun.tensor.autograd"
 local ops = require "lorarun.tensor.ops"
 local optim = require "lorarun.tensor.optim"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local nn = require "lorarun.models.nn"
 local lora = require "lorarun.models.lora"
 local load_model = require("lorarun.models.model").load
@@ -21,9 +21,9 @@ local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local texts = json.decode_file(fs.join(golden, "texts.json")).texts
 local RANKS = { q_proj = 3, query = 3, v_proj = 5, value = 5 } -- sums of ranks that are no multiple of 8, and other scales
 
--- A model with adapters as after some training, on a device, with its ways of doing things (backend.lua) or with `ways`.
+-- A model with adapters as after some training, on a device, with its ways of doing things (device_traits.lua) or with `ways`.
 local function with_model(arch, device, options, fn)
-  local own = backend.of(device)
+  local own = device_traits.of(device)
   local before = { lora_in_product = own.lora_in_product, residual_in_product = own.residual_in_product }
   for key, value in pairs(options.ways or {}) do own[key] = value end
   local precision = device == "cpu" and options.precision == "fp16" and "fp32" or options.precision -- the CPU has no fp16
@@ -44,7 +44,7 @@ end
 local function step(model, number, recompute)
   local embeddings, kept = nil, {}
   autograd.gradients(function()
-    local batch = data.pack(model.tokenizer, texts, model.max_length)
+    local batch = dataset.pack(model.tokenizer, texts, model.max_length)
     local ctx = model:context(batch, { training = true, seed = 3, step = number, recompute = recompute })
     batch:close()
     local e = model:forward(ctx)

@@ -6,7 +6,7 @@ if not require("lorarun").has_gpu() then skip "no GPU" end
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local autograd = require "lorarun.tensor.autograd"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local load_model = require("lorarun.models.model").load
@@ -97,7 +97,7 @@ local function train(arch, folder, device, precision, recompute)
   end
   for step = 1, STEPS do
     result.losses[step] = autograd.gradients(function()
-      local batch = data.pack(model.tokenizer, flat, model.max_length)
+      local batch = dataset.pack(model.tokenizer, flat, model.max_length)
       local ctx = model:context(batch, { training = true, recompute = recompute or 0, seed = 1, step = step })
       batch:close()
       local e = model:forward(ctx)

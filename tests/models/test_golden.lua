@@ -6,7 +6,7 @@ local safetensors = require "lorarun.formats.safetensors"
 local tensor = require "lorarun.tensor.tensor"
 local autograd = require "lorarun.tensor.autograd"
 local ops = require "lorarun.tensor.ops"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local loss = require "lorarun.train.loss"
 local optim = require "lorarun.tensor.optim"
 local schedule = require "lorarun.train.schedule"
@@ -73,7 +73,7 @@ for _, name in ipairs { "qwen2", "bert", "qwen2_tied", "qwen2_head" } do
     with_golden(name, function(file, numbers)
       with_model(name, nil, function(model)
         for i, text in ipairs(texts.texts) do
-          local batch = data.pack(model.tokenizer, { text }, model.max_length)
+          local batch = dataset.pack(model.tokenizer, { text }, model.max_length)
           local ids = {}
           for k = 1, batch.tokens do ids[k] = batch.ids[k - 1] end
           batch:close()
@@ -122,7 +122,7 @@ for _, arch in ipairs { "qwen2", "bert" } do
     end
     local n = #columns[1]
     return autograd.gradients(function()
-      local batch = data.pack(model.tokenizer, flat, model.max_length)
+      local batch = dataset.pack(model.tokenizer, flat, model.max_length)
       local ctx = model:context(batch, { training = true, recompute = recompute })
       batch:close()
       local e = model:forward(ctx)

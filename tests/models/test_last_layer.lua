@@ -6,7 +6,7 @@ local memory = require "lorarun.tensor.memory"
 local tensor = require "lorarun.tensor.tensor"
 local autograd = require "lorarun.tensor.autograd"
 local ops = require "lorarun.tensor.ops"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local load_model = require("lorarun.models.model").load
 
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
@@ -29,7 +29,7 @@ local function step(model, all_rows, recompute)
   local result = {}
   model.lora.parameters.grad:fill(0)
   autograd.gradients(function()
-    local batch = data.pack(model.tokenizer, texts, model.max_length)
+    local batch = dataset.pack(model.tokenizer, texts, model.max_length)
     local ctx = model:context(batch, { training = true, seed = 3, step = 2, recompute = recompute })
     batch:close()
     if all_rows then ctx.pooled = nil end
@@ -77,7 +77,7 @@ test("only pooled rows come out of the last layer, where pooling takes rows", fu
   for pooling, rows in pairs { cls = #texts, last = #texts, mean = false } do
     with_model("bert", { pooling = pooling }, function(model)
       tensor.scope(function()
-        local batch = data.pack(model.tokenizer, texts, model.max_length)
+        local batch = dataset.pack(model.tokenizer, texts, model.max_length)
         local ctx, tokens = model:context(batch), batch.tokens
         batch:close()
         local hidden = autograd.no_grad(model.arch.forward, model.built, ctx)

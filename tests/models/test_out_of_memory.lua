@@ -3,11 +3,11 @@
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local autograd = require "lorarun.tensor.autograd"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local fs = require "lorarun.base.fs"
 local load_model = require("lorarun.models.model").load
 local memory = require "lorarun.tensor.memory"
-local micro_step = require "lorarun.train.step"
+local training_step = require "lorarun.train.step"
 local ops = require "lorarun.tensor.ops"
 local optim = require "lorarun.tensor.optim"
 local tensor = require "lorarun.tensor.tensor"
@@ -52,7 +52,7 @@ local function train_step(model)
   local optimizer = optim.adamw(model.lora.parameters)
   local ok, err = pcall(function()
     autograd.gradients(function()
-      local batch = data.pack(model.tokenizer, TEXTS, model.max_length)
+      local batch = dataset.pack(model.tokenizer, TEXTS, model.max_length)
       local made, ctx = pcall(model.context, model, batch, { training = true, recompute = 1 })
       batch:close()
       if not made then error(ctx, 0) end
@@ -74,7 +74,7 @@ local function step_in_parts(model)
   end
   local function take()
     close()
-    batch = data.pack(model.tokenizer, TEXTS, model.max_length)
+    batch = dataset.pack(model.tokenizer, TEXTS, model.max_length)
     local info = { step = 1, rows = { from }, own = { from }, owner = ffi.new "int32_t[1]", batch = 2, total = 2, from = from,
       ends = from == 1, last = pass == 2 }
     from, pass = 1 - from, pass + from
@@ -82,7 +82,7 @@ local function step_in_parts(model)
   end
   local run = { options = { columns = { "a", "b" }, seed = 1 }, model = model, cached = true,
     loss = require("lorarun.train.loss").by_name "mnr", recompute = { layers = function() return 1 end } }
-  local ok, last = pcall(micro_step.run, run, take)
+  local ok, last = pcall(training_step.run, run, take)
   close()
   if not ok then error(last, 0) end
   assert(model.lora.parameters.loss:item() > 0 and last and pass == 3)

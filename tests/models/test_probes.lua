@@ -6,7 +6,7 @@ local lr = require "lorarun"
 local memory = require "lorarun.tensor.memory"
 local probes = require "lorarun.models.probes"
 local safetensors = require "lorarun.formats.safetensors"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local verify = require "lorarun.cli.verify"
 local load_model = require("lorarun.models.model").load
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
@@ -180,7 +180,7 @@ test("probes: sixteen different texts from all over a data set, stripped and sho
     end
     fs.write(fs.join(folder, "train.jsonl"), table.concat(lines, "\n"))
     local columns = { { name = "a", kind = "text" }, { name = "b", kind = "text" }, { name = "c", kind = "text" } }
-    local set = data.open(fs.join(folder, "train.jsonl"), { columns = columns })
+    local set = dataset.open(fs.join(folder, "train.jsonl"), { columns = columns })
     local texts, again = probes.texts_of(set, { "a", "c" }), probes.texts_of(set, { "a", "c" })
     check.equal(table.concat(texts, ","), table.concat(again, ","))
     check.equal(#texts, 16, "texts")

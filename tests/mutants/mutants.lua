@@ -339,7 +339,7 @@ return {
     "if not KINDS[kind] then",
     'if not KINDS["sentence_transformers.models." .. kind:match "[^.]+$"] then' },
   { "older-names-unknown", "models/weights", FOLDERS, "oldest names",
-    "weights.prefix .. older or full",
+    "opened.prefix .. older or full",
     "full or full" },
   { "similarity-not-kept", "models/export", FOLDERS, "what a folder says",
     "similarity_fn_name = model.settings.similarity,",

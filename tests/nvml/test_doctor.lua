@@ -81,7 +81,7 @@ test("a device that computes nonsense, dies, or cannot be started fails the mach
     { "error('oneDNN is tired', 0)", "oneDNN is tired" } } do
     shell.with_folder(function(folder) -- the modules of the program, with one that is ill
       shell.run(("cp -r %s/. %s"):format(shell.quote(lua), shell.quote(folder)))
-      local path = fs.join(folder, "lorarun", "self_test.lua")
+      local path = fs.join(folder, "lorarun", "cli", "self_test.lua")
       local text, n = fs.read(path):gsub("function self_test%.run%(device, index%)\n", "%0 do " .. case[1] .. " end\n", 1)
       check.equal(n, 1)
       fs.write(path, text)

@@ -3,7 +3,7 @@
 local ffi = require "ffi"
 local comm = require "lorarun.dist.comm"
 local batches = require "lorarun.data.batches"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local run_settings = require "lorarun.train.run_settings"
@@ -19,7 +19,7 @@ local function with_set(rows, fn)
     for i = 1, rows do lines[i] = json.encode { a = ("x "):rep(i % 11) .. "y", b = ("z "):rep(i * i % 37) .. "y" } end
     local path = fs.join(folder, "rows.jsonl")
     fs.write(path, table.concat(lines, "\n") .. "\n")
-    local set = data.open(path, { columns = { { name = "a", kind = "text" }, { name = "b", kind = "text" } } })
+    local set = dataset.open(path, { columns = { { name = "a", kind = "text" }, { name = "b", kind = "text" } } })
     local tokenizer = load_tokenizer(fs.join(os.getenv "LORARUN_TESTS", "golden", "bert"))
     fn(set, { tokenizer = tokenizer, max_length = 24 })
     set:close()

@@ -1,6 +1,6 @@
 -- data.lua: data sets as Lua sees them, and the loader with the real tokenizers of the small models.
 local C = require "lorarun.base.c"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local ffi = require "ffi"
 local tokenizers = require "lorarun.formats.tokenizer"
 
@@ -28,7 +28,7 @@ local COLUMNS = { { name = "current_line", kind = "text" }, { name = "score", ki
 
 test("a data set is read", function()
   with_file(".jsonl", ROWS, function(path)
-    local set = data.open(path, { columns = COLUMNS })
+    local set = dataset.open(path, { columns = COLUMNS })
     check.equal(set.rows, 3)
     check.equal(set.skipped, 0)
     check.equal(set.first_skip, nil)
@@ -55,7 +55,7 @@ end)
 test("a long text", function()
   local long = ("0123456789"):rep(1000)
   with_file(".csv", "t\n" .. long .. "\n", function(path)
-    local set = data.open(path, { columns = { { name = "t", kind = "text" } } })
+    local set = dataset.open(path, { columns = { { name = "t", kind = "text" } } })
     check.equal(set:text(0, "t"), long)
     set:close()
   end)
@@ -63,7 +63,7 @@ end)
 
 test("classes", function()
   with_file(".jsonl", ROWS, function(path)
-    local set = data.open(path, { columns = COLUMNS })
+    local set = dataset.open(path, { columns = COLUMNS })
     local counts, class, values = set:classes "context_type"
     check.equal(counts.before, 2)
     check.equal(counts.after, 1)
@@ -74,12 +74,12 @@ test("classes", function()
   local lines = { "t" }
   for i = 1, 1001 do lines[i + 1] = "value" .. i end
   with_file(".csv", table.concat(lines, "\n"), function(path)
-    local set = data.open(path, { columns = { { name = "t", kind = "text" } }, max_rows = 1000 })
+    local set = dataset.open(path, { columns = { { name = "t", kind = "text" } }, max_rows = 1000 })
     local _, class, values = set:classes "t"
     check.equal(#values, 1000)
     for row = 0, 999 do check.equal(values[class[row] + 1], "value" .. row + 1) end
     set:close()
-    set = data.open(path, { columns = { { name = "t", kind = "text" } } })
+    set = dataset.open(path, { columns = { { name = "t", kind = "text" } } })
     check.raises("column 't' has more than 1000 different values, too many for classes", set.classes, set, "t")
     set:close()
   end)
@@ -88,24 +88,24 @@ end)
 test("optional columns", function()
   for suffix, contents in pairs { [".jsonl"] = '{"a": "x", "b": 1}\n', [".csv"] = "a,b\nx,1\n" } do
     with_file(suffix, contents, function(path)
-      local set = data.open(path, { columns = { { name = "c", kind = "text", optional = true },
+      local set = dataset.open(path, { columns = { { name = "c", kind = "text", optional = true },
         { name = "b", kind = "number", optional = true }, { name = "a", kind = "text" } } })
       check.that(not set:has "c" and set:has "b")
       check.equal(set:numbers("b")[0], 1)
       check.equal(set:text(0, "a"), "x")
       set:close()
-      check.raises("has none of the optional columns", data.open, path,
+      check.raises("has none of the optional columns", dataset.open, path,
         { columns = { { name = "c", kind = "text", optional = true } } })
     end)
   end
   with_file(".jsonl", '{"a": "x", "b": 1}\n{"a": "x"}\n', function(path)
-    check.raises(":2: column 'b' is missing; the row has: a", data.open, path,
+    check.raises(":2: column 'b' is missing; the row has: a", dataset.open, path,
       { columns = { { name = "b", kind = "number", optional = true } } })
   end)
   local columns = { { name = "a", kind = "text" }, { name = "b", kind = "number", optional = true } }
   with_file(".jsonl", '{"a": "x"}\n{"a": "b", "c": {"b": 1}}\n\n{"a": "x", "b": 0}\n', function(path)
-    check.raises(":4 has a column 'b', and the first row has none", data.open, path, { columns = columns })
-    local set = data.open(path, { columns = columns, max_rows = 2 }) -- of what is not used nothing is asked
+    check.raises(":4 has a column 'b', and the first row has none", dataset.open, path, { columns = columns })
+    local set = dataset.open(path, { columns = columns, max_rows = 2 }) -- of what is not used nothing is asked
     check.that(set.rows == 2 and not set:has "b")
     set:close()
   end)
@@ -114,26 +114,26 @@ end)
 test("bad rows and wrong options", function()
   with_file(".jsonl", '{"a": "x"}\nbad\n{"a": "y"}\n{"a": 1}\n', function(path)
     local columns = { { name = "a", kind = "text" } }
-    check.raises(path .. ":2: not valid JSON at byte 1", data.open, path, { columns = columns })
-    local set = data.open(path, { columns = columns, on_bad_row = "skip" })
+    check.raises(path .. ":2: not valid JSON at byte 1", dataset.open, path, { columns = columns })
+    local set = dataset.open(path, { columns = columns, on_bad_row = "skip" })
     check.equal(set.rows, 2)
     check.equal(set.skipped, 2)
     check.that(set.first_skip:find(path .. ":2: not valid JSON", 1, true))
     check.equal(set:line(1), 3)
     set:close()
-    set = data.open(path, { columns = columns, max_rows = 1 })
+    set = dataset.open(path, { columns = columns, max_rows = 1 })
     check.equal(set.rows, 1)
     set:close()
-    check.raises("max_rows is 0, expected a whole number of at least 1", data.open, path, { columns = columns, max_rows = 0 })
-    check.raises("on_bad_row is 'ignore', expected 'error' or 'skip'", data.open, path,
+    check.raises("max_rows is 0, expected a whole number of at least 1", dataset.open, path, { columns = columns, max_rows = 0 })
+    check.raises("on_bad_row is 'ignore', expected 'error' or 'skip'", dataset.open, path,
       { columns = columns, on_bad_row = "ignore" })
-    check.raises("data.open has no option 'rows'; there are columns, max_rows, on_bad_row", data.open, path,
+    check.raises("data.open has no option 'rows'; there are columns, max_rows, on_bad_row", dataset.open, path,
       { columns = columns, rows = 1 })
-    check.raises("columns must be a list", data.open, path, { columns = {} })
-    check.raises("column 1 must be { name =, kind =", data.open, path, { columns = { { name = "a", kind = "string" } } })
-    check.raises("the path must be a string, got a nil", data.open, nil, { columns = columns })
+    check.raises("columns must be a list", dataset.open, path, { columns = {} })
+    check.raises("column 1 must be { name =, kind =", dataset.open, path, { columns = { { name = "a", kind = "string" } } })
+    check.raises("the path must be a string, got a nil", dataset.open, nil, { columns = columns })
   end)
-  check.raises("cannot open data set /nowhere/x.jsonl: No such file or directory", data.open, "/nowhere/x.jsonl",
+  check.raises("cannot open data set /nowhere/x.jsonl: No such file or directory", dataset.open, "/nowhere/x.jsonl",
     { columns = COLUMNS })
 end)
 
@@ -163,9 +163,9 @@ end
 test("a file that is cut short while a loader's threads read it is an error", function()
   local row = '{"context": "a line of some length, so that the file has many pages", "current_line": "b", "score": 1}\n'
   with_file(".jsonl", row:rep(2000), function(path)
-    local set = data.open(path, { columns = { { name = "context", kind = "text" } } })
+    local set = dataset.open(path, { columns = { { name = "context", kind = "text" } } })
     local tokenizer = tokenizers.load_tokenizer(GOLDEN .. "bert")
-    local loader = data.loader(set, tokenizer, { columns = { "context" }, threads = 2, queue = 2 })
+    local loader = dataset.loader(set, tokenizer, { columns = { "context" }, threads = 2, queue = 2 })
     check.equal(os.execute("truncate -s 5000 " .. path), 0)
     loader:submit({ 1900 }, "context", { 0 })
     check.raises("was cut short while it was read", loader.next, loader)
@@ -178,9 +178,9 @@ end)
 test("the loader packs what the tokenizer says", function()
   local tokenizer = tokenizers.load_tokenizer(GOLDEN .. "bert")
   with_file(".jsonl", ROWS, function(path)
-    local set = data.open(path, { columns = COLUMNS })
+    local set = dataset.open(path, { columns = COLUMNS })
     for threads = 1, 4 do
-      local loader = data.loader(set, tokenizer, { columns = { "context", "current_line" }, max_length = 7,
+      local loader = dataset.loader(set, tokenizer, { columns = { "context", "current_line" }, max_length = 7,
         prefixes = { current_line = "line: " }, threads = threads, queue = 3 })
       check.equal(loader:room(), 3)
       loader:submit({ 0, 1, 2 }, "context", { 0, 1, 2 })
@@ -203,9 +203,9 @@ test("the loader packs what the tokenizer says", function()
       loader:close()
       check.raises("the loader was closed", loader.room, loader)
     end
-    check.raises("column 'score' holds numbers, not texts", data.loader, set, tokenizer, { columns = { "score" } })
-    check.raises("data.loader has no option 'thread'; did you mean 'threads'?", data.loader, set, tokenizer, { thread = 1 })
-    check.raises("queue is 0.5, expected a whole number of at least 1", data.loader, set, tokenizer, { queue = 0.5 })
+    check.raises("column 'score' holds numbers, not texts", dataset.loader, set, tokenizer, { columns = { "score" } })
+    check.raises("data.loader has no option 'thread'; did you mean 'threads'?", dataset.loader, set, tokenizer, { thread = 1 })
+    check.raises("queue is 0.5, expected a whole number of at least 1", dataset.loader, set, tokenizer, { queue = 0.5 })
     set:close()
   end)
   tokenizer:free()
@@ -214,8 +214,8 @@ end)
 test("a text without tokens names its line", function()
   local tokenizer = tokenizers.load_tokenizer(GOLDEN .. "qwen2") -- adds no token at the end
   with_file(".jsonl", ROWS, function(path)
-    local set = data.open(path, { columns = COLUMNS })
-    local loader = data.loader(set, tokenizer, {})
+    local set = dataset.open(path, { columns = COLUMNS })
+    local loader = dataset.loader(set, tokenizer, {})
     loader:submit({ 0, 2 }, { "context", "context" }, { 0, 1 })
     loader:submit({ 1 }, "context", { 0 })
     check.raises(path .. ":3: column 'context': the text gives no tokens", loader.next, loader)
@@ -223,20 +223,20 @@ test("a text without tokens names its line", function()
     loader:close()
     set:close()
   end)
-  check.raises("text 2 of 2: the text gives no tokens", data.pack, tokenizer, { "a", "" })
+  check.raises("text 2 of 2: the text gives no tokens", dataset.pack, tokenizer, { "a", "" })
   tokenizer:free()
 end)
 
 test("texts are packed at once", function()
   local tokenizer = tokenizers.load_tokenizer(GOLDEN .. "bert")
   local texts = { "some words", "", "a text of more than six tokens, surely", " at both ends\n" }
-  local batch = data.pack(tokenizer, texts, 6)
+  local batch = dataset.pack(tokenizer, texts, 6)
   expect(batch, tokenizer, texts, { 0, 1, 2, 3 }, 6)
   batch:close()
   batch:close()
   check.equal(batch.ids, nil)
-  check.raises("text 2 is a number", data.pack, tokenizer, { "a", 1 })
-  check.raises("0 texts to pack", data.pack, tokenizer, {})
+  check.raises("text 2 is a number", dataset.pack, tokenizer, { "a", 1 })
+  check.raises("0 texts to pack", dataset.pack, tokenizer, {})
   tokenizer:free()
 end)
 
@@ -251,9 +251,9 @@ test("the collector frees what nobody closed, loaders first", function()
   with_file(".jsonl", ROWS, function(path)
     local function abandon()
       local tokenizer = tokenizers.load_tokenizer(GOLDEN .. "bert")
-      local set = data.open(path, { columns = COLUMNS })
-      local loader = data.loader(set, tokenizer, { threads = 2 })
-      data.loader(set, tokenizer, {}):submit({ 0 }, "context", { 0 })
+      local set = dataset.open(path, { columns = COLUMNS })
+      local loader = dataset.loader(set, tokenizer, { threads = 2 })
+      dataset.loader(set, tokenizer, {}):submit({ 0 }, "context", { 0 })
       for i = 1, 4 do loader:submit({ 0, 1 }, "context", { i, i }) end
     end
     abandon()

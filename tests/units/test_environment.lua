@@ -1,8 +1,8 @@
 -- Ranks that somebody else started: the variables of torchrun, Slurm and mpirun.
-local environment = require "lorarun.dist.scheduler_environment"
+local scheduler_environment = require "lorarun.dist.scheduler_environment"
 
 local function detect(variables)
-  return environment.detect(function(name) return variables[name] end)
+  return scheduler_environment.detect(function(name) return variables[name] end)
 end
 
 test("without such variables lorarun starts its ranks itself", function()
@@ -42,9 +42,9 @@ end)
 test("Slurm's lists of hosts", function()
   for list, first in pairs { ["a"] = "a", ["a,b"] = "a", ["n[1-3]"] = "n1", ["a[1-2]b[7-9],c"] = "a1b7", ["n[08,10]-ib"] = "n08-ib",
     ["gpu-1.cluster"] = "gpu-1.cluster" } do
-    check.equal(environment.first_host(list), first, list)
+    check.equal(scheduler_environment.first_host(list), first, list)
   end
-  for _, list in ipairs { "", "[", "a]b", "a b" } do check.raises("no list of hosts", environment.first_host, list) end
+  for _, list in ipairs { "", "[", "a]b", "a b" } do check.raises("no list of hosts", scheduler_environment.first_host, list) end
 end)
 
 test("Open MPI and PMI", function()
@@ -104,12 +104,12 @@ test("addresses", function()
     "10.0.0.1 29501", ["node1:1"] = "node1 1", ["::1"] = "::1", ["[::1]"] = "::1", ["[::1]:29501"] = "::1 29501",
     ["fe80::1%eth0"] = "fe80::1%eth0", ["[fe80::1%eth0]:5"] = "fe80::1%eth0 5", ["2001:db8::2:1"] = "2001:db8::2:1",
     ["::ffff:10.0.0.1"] = "::ffff:10.0.0.1" } do
-    local host, port = environment.address(text, "who")
+    local host, port = scheduler_environment.address(text, "who")
     check.equal(host .. (port and " " .. port or ""), expected, text)
   end
   for _, text in ipairs { "", "a b", "http://a", "a/b", "[::1", "[a]", "[::1]:", "[::1]x", "a:", "a:x", "a:65536", ":29500",
     "[]" } do
-    check.raises(("who is '%s', expected a name or an address"):format(text), environment.address, text, "who")
+    check.raises(("who is '%s', expected a name or an address"):format(text), scheduler_environment.address, text, "who")
   end
   local r = detect { RANK = "0", WORLD_SIZE = "2", MASTER_ADDR = "[::1]:29511" }
   check.equal(r.main_process_ip, "::1")

@@ -1,5 +1,5 @@
 -- What lorarun doctor makes of a machine: each thing that can be wrong, with facts that are made up.
-local findings = require "lorarun.cli.diagnose"
+local diagnose = require "lorarun.cli.diagnose"
 
 local GIB = 2 ^ 30
 
@@ -33,21 +33,21 @@ end
 
 -- One finding of this level, which has these parts in its words and its cure, and whether training works all the same.
 local function expect(facts, level, what, cure, works)
-  local list = findings.of(facts)
+  local list = diagnose.of(facts)
   local all = {}
   for i, f in ipairs(list) do all[i] = ("%s: %s | %s"):format(f.level, f.what, f.cure) end
   check.equal(#list, 1, "findings: " .. table.concat(all, "\n") .. "\nnumber")
   check.equal(list[1].level, level, list[1].what)
   check.that(list[1].what:find(what, 1, true), list[1].what)
   check.that(list[1].cure:find(cure, 1, true), list[1].cure)
-  local ok, text = findings.verdict(facts)
+  local ok, text = diagnose.verdict(facts)
   check.equal(ok, works, text)
   return text
 end
 
 test("nothing is wrong", function()
-  check.equal(#findings.of(sound()), 0)
-  local works, text = findings.verdict(sound())
+  check.equal(#diagnose.of(sound()), 0)
+  local works, text = diagnose.verdict(sound())
   check.that(works)
   check.equal(text, "Training works on 2 GPUs.")
 end)
@@ -55,8 +55,8 @@ end)
 test("no GPU at all is no finding", function()
   local facts = blind "there is no NVIDIA driver"
   facts.gpus, facts.links, facts.pci_gpus, facts.driver = {}, {}, 0, { missing = "there is no NVML: not found" }
-  check.equal(#findings.of(facts), 0)
-  local works, text = findings.verdict(facts)
+  check.equal(#diagnose.of(facts), 0)
+  local works, text = diagnose.verdict(facts)
   check.that(works)
   check.equal(text, "Training works, on the CPU only: there is no NVIDIA driver.")
 end)
@@ -81,7 +81,7 @@ end)
 test("an older driver of the same major version will do", function()
   local facts = sound()
   facts.cuda.built, facts.driver.cuda = "12.8.93", { 12, 4 }
-  check.equal(#findings.of(facts), 0)
+  check.equal(#diagnose.of(facts), 0)
 end)
 
 test("a build without CUDA, hidden GPUs, a sleeping fabric, refused devices", function()
@@ -102,11 +102,11 @@ test("a GPU too old", function()
   local facts = sound()
   facts.gpus[2] = gpu(1, { name = "V100", capability = { 7, 0 } })
   facts.tests[2] = { name = "GPU 1", device = "cuda", error = "too old" }
-  local list = findings.of(facts)
+  local list = diagnose.of(facts)
   check.equal(#list, 2)
   check.that(list[1].what:find("GPU 1 (V100) has compute capability 7.0; 8.0 (Ampere) is the oldest", 1, true), list[1].what)
   check.that(list[2].what:find("self-test of GPU 1: too old", 1, true), list[2].what)
-  check.equal(findings.verdict(facts), false)
+  check.equal(diagnose.verdict(facts), false)
 end)
 
 test("too little memory, and who holds it", function()
@@ -120,10 +120,10 @@ test("too little memory, and who holds it", function()
   facts.gpus[1].load = { used = 20 * GIB, free = 60 * GIB, total = 80 * GIB }
   expect(facts, "warning", "20.0 GiB of 80.0 GiB in use", "training gets what is left", true)
   facts.gpus[1].load = {}
-  check.equal(#findings.of(facts), 0, "where it is not told")
+  check.equal(#diagnose.of(facts), 0, "where it is not told")
   facts.gpus[1] = gpu(0, { load = { used = 79 * GIB, free = GIB, total = 80 * GIB } })
   facts.gpus[1].cuda = nil
-  check.equal(#findings.of(facts), 0, "on a GPU that is not for this process")
+  check.equal(#diagnose.of(facts), 0, "on a GPU that is not for this process")
 end)
 
 test("memory errors, GPUs that do not answer", function()
@@ -152,7 +152,7 @@ test("cuBLASLt, NCCL, /dev/shm, links, locked memory", function()
   facts.limits.locked = 2 ^ 16
   expect(facts, "warning", "locked-memory limit is 65.5 KB", "ulimit -l unlimited", true)
   facts.limits.infiniband = false
-  check.equal(#findings.of(facts), 0, "without InfiniBand")
+  check.equal(#diagnose.of(facts), 0, "without InfiniBand")
   facts = sound()
   facts.limits.process = { "ulimit -v: 4.1 GB", "ulimit -n: 1024" }
   expect(facts, "warning", "ulimit -v: 4.1 GB, and CUDA needs more addresses", "ulimit -v unlimited", true)
@@ -169,8 +169,8 @@ test("one GPU needs no NCCL and no /dev/shm", function()
   facts.gpus[2], facts.tests[2], facts.links, facts.cuda.devices = nil, facts.tests[3], {}, 1
   facts.tests[3] = nil
   facts.nccl, facts.limits.shm_free = { missing = "no" }, 0
-  check.equal(#findings.of(facts), 0)
-  local _, text = findings.verdict(facts)
+  check.equal(#diagnose.of(facts), 0)
+  local _, text = diagnose.verdict(facts)
   check.equal(text, "Training works on 1 GPU.")
 end)
 

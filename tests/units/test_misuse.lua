@@ -98,7 +98,7 @@ test("every public function is known to take options, or to take its arguments i
     check.that(known["lr." .. name], ("lr.%s is in neither list"):format(name))
     seen = seen + 1
   end
-  for module in init:match("local MODULES = {(.-)}\n"):gmatch "([%w_]+) = true" do
+  for module in init:match("local MODULES = {(.-)}\n"):gmatch "([%w_]+) = \"" do
     local value = lr[module]
     for name, fn in pairs(type(value) == "table" and value or {}) do
       if type(fn) == "function" then

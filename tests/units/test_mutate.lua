@@ -1,9 +1,9 @@
 -- mutate.lua: planted bugs change code and nothing else, are what the diff shows, and depend on the seed alone.
 local diff = require "lorarun.bugdata.diff"
-local draws = require "lorarun.base.random"
+local random = require "lorarun.base.random"
 local mutate = require "lorarun.bugdata.mutate"
-local source_tokens = require "lorarun.bugdata.scanner"
-local source_functions = require "lorarun.bugdata.functions"
+local scanner = require "lorarun.bugdata.scanner"
+local functions = require "lorarun.bugdata.functions"
 
 local PYTHON = [[
 """Module text: a == b, not a < b"""
@@ -61,14 +61,14 @@ end
 local TEXTS = { python = PYTHON, c = C_TEXT, lua = LUA_TEXT }
 
 local function plant(language, text, seed, most)
-  local tokens = source_tokens.scan(text, language)
-  local ranges = source_functions.find(tokens)
-  return mutate.plant(tokens, ranges, draws.generator(seed, 1, "x"), most or 8)
+  local tokens = scanner.scan(text, language)
+  local ranges = functions.find(tokens)
+  return mutate.plant(tokens, ranges, random.generator(seed, 1, "x"), most or 8)
 end
 
 local function sites_of(language, text)
-  local tokens = source_tokens.scan(text, language)
-  return mutate.sites(tokens, source_functions.find(tokens)), tokens
+  local tokens = scanner.scan(text, language)
+  return mutate.sites(tokens, functions.find(tokens)), tokens
 end
 
 -- What a site makes of its line, or nil for those that are drawn when planted.
@@ -137,7 +137,7 @@ test("imports, heads of definitions, strings and comments are left alone", funct
         and not line:find("^#"), "a site in: " .. line)
       if site.edits and site.kind ~= "lost_line" and site.kind ~= "swapped_arguments" then
         for b = site.edits[1][1], site.edits[1][2] do
-          check.that(kind_at[b] ~= source_tokens.STRING and kind_at[b] ~= source_tokens.COMMENT, "a site in text: " .. line)
+          check.that(kind_at[b] ~= scanner.STRING and kind_at[b] ~= scanner.COMMENT, "a site in text: " .. line)
         end
       end
     end
@@ -181,11 +181,11 @@ end)
 
 test("brackets stay balanced, strings and comments stay as they are", function()
   local function skeleton(language, text)
-    local tokens, brackets, texts = source_tokens.scan(text, language), {}, {}
+    local tokens, brackets, texts = scanner.scan(text, language), {}, {}
     for i = 1, tokens.n do
-      local word = source_tokens.text(tokens, i)
+      local word = scanner.text(tokens, i)
       if word:find("^[%[%](){}]$") then brackets[#brackets + 1] = word end
-      if tokens.kind[i] == source_tokens.STRING or tokens.kind[i] == source_tokens.COMMENT then texts[#texts + 1] = word end
+      if tokens.kind[i] == scanner.STRING or tokens.kind[i] == scanner.COMMENT then texts[#texts + 1] = word end
     end
     table.sort(texts)
     return brackets, table.concat(texts, "\0")

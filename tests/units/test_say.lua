@@ -22,7 +22,7 @@ test("a path as Python reads it", function()
     ["長さ"] = '"長さ"' } do
     check.equal(say.python(text), want)
   end
-  for _, name in ipairs { "export", "report", "verify" } do
+  for _, name in ipairs { "models/export", "train/report", "cli/verify" } do
     local source = fs.read(fs.join(fs.dirname(os.getenv "LORARUN_TESTS"), "lua", "lorarun", name .. ".lua"))
     check.that(not source:find("SentenceTransformer(%q", 1, true), name .. " writes Python by Lua's rules")
   end

@@ -1,19 +1,19 @@
--- source_tokens.lua and source_functions.lua: what is a token, and where functions begin and end.
-local source_tokens = require "lorarun.bugdata.scanner"
-local source_functions = require "lorarun.bugdata.functions"
+-- bugdata/scanner.lua and bugdata/functions.lua: what is a token, and where functions begin and end.
+local scanner = require "lorarun.bugdata.scanner"
+local functions = require "lorarun.bugdata.functions"
 
 -- "first-last kind" of each range, outermost first
 local function ranges_of(language, text)
   local out = {}
-  for _, r in ipairs(source_functions.find(source_tokens.scan(text, language))) do
+  for _, r in ipairs(functions.find(scanner.scan(text, language))) do
     out[#out + 1] = ("%d-%d %s"):format(r.first, r.last, r.kind)
   end
   return table.concat(out, ", ")
 end
 
 local function tokens_of(language, text)
-  local tokens, out = source_tokens.scan(text, language), {}
-  for i = 1, tokens.n do out[i] = source_tokens.text(tokens, i) end
+  local tokens, out = scanner.scan(text, language), {}
+  for i = 1, tokens.n do out[i] = scanner.text(tokens, i) end
   return table.concat(out, " ~ "), tokens
 end
 
@@ -166,7 +166,7 @@ end)
 
 test("the innermost range around each line; a class hides no function", function()
   local text = "class A:\n    x = 1\n    def f(self):\n        class B:\n            y = 2\n        return B\nz = 3\n"
-  local by_line = source_functions.by_line(source_functions.find(source_tokens.scan(text, "python")))
+  local by_line = functions.by_line(functions.find(scanner.scan(text, "python")))
   check.equal(by_line[2].kind, "class")
   check.equal(by_line[5].kind, "function")
   check.equal(by_line[5].first, 3)
@@ -188,7 +188,7 @@ test("any bytes are accepted and ranges always nest", function()
     local _, lines = text:gsub("\n", "")
     for _, language in ipairs { "python", "c", "lua", "javascript" } do
       local open = {}
-      for _, r in ipairs(source_functions.find(source_tokens.scan(text, language))) do
+      for _, r in ipairs(functions.find(scanner.scan(text, language))) do
         check.that(r.first >= 1 and r.first <= r.last and r.last <= lines + 1, "a range outside the text")
         while #open > 0 and open[#open].last < r.first do open[#open] = nil end
         check.that(#open == 0 or r.last <= open[#open].last, "two ranges cross")

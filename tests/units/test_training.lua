@@ -7,12 +7,12 @@ local comm = require "lorarun.dist.comm"
 local evaluate = require "lorarun.train.evaluate"
 local export = require "lorarun.models.export"
 local metrics = require "lorarun.train.metrics"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local ops = require "lorarun.tensor.ops"
 local preflight = require "lorarun.dist.preflight"
 local probes = require "lorarun.models.probes"
 local safetensors = require "lorarun.formats.safetensors"
-local ranks = require "lorarun.dist.data_parallel"
+local data_parallel = require "lorarun.dist.data_parallel"
 local tests = os.getenv "LORARUN_TESTS"
 local shell = dofile(tests .. "/shell.lua")
 
@@ -63,7 +63,7 @@ local function with_scores(scores, fn)
     local result = run(model, set, options)
     n = n + 1
     result.spearman = scores[n] or check.that(false, "too many evaluations")
-    seen[n] = ranks.checksum(model:parameters().value)
+    seen[n] = data_parallel.checksum(model:parameters().value)
     return result
   end
   local ok, err = pcall(fn, seen)
@@ -278,7 +278,7 @@ test("the figures of an evaluation are those of its own rows, whatever is encode
       context_type = i <= 6 and "few" or "many" }
   end
   with_trainer(function(_, folder)
-    local set = data.open(fs.join(folder, "data", "validation.jsonl"), { columns = { { name = "current_line", kind = "text" },
+    local set = dataset.open(fs.join(folder, "data", "validation.jsonl"), { columns = { { name = "current_line", kind = "text" },
       { name = "context", kind = "text" }, { name = "score", kind = "number" }, { name = "context_type", kind = "text" } } })
     for _, normalize in ipairs { true, false } do
       local model = lr.load_model(tests .. "/golden/bert", { max_length = 16, normalize = normalize })

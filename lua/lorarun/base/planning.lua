@@ -1,6 +1,6 @@
 -- planning.lua: does this program plan a run instead of doing it (lorarun plan), and for what?
 --
--- planning.job is nil in every program but that one. There it is what plan.lua has read from the command line, and then
+-- planning.job is nil in every program but that one. There it is what plan/init.lua has read from the command line, and then
 --   lr.load_model    loads onto the meta device, for which config.json is enough
 --   lr.launch        starts no ranks
 --   lr.train         plans instead of training

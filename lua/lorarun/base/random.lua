@@ -1,8 +1,8 @@
--- draws.lua: random draws that belong to a name.
+-- random.lua: random draws that belong to a name.
 --
---   local rng = draws.generator(seed, purpose, "lib/a.py")
+--   local rng = random.generator(seed, purpose, "lib/a.py")
 --   rng(6)                          -- a whole number from 0 to 5
---   draws.sample(list, 10, rng)     -- ten of its elements
+--   random.sample(list, 10, rng)     -- ten of its elements
 --
 -- Draws are a pure function of (seed, purpose, name, how many came before), so neither the order in which files are
 -- met nor their number changes what happens to one of them. purpose keeps apart what is drawn for different ends.
@@ -10,9 +10,9 @@ local C = require "lorarun.base.c"
 local ffi = require "ffi"
 local text_hash = require "lorarun.base.text_hash"
 
-local draws = {}
+local random = {}
 
-function draws.generator(seed, purpose, name)
+function random.generator(seed, purpose, name)
   local low, high = text_hash(name)
   local position = ffi.cast("uint64_t", low % 2 ^ 32) + ffi.cast("uint64_t", high % 2 ^ 32) * 2ULL ^ 32
   local words, step = ffi.new("uint32_t[4]"), 0
@@ -24,7 +24,7 @@ function draws.generator(seed, purpose, name)
 end
 
 -- `count` of the list's elements, any subset equally likely; the list is changed.
-function draws.sample(list, count, rng)
+function random.sample(list, count, rng)
   count = math.min(count, #list)
   for i = 1, count do
     local k = i + rng(#list - i + 1)
@@ -35,4 +35,4 @@ function draws.sample(list, count, rng)
   return out
 end
 
-return draws
+return random

@@ -1,20 +1,20 @@
--- source_functions.lua: where the functions and classes of a source file begin and end, in lines.
+-- functions.lua: where the functions and classes of a source file begin and end, in lines.
 --
---   local ranges = source_functions.find(tokens)       -- tokens of source_tokens.scan
+--   local ranges = functions.find(tokens)       -- tokens of scanner.scan
 --   ranges[i] = { first, last, kind = "function" | "class" }   -- lines, inclusive, in order of their first line
---   local innermost = source_functions.by_line(ranges)
+--   local innermost = functions.by_line(ranges)
 --   innermost[line]   -> the innermost function around a line; where there is none the innermost class; else nil
 --
 -- Python goes by indentation of logical lines, Lua by its block words, everything else by braces. Decorators belong to
 -- what they decorate. A function written on one line is no range outside Python: its line says nothing that the line
 -- around it does not. Any two ranges are nested or disjoint. Source that does not balance yields what could be
 -- matched, never an error.
-local source_tokens = require "lorarun.bugdata.scanner"
+local scanner = require "lorarun.bugdata.scanner"
 
-local source_functions = {}
-local NAME, STRING, COMMENT = source_tokens.NAME, source_tokens.STRING, source_tokens.COMMENT
-local OPERATOR, DIRECTIVE = source_tokens.OPERATOR, source_tokens.DIRECTIVE
-local text_of = source_tokens.text
+local functions = {}
+local NAME, STRING, COMMENT = scanner.NAME, scanner.STRING, scanner.COMMENT
+local OPERATOR, DIRECTIVE = scanner.OPERATOR, scanner.DIRECTIVE
+local text_of = scanner.text
 
 -- The line a token ends on: strings and comments may hold line ends.
 local function last_line(tokens, i)
@@ -46,7 +46,7 @@ end
 
 -- The logical lines of Python: { first, last } token indices, without comments between them. A logical line goes on
 -- while a bracket is open or a backslash ends the line.
-function source_functions.logical_lines(tokens)
+function functions.logical_lines(tokens)
   local list, depth, previous = {}, 0, nil
   for i = 1, tokens.n do
     if tokens.kind[i] ~= COMMENT then
@@ -69,7 +69,7 @@ end
 local function find_python(tokens)
   local ranges, open = {}, {} -- open: ranges whose body may go on, outermost first
   local decorators_from, last_code_line = nil, 0
-  for _, logical in ipairs(source_functions.logical_lines(tokens)) do
+  for _, logical in ipairs(functions.logical_lines(tokens)) do
     local i = logical.first
     local indent, word = indentation(tokens, i), text_of(tokens, i)
     while #open > 0 and indent <= open[#open].indent do
@@ -218,7 +218,7 @@ local function nested(ranges)
   return kept
 end
 
-function source_functions.find(tokens)
+function functions.find(tokens)
   if tokens.language == "python" then return nested(find_python(tokens)) end
   if tokens.language == "lua" then return nested(find_lua(tokens)) end
   return nested(find_braces(tokens))
@@ -226,7 +226,7 @@ end
 
 -- ranges come outermost first, so a later one that covers a line is further in. A class never hides a function around
 -- it.
-function source_functions.by_line(ranges)
+function functions.by_line(ranges)
   local innermost = {}
   for _, range in ipairs(ranges) do
     for line = range.first, range.last do
@@ -237,4 +237,4 @@ function source_functions.by_line(ranges)
   return innermost
 end
 
-return source_functions
+return functions

@@ -7,11 +7,11 @@
 -- It writes train.jsonl, validation.jsonl, test.jsonl and summary.json to the output folder. docs/data.md tells what
 -- is in them and every option (OPTIONS below holds the defaults). The same input, options and seed give the same bytes.
 --
--- A row shows a line with a context and says whether it is buggy; bugdata_rows.lua tells how rows come about from a
--- pair of texts, bugdata_sources.lua where pairs come from. A planted bug makes such a pair, too: the mutated text is
+-- A row shows a line with a context and says whether it is buggy; bugdata/rows.lua tells how rows come about from a
+-- pair of texts, bugdata/sources.lua where pairs come from. A planted bug makes such a pair, too: the mutated text is
 -- before, the original after.
 --
--- The splits have no text in common: bugdata_splits.lua deals out files so that no function is in two of them, and a
+-- The splits have no text in common: bugdata/splits.lua deals out files so that no function is in two of them, and a
 -- row whose kind, line and context were already written to another split is dropped here, and counted.
 --
 -- What makes a small planted set learnable: bugs and correct lines in equal number, half of the correct ones lines
@@ -21,14 +21,14 @@ local check = require "lorarun.base.check"
 local C = require "lorarun.base.c"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
-local draws = require "lorarun.base.random"
+local random = require "lorarun.base.random"
 local mutate = require "lorarun.bugdata.mutate"
 local kinds = require "lorarun.base.options"
 local planning = require "lorarun.base.planning"
-local ranks = require "lorarun.dist.data_parallel"
+local data_parallel = require "lorarun.dist.data_parallel"
 local sorted = require "lorarun.base.sorted"
-local source_tokens = require "lorarun.bugdata.scanner"
-local source_functions = require "lorarun.bugdata.functions"
+local scanner = require "lorarun.bugdata.scanner"
+local functions = require "lorarun.bugdata.functions"
 local sources = require "lorarun.bugdata.sources"
 local rows = require "lorarun.bugdata.rows"
 local splits = require "lorarun.bugdata.splits"
@@ -98,9 +98,9 @@ local function checked(given)
   options.extensions = {}
   for _, extension in ipairs(extensions) do
     extension = extension:gsub("^%.", ""):lower()
-    if not source_tokens.language(extension) then
+    if not scanner.language(extension) then
       check.fail("--extensions: no language is known for '%s'; known are %s", extension,
-        table.concat(source_tokens.extensions(), ", "))
+        table.concat(scanner.extensions(), ", "))
     end
     options.extensions[extension] = true
   end
@@ -170,15 +170,15 @@ local function write_item(state, item, before, after)
   if text_hash.key(before .. "\0" .. after) ~= item.key then
     return state.skip("changed while it was being read", item.name)
   end
-  local tokens = source_tokens.scan(before, item.language)
-  local pair = { name = item.name, before = before, after = after, ranges = source_functions.find(tokens) }
+  local tokens = scanner.scan(before, item.language)
+  local pair = { name = item.name, before = before, after = after, ranges = functions.find(tokens) }
   if options.mutate then
-    local rng = draws.generator(options.seed, PURPOSE_BUGS, item.name)
+    local rng = random.generator(options.seed, PURPOSE_BUGS, item.name)
     local mutated, planted, site_lines = mutate.plant(tokens, pair.ranges, rng, options.bugs_per_file)
     if #planted == 0 then return state.skip("no place for a bug", item.name) end
     for _, bug in ipairs(planted) do summary.planted[bug.kind] = (summary.planted[bug.kind] or 0) + 1 end
     -- ranges anew: a lost line moves what is below it
-    pair.before, pair.ranges = mutated, source_functions.find(source_tokens.scan(mutated, item.language))
+    pair.before, pair.ranges = mutated, functions.find(scanner.scan(mutated, item.language))
     pair.site_lines, pair.mark_insertions = site_lines, true
   end
   summary.pairs = summary.pairs + 1
@@ -220,7 +220,7 @@ local function make_in(options, state)
   -- A seeded order, so that a bounded run draws from everywhere and not from the top of the folder.
   local rank = {}
   for _, item in ipairs(source.items) do
-    rank[item] = draws.generator(options.seed, PURPOSE_ORDER, item.name)(2 ^ 32)
+    rank[item] = random.generator(options.seed, PURPOSE_ORDER, item.name)(2 ^ 32)
   end
   table.sort(source.items, function(a, b)
     if rank[a] ~= rank[b] then return rank[a] < rank[b] end
@@ -371,7 +371,7 @@ function bugdata.from_this_machine(given)
     or fs.join(require("lorarun.formats.hub").lorarun_cache(), ("bugdata-%d-%d"):format(seed, max_rows))
   if planning.job then return fs.is_file(fs.join(output, "summary.json")) and output or "" end
   local summary
-  ranks.first_on_machine(function()
+  data_parallel.first_on_machine(function()
     if fs.is_file(fs.join(output, "summary.json")) then return end
     local folders = given.folders or python_folders()
     if #folders == 0 then

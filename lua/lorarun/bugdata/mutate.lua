@@ -14,12 +14,12 @@
 -- would crowd out the rest. The weights lean towards what a line and its context can tell apart: a misspelt or
 -- misplaced name is visible from the text, a changed constant seldom is. Randomness comes from rng(n) alone, a whole
 -- number below n.
-local source_tokens = require "lorarun.bugdata.scanner"
-local source_functions = require "lorarun.bugdata.functions"
+local scanner = require "lorarun.bugdata.scanner"
+local functions = require "lorarun.bugdata.functions"
 
 local mutate = {}
-local NAME, NUMBER, STRING = source_tokens.NAME, source_tokens.NUMBER, source_tokens.STRING
-local COMMENT, OPERATOR = source_tokens.COMMENT, source_tokens.OPERATOR
+local NAME, NUMBER, STRING = scanner.NAME, scanner.NUMBER, scanner.STRING
+local COMMENT, OPERATOR = scanner.COMMENT, scanner.OPERATOR
 
 mutate.KINDS = {
   { "misspelt_name", 3 }, { "wrong_variable", 4 }, { "swapped_arguments", 4 }, { "comparison", 3 }, { "negation", 3 },
@@ -81,7 +81,7 @@ local function survey(tokens, ranges)
   local of = family(tokens.language)
   local barred, statement, statements = {}, {}, {}
   if of == "python" then
-    statements = source_functions.logical_lines(tokens)
+    statements = functions.logical_lines(tokens)
   else
     local current
     for i = 1, tokens.n do
@@ -95,12 +95,12 @@ local function survey(tokens, ranges)
     end
   end
   for number, s in ipairs(statements) do
-    local word = source_tokens.text(tokens, s.first)
+    local word = scanner.text(tokens, s.first)
     local passive = PASSIVE_STARTS[of][word]
     for i = s.first, s.last do
       statement[i] = number
       -- `local function name(`, `x = function(a, b)`: the names up to the closing parenthesis are being defined
-      if passive or (of == "lua" and tokens.kind[i] == NAME and source_tokens.text(tokens, i) == "function") then
+      if passive or (of == "lua" and tokens.kind[i] == NAME and scanner.text(tokens, i) == "function") then
         passive = true
         barred[i] = true
       end
@@ -111,7 +111,7 @@ local function survey(tokens, ranges)
     for i = tokens.n, 1, -1 do first_on_line[tokens.line[i]] = i end
     for _, range in ipairs(ranges) do
       local i = first_on_line[range.first]
-      while i and i <= tokens.n and source_tokens.text(tokens, i) ~= "{" do
+      while i and i <= tokens.n and scanner.text(tokens, i) ~= "{" do
         barred[i] = true
         i = i + 1
       end
@@ -130,7 +130,7 @@ local function site_finder(tokens, ranges)
   self.text = setmetatable({}, { __index = function() return "" end })
   for i = 1, tokens.n do
     if tokens.kind[i] ~= COMMENT and tokens.kind[i] ~= STRING then
-      self.text[i] = source_tokens.text(tokens, i)
+      self.text[i] = scanner.text(tokens, i)
       self.words[self.text[i]] = true
     end
   end
@@ -470,7 +470,7 @@ end
 -- or `ranges`.
 function mutate.sites(tokens, ranges)
   local f = site_finder(tokens, ranges)
-  local innermost = source_functions.by_line(ranges)
+  local innermost = functions.by_line(ranges)
   local function range_of(i) return innermost[tokens.line[i]] or ranges end -- `ranges` itself stands for the file
   local names, seen = {}, {}
   for i = 1, tokens.n do

@@ -1,4 +1,4 @@
--- bugdata_rows.lua: the rows that one pair of texts, before and after a fix, makes.
+-- rows.lua: the rows that one pair of texts, before and after a fix, makes.
 --
 -- The texts are compared line by line. A line of the before text that the fix removed or changed is buggy (score 0),
 -- every other line that is not blank is correct (score 1). Each line makes three rows that differ in the context:
@@ -8,12 +8,12 @@
 --                    longer one, as many whole lines around the line as fit (a model would cut it elsewhere, and often
 --                    cut the line itself away)
 local diff = require "lorarun.bugdata.diff"
-local draws = require "lorarun.base.random"
-local source_functions = require "lorarun.bugdata.functions"
+local random = require "lorarun.base.random"
+local functions = require "lorarun.bugdata.functions"
 
-local bugdata_rows = {}
+local rows = {}
 
-bugdata_rows.CONTEXTS = { "context_before", "context_after", "context_full" }
+rows.CONTEXTS = { "context_before", "context_after", "context_full" }
 local NEAR = 3 -- lines above or below in context_before and context_after
 local PURPOSE_CORRECT = 0x42440003 -- what the draws are for (see lr_random)
 
@@ -81,24 +81,24 @@ local function choose_correct(options, pair, lines, buggy)
     choose(others)
     return chosen
   end
-  local rng = draws.generator(options.seed, PURPOSE_CORRECT, pair.name)
+  local rng = random.generator(options.seed, PURPOSE_CORRECT, pair.name)
   local wanted = math.floor(buggy_count * options.correct_per_buggy + 0.5)
-  local picked = draws.sample(alike, pair.site_lines and math.floor(wanted * options.similar + 0.5) or 0, rng)
+  local picked = random.sample(alike, pair.site_lines and math.floor(wanted * options.similar + 0.5) or 0, rng)
   choose(picked)
   for _, i in ipairs(alike) do
     if not chosen[i] then others[#others + 1] = i end
   end
-  choose(draws.sample(others, wanted - #picked, rng))
+  choose(random.sample(others, wanted - #picked, rng))
   return chosen
 end
 
 -- Calls emit(row) for each row of a pair, in order of lines, three to a line; stops where emit returns false. A row is
 -- a table with the fields of the JSON rows.
-function bugdata_rows.each(pair, options, emit)
+function rows.each(pair, options, emit)
   local lines = diff.split(pair.before)
   local buggy = buggy_lines(lines, diff.split(pair.after), pair.mark_insertions)
   local correct = choose_correct(options, pair, lines, buggy)
-  local innermost = source_functions.by_line(pair.ranges)
+  local innermost = functions.by_line(pair.ranges)
   for i = 1, #lines do
     if buggy[i] or correct[i] then
       local range = innermost[i] or { first = 1, last = #lines }
@@ -107,7 +107,7 @@ function bugdata_rows.each(pair, options, emit)
         context_after = table.concat(lines, "\n", i, math.min(#lines, i + NEAR)),
         context_full = full_context(lines, i, range.first, math.min(range.last, #lines), options.max_context),
       }
-      for _, kind in ipairs(bugdata_rows.CONTEXTS) do
+      for _, kind in ipairs(rows.CONTEXTS) do
         local row = { context = contexts[kind], context_type = kind, current_line = lines[i], file = pair.name,
           line = i, score = buggy[i] and 0 or 1 }
         if emit(row) == false then return end
@@ -116,4 +116,4 @@ function bugdata_rows.each(pair, options, emit)
   end
 end
 
-return bugdata_rows
+return rows

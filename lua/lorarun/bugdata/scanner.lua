@@ -1,21 +1,21 @@
--- source_tokens.lua: source text cut into tokens, as far as the data maker needs: where names, numbers, strings,
+-- scanner.lua: source text cut into tokens, as far as the data maker needs: where names, numbers, strings,
 -- comments and operators are. It serves Python, Lua and the languages that look like C; it is no parser and accepts
 -- any text.
 --
---   local tokens = source_tokens.scan(text, "python")
+--   local tokens = scanner.scan(text, "python")
 --   tokens.n, tokens.kind[i], tokens.first[i], tokens.last[i] (bytes, inclusive), tokens.line[i] (of its first byte,
---   from 1) source_tokens.text(tokens, i)
+--   from 1) scanner.text(tokens, i)
 --
 -- Invariants: tokens are in order and do not overlap; between two of them stands only white space; a string or a
 -- comment is ONE token whatever it holds, which is why nothing downstream can mistake its contents for code. An
 -- unclosed string ends with its line (an unclosed long one with the text). Preprocessor directives of C are single
 -- tokens of their own kind, continuations included.
-local source_tokens = {}
+local scanner = {}
 
 local byte, find, sub = string.byte, string.find, string.sub
 
-source_tokens.NAME, source_tokens.NUMBER, source_tokens.STRING = 1, 2, 3
-source_tokens.COMMENT, source_tokens.OPERATOR, source_tokens.DIRECTIVE = 4, 5, 6
+scanner.NAME, scanner.NUMBER, scanner.STRING = 1, 2, 3
+scanner.COMMENT, scanner.OPERATOR, scanner.DIRECTIVE = 4, 5, 6
 local NAME, NUMBER, STRING, COMMENT, OPERATOR, DIRECTIVE = 1, 2, 3, 4, 5, 6
 
 -- The languages, their file extensions, and whether they have C's preprocessor or strings in back quotes.
@@ -33,12 +33,12 @@ for language, traits in pairs(LANGUAGES) do
 end
 
 -- The language of a file name or extension, or nil.
-function source_tokens.language(name)
+function scanner.language(name)
   return BY_EXTENSION[name:match("([^.]*)$"):lower()]
 end
 
 -- All known extensions, sorted, for messages.
-function source_tokens.extensions()
+function scanner.extensions()
   local list = {}
   for extension in pairs(BY_EXTENSION) do list[#list + 1] = extension end
   table.sort(list)
@@ -139,7 +139,7 @@ local function number_end(text, at)
   return last
 end
 
-function source_tokens.scan(text, language)
+function scanner.scan(text, language)
   local operators = OPERATORS[language] or C_OPERATORS
   local traits = LANGUAGES[language]
   local python, lua = language == "python", language == "lua"
@@ -213,9 +213,9 @@ function source_tokens.scan(text, language)
 end
 
 -- The text of token i; "" past either end, so that neighbours can be asked for without a guard.
-function source_tokens.text(tokens, i)
+function scanner.text(tokens, i)
   if i < 1 or i > tokens.n then return "" end
   return sub(tokens.source, tokens.first[i], tokens.last[i])
 end
 
-return source_tokens
+return scanner

@@ -1,7 +1,7 @@
--- bugdata_sources.lua: where the pairs of files come from. Each source is a list of items in a fixed order and a way
+-- sources.lua: where the pairs of files come from. Each source is a list of items in a fixed order and a way
 -- to load them:
 --
---   local source = bugdata_sources.pairs(options, skip)  -- or .git, .mutate
+--   local source = sources.pairs(options, skip)  -- or .git, .mutate
 --   source.items[i] = { name = , language = , group = }   -- items of equal group must stay in one split (nil: none)
 --   source.each(items, function(item, before, after) ... end)   -- loads the given items, in order
 --
@@ -12,9 +12,9 @@
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
 local git = require "lorarun.bugdata.git"
-local source_tokens = require "lorarun.bugdata.scanner"
+local scanner = require "lorarun.bugdata.scanner"
 
-local bugdata_sources = {}
+local sources = {}
 
 local LONGEST_LINE = 2000 -- bytes; a longer line was made by a program
 local GENERATED_HEAD = 1000 -- bytes at the top in which a generated file says so
@@ -44,7 +44,7 @@ local function is_utf8(text)
 end
 
 -- Why a text is not used, or nil.
-function bugdata_sources.screen(text, max_file_size)
+function sources.screen(text, max_file_size)
   if #text > max_file_size then return ("larger than %d bytes"):format(max_file_size) end
   if not text:find("%S") then return "empty" end
   if text:find("\0", 1, true) then return "binary" end
@@ -91,7 +91,7 @@ local function walk(root, prefix, wanted, skip, visited, out)
           elseif not is_utf8(below) then
             skip("a name that is not UTF-8", below) -- it could not be written into a row
           else
-            out[#out + 1] = { path = path, name = below, language = source_tokens.language(name) }
+            out[#out + 1] = { path = path, name = below, language = scanner.language(name) }
           end
         end
       end
@@ -115,12 +115,12 @@ local function read(path, name, options, skip)
   end)
   if not ok then return skip("unreadable", name) end
   if not text then return skip(("larger than %d bytes"):format(options.max_file_size), name) end
-  local reason = bugdata_sources.screen(text, options.max_file_size)
+  local reason = sources.screen(text, options.max_file_size)
   if reason then return skip(reason, name) end
   return text
 end
 
-function bugdata_sources.mutate(options, skip)
+function sources.mutate(options, skip)
   local items, visited = {}, {}
   for _, folder in ipairs(options.mutate) do
     need_folder("mutate", folder)
@@ -137,7 +137,7 @@ function bugdata_sources.mutate(options, skip)
   return source
 end
 
-function bugdata_sources.pairs(options, skip)
+function sources.pairs(options, skip)
   need_folder("pairs", options.pairs)
   local files, by_name, items = {}, {}, {}
   walk(options.pairs, "", options.extensions, skip, {}, files)
@@ -169,7 +169,7 @@ end
 
 -- What says in a commit message that a bug was fixed, as an extended regular expression for git, whole words in either
 -- case ...
-bugdata_sources.MESSAGE_PATTERN = "(^|[^[:alnum:]_])(fix(e[sd]|ing)?|bug(s|fix|fixes)?|defects?|faults?|regressions?"
+sources.MESSAGE_PATTERN = "(^|[^[:alnum:]_])(fix(e[sd]|ing)?|bug(s|fix|fixes)?|defects?|faults?|regressions?"
   .. "|cve-[0-9]+-[0-9]+|(issue|close[sd]?|resolve[sd]?) #[0-9]+)([^[:alnum:]_]|$)"
 -- ... and what in its subject says that it was none in the code.
 local NOT_CODE = { "typo", "spelling", "docs?", "documentation", "docstrings?", "comments?", "readme", "changelog",
@@ -184,7 +184,7 @@ local function is_code_fix(message)
   return true
 end
 
-function bugdata_sources.git(options, skip)
+function sources.git(options, skip)
   local repo = git.open(options.git)
   local extensions = {}
   for extension in pairs(options.extensions) do extensions[#extensions + 1] = extension end
@@ -196,7 +196,7 @@ function bugdata_sources.git(options, skip)
     if is_utf8(change.path) then
       -- versions of one file share most of their text: one group
       source.items[#source.items + 1] = { name = change.path .. "@" .. change.commit:sub(1, 12), group = change.path,
-        change = change, language = source_tokens.language(change.path) }
+        change = change, language = scanner.language(change.path) }
     else
       skip("a name that is not UTF-8", change.path)
     end
@@ -210,7 +210,7 @@ function bugdata_sources.git(options, skip)
     local before
     repo:blobs(ids, fs.join(options.output, "objects.partial"), options.max_file_size, function(i, text, absent)
       local item = list[math.ceil(i / 2)]
-      local reason = absent or bugdata_sources.screen(text, options.max_file_size)
+      local reason = absent or sources.screen(text, options.max_file_size)
       if i % 2 == 1 then
         before = not reason and text or nil
         if reason then skip(reason, item.name) end
@@ -222,4 +222,4 @@ function bugdata_sources.git(options, skip)
   return source
 end
 
-return bugdata_sources
+return sources

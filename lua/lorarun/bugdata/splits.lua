@@ -1,16 +1,16 @@
--- bugdata_splits.lua: which file goes to train, validation or test.
+-- splits.lua: which file goes to train, validation or test.
 --
 -- Whole files are dealt out, never lines, and what shares text stays together: files with a function in common (a copy,
 -- a vendored library, two versions of one file), equal texts and items of one group make one group, which goes to one
 -- split. A model that remembers its training text gains nothing by it on the others.
 local diff = require "lorarun.bugdata.diff"
-local source_tokens = require "lorarun.bugdata.scanner"
-local source_functions = require "lorarun.bugdata.functions"
+local scanner = require "lorarun.bugdata.scanner"
+local functions = require "lorarun.bugdata.functions"
 local text_hash = require "lorarun.base.text_hash"
 
-local bugdata_splits = {}
+local splits = {}
 
-bugdata_splits.NAMES = { "train", "validation", "test" }
+splits.NAMES = { "train", "validation", "test" }
 local SHARES = { train = 0.70, validation = 0.15, test = 0.15 }
 
 -- Functions that tie two files together have at least this much text: shorter ones are alike by nature.
@@ -58,7 +58,7 @@ end
 -- Reads all items once; leaves out what is unusable or a duplicate; sets item.split. Groups are dealt out in the order
 -- of their first item, each to the split that is furthest below its share so far of what the rows will come from
 -- (lines; for planted bugs, the functions that will get one), so that small sets get all three splits, too.
-function bugdata_splits.assign(source, items, options, skip)
+function splits.assign(source, items, options, skip)
   local groups, kept, seen = new_groups(), {}, {}
   source.each(items, function(item, before, after)
     local key = text_hash.key(before .. "\0" .. after)
@@ -72,7 +72,7 @@ function bugdata_splits.assign(source, items, options, skip)
     groups.tie(i, "text " .. text_hash.key(before))
     if item.group then groups.tie(i, "group " .. item.group) end
     local lines = diff.split(before)
-    local ranges = source_functions.find(source_tokens.scan(before, item.language))
+    local ranges = functions.find(scanner.scan(before, item.language))
     tie_functions(lines, ranges, function(tied) groups.tie(i, tied) end)
     item.weight = source.kind == "mutate" and math.min(options.bugs_per_file, 1 + #ranges) or #lines
   end)
@@ -87,7 +87,7 @@ function bugdata_splits.assign(source, items, options, skip)
     if not split_of[root] then
       total = total + sizes[root]
       local best, lack
-      for _, split in ipairs(bugdata_splits.NAMES) do
+      for _, split in ipairs(splits.NAMES) do
         local missing = SHARES[split] * total - have[split]
         if not lack or missing > lack then best, lack = split, missing end
       end
@@ -99,4 +99,4 @@ function bugdata_splits.assign(source, items, options, skip)
   return kept
 end
 
-return bugdata_splits
+return splits

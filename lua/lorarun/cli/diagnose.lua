@@ -1,12 +1,12 @@
--- findings.lua: what is wrong with a machine for training, and the cure of each thing. It asks nobody: facts come in, so that
+-- diagnose.lua: what is wrong with a machine for training, and the cure of each thing. It asks nobody: facts come in, so that
 -- tests make them up.
---   findings.of(facts)      facts as doctor.lua gathers them -> { { level = "error" or "warning", what =, cure = } ... }
---   findings.verdict(facts) -> works, text   would training work, and on what
+--   diagnose.of(facts)      facts as doctor.lua gathers them -> { { level = "error" or "warning", what =, cure = } ... }
+--   diagnose.verdict(facts) -> works, text   would training work, and on what
 -- An error keeps a GPU, or all training, from working; a warning makes it slower or will be in the way of several ranks.
 local memory = require "lorarun.tensor.memory"
 local report = require "lorarun.train.report"
 
-local findings = {}
+local diagnose = {}
 
 local GIB = 2 ^ 30
 local LEAST_FREE = 2 * GIB       -- of a GPU's or the machine's memory: less holds no model, its adapters and a batch
@@ -184,7 +184,7 @@ local function mapped(facts)
 end
 
 --- of(facts): everything that is wrong, in the order in which it is best mended.
-function findings.of(facts)
+function diagnose.of(facts)
   local list = {}
   local function add(level, what, cure) list[#list + 1] = { level = level, what = what, cure = cure } end
   if present(facts) > 0 and facts.cuda.devices == 0 then
@@ -207,7 +207,7 @@ function findings.of(facts)
 end
 
 --- verdict(facts): training would take all GPUs that CUDA finds, and the CPU where that are none.
-function findings.verdict(facts)
+function diagnose.verdict(facts)
   local device = facts.cuda.devices > 0 and "cuda" or "cpu"
   local tried, failed = 0, {}
   for _, t in ipairs(facts.tests) do
@@ -230,4 +230,4 @@ function findings.verdict(facts)
   return true, ("Training works on %d GPU%s."):format(tried, tried == 1 and "" or "s")
 end
 
-return findings
+return diagnose

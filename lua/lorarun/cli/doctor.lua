@@ -5,7 +5,7 @@
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
-local findings = require "lorarun.cli.diagnose"
+local diagnose = require "lorarun.cli.diagnose"
 local hardware = require "lorarun.dist.hardware"
 local json = require "lorarun.base.json"
 local memory = require "lorarun.tensor.memory"
@@ -193,8 +193,8 @@ function doctor.run(words)
     check.fail("lorarun doctor does not know '%s' (lorarun doctor --help)", words[2] or words[1])
   end
   local facts = gather()
-  local wrong = findings.of(facts)
-  local works, verdict = findings.verdict(facts)
+  local wrong = diagnose.of(facts)
+  local works, verdict = diagnose.verdict(facts)
   if words[1] then print_json(facts, wrong, works, verdict) else print_report(facts, wrong, verdict) end
   return works and 0 or 1
 end

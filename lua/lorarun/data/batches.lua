@@ -2,12 +2,12 @@
 --
 -- A step takes `batch * accumulate` draws of the sampler on each rank, fewer at the end of an epoch; a micro-batch is at most
 -- `batch` a rank, all columns of every pair in one packed batch, column by column; where memory is short, a part of that, and each
--- part of a batch comes as often as there are passes over the batch (micro_step.lua). The draws are those of all ranks together, in
+-- part of a batch comes as often as there are passes over the batch (train/step.lua). The draws are those of all ranks together, in
 -- one order however many ranks there are; which rank gets which pair follows from their lengths (lr_deal), which every rank
 -- knows. All of it is a function of the step number, so a run that resumes at step s sees what an undisturbed one sees.
 local ffi = require "ffi"
 local comm = require "lorarun.dist.comm"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local tensor = require "lorarun.tensor.tensor"
 
 local Batches = {}
@@ -21,7 +21,7 @@ local function new(o)
     batch = o.batch * comm.world_size, step_size = o.batch * comm.world_size * o.accumulate, next_step = o.first_step,
     part = (o.part or o.batch) * comm.world_size, passes = o.passes or 1, last_step = o.last_step, pending = {}, head = 1, tail = 0,
     at = 0, from = 0, pass = 1 }, Batches) -- the batch begins at draw `at` of its step, the next part at `from`
-  self.loader = data.loader(o.set, o.model.tokenizer, { columns = o.columns, prefixes = o.prefixes,
+  self.loader = dataset.loader(o.set, o.model.tokenizer, { columns = o.columns, prefixes = o.prefixes,
     max_length = o.model.max_length, threads = o.threads or 1, queue = o.queue or 4,
     deal = { world = comm.world_size, rank = comm.rank } })
   self:fill()

@@ -1,16 +1,16 @@
--- data.lua: data sets (JSON Lines or CSV files) and the loader that tokenises and packs their texts ahead of training.
+-- dataset.lua: data sets (JSON Lines or CSV files) and the loader that tokenises and packs their texts ahead of training.
 --
---   local set = data.open("train.jsonl", { columns = {
+--   local set = dataset.open("train.jsonl", { columns = {
 --     { name = "score", kind = "number" }, { name = "context", kind = "text" },
 --     { name = "context_type", kind = "text", optional = true } } })   -- optional: every row has it, or none needs to
 --   set.rows, set.skipped, set.first_skip; set:has(name)
 --   set:numbers "score"          -- double[rows]
 --   set:text(0, "context")       -- rows count from 0
 --   set:classes "context_type"   -- counts by value, class of each row, values
---   local loader = data.loader(set, tokenizer, { columns = { "context" }, max_length = 512 })
+--   local loader = dataset.loader(set, tokenizer, { columns = { "context" }, max_length = 512 })
 --   loader:submit({ 0, 1 }, "context", { 0, 1 })
 --   local batch = loader:next()  -- { tokens, sequences, max_length, truncated, wait, ids, positions, cu_seqlens, keys }
---   data.pack(tokenizer, { "a text" }, 512)   -- such a batch at once; free it with batch:close()
+--   dataset.pack(tokenizer, { "a text" }, 512)   -- such a batch at once; free it with batch:close()
 --
 -- Everything here may be closed by hand, as soon as it is done with; the garbage collector is the net.
 local C = require "lorarun.base.c"
@@ -20,7 +20,7 @@ local guard = require "lorarun.base.guard"
 local json = require "lorarun.base.json"
 local options = require "lorarun.base.options"
 
-local data = {}
+local dataset = {}
 local KIND = { text = C.LR_COLUMN_TEXT, number = C.LR_COLUMN_NUMBER }
 local BAD_ROW = { error = C.LR_BAD_ROW_ERROR, skip = C.LR_BAD_ROW_SKIP }
 local MAX_CLASSES = 1000
@@ -111,7 +111,7 @@ local OPEN = { columns = options.table, on_bad_row = options.choice { "error", "
 
 --- open(path, { columns = { { name =, kind = "text" | "number", optional = } ... }, on_bad_row = "error" | "skip", max_rows = }):
 --- open a data set and check all of it. An optional column that the first row lacks must be in none.
-function data.open(path, given)
+function dataset.open(path, given)
   if type(path) ~= "string" then check.fail("data.open: the path must be a string, got a %s", type(path)) end
   local o = options.check("data.open", given, OPEN)
   local on_bad_row, max_rows = BAD_ROW[o.on_bad_row or "error"], o.max_rows or 0
@@ -233,7 +233,7 @@ end
 
 --- pack(tokenizer, texts, max_length): a batch of these texts, made on the calling thread; key i - 1 for texts[i]. Its arrays are
 --- valid until batch:close().
-function data.pack(tokenizer, texts, max_length)
+function dataset.pack(tokenizer, texts, max_length)
   if type(tokenizer) ~= "table" or not tokenizer.vocab_size then
     check.fail("data.pack: the first argument is %s, expected a tokenizer, such as model.tokenizer", options.shown(tokenizer))
   end
@@ -279,7 +279,7 @@ local LOADER = { columns = options.table, prefixes = options.table, max_length =
 --- name, max_length = tokens (0: no limit), threads = 1, queue = 4, deal = { world =, rank = } }): threads that make batches ahead.
 --- deal: a batch is submitted column by column, the same rows of each; its rows are dealt out to `world` ranks so that tokens are
 --- even, and next() gives rank's share, with owner[row] (the rank that has it), lengths[sequence] and rank_tokens[rank] of all.
-function data.loader(set, tokenizer, given)
+function dataset.loader(set, tokenizer, given)
   if getmetatable(set) ~= Dataset then
     check.fail("data.loader: the first argument is %s, expected a data set", options.shown(set))
   end
@@ -381,4 +381,4 @@ guard.methods(Dataset, "set")
 guard.methods(Batch, "batch")
 guard.methods(Loader, "loader")
 
-return data
+return dataset

@@ -3,7 +3,7 @@ local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local batches = require "lorarun.data.batches"
 local comm = require "lorarun.dist.comm"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 
 local lengths = {}
 
@@ -13,7 +13,7 @@ local ROWS_A_BATCH = 256 -- that the loader's threads tokenise at a time
 --- array of row numbers, or nil for the first `count`. o: { columns, prefixes, max_length, threads }
 function lengths.of_rows(set, tokenizer, o, rows, count)
   local result, width = ffi.new("int32_t[?]", count), #o.columns
-  local loader = data.loader(set, tokenizer, { columns = o.columns, prefixes = o.prefixes, max_length = o.max_length,
+  local loader = dataset.loader(set, tokenizer, { columns = o.columns, prefixes = o.prefixes, max_length = o.max_length,
     threads = o.threads or 1 })
   local ok, err = pcall(function()
     local submitted, done = 0, 0

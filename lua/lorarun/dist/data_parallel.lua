@@ -1,4 +1,4 @@
--- ranks.lua: what training on several ranks needs beyond training on one. With one rank nothing here moves a byte.
+-- data_parallel.lua: what training on several ranks needs beyond training on one. With one rank nothing here moves a byte.
 --
 -- Every rank runs the same loop over the same numbers: it knows the rows of every micro-batch, who has which, and all their
 -- lengths. What is left to tell is one all-reduce a step, and one gather of embeddings where a loss compares all pairs. So that
@@ -12,15 +12,15 @@ local json = require "lorarun.base.json"
 local ops = require "lorarun.tensor.ops"
 local tensor = require "lorarun.tensor.tensor"
 
-local ranks = {}
+local data_parallel = {}
 
 -- ---- rank 0 speaks for all -----------------------------------------------------------------------------------------------------
 --- Stands for an object whose work is rank 0's: it has every method, and none does anything.
-ranks.silent = setmetatable({}, { __index = function() return function() end end })
+data_parallel.silent = setmetatable({}, { __index = function() return function() end end })
 
 --- from_rank_0(fn): call fn on rank 0 alone and return what it returned, a table or value that JSON has, on every rank. An error
 --- of fn is an error on every rank.
-function ranks.from_rank_0(fn)
+function data_parallel.from_rank_0(fn)
   local result
   comm.on_rank_0(function() result = fn() end)
   if comm.world_size == 1 then return result end
@@ -31,7 +31,7 @@ end
 
 --- first_on_machine(fn): call fn on every rank, but on the first of each machine before the others: what it leaves in files is made
 --- once a machine, and found by the others. An error of a first rank is an error on every rank.
-function ranks.first_on_machine(fn)
+function data_parallel.first_on_machine(fn)
   if comm.world_size == 1 then return fn() end
   local first, ok, err = comm.local_rank == 0, true, nil
   if first then ok, err = pcall(fn) end
@@ -43,7 +43,7 @@ end
 
 --- agree(when, values): raise an error on every rank where the ranks' values (names to numbers or strings) are not all alike; it
 --- names the ranks that most of the others contradict.
-function ranks.agree(when, values)
+function data_parallel.agree(when, values)
   if comm.world_size == 1 then return end
   local list = comm.all_gather_bytes(json.encode(values))
   local counts, common = {}, nil
@@ -73,18 +73,18 @@ function ranks.agree(when, values)
 end
 
 --- checksum(t): of a tensor's bytes, for agree().
-function ranks.checksum(t)
+function data_parallel.checksum(t)
   local values = t:data()
   return C.lr_crc32c(0, values, ffi.sizeof(values))
 end
 
 -- ---- the sum over ranks --------------------------------------------------------------------------------------------------------
-ranks.SIGUSR1 = 10
-local SIGNALS = { 15, 2, ranks.SIGUSR1 } -- SIGTERM, SIGINT; where several came, the first of these counts
+data_parallel.SIGUSR1 = 10
+local SIGNALS = { 15, 2, data_parallel.SIGUSR1 } -- SIGTERM, SIGINT; where several came, the first of these counts
 
 --- connect(parameters, gathered): the collectives of a step, once, over the gradients before there are any and `gathered` (a shape,
 --- or nil). NCCL takes its memory when it first has something to do; so it does before anybody looks at what memory is free.
-function ranks.connect(parameters, gathered)
+function data_parallel.connect(parameters, gathered)
   local exchange = parameters.exchange
   if comm.world_size == 1 or exchange.device ~= "cuda" then return end
   comm.all_reduce(exchange, "sum")
@@ -94,7 +94,7 @@ end
 
 --- reduce(parameters): add up all ranks' gradients and their shares of the loss: one all-reduce, with the loss and the signals that
 --- arrived riding behind the gradients. Returns the seconds that took, slower ranks included. One rank alone waits for nothing.
-function ranks.reduce(parameters)
+function data_parallel.reduce(parameters)
   if comm.world_size == 1 then return 0 end
   local values, pending = ffi.new("float[?]", parameters.signals:elements()), C.lr_signal_pending()
   for i, number in ipairs(SIGNALS) do values[i - 1] = pending == number and 1 or 0 end
@@ -108,7 +108,7 @@ end
 --- outcome(parameters): what is behind the gradients after a step: its loss, the gradient's norm, an fp16 run's scale of the loss
 --- (nil in other precisions), and, where the ranks are several, the signal that arrived at any of them (0: none), which all see
 --- after the same step. Waits for the device, once.
-function ranks.outcome(parameters)
+function data_parallel.outcome(parameters)
   local values = parameters.behind:data()
   local signal = 0
   for i = #SIGNALS, 1, -1 do
@@ -141,7 +141,7 @@ end
 --- gather(e, owner, pairs, columns, width): the embeddings [columns * pairs, width] of a whole micro-batch, in the order in which
 --- one rank alone would have them, out of every rank's own e (nil where it has none). owner: who has which pair. Recorded: each
 --- rank's gradient is that of its own rows, and since every rank computes the whole loss, the sum over ranks is the whole gradient.
-function ranks.gather(e, owner, pairs_, columns, width)
+function data_parallel.gather(e, owner, pairs_, columns, width)
   local place, own = places(owner, pairs_, columns)
   local rows = columns * pairs_
   local planned = e and e.device == "meta" -- a step that is only planned: nobody sends anything
@@ -156,4 +156,4 @@ function ranks.gather(e, owner, pairs_, columns, width)
   return all
 end
 
-return ranks
+return data_parallel

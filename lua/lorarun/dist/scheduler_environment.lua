@@ -1,12 +1,12 @@
--- environment.lua: was this process started as one rank of many by somebody else: torchrun (or anything that sets its variables),
--- Slurm's srun, Open MPI's or another mpirun? Then it joins the others instead of starting ranks itself.
---   environment.detect([getenv])  -> { rank, world_size, local_rank, local_world_size, machine_rank, main_process_ip,
+-- scheduler_environment.lua: was this process started as one rank of many by somebody else: torchrun (or anything that sets its
+-- variables), Slurm's srun, Open MPI's or another mpirun? Then it joins the others instead of starting ranks itself.
+--   scheduler_environment.detect([getenv])  -> { rank, world_size, local_rank, local_world_size, machine_rank, main_process_ip,
 --                                      main_process_port, by, fewer } or nil; getenv(name) -> text or nil, os.getenv unless told.
 --                                      machine_rank is nil where nobody told it; fewer: how to have another number of ranks
---   environment.address(text, who) -> host, port or nil: of "node1", "10.0.0.1:29500", "::1", "[::1]", "[::1]:29500"
+--   scheduler_environment.address(text, who) -> host, port or nil: of "node1", "10.0.0.1:29500", "::1", "[::1]", "[::1]:29500"
 local check = require "lorarun.base.check"
 
-local environment = {}
+local scheduler_environment = {}
 
 local FIRST_PORT, PORTS = 20000, 12000 -- where ports made from job numbers lie: below those the system hands out
 
@@ -27,7 +27,7 @@ local function first_of(getenv, names)
 end
 
 --- The first host of Slurm's short form of lists: node[003-010,12],login1 -> node003; a[1-2]b[7-9] -> a1b7.
-function environment.first_host(list)
+function scheduler_environment.first_host(list)
   local depth, stop = 0, #list
   for i = 1, #list do
     local c = list:sub(i, i)
@@ -43,7 +43,7 @@ end
 
 --- address(text, who): a host and, where it is there, a port. An address of IPv6 may stand in brackets, and must before a port. An
 --- error begins with `who`.
-function environment.address(text, who)
+function scheduler_environment.address(text, who)
   local host, port = text:match "^%[([%x:.]+%%?[%w._-]*)%]:?(%d*)$"
   if host and not text:find "%]:$" and host:find ":" then
     port = port ~= "" and port or nil
@@ -124,18 +124,18 @@ local function main_process(getenv, found, l)
   local job, text = l.job and number(getenv, l.job), getenv "MASTER_ADDR"
   local host, port
   if text and text ~= "" then
-    host, port = environment.address(text, "MASTER_ADDR")
+    host, port = scheduler_environment.address(text, "MASTER_ADDR")
   elseif several then
-    host = nodes and environment.first_host(nodes) or check.fail("%s started rank %d of %d on several machines, and nothing says "
-      .. "where rank 0 is; set MASTER_ADDR (and MASTER_PORT) to an address of its machine, or give --main-process-ip", l.by,
-      found.rank, found.world_size)
+    host = nodes and scheduler_environment.first_host(nodes) or check.fail("%s started rank %d of %d on several machines, and "
+      .. "nothing says where rank 0 is; set MASTER_ADDR (and MASTER_PORT) to an address of its machine, or give "
+      .. "--main-process-ip", l.by, found.rank, found.world_size)
   end
   port = number(getenv, "MASTER_PORT") or port or job and FIRST_PORT + (job + (number(getenv, l.step) or 0)) % PORTS or 29500
   if port < 1 or port > 65535 then check.fail("MASTER_PORT is %d, expected 1 to 65535: all ranks must know it", port) end
   return host or "127.0.0.1", port
 end
 
-function environment.detect(getenv)
+function scheduler_environment.detect(getenv)
   getenv = getenv or os.getenv
   local found = find_launcher(getenv)
   if not found then return nil end
@@ -156,4 +156,4 @@ function environment.detect(getenv)
   return found
 end
 
-return environment
+return scheduler_environment

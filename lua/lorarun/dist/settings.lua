@@ -10,7 +10,7 @@
 -- (lines for the user).
 local args = require "lorarun.base.args"
 local check = require "lorarun.base.check"
-local environment = require "lorarun.dist.scheduler_environment"
+local scheduler_environment = require "lorarun.dist.scheduler_environment"
 local secret = require "lorarun.dist.secret"
 local sorted = require "lorarun.base.sorted"
 local suggest = require "lorarun.base.suggest"
@@ -226,7 +226,7 @@ local function check_together(s)
   end
   s.first_rank = s.machine_rank * s.ranks_here
   if s.main_process_ip then
-    local host, port = environment.address(s.main_process_ip, ("main_process_ip (%s)"):format(s.origin.main_process_ip))
+    local host, port = scheduler_environment.address(s.main_process_ip, ("main_process_ip (%s)"):format(s.origin.main_process_ip))
     if port and s.main_process_port and s.main_process_port ~= port then
       check.fail("%s, which names a port, and %s", said(s, "main_process_ip"), said(s, "main_process_port"))
     end

@@ -7,7 +7,7 @@ local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local lora = require "lorarun.models.lora"
 local kinds = require "lorarun.base.options"
-local model_weights = require "lorarun.models.weights"
+local weights = require "lorarun.models.weights"
 local probes = require "lorarun.models.probes"
 local safetensors = require "lorarun.formats.safetensors"
 local say = require "lorarun.base.say"
@@ -156,7 +156,7 @@ function export.refuse_mixture(folder, form, own)
       check.fail("%s holds an adapter (adapter_config.json), which would be applied once more on the merged weights by whoever "
         .. "loads the folder; choose another folder, or remove the adapter's files", folder)
     end
-  elseif fs.is_directory(folder) and model_weights.any(folder) and not (own and fs.real(own) == fs.real(folder)) then
+  elseif fs.is_directory(folder) and weights.any(folder) and not (own and fs.real(own) == fs.real(folder)) then
     check.fail("%s holds weights, on which the adapter would be applied by whoever loads the folder; choose another folder, or "
       .. "remove the weights", folder)
   end

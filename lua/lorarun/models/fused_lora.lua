@@ -1,4 +1,4 @@
--- joined.lua: LoRA inside the product of its frozen layer, where weights are multiplied as plain matrices (GPUs).
+-- fused_lora.lua: LoRA inside the product of its frozen layer, where weights are multiplied as plain matrices (GPUs).
 --
 --   [x | h], h = dropout(x) A^T      beside each other in x.whole: a norm writes x there, a thin product writes h
 --   [W | S], S = s B                 beside each other in one matrix [N, K + R], S block-diagonal: each adapter's s B in the rows
@@ -13,7 +13,7 @@ local check = require "lorarun.base.check"
 local tensor = require "lorarun.tensor.tensor"
 local autograd = require "lorarun.tensor.autograd"
 
-local joined = {}
+local fused_lora = {}
 local new, like, call = tensor.new, tensor.like, check.call
 local ALIGNED = 8 -- columns: 16 bytes of 16-bit numbers
 
@@ -29,7 +29,7 @@ local function widen(layer, room)
 end
 
 --- attach(layer): layer.joined for a layer with adapters (layer.lora, as lora.lua makes it).
-function joined.attach(layer)
+function fused_lora.attach(layer)
   local lora, k = layer.lora, layer.k
   local rank = lora.a.shape[1]
   local room = math.ceil(rank / ALIGNED) * ALIGNED
@@ -47,7 +47,7 @@ function joined.attach(layer)
 end
 
 --- detach(layer): the weight keeps the room, without use.
-function joined.detach(layer)
+function fused_lora.detach(layer)
   local state = layer.joined
   for _, t in ipairs { state.forward, state.backward, state.a, state.a_rows, unpack(state.b) } do t:free() end
   layer.joined = nil
@@ -68,7 +68,7 @@ local function refresh(state, lora)
 end
 
 --- projection(x, layer, lora, r): as ops.projection, for an x that a norm made for this layer (nn.norm's `reader`).
-function joined.projection(x, layer, lora, r)
+function fused_lora.projection(x, layer, lora, r)
   local state, k, p = layer.joined, layer.k, lora.dropout
   local rank = lora.a.shape[1]
   refresh(state, lora)
@@ -122,4 +122,4 @@ function joined.projection(x, layer, lora, r)
   return y
 end
 
-return joined
+return fused_lora

@@ -9,8 +9,8 @@ local fs = require "lorarun.base.fs"
 local guard = require "lorarun.base.guard"
 local peft = require "lorarun.formats.peft"
 local tensor = require "lorarun.tensor.tensor"
-local joined = require "lorarun.models.fused_lora"
-local backend = require "lorarun.tensor.device_traits"
+local fused_lora = require "lorarun.models.fused_lora"
+local device_traits = require "lorarun.tensor.device_traits"
 local safetensors = require "lorarun.formats.safetensors"
 local options = require "lorarun.base.options"
 local say = require "lorarun.base.say"
@@ -20,8 +20,8 @@ local Adapter = {}
 Adapter.__index = Adapter
 
 local PURPOSE_INIT = 0x4C0000 -- lr_tensor_uniform streams of the A matrices
--- Numbers behind the gradients, on the device: the step's loss, what ranks tell each other in the same all-reduce (ranks.lua), a
--- copy of an fp16 run's scale of the loss, and the gradient's norm. One read gets them all.
+-- Numbers behind the gradients, on the device: the step's loss, what ranks tell each other in the same all-reduce
+-- (data_parallel.lua), a copy of an fp16 run's scale of the loss, and the gradient's norm. One read gets them all.
 local ROOM = 8
 local function known_targets(model)
   local seen, list = {}, {}
@@ -95,7 +95,7 @@ local function attach(model, config, choose)
         r = r + p.rank
       end
       layer.lora = state
-      if layer.after_norm and backend.of(model.device).lora_in_product then joined.attach(layer) end
+      if layer.after_norm and device_traits.of(model.device).lora_in_product then fused_lora.attach(layer) end
       adapter.layers[#adapter.layers + 1] = layer
     end
   end)
@@ -183,7 +183,7 @@ end
 function Adapter:free()
   if self.model.lora == self then self.model.lora = nil end
   for _, layer in ipairs(self.layers) do
-    if layer.joined then joined.detach(layer) end
+    if layer.joined then fused_lora.detach(layer) end
     layer.lora = nil
   end
   for _, t in ipairs(self.tensors) do t:free() end

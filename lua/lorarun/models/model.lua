@@ -17,10 +17,10 @@ local ops = require "lorarun.tensor.ops"
 local autograd = require "lorarun.tensor.autograd"
 local nn = require "lorarun.models.nn"
 local hub = require "lorarun.formats.hub"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local kinds = require "lorarun.base.options"
 local planning = require "lorarun.base.planning"
-local model_weights = require "lorarun.models.weights"
+local weights = require "lorarun.models.weights"
 local prompts = require "lorarun.models.prompts"
 local say = require "lorarun.base.say"
 local sentence_transformers = require "lorarun.formats.sentence_transformers"
@@ -188,7 +188,7 @@ function load(name, options)
   local own = sentence_transformers.read(folder)
   local weights_folder = fs.join(folder, own.transformer)
   local adapted = has_adapter(folder, weights_folder) and not options.as_base
-  if adapted and not model_weights.any(weights_folder, options.device == "meta") then
+  if adapted and not weights.any(weights_folder, options.device == "meta") then
     return load_adapted(weights_folder, own, options)
   end
   local settings = options.settings or own
@@ -223,13 +223,13 @@ function load(name, options)
     if device == "meta" then
       model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = function() end })
     else
-      local weights = model_weights.open(weights_folder, arch, c)
+      local opened = weights.open(weights_folder, arch, c)
       local ok, err = pcall(function()
-        model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = weights.load })
+        model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = opened.load })
       end)
-      weights.file:close()
+      opened.file:close()
       if not ok then error(err, 0) end
-      prefix = weights.prefix
+      prefix = opened.prefix
     end
     local tokenizer
     if device ~= "meta" or fs.is_file(fs.join(tokenizer_folder, "tokenizer.json")) then
@@ -268,7 +268,7 @@ local function pooled_rows(model, batch)
     keys = tensor.from(keys, { n }, "i64", "dropout keys", device) }
 end
 
---- A packed batch (data.lua) as tensors on the model's device; the context of forward().
+--- A packed batch (dataset.lua) as tensors on the model's device; the context of forward().
 function Model:context(batch, extra)
   if type(batch) ~= "table" or not batch.tokens then check.fail("model:context takes a batch, as lr.data.pack makes one") end
   if not batch.ids then check.fail("model:context: the batch was closed") end
@@ -344,7 +344,7 @@ function Model:encode(texts, options)
     until i > #order or bytes + math.min(#texts[order[i]] + 2, self.max_length) > limit
     local first = i - #part
     tensor.scope(function()
-      local batch = data.pack(self.tokenizer, part, self.max_length)
+      local batch = dataset.pack(self.tokenizer, part, self.max_length)
       local e = autograd.no_grad(self.forward, self, self:context(batch))
       batch:close()
       local values = e:data()

@@ -6,8 +6,8 @@ local ffi = require "ffi"
 local tensor = require "lorarun.tensor.tensor"
 local ops = require "lorarun.tensor.ops"
 local autograd = require "lorarun.tensor.autograd"
-local joined = require "lorarun.models.fused_lora"
-local backend = require "lorarun.tensor.device_traits"
+local fused_lora = require "lorarun.models.fused_lora"
+local device_traits = require "lorarun.tensor.device_traits"
 
 local nn = {}
 
@@ -60,7 +60,7 @@ function nn.source(options)
       end
     end
     layer.forward, layer.backward = tensor.pack(w, 1), tensor.pack(w, 2)
-    if backend.of(source.device).lora_in_product then layer.weight = w else w:free() end
+    if device_traits.of(source.device).lora_in_product then layer.weight = w else w:free() end
     source.linears[#source.linears + 1] = layer
     return layer
   end
@@ -74,7 +74,7 @@ end
 function nn.linear(x, layer, ctx, r)
   local lora = layer.lora
   if not lora then return ops.projection(x, layer, nil, r) end
-  local projection = x.reader == layer and joined.projection or ops.projection
+  local projection = x.reader == layer and fused_lora.projection or ops.projection
   return projection(x, layer, {
     a = lora.a, a_grad = lora.a.grad, adapters = lora.adapters, dropout = ctx.training and lora.dropout or 0,
     keys = ctx.keys, seed = ctx.seed or 0, step = ctx.step or 0, purpose = lora.purpose,
@@ -101,7 +101,7 @@ end
 --- it: its sum, or two tensors whose sum it is, where the norm behind adds them at less cost. x is released, and r where it was
 --- added.
 function nn.onto(r, x, layer, ctx)
-  local in_product = backend.of(x.device).residual_in_product
+  local in_product = device_traits.of(x.device).residual_in_product
   local y = nn.linear(x, layer, ctx, in_product and r or nil)
   x:release()
   if not in_product then return y, r end

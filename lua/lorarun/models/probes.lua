@@ -49,7 +49,7 @@ local function shorten(text)
   return strip(cut)
 end
 
---- texts_of(set, columns): COUNT different texts of a data set (data.lua), from all over it, the columns in turn; always the same.
+--- texts_of(set, columns): COUNT different texts of a data set, from all over it, the columns in turn; always the same.
 function probes.texts_of(set, columns)
   local texts, seen, column = {}, {}, 0
   local stride = math.max(1, math.floor(set.rows / (4 * probes.COUNT)))

@@ -1,4 +1,4 @@
--- model_weights.lua: the tensors of a model folder under the names that an architecture gives them. Before anything is allocated,
+-- weights.lua: the tensors of a model folder under the names that an architecture gives them. Before anything is allocated,
 -- all that the architecture wants is looked for in the file: what is missing, has another shape, or a dtype that is no float of
 -- ours is one error. What the file has beside that is left alone, as transformers leaves it.
 local check = require "lorarun.base.check"
@@ -8,7 +8,7 @@ local safetensors = require "lorarun.formats.safetensors"
 local say = require "lorarun.base.say"
 local tensor = require "lorarun.tensor.tensor"
 
-local model_weights = {}
+local weights = {}
 
 local FLOATS = { f32 = true, bf16 = true, f16 = true }
 local SHOWN = 5 -- of many names alike
@@ -65,7 +65,7 @@ end
 local function shown(shape) return "[" .. table.concat(shape, ", ") .. "]" end
 
 --- any(folder, meta): does the folder hold a model's weights, or with `meta` the config.json that is enough there?
-function model_weights.any(folder, meta)
+function weights.any(folder, meta)
   if not fs.is_file(fs.join(folder, "config.json")) then return false end
   if meta then return true end
   for _, name in ipairs { "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
@@ -77,16 +77,16 @@ end
 
 --- open(folder, arch, sizes): the folder's weights: { file, prefix, name_of = function(name): the file's name of a tensor,
 --- load = function(name, t) }. The caller closes the file.
-function model_weights.open(folder, arch, sizes)
+function weights.open(folder, arch, sizes)
   local file = safetensors.open_folder(folder)
-  local weights = { file = file }
+  local opened = { file = file }
   local function name_of(name)
-    local full = weights.prefix .. name
+    local full = opened.prefix .. name
     local older = not file:has(full) and arch.older_name and arch.older_name(name)
-    return older and file:has(weights.prefix .. older) and weights.prefix .. older or full
+    return older and file:has(opened.prefix .. older) and opened.prefix .. older or full
   end
   local ok, err = pcall(function()
-    weights.prefix = prefix_of(arch, file)
+    opened.prefix = prefix_of(arch, file)
     local missing, other, wants = {}, {}, wanted(arch, sizes)
     for _, want in ipairs(wants) do
       local name = name_of(want.name)
@@ -106,8 +106,8 @@ function model_weights.open(folder, arch, sizes)
     file:close()
     error(err, 0)
   end
-  function weights.load(name, t) file:load(name_of(name), t) end
-  return weights
+  function opened.load(name, t) file:load(name_of(name), t) end
+  return opened
 end
 
-return model_weights
+return weights

@@ -1,21 +1,21 @@
--- plan.lua: lorarun plan: what a recipe's training run will need, and how long it will take, before anything is loaded.
+-- init.lua: lorarun plan: what a recipe's training run will need, and how long it will take, before anything is loaded.
 --
 --   lorarun plan RECIPE.lua [options of the recipe] [--gpu-memory 80GB] [--gpu h100] [--gpus 1,2,4,8]
 --
 -- The recipe runs as it is, up to lr.train, with the model on the meta device (planning.lua). There a step of the run's own batch
 -- is taken without bytes, with the allocator that the real one will use, so the memory of a plan is that of the run to the byte;
 -- what lies outside the allocator (a driver, working memory of kernels) is added as the most it may be. Times follow from the work
--- of a step and a rate (rates.lua), and each says whether that was measured or estimated.
+-- of a step and a rate (throughput.lua), and each says whether that was measured or estimated.
 local check = require "lorarun.base.check"
 local comm = require "lorarun.dist.comm"
 local footprint = require "lorarun.train.footprint"
 local lengths = require "lorarun.data.lengths"
 local memory = require "lorarun.tensor.memory"
-local micro_step = require "lorarun.train.step"
+local training_step = require "lorarun.train.step"
 local nn = require "lorarun.models.nn"
 local optim = require "lorarun.tensor.optim"
 local planning = require "lorarun.base.planning"
-local rates = require "lorarun.train.throughput"
+local throughput = require "lorarun.train.throughput"
 local recompute = require "lorarun.train.recompute"
 local say = require "lorarun.base.say"
 local settings = require "lorarun.dist.settings"
@@ -54,9 +54,9 @@ end
 
 local function gpu_named(text)
   local names = {}
-  for name in pairs(rates.GPUS) do names[#names + 1] = name end
+  for name in pairs(throughput.GPUS) do names[#names + 1] = name end
   table.sort(names)
-  if not rates.GPUS[text:lower()] then
+  if not throughput.GPUS[text:lower()] then
     check.fail("--gpu is '%s', which is not known%s; there are %s", text, suggest.did_you_mean(text:lower(), names),
       table.concat(names, ", "))
   end
@@ -105,7 +105,7 @@ function plan.read(words)
   if not recipe then check.fail("lorarun plan needs a recipe: lorarun plan RECIPE.lua [its options] [--gpu-memory 80GB]") end
   local gpu = next(given) and (given["--gpu"] or "h100")
   planning.start { device = gpu and "cuda" or "cpu", gpu = gpu, counts = given["--gpus"],
-    memory = gpu and (given["--gpu-memory"] or rates.GPUS[gpu].memory) }
+    memory = gpu and (given["--gpu-memory"] or throughput.GPUS[gpu].memory) }
   return recipe, own
 end
 
@@ -216,7 +216,7 @@ local function plan_batch(p, run, need, f, largest_part)
   b.pairs, b.texts = o.batch, o.batch * #o.columns
   b.layers = wanted or fewest_of(b.largest) or recompute.split(run, { layers = p.layers, tokens = b.largest, counted = largest_part,
     fewest = fewest_of, most = function(n) return most_tokens(p, o, need, n) end }) or p.layers
-  b.part, b.cached, b.splittable = run.part, run.cached, micro_step.splittable(run.loss)
+  b.part, b.cached, b.splittable = run.part, run.cached, training_step.splittable(run.loss)
   b.tokens = largest_part(b.part)
   b.chosen = wanted and "as the recipe says" or "as few as fit the memory"
   b.usual_layers = wanted or fewest_of(math.ceil(b.mean * b.part / b.pairs)) or p.layers
@@ -239,8 +239,8 @@ local function plan_policies(p, o, need)
 end
 
 local function rate_of(job, model)
-  if job.device == "cuda" then return rates.of_gpu(job.gpu, model) end
-  return rates.of_cpu(model.precision)
+  if job.device == "cuda" then return throughput.of_gpu(job.gpu, model) end
+  return throughput.of_cpu(model.precision)
 end
 
 local function plan_times(p, o, trainer, need)
@@ -282,7 +282,7 @@ function plan.train(o, trainer)
   local f = footprint.new(run)
   local p = { job = job, model = model, layers = model.layer_count, draws = d.draws, evaluated = d.evaluated, tested = d.tested,
     assumed = not d.train,
-    parameters = model.lora.parameters.count, frozen = model:frozen_count(), flops_a_token = rates.flops_a_token(model),
+    parameters = model.lora.parameters.count, frozen = model:frozen_count(), flops_a_token = throughput.flops_a_token(model),
     again = FORWARD * nn.again(model.built.layers) }
   local ok, err = pcall(function()
     local largest_part

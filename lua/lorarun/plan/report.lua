@@ -1,9 +1,9 @@
--- plan_report.lua: a plan (plan.lua) as text.
+-- report.lua: a plan (plan/init.lua) as text.
 local memory = require "lorarun.tensor.memory"
-local report = require "lorarun.train.report"
+local train_report = require "lorarun.train.report"
 
-local plan_report = {}
-local size, count = memory.size_text, report.count
+local report = {}
+local size, count = memory.size_text, train_report.count
 
 -- Rows of texts as indented lines: the first column to the left, the others to the right, what lies behind the last as it is.
 local function aligned(rows, columns)
@@ -135,11 +135,11 @@ local function times_block(p)
   return ("time\n%s\n  speed: %s%s"):format(aligned(rows, 7), p.rate_source, steps_line(p))
 end
 
-function plan_report.text(p)
+function report.text(p)
   local blocks = { title(p), memory_block(p), batch_block(p), policies_block(p) }
   if p.evaluation then blocks[#blocks + 1] = evaluation_block(p) end
   blocks[#blocks + 1] = times_block(p)
   return table.concat(blocks, "\n\n")
 end
 
-return plan_report
+return report

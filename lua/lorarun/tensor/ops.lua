@@ -231,7 +231,7 @@ end
 
 -- ---- normalisation ---------------------------------------------------------------------------------------------------------
 rule("rms_norm rms_norm_backward layer_norm layer_norm_backward", "rule")
--- A norm's output; with room behind its rows where a product wants to put something there (joined.lua).
+-- A norm's output; with room behind its rows where a product wants to put something there (fused_lora.lua).
 local function normalised(x, room)
   return room and tensor.with_room(x.shape, room, x.dtype, "normalised", x.device) or like(x, "normalised")
 end

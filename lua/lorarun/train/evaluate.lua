@@ -8,11 +8,11 @@ local bit = require "bit"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local comm = require "lorarun.dist.comm"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local metrics = require "lorarun.train.metrics"
 local options = require "lorarun.base.options"
 local ops = require "lorarun.tensor.ops"
-local ranks = require "lorarun.dist.data_parallel"
+local data_parallel = require "lorarun.dist.data_parallel"
 local tensor = require "lorarun.tensor.tensor"
 local autograd = require "lorarun.tensor.autograd"
 
@@ -187,7 +187,7 @@ local function similarities(model, set, o)
   local index, texts = distinct(set, columns, prefixes)
   local order, batches = cut_batches(set, columns, texts, model.max_length)
   local own, place = share_out(order, batches)
-  local loader = data.loader(set, model.tokenizer, { columns = columns, prefixes = prefixes, max_length = model.max_length,
+  local loader = dataset.loader(set, model.tokenizer, { columns = columns, prefixes = prefixes, max_length = model.max_length,
     threads = o.threads or 1, queue = 4 })
   local ok, mine, by = pcall(encode, model, loader, texts, order, own, o.on_progress, o.ended)
   loader:close()
@@ -293,7 +293,7 @@ function evaluate.run(model, set, given)
   local o = checked(model, set, given, "lr.evaluate.run", RUN)
   local similarity, texts = similarities(model, set, o)
   if not similarity then return nil, texts end
-  return ranks.from_rank_0(function()
+  return data_parallel.from_rank_0(function()
     local result = figures(set, similarity, o)
     result.distinct_texts, result.seconds = texts, C.lr_time() - started
     return result

@@ -1,16 +1,16 @@
--- run_files.lua: the text files of a run's folder: log.jsonl, the evaluation CSV, training_config.json, evaluation.json, the
+-- files.lua: the text files of a run's folder: log.jsonl, the evaluation CSV, training_config.json, evaluation.json, the
 -- recipe.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 
-local run_files = {}
+local files = {}
 local Files = {}
 Files.__index = Files
 
 local LEVELS = 2 -- of folders in a run's: checkpoints/step-00000123
 
 --- sweep(folder): remove what ranks that were killed were writing in a run's folder.
-function run_files.sweep(folder)
+function files.sweep(folder)
   if not fs.is_directory(folder) then return end
   for _, name in ipairs(fs.list(folder)) do
     if name:find "^%.partial%-" then fs.remove(fs.join(folder, name)) end -- shards of a model
@@ -19,7 +19,7 @@ function run_files.sweep(folder)
   require("lorarun.train.checkpoint").sweep(fs.join(folder, "checkpoints"))
 end
 
-function run_files.new(folder)
+function files.new(folder)
   return setmetatable({ folder = folder, log_path = fs.join(folder, "log.jsonl"), waiting = {} }, Files)
 end
 
@@ -58,7 +58,7 @@ end
 --- it, so that the files read as if it had never stopped. evaluation_due: the step is evaluated by this run. What was logged
 --- before is written now.
 function Files:begin(step, evaluation_due)
-  run_files.sweep(self.folder)
+  files.sweep(self.folder)
   filter(self.log_path, function(line)
     local at = line:find "^{.*}$" and tonumber(line:match '"step": (%d+)')
     return step > 0 and at and at <= step and not (evaluation_due and at == step and line:find('"kind": "evaluation"', 1, true))
@@ -103,4 +103,4 @@ function Files:recipe(path)
   if path and fs.is_file(path) then fs.copy(path, fs.join(self.folder, "recipe.lua")) end
 end
 
-return run_files
+return files

@@ -18,7 +18,7 @@ local autograd = require "lorarun.tensor.autograd"
 local comm = require "lorarun.dist.comm"
 local losses = require "lorarun.train.loss"
 local memory = require "lorarun.tensor.memory"
-local micro_step = require "lorarun.train.step"
+local training_step = require "lorarun.train.step"
 local tensor = require "lorarun.tensor.tensor"
 
 local Footprint = {}
@@ -86,7 +86,7 @@ local function take(self, spec, at_loss)
   end }, { __index = loss })
   local part, batch = spec.pairs or run.part, spec.pairs or run.cached and run.options.batch or run.part
   run.cached = batch > part
-  local ok, err = pcall(micro_step.run, run, stream(run, spec.tokens, part, batch))
+  local ok, err = pcall(training_step.run, run, stream(run, spec.tokens, part, batch))
   run.cached = nil -- the run's own counts again
   if not ok then error(err, 0) end
 end

@@ -2,13 +2,13 @@
 --
 --   none, all, or a number    so many layers of every batch
 --   auto                      of each batch the fewest with which it fits the memory; batches that do not fit even with all layers
---                             recomputed are taken in parts (micro_step.lua); where that cannot be, or a single pair does not fit,
+--                             recomputed are taken in parts (train/step.lua); where that cannot be, or a single pair does not fit,
 --                             the run is refused before its first step
 --
 -- Which layers are recomputed changes the time of a step and no bit of its result, so auto need not be the same on every rank,
 -- nor when a run is resumed on another machine. Parts change roundings, and are the same on all ranks.
 --
---   local policy = recompute.new(run)    sets run.part, the pairs a rank of a part, and run.cached: see micro_step.lua
+--   local policy = recompute.new(run)    sets run.part, the pairs a rank of a part, and run.cached: see train/step.lua
 --   policy:layers(tokens)     for a micro-batch of so many tokens
 --   policy.text               for the banner
 --   policy:free()
@@ -20,7 +20,7 @@ local footprint = require "lorarun.train.footprint"
 local gpu = require "lorarun.dist.gpu"
 local lengths = require "lorarun.data.lengths"
 local memory = require "lorarun.tensor.memory"
-local micro_step = require "lorarun.train.step"
+local training_step = require "lorarun.train.step"
 local sorted = require "lorarun.base.sorted"
 
 local recompute = {}
@@ -88,7 +88,7 @@ end
 --- of so many pairs. Sets run.part and run.cached; returns o.fewest of the largest part, or nil where not one pair fits or the loss
 --- allows no parts.
 function recompute.split(run, o)
-  if not micro_step.splittable(run.loss) then return nil end
+  if not training_step.splittable(run.loss) then return nil end
   local batch, tokens, layers = run.options.batch, o.tokens, nil
   local allowed = o.most(0) >= LONG_PART and 0 or o.layers
   while run.part > 1 and (not layers or layers > allowed) do

@@ -1,4 +1,4 @@
--- run_state.lua: the state of a training run (trainer.lua's table) between its checkpoints and its ranks: writing one, going on
+-- resume.lua: the state of a training run (trainer.lua's table) between its checkpoints and its ranks: writing one, going on
 -- from one, and what to tell the user where the run is no longer the same.
 --
 -- Only rank 0 reads and writes; the others get everything from it, so that the output folder need be on its machine only.
@@ -8,16 +8,16 @@ local comm = require "lorarun.dist.comm"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local lora = require "lorarun.models.lora"
-local ranks = require "lorarun.dist.data_parallel"
+local data_parallel = require "lorarun.dist.data_parallel"
 local run_settings = require "lorarun.train.run_settings"
 local say = require "lorarun.base.say"
 
-local run_state = {}
+local resume = {}
 
 local GROUP = os.getenv "LORARUN_GROUP" -- what a launcher calls its ranks, those that it starts again included
 
 --- restarted(): were this run's ranks started again by their launcher, after a failure?
-function run_state.restarted() return (tonumber(os.getenv "LORARUN_GENERATION") or 0) > 0 end
+function resume.restarted() return (tonumber(os.getenv "LORARUN_GENERATION") or 0) > 0 end
 
 local function folder_of(run) return fs.join(run.options.output, "checkpoints") end
 
@@ -27,7 +27,7 @@ end
 
 --- save(run, step, evaluation_due): write a checkpoint, remove those that are no longer wanted. evaluation_due: the step is yet to
 --- be evaluated, and will be by whoever goes on from here.
-function run_state.save(run, step, evaluation_due)
+function resume.save(run, step, evaluation_due)
   comm.on_rank_0(function()
     checkpoint.save(folder_of(run), { model = run.model, optimizer = run.optimizer, state = { step = step, best = run.best,
       baseline = run.baseline, settings = run.fixed, evaluation_due = evaluation_due or false, group = GROUP } })
@@ -37,7 +37,7 @@ function run_state.save(run, step, evaluation_due)
 end
 
 --- evaluated(run, step): the checkpoint of that step has its evaluation.
-function run_state.evaluated(run, step)
+function resume.evaluated(run, step)
   comm.on_rank_0(function()
     checkpoint.amend(folder_of(run), step, { best = run.best, baseline = run.baseline, evaluation_due = false })
     prune(run)
@@ -45,7 +45,7 @@ function run_state.evaluated(run, step)
 end
 
 --- load_best(run): put the best checkpoint's adapter into the model.
-function run_state.load_best(run)
+function resume.load_best(run)
   comm.on_rank_0(function() lora.read_into(run.model, checkpoint.path(folder_of(run), run.best.step)) end)
   comm.broadcast(run.model.lora.parameters.value, 0)
 end
@@ -82,7 +82,7 @@ end
 -- run's.
 local function choose(run)
   local folder, asked = folder_of(run), run.options.resume
-  local restarted = run_state.restarted()
+  local restarted = resume.restarted()
   local function warn(text) say.note("warning: %s", text) end
   local path, state
   if restarted or asked == true or asked == "latest" then path, state = checkpoint.find(folder, "latest", warn) end
@@ -95,8 +95,8 @@ end
 --- resume(run): put a checkpoint into the run, where one is to be gone on from. run.own_until is then the step up to which the
 --- output folder's checkpoints and logs are this run's. Returns the step it was written after, or 0, and
 --- whether that is yet to be evaluated.
-function run_state.resume(run)
-  local found = ranks.from_rank_0(function()
+function resume.resume(run)
+  local found = data_parallel.from_rank_0(function()
     local path, state = choose(run)
     if not path then return {} end
     compare(run, path, state)
@@ -127,9 +127,9 @@ end
 
 --- set_aside(run): what the folder has beyond step run.own_until is another run's: all of it, where the run goes on from a
 --- checkpoint of another folder. On rank 0.
-function run_state.set_aside(run)
+function resume.set_aside(run)
   local aside = checkpoint.set_aside(folder_of(run), run.own_until)
   if aside then say.note("checkpoints beyond step %d are not of this run; they are in %s now", run.own_until, aside) end
 end
 
-return run_state
+return resume

@@ -1,4 +1,4 @@
--- micro_step.lua: forward and backward of a batch, whole or in parts. What comes of it are gradients and a loss, added to those
+-- step.lua: forward and backward of a batch, whole or in parts. What comes of it are gradients and a loss, added to those
 -- that there are, on the device (lora.lua's parameters); run: trainer.lua's table, or one like it (footprint.lua). take() ->
 -- packed, info: batches.lua's next().
 --
@@ -14,10 +14,10 @@ local autograd = require "lorarun.tensor.autograd"
 local check = require "lorarun.base.check"
 local comm = require "lorarun.dist.comm"
 local ops = require "lorarun.tensor.ops"
-local ranks = require "lorarun.dist.data_parallel"
+local data_parallel = require "lorarun.dist.data_parallel"
 local tensor = require "lorarun.tensor.tensor"
 
-local micro_step = {}
+local training_step = {}
 
 local function context(run, packed, info)
   return run.model:context(packed, { training = true, seed = run.options.seed, step = info.step,
@@ -26,12 +26,12 @@ end
 
 --- prefetch(run, packed, info): hand this rank's share to the device now, for the run() that will get it: while the device is still
 --- at work on the step before. The bytes wait in pinned memory (staging.c).
-function micro_step.prefetch(run, packed, info)
+function training_step.prefetch(run, packed, info)
   if #info.own > 0 then info.context = tensor.persistent(context, run, packed, info) end
 end
 
 --- discard(info): free what was prefetched and is not wanted.
-function micro_step.discard(info)
+function training_step.discard(info)
   tensor.scope(function() tensor.own(info.context) end)
   info.context = nil
 end
@@ -73,7 +73,7 @@ end
 -- Forward and backward of this rank's share of a micro-batch.
 local function whole_batch(run, packed, info)
   local gather, own = run.loss.gather and comm.world_size > 1, #info.own
-  local function of_all(e) return ranks.gather(e, info.owner, #info.rows, #run.options.columns, run.model.dimension) end
+  local function of_all(e) return data_parallel.gather(e, info.owner, #info.rows, #run.options.columns, run.model.dimension) end
   if own == 0 then -- fewer pairs than ranks: nothing to do but to take part
     if gather then tensor.scope(of_all) end
     return
@@ -91,7 +91,7 @@ end
 local function embed_part(run, all, packed, info)
   local columns, n = #run.options.columns, #info.rows
   local e = #info.own > 0 and embed(run, packed, info) or nil
-  if comm.world_size > 1 then e = ranks.gather(e, info.owner, n, columns, run.model.dimension) end
+  if comm.world_size > 1 then e = data_parallel.gather(e, info.owner, n, columns, run.model.dimension) end
   for c = 0, columns - 1 do
     local from = c * info.batch + info.from
     check(C.lr_op_cast(all:slice_rows(from, from + n).handle, e:slice_rows(c * n, (c + 1) * n).handle))
@@ -139,7 +139,7 @@ end
 
 --- run(run, take): forward and backward of the next micro-batch, or where run.cached of the next batch. Returns whether the step
 --- ends with it.
-function micro_step.run(run, take)
+function training_step.run(run, take)
   if run.cached then return tensor.scope(cached, run, take) end
   local packed, info = take()
   whole_batch(run, packed, info)
@@ -148,8 +148,8 @@ end
 
 --- splittable(loss): may a batch be taken in parts? A loss of the recipe's own may be anything, and where ranks compare only their
 --- own pairs, parts would be dealt out otherwise.
-function micro_step.splittable(loss)
+function training_step.splittable(loss)
   return loss.stateless and (loss.mean_over_pairs or comm.world_size == 1 or loss.gather) or false
 end
 
-return micro_step
+return training_step

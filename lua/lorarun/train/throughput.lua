@@ -1,10 +1,10 @@
--- rates.lua: how fast a device trains: what was measured on it, or what is to be expected of it.
+-- throughput.lua: how fast a device trains: what was measured on it, or what is to be expected of it.
 --
 -- A rate is the useful work of whole training steps in FLOP/s, counted as 4 N a token (N: weights of linear layers; forward 2 N,
 -- gradients of activations 2 N, and frozen weights get none). Attention, LoRA and everything else count as loss, so a rate found
 -- with one model serves for another, the better the more alike they are.
 --
--- Measured rates are kept in lorarun's cache, rates.json: { device = { precision = { flops, model, date } } }.
+-- Measured rates are kept in lorarun's cache, throughput.json: { device = { precision = { flops, model, date } } }.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -15,13 +15,13 @@ local json = require "lorarun.base.json"
 local memory = require "lorarun.tensor.memory"
 local sorted = require "lorarun.base.sorted"
 
-local rates = {}
+local throughput = {}
 
 local LEAST_SECONDS = 20 -- of training, for a rate that is worth keeping
 
 -- GPUs: memory, the most FLOP/s that the data sheet promises for dense products, and the share of them that whole steps of a large
 -- model are expected to reach.
-rates.GPUS = {
+throughput.GPUS = {
   a100 = { memory = 80e9, bf16 = 312e12, tf32 = 156e12, fp32 = 19.5e12, share = 0.65 },
   h100 = { memory = 80e9, bf16 = 989e12, tf32 = 494e12, fp32 = 67e12, share = 0.55 },
   h200 = { memory = 141e9, bf16 = 989e12, tf32 = 494e12, fp32 = 67e12, share = 0.55 },
@@ -30,7 +30,7 @@ rates.GPUS = {
 }
 
 --- flops_a_token(model): the useful work of a training step.
-function rates.flops_a_token(model)
+function throughput.flops_a_token(model)
   local weights = 0
   for _, layer in ipairs(model.linears) do weights = weights + layer.n * layer.k end
   return 4 * weights
@@ -62,14 +62,14 @@ end
 
 --- remember(run): keep the rate of a training run that is done (trainer.lua's table), where it is one: long enough, and nothing
 --- was computed twice.
-function rates.remember(run)
+function throughput.remember(run)
   local t, model = run.totals, run.model
   if t.seconds < LEAST_SECONDS or run.recompute.fixed ~= 0 then return end
   pcall(function() -- a run that has come so far does not fail for this
     local all, device = read(), device_line(model.device)
     all[device] = type(all[device]) == "table" and all[device] or {}
     local sharing = model.device == "cpu" and comm.local_world_size or 1 -- ranks that had this device among them
-    all[device][kind_of(model)] = { flops = rates.flops_a_token(model) * t.tokens / t.seconds / comm.world_size * sharing,
+    all[device][kind_of(model)] = { flops = throughput.flops_a_token(model) * t.tokens / t.seconds / comm.world_size * sharing,
       model = model.name, date = os.date "%Y-%m-%d" }
     fs.make(fs.dirname(path()))
     fs.write(path(), json.encode(all, { indent = 2, sort_keys = true }) .. "\n")
@@ -81,23 +81,23 @@ local function measured(record)
 end
 
 --- of_cpu(precision): FLOP/s of this machine's CPU, where they come from, and true: they were measured; nil where none were.
-function rates.of_cpu(precision)
+function throughput.of_cpu(precision)
   local record = record_of(read()[device_line "cpu"], precision)
   if record then return measured(record) end
 end
 
---- of_gpu(name, model): the same of a GPU of rates.GPUS for a model's precision; where none of that name was measured on this
+--- of_gpu(name, model): the same of a GPU of throughput.GPUS for a model's precision; where none of that name was measured on this
 --- machine, an estimate, and false.
-function rates.of_gpu(name, model)
+function throughput.of_gpu(name, model)
   local precision = kind_of(model)
   for device, records in sorted(read()) do
     local record = device:lower():find("%f[%w]" .. name .. "%f[%W]") and record_of(records, precision)
     if record then return measured(record) end
   end
-  local gpu = rates.GPUS[name]
+  local gpu = throughput.GPUS[name]
   local flops = (gpu[precision] or gpu.bf16) * gpu.share -- fp16 is as fast as bf16
   return flops, ("estimated: %.0f TFLOP/s, %.0f%% of the peak of %s in %s"):format(flops / 1e12, 100 * gpu.share,
     name:upper(), precision), false
 end
 
-return rates
+return throughput

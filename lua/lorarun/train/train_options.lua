@@ -4,7 +4,7 @@ local ffi = require "ffi"
 local check = require "lorarun.base.check"
 local comm = require "lorarun.dist.comm"
 local fs = require "lorarun.base.fs"
-local data = require "lorarun.data.dataset"
+local dataset = require "lorarun.data.dataset"
 local losses = require "lorarun.train.loss"
 local options = require "lorarun.base.options"
 local planning = require "lorarun.base.planning"
@@ -218,7 +218,7 @@ function train_options.open_data(o)
       if training or c <= 2 then columns[#columns + 1] = { name = name, kind = "text" } end
     end
     if o.group then columns[#columns + 1] = { name = o.group, kind = "text", optional = true } end
-    return data.open(path, { columns = columns, on_bad_row = o.on_bad_row, max_rows = max_rows > 0 and max_rows or nil })
+    return dataset.open(path, { columns = columns, on_bad_row = o.on_bad_row, max_rows = max_rows > 0 and max_rows or nil })
   end
   local train = open("train", o.max_train_rows)
   if not train then check.fail("there is no train.jsonl (or train.csv) in '%s'", tostring(o.data)) end

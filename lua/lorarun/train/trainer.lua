@@ -7,8 +7,8 @@
 -- bits as one that was not. State that is not such a function is the adapter, AdamW's m and v, and the best score so far.
 --
 -- On several ranks every one of them runs this loop with the same arguments. A step is the same pairs as on one rank of as many
--- times the batch; the ranks share them, add up their gradients (ranks.lua) and hold the same bits after it. `pairs`, `tokens` and
--- `loss` are those of all ranks together. Rank 0 prints and writes.
+-- times the batch; the ranks share them, add up their gradients (data_parallel.lua) and hold the same bits after it. `pairs`,
+-- `tokens` and `loss` are those of all ranks together. Rank 0 prints and writes.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local args = require "lorarun.base.args"
@@ -20,21 +20,21 @@ local evaluate = require "lorarun.train.evaluate"
 local export = require "lorarun.models.export"
 local gpu = require "lorarun.dist.gpu"
 local memory = require "lorarun.tensor.memory"
-local micro_step = require "lorarun.train.step"
+local training_step = require "lorarun.train.step"
 local optim = require "lorarun.tensor.optim"
 local planning = require "lorarun.base.planning"
 local preflight = require "lorarun.dist.preflight"
 local probes = require "lorarun.models.probes"
 local progress = require "lorarun.train.progress"
-local ranks = require "lorarun.dist.data_parallel"
-local rates = require "lorarun.train.throughput"
+local data_parallel = require "lorarun.dist.data_parallel"
+local throughput = require "lorarun.train.throughput"
 local recompute = require "lorarun.train.recompute"
 local report = require "lorarun.train.report"
-local run_files = require "lorarun.train.files"
+local files = require "lorarun.train.files"
 local run_lock = require "lorarun.dist.run_lock"
 local run_paths = require "lorarun.dist.run_paths"
 local run_settings = require "lorarun.train.run_settings"
-local run_state = require "lorarun.train.resume"
+local resume = require "lorarun.train.resume"
 local say = require "lorarun.base.say"
 local train_options = require "lorarun.train.train_options"
 
@@ -52,7 +52,7 @@ local function count_steps(o, draws, world)
 end
 
 -- The signal where it is one that ends the run, or nil. SIGUSR1 asks for a checkpoint, and to go on.
-local function ending(signal) return signal ~= 0 and signal ~= ranks.SIGUSR1 and signal or nil end
+local function ending(signal) return signal ~= 0 and signal ~= data_parallel.SIGUSR1 and signal or nil end
 
 -- An evaluation may take much longer than a step, so a signal ends it: nil then, and run.ended_by says which, on every rank.
 local function evaluate_split(run, step, name, set)
@@ -72,7 +72,8 @@ local function why_undefined(result) return result.undefined and result.undefine
 
 -- Evaluate on validation and note whether it is the best so far. Before that: have the ranks come to different adapters?
 local function evaluate_now(run, step)
-  ranks.agree(("after step %d"):format(step), { ["checksum of the adapters"] = ranks.checksum(run.model.lora.parameters.value) })
+  data_parallel.agree(("after step %d"):format(step), {
+    ["checksum of the adapters"] = data_parallel.checksum(run.model.lora.parameters.value) })
   if not run.validation then return end
   local r = evaluate_split(run, step, "validation", run.validation)
   if run.ended_by then return end
@@ -138,7 +139,7 @@ end
 local function fetch_ahead(run, window)
   local packed, info = next_batch(run, window)
   run.ahead = { packed = packed, info = info }
-  micro_step.prefetch(run, packed, info)
+  training_step.prefetch(run, packed, info)
 end
 
 -- Forward and backward of a whole step. Returns tokens and pairs of all ranks.
@@ -154,7 +155,7 @@ local function accumulate(run, window)
     return packed, info
   end
   run.model.lora.parameters.behind:fill(0)
-  repeat until micro_step.run(run, take)
+  repeat until training_step.run(run, take)
   return tokens, pairs_
 end
 
@@ -193,7 +194,7 @@ local function begin_files(run)
   if run.begun then return end
   run.begun = true
   comm.on_rank_0(function()
-    run_state.set_aside(run)
+    resume.set_aside(run)
     write_first(run)
   end)
 end
@@ -203,7 +204,7 @@ local function evaluate_saved(run, step)
   evaluate_now(run, step)
   if run.ended_by then return end
   begin_files(run)
-  run_state.evaluated(run, step)
+  resume.evaluated(run, step)
 end
 
 -- The steps from `first` to the last. Returns the number of the last step done. A signal that ended them is run.ended_by.
@@ -214,11 +215,11 @@ local function loop(run, first)
     memory.at = { step = step, saved = run.saved }
     local parameters = run.model.lora.parameters
     local tokens, pairs_ = accumulate(run, window)
-    window.exchange = window.exchange + ranks.reduce(parameters)
+    window.exchange = window.exchange + data_parallel.reduce(parameters)
     local lr = train_options.rate(o, run.optimizer.steps, run.total_steps) -- of the steps that counted
     run.optimizer:apply(lr)
     if step < run.total_steps then fetch_ahead(run, window) end
-    local loss, grad_norm, loss_scale, signal = ranks.outcome(parameters) -- one rank alone waits for its device here only
+    local loss, grad_norm, loss_scale, signal = data_parallel.outcome(parameters) -- one rank alone waits for its device here only
     local skipped = not run.optimizer:taken(grad_norm)
     memory.at = nil
     check_step(run, step, loss, skipped)
@@ -237,9 +238,11 @@ local function loop(run, first)
     if evaluation or signal ~= 0 then
       close_window(run, window)
       C.lr_rank_report(step, run.total_steps, "writing a checkpoint")
-      run_state.save(run, step, evaluation)
+      resume.save(run, step, evaluation)
       if evaluation and not run.ended_by then evaluate_saved(run, step) end
-      if signal == ranks.SIGUSR1 then run.bar:print(("signal %d: a checkpoint was written after step %d"):format(signal, step)) end
+      if signal == data_parallel.SIGUSR1 then
+        run.bar:print(("signal %d: a checkpoint was written after step %d"):format(signal, step))
+      end
       run.bar:skip_time()
       window = new_window()
       if run.ended_by then return step end
@@ -252,7 +255,7 @@ end
 local function evaluate_best(run)
   local last = run.total_steps
   run.best = run.best or { step = last } -- the newest, where no figure says which is best
-  if run.best.step ~= last then run_state.load_best(run) end
+  if run.best.step ~= last then resume.load_best(run) end
   local results = {}
   if run.validation then
     local known = run.best_result or run.newest and run.newest.step == run.best.step and run.newest.result
@@ -302,7 +305,7 @@ local function finish(run, results, seconds)
   end
   comm.on_rank_0(function()
     say.line(report.summary(run, results, seconds))
-    rates.remember(run)
+    throughput.remember(run)
     if wrong then error(wrong, 0) end
   end)
   return results
@@ -311,8 +314,8 @@ end
 -- A rank with other arguments, data or adapters would wait for what the others never send, or learn something else.
 local function compare_ranks(run)
   local values = run_settings.of_ranks(run.fixed)
-  values["checksum of the adapters"] = ranks.checksum(run.model.lora.parameters.value)
-  ranks.agree("before the first step", values)
+  values["checksum of the adapters"] = data_parallel.checksum(run.model.lora.parameters.value)
+  data_parallel.agree("before the first step", values)
 end
 
 -- Is there room for all that the run will write: checkpoints (an adapter and AdamW's two numbers for each of its own; while one is
@@ -320,7 +323,7 @@ end
 local function check_room(run)
   local o, adapter = run.options, 4 * run.model.lora.parameters.count
   local checkpoints = math.min(o.keep, math.ceil(run.total_steps / o.evaluation_steps)) + 2 -- the best, and the one being written
-  if o.resume or run_state.restarted() then
+  if o.resume or resume.restarted() then
     checkpoints = math.max(1, checkpoints - #checkpoint.steps(fs.join(o.output, "checkpoints")))
   end
   preflight.must_have_room(o.output, (preflight.weights_in(run.model.weights_folder)), adapter + checkpoints * 3 * adapter + LOGS)
@@ -347,18 +350,18 @@ local function train(run)
   run.fixed = run_settings.of(run) -- what must stay the same for a resumed run to end in the same bits
   if world > 1 then compare_ranks(run) end
   comm.on_rank_0(function() check_room(run) end)
-  ranks.connect(o.model.lora.parameters, o.loss.gather and { o.batch * #o.columns, o.model.dimension })
+  data_parallel.connect(o.model.lora.parameters, o.loss.gather and { o.batch * #o.columns, o.model.dimension })
   run.recompute = recompute.new(run)
   run.fixed.batch_parts = math.ceil(o.batch / run.part)
   run.optimizer = optim.adamw(o.model.lora.parameters, { weight_decay = o.weight_decay, max_grad_norm = o.clip,
     scaled = o.model.precision == "fp16" })
-  run.files = ranks.silent
+  run.files = data_parallel.silent
   comm.on_rank_0(function()
-    run.files = run_files.new(o.output)
+    run.files = files.new(o.output)
     say.line(report.banner(run))
   end)
 
-  local first, evaluation_due = run_state.resume(run)
+  local first, evaluation_due = resume.resume(run)
   run.evaluation_due = evaluation_due
   run.skipped = first - run.optimizer.steps
   run.stream = batches.new { set = run.train, model = o.model, columns = o.columns, labels = labels, draws = draws,
@@ -366,7 +369,7 @@ local function train(run)
     prefixes = run.prefixes, threads = o.loader_threads,
     first_step = first, last_step = run.total_steps }
   run.gpu = gpu.watch(o.model.device)
-  run.bar = run.main and progress.new { total = run.total_steps, initial = first, description = "" } or ranks.silent
+  run.bar = run.main and progress.new { total = run.total_steps, initial = first, description = "" } or data_parallel.silent
   check(C.lr_signal_catch(1))
   run.started = C.lr_time()
   run.model.trained = true
@@ -380,7 +383,7 @@ local function train(run)
     return run.ended_by and first or loop(run, first)
   end)
   memory.at = nil
-  if run.ahead then micro_step.discard(run.ahead.info) end -- the run ends before its last step
+  if run.ahead then training_step.discard(run.ahead.info) end -- the run ends before its last step
   run.bar:close()
   run.stream:close()
   local result, seconds = step, C.lr_time() - run.started
@@ -422,7 +425,7 @@ function trainer.train(given)
   local asked, left_to_train = args.resume()
   if asked and (left_to_train or given.resume == nil) then o.resume = asked end
   if planning.job then return require("lorarun.plan").train(o, { count_steps = count_steps }) end
-  local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0, lock = ranks.silent,
+  local run = { options = o, model = o.model, loss = o.loss, main = comm.rank == 0, lock = data_parallel.silent,
     totals = { pairs = 0, tokens = 0, padded = 0, seconds = 0, fullest = 0, exchange = 0 }, overflows = 0, skipped = 0 }
   comm.on_rank_0(function()
     for _, note in ipairs(train_options.notes(o)) do say.note("note: %s", note) end

@@ -1,13 +1,13 @@
--- judge.lua: decides, from what is known of all ranks of a job, when it is to end, and which rank is to blame.
---   local judge = judge.new { timeout = 600, say = function(text) ... end }
+-- failure_policy.lua: decides, from what is known of all ranks of a job, when it is to end, and which rank is to blame.
+--   local judge = failure_policy.new { timeout = 600, say = function(text) ... end }
 --   local orders = judge:look(views, signals)     now and then; signals: numbers that launchers got since the last time
 --   judge:outcome(views) -> { status =, failure = or nil, final = no restart }     when all ranks have ended
 --
--- A view is what a launcher knows of one rank of its machine (run.lua); times are seconds ago:
+-- A view is what a launcher knows of one rank of its machine (local_ranks.lua); times are seconds ago:
 --   rank, host, machine                   who
 --   ended, status or signal, told         it has ended, and how; told: after it was ordered to
 --   failed, failure, consequence          it gave up, why, and whether because of another rank
---   step, total, phase, collectives, collective, waiting, condition     what it does: see stalls.lua
+--   step, total, phase, collectives, collective, waiting, condition     what it does: see watchdog.lua
 --   lines, log                            of one that failed: the last that it wrote, and where all of it is
 -- Orders only ever grow: { stop = signal to pass on, save = how many SIGUSR1 came, ending = end them all, kill = at once,
 -- hung = a rank that will not listen }.
@@ -20,7 +20,7 @@
 --   - SIGINT, SIGTERM or SIGHUP: passed on once, so that ranks finish their step, save and leave. A second one, or SIGQUIT, kills.
 local C = require "lorarun.base.c"
 local signals = require "lorarun.dist.signals"
-local stalls = require "lorarun.dist.launcher.watchdog"
+local watchdog = require "lorarun.dist.launcher.watchdog"
 
 local Judge = {}
 Judge.__index = Judge
@@ -33,7 +33,7 @@ local EARLY = 5    -- that others wait for a rank that has ended with status 0
 local function new(options)
   local clock = options.clock or C.lr_time
   return setmetatable({ say = options.say, clock = clock, orders = { save = 0 },
-    stalls = stalls.new { timeout = options.timeout, say = options.say, clock = clock } }, Judge)
+    stalls = watchdog.new { timeout = options.timeout, say = options.say, clock = clock } }, Judge)
 end
 
 -- ---- who is to blame --------------------------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
--- run.lua: the ranks of one machine, from their start to the end of the last: the hands of the launcher. What is to be done with
--- them is decided by judge.lua, on this machine or another.
---   local run = run.new(job, output, generation [, clock])
+-- local_ranks.lua: the ranks of one machine, from their start to the end of the last: the hands of the launcher. What is to be done
+-- with them is decided by failure_policy.lua, on this machine or another.
+--   local run = local_ranks.new(job, output, generation [, clock])
 --   run:start(port)               of the store that ranks join
 --   run:step(seconds)             wait for something to happen, and see to it
---   run:views()                   what is known of each rank: see judge.lua
+--   run:views()                   what is known of each rank: see failure_policy.lua
 --   run:take_signals()            that came to this process since the last call
---   run:obey(orders)              see judge.lua
---   run.running                   how many ranks run
+--   run:obey(orders)              see failure_policy.lua
+--   local_ranks.running                   how many ranks run
 --   run:close()
 local C = require "lorarun.base.c"
-local group = require "lorarun.dist.launcher.processes"
+local processes = require "lorarun.dist.launcher.processes"
 local signals = require "lorarun.dist.signals"
 
 local Run = {}
@@ -22,7 +22,7 @@ local RETRY = 0.02       -- seconds until what was not taken is offered again
 
 local function new(job, output, generation, clock)
   return setmetatable({ job = job, output = output, generation = generation, clock = clock or C.lr_time, ranks = {}, running = 0,
-    group = group.new(job.ranks), signals = {}, done = { save = 0 } }, Run)
+    group = processes.new(job.ranks), signals = {}, done = { save = 0 } }, Run)
 end
 
 function Run:start(port)
@@ -32,7 +32,7 @@ function Run:start(port)
       GROUP_RANK = job.machine_rank, MASTER_ADDR = job.host, MASTER_PORT = port, LORARUN_GENERATION = self.generation,
       LORARUN_SECRET = job.secret }
     for name, value in pairs(job.environment) do settings[name] = value end
-    self.group:spawn(i, job.words, settings, job.prompt and job.first_rank + i == 0 and group.TERMINAL or job.input)
+    self.group:spawn(i, job.words, settings, job.prompt and job.first_rank + i == 0 and processes.TERMINAL or job.input)
     self.ranks[i] = { number = job.first_rank + i, pid = self.group:pid(i) }
     self.running = self.running + 1
   end

@@ -2,7 +2,7 @@
 -- the address and port that all were told. It decides who may take part: who knows the secret, has a machine number that nobody
 -- else has, and agrees on the version and on how many machines and ranks there are; any other disagreement is an error everywhere.
 --   local link = machines.join(job, say)       returns when all machines are there
--- Machine 0 leads (judge.lua), the others follow:
+-- Machine 0 leads (failure_policy.lua), the others follow:
 --   link:gather(generation, views, arrived, decider)   adds the others' views and signals; a machine not heard of fails the job
 --   link:publish(generation, orders)                   what the others are to do; with the port of the ranks' store
 --   link:ended(generation)                             have all ranks of the others ended?

@@ -1,7 +1,7 @@
--- group.lua: the processes of a job on this machine: lr_group of runtime/lr.h with Lua's types.
---   local g = group.new(4)
+-- processes.lua: the processes of a job on this machine: lr_group of runtime/lr.h with Lua's types.
+--   local g = processes.new(4)
 --   g:spawn(0, { "lorarun", "recipe.lua" }, { RANK = 0 }, nil)   words, settings for its environment, its standard input: a text,
---                                                                nil for an empty one, or group.TERMINAL for the launcher's own
+--                                                                nil for an empty one, or processes.TERMINAL for the launcher's own
 --   g:wait(0.5)  -> { kind = "output", process, stream = 1 | 2, text }, { kind = "exit", process, status | signal },
 --                   { kind = "signal", number }, or nil where nothing happened in time
 --   g:signal(i, number)    g:state(i) -> { step, total, phase, collective, waiting, ... }    g:pid(i)    g:free()

@@ -12,7 +12,7 @@
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local ffi = require "ffi"
-local judge = require "lorarun.dist.launcher.failure_policy"
+local failure_policy = require "lorarun.dist.launcher.failure_policy"
 local machines = require "lorarun.dist.launcher.machines"
 local rank_output = require "lorarun.dist.launcher.rank_output"
 local runs = require "lorarun.dist.launcher.local_ranks"
@@ -62,7 +62,7 @@ end
 -- Machine 0, and the only one: from the start of the ranks to their end, of all machines -> the judge's outcome.
 local function lead(job, output, link, generation, port)
   return with_run(job, output, generation, function(run)
-    local decider = judge.new { timeout = job.timeout, say = function(text) output:say(text) end }
+    local decider = failure_policy.new { timeout = job.timeout, say = function(text) output:say(text) end }
     run:start(port)
     local looked, views = 0, nil
     repeat

@@ -1,7 +1,7 @@
--- stalls.lua: which rank do the others wait for, and for how long?
---   local s = stalls.new { timeout = 600, say = function(text) ... end }
---   s:look(views)    of all ranks (judge.lua): says who is waited for after half a minute, and again every half minute; returns a
---                    failure { rank, host, machine, what } after the timeout
+-- watchdog.lua: which rank do the others wait for, and for how long?
+--   local s = watchdog.new { timeout = 600, say = function(text) ... end }
+--   s:look(views)    of all ranks (failure_policy.lua): says who is waited for after half a minute, and again every half minute;
+--                    returns a failure { rank, host, machine, what } after the timeout
 --   s:restart()      the ranks did not run for a while
 -- Ranks make the same collectives in the same order, so the rank that has finished the fewest, and is in none, is the slowest.
 local C = require "lorarun.base.c"
