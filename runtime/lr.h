@@ -356,7 +356,7 @@ int lr_tokenizer_encode(const lr_tokenizer *tok, const char *text, int64_t size,
 /* Does pattern (PCRE2, close to Python's re) match the whole of text? For PEFT's target_modules. LR_EINVAL: bad pattern. */
 int lr_regex_fullmatch(const char *pattern, const char *text, int *matched);
 
-/* ---- data sets (io/dataset.c) ---------------------------------------------------------------------------------------- */
+/* ---- data sets (data/dataset.c) ---------------------------------------------------------------------------------------- */
 typedef struct lr_dataset lr_dataset; /* JSONL or CSV files, memory-mapped; only an index of the rows is in memory */
 typedef enum lr_bad_row { LR_BAD_ROW_ERROR = 0, LR_BAD_ROW_SKIP = 1 } lr_bad_row;
 typedef enum lr_column_kind { LR_COLUMN_TEXT = 0, LR_COLUMN_NUMBER = 1 } lr_column_kind;
@@ -380,12 +380,12 @@ int lr_dataset_hashes(const lr_dataset *d, int column, uint64_t *out);
 int64_t lr_dataset_line(const lr_dataset *d, int64_t row); /* line in the file, from 1, for messages */
 void lr_dataset_close(lr_dataset *d);
 
-/* ---- dealing out (io/deal.c) ------------------------------------------------------------------------------------------ */
+/* ---- balancing over ranks (data/balance.c) ------------------------------------------------------------------------------ */
 /* Who does what, evenly: owner[i] is the rank that gets item i. The heaviest first, each to the rank that has least so far; ties
  * go to the lower index and the lower rank, so that every rank comes to the same answer by itself. */
-int lr_deal(int64_t n, const int64_t *weights, int world, int32_t *owner);
+int lr_balance(int64_t n, const int64_t *weights, int world, int32_t *owner);
 
-/* ---- the prefetching loader (io/loader.c) ---------------------------------------------------------------------------- */
+/* ---- the prefetching loader (data/loader.c) ---------------------------------------------------------------------------- */
 /* Threads that read, tokenise and pack batches ahead of training. Policy stays with the caller: it submits, in order, which
  * texts make up each batch; batches come back in the order submitted. */
 typedef struct lr_loader lr_loader;
@@ -407,10 +407,10 @@ typedef struct lr_batch {
 /* prefixes: per column, a text put before each of its texts (a prompt), or NULL. queue: batches ahead, >= 1. */
 int lr_loader_new(lr_loader **out, const lr_dataset *d, const lr_tokenizer *tok, int64_t max_length,
                   const char *const *prefixes, int threads, int queue);
-/* Deal each batch out to `world` ranks by tokens (see lr_deal) and give back rank's share. The n sequences of a batch are `width`
+/* Deal each batch out to `world` ranks by tokens (see lr_balance) and give back rank's share. The n sequences of a batch are `width`
  * runs of n / width, and those in the same place of each run stay together: group i is i, i + n / width, ... A share keeps the order,
  * and has no sequence where there are fewer groups than ranks. All ranks submit the same. To be called before the first submit. */
-int lr_loader_deal(lr_loader *l, int64_t width, int world, int rank);
+int lr_loader_balance(lr_loader *l, int64_t width, int world, int rank);
 /* n sequences: text `columns[i]` of row `rows[i]`, with key keys[i]. Never blocks; LR_EINVAL when the queue is full. */
 int lr_loader_submit(lr_loader *l, int64_t n, const int64_t *rows, const int32_t *columns, const int64_t *keys);
 int64_t lr_loader_room(const lr_loader *l); /* how many batches may still be submitted now */

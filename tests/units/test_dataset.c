@@ -1,7 +1,7 @@
 /* Data sets: what is read, what is refused and how it is said, and that none of it depends on the number of threads. */
 #define _GNU_SOURCE
+#include "data/rows.h"
 #include "data_files.h"
-#include "io/rows.h"
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>

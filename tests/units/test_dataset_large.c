@@ -1,8 +1,8 @@
 /* Data sets of several chunks: the same result for every number of threads, against a plain model of what is in the
  * file; failing allocations; and the JSON scanner against another parser on mutated rows. */
 #define _GNU_SOURCE
+#include "data/dataset.h"
 #include "data_files.h"
-#include "io/dataset.h"
 #include <jansson.h>
 
 static const char *const COLUMNS[] = {"text", "score"};

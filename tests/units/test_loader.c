@@ -170,7 +170,7 @@ static void check_share(const lr_batch *share, const lr_batch *whole, int world,
         CHECK_INT(share->lengths[i], tokens_of(whole, i));
         weights[i % GROUPS] += share->lengths[i];
     }
-    CHECK_INT(lr_deal(GROUPS, weights, world, owner), LR_OK);
+    CHECK_INT(lr_balance(GROUPS, weights, world, owner), LR_OK);
     for (int g = 0; g < GROUPS; g++) {
         CHECK_INT(share->owner[g], owner[g]);
         tokens[owner[g]] += weights[g];
@@ -203,7 +203,7 @@ TEST(batches_are_dealt_out_whole)
             lr_loader *all, *dealt;
             CHECK_INT(lr_loader_new(&all, d, &WORDS, 40, PREFIXES, 1, 2), LR_OK);
             CHECK_INT(lr_loader_new(&dealt, d, &WORDS, 40, PREFIXES, 1 + rank, 3), LR_OK);
-            CHECK_INT(lr_loader_deal(dealt, WIDTH, world, rank), LR_OK);
+            CHECK_INT(lr_loader_balance(dealt, WIDTH, world, rank), LR_OK);
             for (int64_t number = 0; number < 30; number++) {
                 lr_batch whole, share;
                 CHECK_INT(submit(all, number), LR_OK);
@@ -226,17 +226,17 @@ TEST(wrong_shares)
     lr_dataset *d = open_rows();
     lr_loader *l;
     CHECK_INT(lr_loader_new(&l, d, &WORDS, 0, NULL, 1, 1), LR_OK);
-    CHECK_INT(lr_loader_deal(l, 1, 2, 2), LR_EINVAL);
+    CHECK_INT(lr_loader_balance(l, 1, 2, 2), LR_EINVAL);
     CHECK_STR(lr_last_error(), "rank 2 of 2 cannot have a share in groups of 1");
-    CHECK_INT(lr_loader_deal(l, 1, 2, -1), LR_EINVAL);
-    CHECK_INT(lr_loader_deal(l, 0, 1, 0), LR_EINVAL);
-    CHECK_INT(lr_loader_deal(l, 1, 0, 0), LR_EINVAL);
-    CHECK_INT(lr_loader_deal(l, 2, 2, 1), LR_OK);
+    CHECK_INT(lr_loader_balance(l, 1, 2, -1), LR_EINVAL);
+    CHECK_INT(lr_loader_balance(l, 0, 1, 0), LR_EINVAL);
+    CHECK_INT(lr_loader_balance(l, 1, 0, 0), LR_EINVAL);
+    CHECK_INT(lr_loader_balance(l, 2, 2, 1), LR_OK);
     CHECK_INT(submit(l, 0), LR_EINVAL);
     CHECK_STR(lr_last_error(), "a batch of 9 sequences cannot be dealt out in groups of 2");
-    CHECK_INT(lr_loader_deal(l, WIDTH, 2, 1), LR_OK);
+    CHECK_INT(lr_loader_balance(l, WIDTH, 2, 1), LR_OK);
     CHECK_INT(submit(l, 0), LR_OK);
-    CHECK_INT(lr_loader_deal(l, WIDTH, 2, 1), LR_EINVAL);
+    CHECK_INT(lr_loader_balance(l, WIDTH, 2, 1), LR_EINVAL);
     CHECK_HAS(lr_last_error(), "batches were submitted already");
     lr_loader_free(l);
     lr_dataset_close(d);
@@ -249,7 +249,7 @@ static void steady_work(int64_t width)
     lr_batch b;
     CHECK_INT(lr_loader_new(&l, d, &WORDS, 0, NULL, 1, 1), LR_OK);
     if (width > 0)
-        CHECK_INT(lr_loader_deal(l, width, 2, 0), LR_OK);
+        CHECK_INT(lr_loader_balance(l, width, 2, 0), LR_OK);
     int64_t before = 0;
     for (int64_t i = 0; i < 30; i++) {
         if (i == 10)
@@ -430,7 +430,7 @@ TEST(every_allocation_may_fail)
             int failures = 0, status = lr_loader_new(&l, d, &WORDS, 20, PREFIXES, threads, 2);
             CHECK(status == LR_OK || (status == LR_ENOMEM && l == NULL));
             if (l != NULL && threads > 1) /* one that deals, to a single rank: its share is the batch */
-                CHECK_INT(lr_loader_deal(l, WIDTH, 1, 0), LR_OK);
+                CHECK_INT(lr_loader_balance(l, WIDTH, 1, 0), LR_OK);
             for (int64_t batch = 0; l != NULL && batch < 3; batch++) {
                 while ((status = submit(l, batch)) == LR_ENOMEM) {
                     failures++;

@@ -3,7 +3,7 @@
 -- A step takes `batch * accumulate` draws of the sampler on each rank, fewer at the end of an epoch; a micro-batch is at most
 -- `batch` a rank, all columns of every pair in one packed batch, column by column; where memory is short, a part of that, and each
 -- part of a batch comes as often as there are passes over the batch (train/step.lua). The draws are those of all ranks together, in
--- one order however many ranks there are; which rank gets which pair follows from their lengths (lr_deal), which every rank
+-- one order however many ranks there are; which rank gets which pair follows from their lengths (lr_balance), which every rank
 -- knows. All of it is a function of the step number, so a run that resumes at step s sees what an undisturbed one sees.
 local ffi = require "ffi"
 local comm = require "lorarun.dist.comm"

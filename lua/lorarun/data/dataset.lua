@@ -312,7 +312,7 @@ function dataset.loader(set, tokenizer, given)
     capacity = 0, batch = ffi.new "lr_batch" }, Loader)
   local deal = o.deal
   if deal then
-    local status = C.lr_loader_deal(loader.handle, #columns, deal.world, deal.rank)
+    local status = C.lr_loader_balance(loader.handle, #columns, deal.world, deal.rank)
     if status < 0 then loader:close() end
     check(status)
   end

@@ -92,7 +92,7 @@ local function share_out(order, batches)
   local n = #batches
   local weights, owner = ffi.new("int64_t[?]", n), ffi.new("int32_t[?]", n)
   for b, batch in ipairs(batches) do weights[b - 1] = batch.bytes end
-  check.call(C.lr_deal, n, weights, comm.world_size, owner)
+  check.call(C.lr_balance, n, weights, comm.world_size, owner)
   local place, own, at = ffi.new("int32_t[?]", #order), {}, 0
   for rank = 0, comm.world_size - 1 do
     for b, batch in ipairs(batches) do

@@ -1,6 +1,6 @@
 /* rows.c: decimal numbers and lists of names, for the readers of rows. */
 #define _GNU_SOURCE
-#include "io/rows.h"
+#include "data/rows.h"
 #include <locale.h>
 #include <math.h>
 #include <stdlib.h>

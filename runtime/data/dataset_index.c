@@ -12,7 +12,7 @@
  *
  * Kept in memory: 8 bytes a row (where it starts), 8 bytes for each of its numbers, and the line on which each chunk
  * starts. Texts stay in the file and are found by reading their row again. */
-#include "io/dataset.h"
+#include "data/dataset.h"
 #include <stdio.h>
 #include <string.h>
 

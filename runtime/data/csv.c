@@ -4,7 +4,7 @@
  * Stricter than many: a quote inside a field that does not start with one, text after a closing quote, and a record
  * with more or fewer fields than the header are errors, because each of them means that the file does not say what its
  * author thinks. After an error in the quoting the next record is taken to start on the line after it. */
-#include "io/rows.h"
+#include "data/rows.h"
 #include <stdio.h>
 #include <string.h>
 

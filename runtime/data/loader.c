@@ -15,8 +15,8 @@
  * A batch that fails is an error of next(), with the message the worker saw, and is passed over. Only where memory ran
  * out it stays, and the following next() makes it on the calling thread, so that a caller who frees memory and tries
  * again loses nothing. */
-#include "io/dataset.h"
-#include "io/deal.h"
+#include "data/balance.h"
+#include "data/dataset.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -127,7 +127,7 @@ static void keep_share(const lr_loader *l, slot *s)
         s->lengths[i] = s->cu_seqlens[i + 1] - s->cu_seqlens[i];
         s->weights[i % groups] += s->lengths[i];
     }
-    lr_deal_into(groups, s->weights, l->world, s->owner, s->rank_tokens, s->heap);
+    lr_balance_into(groups, s->weights, l->world, s->owner, s->rank_tokens, s->heap);
     lr_batch *b = &s->batch;
     b->sequences = b->tokens = b->max_length = 0;
     int64_t from = 0;
@@ -302,7 +302,7 @@ static int check_request(const lr_loader *l, int64_t n, const int64_t *rows, con
     return LR_OK;
 }
 
-int lr_loader_deal(lr_loader *l, int64_t width, int world, int rank)
+int lr_loader_balance(lr_loader *l, int64_t width, int world, int rank)
 {
     if (width < 1 || world < 1 || rank < 0 || rank >= world)
         return lr_fail(LR_EINVAL, "rank %d of %d cannot have a share in groups of %lld", rank, world, (long long)width);

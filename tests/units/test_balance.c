@@ -1,5 +1,5 @@
 /* Dealing work out to ranks: the outcome is that of the rule taken literally, ties included, and it is even. */
-#include "io/deal.h"
+#include "data/balance.h"
 #include "lr_test.h"
 
 enum { MOST = 300, RANKS = 9 };
@@ -38,7 +38,7 @@ TEST(a_small_deal_by_hand)
 {
     static const int64_t weights[] = {3, 9, 3, 5, 9, 1};
     int32_t owner[6];
-    CHECK_INT(lr_deal(6, weights, 2, owner), LR_OK);
+    CHECK_INT(lr_balance(6, weights, 2, owner), LR_OK);
     CHECK_INT(owner[1], 0); /* 9; the ranks have 9 and 0 */
     CHECK_INT(owner[4], 1); /* 9; 9 and 9 */
     CHECK_INT(owner[3], 0); /* 5; 14 and 9 */
@@ -57,12 +57,12 @@ TEST(the_rule_taken_literally)
             for (int64_t n = 0; n <= MOST; n = n < 12 ? n + 1 : n * 2) {
                 draw(weights, n, limit, purpose++);
                 deal_slowly(n, weights, world, slow, slow_loads);
-                lr_deal_into(n, weights, world, owner, loads, heap);
+                lr_balance_into(n, weights, world, owner, loads, heap);
                 for (int64_t i = 0; i < n; i++)
                     CHECK_INT(owner[i], slow[i]);
                 for (int rank = 0; rank < world; rank++)
                     CHECK_INT(loads[rank], slow_loads[rank]);
-                CHECK_INT(lr_deal(n, weights, world, owner), LR_OK);
+                CHECK_INT(lr_balance(n, weights, world, owner), LR_OK);
                 CHECK(memcmp(owner, slow, (size_t)n * sizeof *owner) == 0);
             }
 }
@@ -80,7 +80,7 @@ TEST(tokens_come_out_even)
             int64_t total = 0, most = 0;
             for (int64_t i = 0; i < n; i++)
                 total += weights[i] = 20 + weights[i] * weights[i] * 492 / 999 / 999;
-            lr_deal_into(n, weights, world, owner, loads, heap);
+            lr_balance_into(n, weights, world, owner, loads, heap);
             for (int rank = 0; rank < world; rank++)
                 most = lr_max64(most, loads[rank]);
             CHECK((double)total / world / (double)most > 0.998);
@@ -90,14 +90,14 @@ TEST(tokens_come_out_even)
 TEST(wrong_arguments)
 {
     int32_t owner[2] = {7, 7};
-    CHECK_INT(lr_deal(2, (int64_t[]){1, 2}, 0, owner), LR_EINVAL);
+    CHECK_INT(lr_balance(2, (int64_t[]){1, 2}, 0, owner), LR_EINVAL);
     CHECK_STR(lr_last_error(), "2 items to deal out to 0 ranks");
-    CHECK_INT(lr_deal(-1, NULL, 1, owner), LR_EINVAL);
-    CHECK_INT(lr_deal(2, (int64_t[]){1, -2}, 3, owner), LR_EINVAL);
+    CHECK_INT(lr_balance(-1, NULL, 1, owner), LR_EINVAL);
+    CHECK_INT(lr_balance(2, (int64_t[]){1, -2}, 3, owner), LR_EINVAL);
     CHECK_STR(lr_last_error(), "item 1 weighs -2, expected 0 or more and a sum below 2^63");
-    CHECK_INT(lr_deal(2, (int64_t[]){INT64_MAX, 1}, 3, owner), LR_EINVAL);
+    CHECK_INT(lr_balance(2, (int64_t[]){INT64_MAX, 1}, 3, owner), LR_EINVAL);
     lr_memory_fail(0, 1);
-    const int status = lr_deal(2, (int64_t[]){1, 2}, 3, owner);
+    const int status = lr_balance(2, (int64_t[]){1, 2}, 3, owner);
     lr_memory_fail(-1, 0);
     CHECK_INT(status, LR_ENOMEM);
     CHECK_INT(owner[0], 7);

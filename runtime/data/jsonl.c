@@ -6,7 +6,7 @@
  *
  * Stricter than many: no NaN or Infinity, no lone surrogates, no nesting beyond LR_ROW_DEPTH. Of equal keys the last
  * one wins. */
-#include "io/rows.h"
+#include "data/rows.h"
 #include <stdio.h>
 #include <string.h>
 

@@ -4,7 +4,7 @@
  * again, with the same checks as on opening: where someone has changed the file meanwhile, that is an error and not
  * garbage. */
 #define _GNU_SOURCE
-#include "io/dataset.h"
+#include "data/dataset.h"
 #include "io/file.h"
 #include <errno.h>
 #include <fcntl.h>

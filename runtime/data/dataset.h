@@ -3,7 +3,7 @@
 #ifndef LR_DATASET_H
 #define LR_DATASET_H
 
-#include "io/rows.h"
+#include "data/rows.h"
 #include <stdatomic.h>
 
 enum { LR_CHUNK = 1 << 20 }; /* bytes of a file that one thread reads at a time */

@@ -1,9 +1,9 @@
-/* deal.c: work dealt out to ranks so that all have about as much: the heaviest item first, each to the rank that has least so
+/* balance.c: work dealt out to ranks so that all have about as much: the heaviest item first, each to the rank that has least so
  * far ("longest processing time first"; Graham, "Bounds on multiprocessing timing anomalies", 1969).
  *
  * The outcome is a function of the weights alone: ties go to the lower index and the lower rank. So every rank deals by itself
  * and all agree, with no word between them. */
-#include "io/deal.h"
+#include "data/balance.h"
 
 /* Does item a come before item b? */
 static bool before(const int64_t *weights, int64_t a, int64_t b)
@@ -25,7 +25,7 @@ static void sink(const int64_t *weights, int64_t *heap, int64_t n, int64_t at)
     heap[at] = item;
 }
 
-void lr_deal_into(int64_t n, const int64_t *weights, int world, int32_t *owner, int64_t *loads, int64_t *heap)
+void lr_balance_into(int64_t n, const int64_t *weights, int world, int32_t *owner, int64_t *loads, int64_t *heap)
 {
     for (int64_t i = 0; i < n; i++)
         heap[i] = i;
@@ -47,7 +47,7 @@ void lr_deal_into(int64_t n, const int64_t *weights, int world, int32_t *owner, 
     }
 }
 
-int lr_deal(int64_t n, const int64_t *weights, int world, int32_t *owner)
+int lr_balance(int64_t n, const int64_t *weights, int world, int32_t *owner)
 {
     if (n < 0 || world < 1)
         return lr_fail(LR_EINVAL, "%lld items to deal out to %d ranks", (long long)n, world);
@@ -59,7 +59,7 @@ int lr_deal(int64_t n, const int64_t *weights, int world, int32_t *owner)
     int64_t *scratch = lr_alloc(((size_t)n + (size_t)world) * sizeof *scratch);
     if (scratch == NULL)
         return LR_ENOMEM;
-    lr_deal_into(n, weights, world, owner, scratch + n, scratch);
+    lr_balance_into(n, weights, world, owner, scratch + n, scratch);
     lr_free(scratch);
     return LR_OK;
 }
