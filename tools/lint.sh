@@ -53,12 +53,16 @@ mutants_fit() {
     os.exit(bad)'
 }
 
+# Files, modules and functions that comments and pages name, and links.
+names_there() { git ls-files | luajit tools/check_paths.lua; }
+
 check "clang-format (mend with: clang-format -i FILE)" formatted
 check "luacheck" lua_clean
 check "shellcheck" shell_clean
 check "mutants fit the modules (change tests/mutants/mutants.lua with the line)" mutants_fit
 check "files of at most 800 lines" not_long
 check "no absolute path of one machine" no_machine_paths
+check "comments and pages name what there is" names_there
 check "no trailing spaces, no conflict markers" no_conflict_or_trailing_space
 echo "lint: $passed passed, $failed failed"
 [ "$failed" -eq 0 ]

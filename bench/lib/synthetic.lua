@@ -51,7 +51,7 @@ function synthetic.fill(t, low, high, number)
   end)
 end
 
---- model(shape, dtype, device): what lorarun.model would have loaded, with adapters of rank 16 and dropout.
+--- model(shape, dtype, device): what lr.load_model would have loaded, with adapters of rank 16 and dropout.
 function synthetic.model(shape, dtype, device)
   local arch = require("lorarun.models." .. shape.arch)
   local index = 0

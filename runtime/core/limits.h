@@ -1,4 +1,4 @@
-/* limits.h: what the runtime asks of the system's limits; lr.h has what Lua asks (lr_limit, lr_group_file, lr_memory_left). */
+/* limits.h: what the runtime asks of the system's limits; lr.h has what Lua asks (lr_limit, lr_group_file, lr_memory_left_by_group). */
 #ifndef LR_LIMITS_H
 #define LR_LIMITS_H
 

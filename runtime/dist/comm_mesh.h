@@ -1,6 +1,6 @@
 /* comm_mesh.h: the connections between the ranks of a job, as the collectives need them: who sends which bytes to whom.
  *
- * The mesh is Gloo's TCP transport and lives in a module of its own, lorarun_gloo.so (comm_gloo.cc), which comm_load.c opens when
+ * The mesh is Gloo's TCP transport and lives in a module of its own, lorarun_gloo.so (comm_gloo.cc), which comm_link.c opens when
  * the first job of several ranks is joined: Gloo and what it links would cost every start of the program a millisecond. The two
  * sides share this header and nothing else; the module calls nothing of lorarun's, so it can be opened from any program.
  *

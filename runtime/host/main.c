@@ -1,4 +1,4 @@
-/* main.c: the program: a Lua state with lorarun's modules inside the executable, and lorarun.program to run it.
+/* main.c: the program: a Lua state with lorarun's modules inside the executable, and lorarun.cli.program to run it.
  *
  * What the command line means is decided in lua/lorarun/cli/program.lua. Environment: LORARUN_LUA_PATH names a folder whose
  * lorarun/x.lua replace the embedded modules (for work on lorarun itself); LORARUN_JIT=off interprets everything. */
@@ -61,7 +61,7 @@ static int module_names(lua_State *L)
     return 1;
 }
 
-/* The module lorarun.host. It is opened by lorarun.program, on the main thread. */
+/* The module lorarun.host. It is opened by lorarun.cli.program, on the main thread. */
 static int open_host(lua_State *L)
 {
     lua_newtable(L);

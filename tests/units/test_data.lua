@@ -1,4 +1,4 @@
--- data.lua: data sets as Lua sees them, and the loader with the real tokenizers of the small models.
+-- test_data.lua: data sets as Lua sees them, and the loader with the real tokenizers of the small models.
 local C = require "lorarun.base.c"
 local dataset = require "lorarun.data.dataset"
 local ffi = require "ffi"

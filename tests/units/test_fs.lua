@@ -1,4 +1,4 @@
--- test_fs.lua: lorarun.fs, the Lua side of files, folders and paths.
+-- test_fs.lua: lorarun.base.fs, the Lua side of files, folders and paths.
 local fs = require "lorarun.base.fs"
 local folder = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua").with_folder
 

@@ -1,4 +1,4 @@
--- test_json.lua: lorarun.json. The expected texts were written by Python 3.11's json.dumps(ensure_ascii=False).
+-- test_json.lua: lorarun.base.json. The expected texts were written by Python 3.11's json.dumps(ensure_ascii=False).
 local ffi = require "ffi"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"

@@ -1,4 +1,4 @@
--- mutate.lua: planted bugs change code and nothing else, are what the diff shows, and depend on the seed alone.
+-- test_mutate.lua: planted bugs change code and nothing else, are what the diff shows, and depend on the seed alone.
 local diff = require "lorarun.bugdata.diff"
 local random = require "lorarun.base.random"
 local mutate = require "lorarun.bugdata.mutate"

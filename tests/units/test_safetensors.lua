@@ -1,4 +1,4 @@
--- test_safetensors.lua: lorarun.safetensors: model folders, shards, their index, writing.
+-- test_safetensors.lua: lorarun.formats.safetensors: model folders, shards, their index, writing.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local fs = require "lorarun.base.fs"

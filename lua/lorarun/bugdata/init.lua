@@ -1,4 +1,4 @@
--- bugdata.lua: makes training data for bug detection from source code.
+-- init.lua: lorarun.bugdata: makes training data for bug detection from source code.
 --
 --   local bugdata = require "lorarun.bugdata"
 --   local summary = bugdata.make { mutate = { "/usr/lib/python3" }, output = "data", seed = 1, max_rows = 30000 }
