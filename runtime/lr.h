@@ -42,7 +42,7 @@ const char *lr_last_error(void);      /* one line; valid until this thread's nex
 const char *lr_status_name(int code); /* "ENOMEM" */
 const char *lr_status_text(int code); /* "out of memory" */
 
-/* ---- memory (core/memory.c) ------------------------------------------------------------------------------------------ */
+/* ---- memory (core/memory.c, pools.c, memory_report.c, alloc.c) --------------------------------------------------------- */
 typedef enum lr_device { LR_CPU = 0, LR_CUDA = 1, LR_META = 2, LR_DEVICE_COUNT = 3 } lr_device;
 
 typedef struct lr_memory {
@@ -110,7 +110,7 @@ int lr_meta_like(int device);
 int lr_device_like(int device); /* device; for LR_META the one that it is like */
 const char *lr_dtype_name(int dtype);
 
-/* ---- devices and threads (core/device.c) ----------------------------------------------------------------------------- */
+/* ---- devices and threads (core/device.c, threads.c, interrupt.c, clock.c) ------------------------------------- */
 int lr_device_available(int device); /* 1 or 0; the first question about the GPU starts it */
 int lr_device_count(int device);     /* how many of the kind this process sees; starts none */
 /* Of several GPUs, use this one: before it is used or lr_device_available is asked. LR_EDEVICE where there are fewer. */
@@ -167,7 +167,7 @@ int lr_group_file(const char *controller, int level, const char *name, const cha
                   char *where, int64_t where_cap);
 int lr_limits_root(const char *path); /* for tests: what stands in front of /proc and /sys; "" */
 
-/* ---- what NVIDIA's driver tells of its GPUs (core/nvml.c) ------------------------------------------------------------- */
+/* ---- what NVIDIA's driver tells of its GPUs (kernels/cuda/nvml.c) ------------------------------------------------ */
 /* NVML comes with the driver and is opened when first asked; without it these are LR_EUNSUPPORTED. It numbers all GPUs of the
  * machine in an order of its own, also those that CUDA_VISIBLE_DEVICES hides from CUDA. Nothing here starts a GPU or waits for
  * its work. What a driver or a GPU does not tell is -1, or "". */

@@ -27,12 +27,8 @@ static int failed(dnnl_status_t status, const char *what)
 {
     if (status == dnnl_success)
         return LR_OK;
-    if (status == dnnl_out_of_memory) {
-        char reason[256];
-        lr_limits_reason(ENOMEM, reason, sizeof reason);
-        return lr_fail(LR_ENOMEM, "out of memory in oneDNN: %s%s%s%s", what, *reason != 0 ? " (" : "", reason,
-                       *reason != 0 ? ")" : "");
-    }
+    if (status == dnnl_out_of_memory)
+        return lr_fail(LR_ENOMEM, "out of memory in oneDNN: %s%s", what, lr_limits_because(ENOMEM).text);
     return lr_fail(LR_EINTERNAL, "oneDNN failed with status %d: %s", (int)status, what);
 }
 

@@ -4,8 +4,8 @@
  * wait, index in 64 bits, add in a fixed order (no float atomics: equal inputs give equal bits on one kind of GPU), take working memory
  * from lr_scratch_on(LR_CUDA, ...) and compute in f32 whatever the tensors hold, rounding once.
  *
- * The same sources are built twice. With the CUDA toolkit: nvcc, device.c (the CUDA runtime) and cublaslt.c. For the host: g++ and host/,
- * where threads are fibers (simt.h), device.c's part is played by host/device_host.c and cuBLAS's by host/gemm_host.c. */
+ * The same sources are built twice. With the CUDA toolkit: nvcc, driver.c (the CUDA runtime) and cublaslt.c. For the host: g++ and host/,
+ * where threads are fibers (simt.h), driver.c's part is played by host/device_host.c and cuBLAS's by host/gemm_host.c. */
 #ifndef LR_CUDA_H
 #define LR_CUDA_H
 
@@ -24,7 +24,7 @@ extern "C" {
 const lr_backend *lr_cuda_backend(void);
 
 /* What a call of the CUDA runtime returned, as a status: LR_OK; LR_ENOMEM where memory lacks and nothing else; or LR_EINTERNAL. what: the
- * call's purpose, "copying". device.c */
+ * call's purpose, "copying". driver.c */
 int lr_cuda_failed(int error, const char *what);
 
 /* The fault a kernel left behind, if any, and LR_OK otherwise; it is reported once. */

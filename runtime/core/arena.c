@@ -16,7 +16,6 @@
  *
  * Cost: taking looks at every free piece. There are some tens of them in a training step, each a comparison. */
 #include "core/arena.h"
-#include "core/memory.h"
 #include <stdlib.h>
 #include <string.h>
 

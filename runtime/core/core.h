@@ -32,6 +32,9 @@ char *lr_strdup(const char *s);
 char *lr_strndup(const char *s, size_t n);
 char *lr_format(const char *fmt, ...) LR_PRINTF(1, 2);
 /* lr_free is public (lr.h). */
+int64_t lr_host_objects(void); /* how many of these there are now */
+/* Counts an allocation that does not go through lr_alloc; true where a test wants it to fail. */
+bool lr_memory_injected(void);
 
 /* Start threads for parallel regions of n where they do not run already. Returns how many there can be, n or fewer: libgomp ends the
  * program where it cannot start one. */

@@ -83,7 +83,7 @@ void lr_stage_give_back(lr_stage *stage);
 
 bool lr_is_deterministic(void); /* what lr_deterministic said */
 
-const lr_driver *lr_cpu_driver(void);  /* device_cpu.c */
+const lr_driver *lr_cpu_driver(void);  /* kernels/cpu/driver.c */
 const lr_driver *lr_cuda_driver(void); /* kernels/cuda, in builds that have it */
 
 #endif

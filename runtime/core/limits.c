@@ -307,7 +307,7 @@ static void append_limit(char *out, size_t cap, int kind)
     append(out, cap, text);
 }
 
-void lr_limits_reason(int code, char *out, size_t cap)
+static void find_reason(int code, char *out, size_t cap)
 {
     char text[32], where[256], most[64];
     *out = 0;
@@ -333,12 +333,35 @@ void lr_limits_reason(int code, char *out, size_t cap)
         append_limit(out, cap, LR_LIMIT_FILE_SIZE);
 }
 
+lr_because lr_limits_because(int code)
+{
+    lr_because out = {""};
+    char limits[256];
+    find_reason(code, limits, sizeof limits);
+    if (*limits != 0)
+        snprintf(out.text, sizeof out.text, " (%s)", limits);
+    return out;
+}
+
 int lr_limits_fail_start(const char *what, int code)
 {
-    char reason[256];
-    lr_limits_reason(code, reason, sizeof reason);
-    return lr_fail(LR_EIO, "cannot start %s: %s%s%s%s", what, strerror(code), *reason != 0 ? " (" : "", reason,
-                   *reason != 0 ? ")" : "");
+    return lr_fail(LR_EIO, "cannot start %s: %s%s", what, strerror(code), lr_limits_because(code).text);
+}
+
+int lr_fail_errno(const char *fmt, ...)
+{
+    const int code = errno;
+    /* EAGAIN: that of a socket has other reasons than that of a thread */
+    const lr_because because = code != EAGAIN ? lr_limits_because(code) : (lr_because){""};
+    char what[2048];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(what, sizeof what, fmt, args);
+    va_end(args);
+    return lr_fail(code == ENOENT || code == ENOTDIR ? LR_ENOTFOUND
+                   : code == ENOMEM                  ? LR_ENOMEM
+                                                     : LR_EIO,
+                   "%s: %s%s", what, strerror(code), because.text);
 }
 
 /* ---- the start --------------------------------------------------------------------------------------------------------- */

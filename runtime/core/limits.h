@@ -7,8 +7,11 @@
 /* The first thing a program does: a file that grows beyond its limit is an error and no signal; malloc and the stack fit limits. */
 void lr_limits_prepare(void);
 
-/* Why the system may have refused with this errno: "ulimit -v: 4.1 GB", or "" where no limit that is set has to do with it. */
-void lr_limits_reason(int code, char *out, size_t cap);
+/* Why the system may have refused with this errno: " (ulimit -v: 4.1 GB)", or "" where no limit that is set has to do with it. */
+typedef struct lr_because {
+    char text[260];
+} lr_because;
+lr_because lr_limits_because(int code);
 
 /* LR_EIO with the text of `code`, which a call gave that starts a thread or a process, and its limits. */
 int lr_limits_fail_start(const char *what, int code);

@@ -27,7 +27,4 @@ static inline void *lr_scratch(size_t bytes)
     return lr_scratch_on(LR_CPU, bytes);
 }
 
-/* Counts an allocation that does not go through lr_alloc; true where a test wants it to fail. */
-bool lr_memory_injected(void);
-
 #endif

@@ -59,14 +59,3 @@ size_t lr_visible_copy(char *out, size_t cap, const char *text, size_t size, boo
     out[used] = 0;
     return used;
 }
-
-int lr_text_visible(const char *text, int64_t size, char **out)
-{
-    const size_t cap = 4 * (size_t)size + 1;
-    char *visible = lr_alloc(cap);
-    if (visible == NULL)
-        return LR_ENOMEM;
-    (void)lr_visible_copy(visible, cap, text, (size_t)size, false);
-    *out = visible;
-    return LR_OK;
-}

@@ -1,6 +1,6 @@
 /* fake_cuda.h: what the fakes of this folder share.
  *
- * kernels/cuda/device.c and cublaslt.c speak to a GPU through three libraries: the CUDA runtime, which is linked (fake_cudart.c), the driver
+ * kernels/cuda/driver.c and cublaslt.c speak to a GPU through three libraries: the CUDA runtime, which is linked (fake_cudart.c), the driver
  * (fake_driver.c is its libcuda.so.1) and cuBLASLt (fake_cublaslt.c). With these, and kernels that run on the CPU (kernels/cuda/host),
  * the two files run in tests where there is no GPU. The fakes are written against NVIDIA's documentation, not against those files, and are
  * stricter than a GPU: what the documentation forbids ends the process with status 99. */

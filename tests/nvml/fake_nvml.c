@@ -1,5 +1,5 @@
 /* fake_nvml.c: a libnvidia-ml.so.1 for tests: GPUs whose numbers the environment sets. It is written against NVIDIA's documentation of the
- * interface, not against runtime/core/nvml.c.
+ * interface, not against kernels/cuda/nvml.c.
  *
  *   FAKE_NVML_gpus=2                 how many; the GPU of the CUDA kernels that run on the CPU is the first
  *   FAKE_NVML_used=1000000000        bytes in use on each, of FAKE_NVML_total

@@ -1,4 +1,4 @@
-/* device_host.c: a device of host memory, for kernels built by g++: the counterpart of device.c.
+/* device_host.c: a device of host memory, for kernels built by g++: the counterpart of driver.c.
  *
  * Device memory is a range of addresses of its own, which is open only while a kernel or a copy runs: code of the runtime that follows a
  * device pointer on the host, which a GPU would not forgive, is a segmentation fault here too. All work is done when the call returns, so

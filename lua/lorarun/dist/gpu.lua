@@ -1,4 +1,4 @@
--- gpu.lua: what NVIDIA's driver tells of the GPUs while they work (runtime/core/nvml.c): memory and utilisation.
+-- gpu.lua: what NVIDIA's driver tells of the GPUs while they work (kernels/cuda/nvml.c): memory and utilisation.
 --   local watch = gpu.watch(device)      the GPU that this process uses; on other devices, and without NVML, it tells nothing
 --   watch:now()                          { used, free, total (bytes), utilization (percent) }, each nil where it is not told
 --   watch:tell(step, record, fields)     adds that to a line of the log and to the fields of the progress line

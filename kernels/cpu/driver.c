@@ -1,4 +1,4 @@
-/* device_cpu.c: the CPU as a device. Work is done when the call that asks for it returns, so streams and events are empty. */
+/* driver.c: the CPU as a device. Work is done when the call that asks for it returns, so streams and events are empty. */
 #include "core/device.h"
 #include "core/limits.h"
 #include "core/op.h"
@@ -80,10 +80,7 @@ static int reserve(void **out, size_t *bytes)
         *out = (void *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
         return LR_OK;
     }
-    char reason[256];
-    lr_limits_reason(ENOMEM, reason, sizeof reason);
-    return lr_fail(LR_ENOMEM, "out of cpu memory: no addresses are left for tensors%s%s%s", *reason != 0 ? " (" : "",
-                   reason, *reason != 0 ? ")" : "");
+    return lr_fail(LR_ENOMEM, "out of cpu memory: no addresses are left for tensors%s", lr_limits_because(ENOMEM).text);
 }
 
 static int map(void *p, size_t bytes)

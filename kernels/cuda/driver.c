@@ -1,4 +1,4 @@
-/* device.c: an NVIDIA GPU by the CUDA runtime, which is linked statically and loads the driver (libcuda) when first called: the program
+/* driver.c: an NVIDIA GPU by the CUDA runtime, which is linked statically and loads the driver (libcuda) when first called: the program
  * starts, and runs on the CPU, on machines without either.
  *
  * CUDA keeps which GPU is meant for each thread, and it is the first one until a thread says otherwise: what other threads than the main

@@ -1,0 +1,10 @@
+/* clock.c: the time. */
+#include "core/core.h"
+#include <time.h>
+
+double lr_time(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
