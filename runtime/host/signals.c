@@ -20,8 +20,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 
-/* ---- the training loop
- * --------------------------------------------------------------------------------------------------- */
+/* ---- the training loop ---------------------------------------------------------------------------------------------- */
 static const int caught_signals[] = {SIGINT, SIGTERM, SIGUSR1};
 static struct sigaction before_catch[LR_COUNT_OF(caught_signals)];
 static int catching;
@@ -80,8 +79,7 @@ int lr_signal_pending(void)
     return atomic_exchange(&pending, 0);
 }
 
-/* ---- the prompt
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- the prompt ----------------------------------------------------------------------------------------------------- */
 static struct sigaction before_prompt;
 static int at_prompt;
 static pthread_t prompt_thread;

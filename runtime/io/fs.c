@@ -38,8 +38,7 @@ int lr_file_refuse_pointer(const char *path, const void *head, size_t size)
     return lr_fail(LR_EFORMAT, "%s is a git-lfs pointer, not the file itself; fetch it with: git lfs pull", path);
 }
 
-/* ---- folders
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- folders -------------------------------------------------------------------------------------------------------- */
 static bool is_dots(const char *name)
 {
     return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
@@ -206,8 +205,7 @@ int lr_tree_remove(const char *path)
     return status;
 }
 
-/* ---- reading
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- reading -------------------------------------------------------------------------------------------------------- */
 int lr_file_open(const char *path, int *fd, int64_t *size)
 {
     const int opened =
@@ -333,8 +331,7 @@ int lr_file_crc32c(const char *path, uint32_t *out)
     return status;
 }
 
-/* ---- writing
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- writing -------------------------------------------------------------------------------------------------------- */
 int lr_file_write(const char *path, const char *data, int64_t size)
 {
     if (size < 0)
@@ -409,8 +406,7 @@ int lr_file_copy(const char *from, const char *to)
     return status;
 }
 
-/* ---- places
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- places --------------------------------------------------------------------------------------------------------- */
 int lr_path_real(const char *path, char **out)
 {
     char *real = realpath(path, NULL);

@@ -65,8 +65,7 @@ typedef struct parser {
     size_t height, capacity;
 } parser;
 
-/* ---- the arena
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- the arena ------------------------------------------------------------------------------------------------------ */
 /* Room for `size` bytes, 8-byte aligned. Only what arena_keep is told stays taken. */
 static void *arena_room(lr_json *doc, size_t size)
 {
@@ -91,8 +90,7 @@ static void arena_keep(lr_json *doc, size_t size)
     b->used = rounded < b->size - b->used ? b->used + rounded : b->size;
 }
 
-/* ---- errors
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- errors --------------------------------------------------------------------------------------------------------- */
 static int fail_at(const parser *p, size_t at, const char *what)
 {
     size_t line = 1, column = 1;
@@ -116,8 +114,7 @@ static int unexpected(const parser *p, const char *expected)
     return fail_at(p, p->at, what);
 }
 
-/* ---- strings
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- strings -------------------------------------------------------------------------------------------------------- */
 /* Length of the UTF-8 sequence at s (RFC 3629: no overlong form, no surrogate, at most U+10FFFF), 0 where there is
  * none. */
 static size_t utf8_sequence(const char *s, size_t room)
@@ -242,8 +239,7 @@ static int parse_string(parser *p, const char **string, size_t *length)
     return LR_OK;
 }
 
-/* ---- numbers
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- numbers -------------------------------------------------------------------------------------------------------- */
 static locale_t c_locale;
 static pthread_once_t c_locale_once = PTHREAD_ONCE_INIT;
 
@@ -313,8 +309,7 @@ static int parse_number(parser *p, lr_json_node *out)
     return LR_OK;
 }
 
-/* ---- objects and arrays
- * ---------------------------------------------------------------------------------------------- */
+/* ---- objects and arrays --------------------------------------------------------------------------------------------- */
 /* The stack from base on; NULL while it is empty and was never used, for nothing may be added to NULL, not even 0. */
 static member *top(const parser *p, size_t base)
 {
@@ -594,8 +589,7 @@ void lr_json_free(lr_json *doc)
     lr_free(doc);
 }
 
-/* ---- looking
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- looking -------------------------------------------------------------------------------------------------------- */
 const lr_json_node *lr_json_root(const lr_json *doc)
 {
     return &doc->root;
@@ -642,8 +636,7 @@ int lr_json_members(const lr_json_node *object, const char **keys, const lr_json
     return LR_OK;
 }
 
-/* ---- writing
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- writing -------------------------------------------------------------------------------------------------------- */
 char *lr_json_quote(const char *text, size_t size, int *status)
 {
     char *quoted = lr_alloc(6 * size + 3), *out = quoted; /* a control character becomes six */

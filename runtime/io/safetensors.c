@@ -44,8 +44,7 @@ struct lr_safetensors {
     int fd;
 };
 
-/* ---- dtypes
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- dtypes --------------------------------------------------------------------------------------------------------- */
 static const lr_safetensors_dtype DTYPES[] = {
     {"BOOL", 8, -1},     {"U8", 8, -1},         {"I8", 8, -1},          {"I16", 16, -1},        {"U16", 16, -1},
     {"F16", 16, LR_F16}, {"BF16", 16, LR_BF16}, {"I32", 32, LR_I32},    {"U32", 32, -1},        {"F32", 32, LR_F32},
@@ -84,8 +83,7 @@ bool lr_safetensors_convertible(int from, int to)
     return from == to || (from >= 0 && from <= LR_F16 && to >= 0 && to <= LR_F16);
 }
 
-/* ---- the header
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- the header ----------------------------------------------------------------------------------------------------- */
 /* Common files that are something else, by their first bytes. */
 static int refuse_kind(const char *path, const char *head, size_t size, uint64_t length)
 {
@@ -208,8 +206,7 @@ static int parse_entry(const lr_safetensors *f, entry *e, const lr_json_node *no
     return status == LR_OK ? parse_offsets(f, e, offsets) : status;
 }
 
-/* ---- opening
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- opening -------------------------------------------------------------------------------------------------------- */
 static int parse_metadata(lr_safetensors *f, const lr_json_node *node)
 {
     lr_json_value v;
@@ -340,8 +337,7 @@ void lr_safetensors_close(lr_safetensors *f)
     lr_free(f);
 }
 
-/* ---- looking
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- looking -------------------------------------------------------------------------------------------------------- */
 int64_t lr_safetensors_count(const lr_safetensors *f)
 {
     return (int64_t)f->count;
@@ -387,8 +383,7 @@ const char *lr_safetensors_metadata(const lr_safetensors *f, const char *key)
     return v.string;
 }
 
-/* ---- loading
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- loading -------------------------------------------------------------------------------------------------------- */
 enum { LEAST_READERS = 4 }; /* a disk answers several at once; that they wait for it leaves the cores to others */
 
 /* One tensor on its way: chunks of LR_SAFETENSORS_CHUNK elements, each taken by one thread. */

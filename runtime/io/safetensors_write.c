@@ -45,8 +45,7 @@ static int text_add(text *t, const char *s)
     return status;
 }
 
-/* ---- declaring
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- declaring ------------------------------------------------------------------------------------------------------ */
 /* A string as JSON at the end of t. */
 static int add_quoted(text *t, const char *string, size_t size)
 {
@@ -171,8 +170,7 @@ int lr_safetensors_declare(lr_safetensors_writer *w, const char *name, int dtype
     return LR_OK;
 }
 
-/* ---- writing
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- writing -------------------------------------------------------------------------------------------------------- */
 static int header_entry(text *t, const declared *d, int64_t begin)
 {
     char number[64];

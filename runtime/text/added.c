@@ -7,8 +7,7 @@
 #include "text/text.h"
 #include <string.h>
 
-/* ---- the trie
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- the trie ------------------------------------------------------------------------------------------------------- */
 static int32_t find_sibling(const lr_trie *t, int32_t node, unsigned char byte)
 {
     while (node != 0 && t->nodes[node].byte != byte)
@@ -86,8 +85,7 @@ static size_t trie_candidate(const lr_trie *t, const char *text, size_t from, si
     return from;
 }
 
-/* ---- loading
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- loading -------------------------------------------------------------------------------------------------------- */
 typedef struct token_spec {
     const char *text;
     size_t size;
@@ -220,8 +218,7 @@ void lr_added_free(lr_added *a)
     *a = (lr_added){0};
 }
 
-/* ---- searching
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- searching ------------------------------------------------------------------------------------------------------ */
 static size_t spaces_before(const char *text, size_t at)
 {
     while (at > 0) {

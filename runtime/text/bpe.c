@@ -22,8 +22,7 @@ typedef struct lr_bpe_candidate {
     int32_t left, right, id;
 } lr_bpe_candidate;
 
-/* ---- the byte alphabet
- * ----------------------------------------------------------------------------------------------- */
+/* ---- the byte alphabet ---------------------------------------------------------------------------------------------- */
 /* Bytes that are printable in Latin-1 stand for themselves, the others follow in order from U+0100 on. */
 static uint32_t byte_character(unsigned byte)
 {
@@ -41,8 +40,7 @@ static uint32_t byte_character(unsigned byte)
     return unprintable + byte - from;
 }
 
-/* ---- the table of merges
- * --------------------------------------------------------------------------------------------- */
+/* ---- the table of merges -------------------------------------------------------------------------------------------- */
 static size_t pair_hash(int32_t left, int32_t right)
 {
     return (size_t)lr_hash_mix(LR_HASH_START ^ ((uint64_t)(uint32_t)left << 32 | (uint32_t)right));
@@ -138,8 +136,7 @@ static int load_merges(lr_bpe *b, const lr_vocab *v, const lr_place *at, const l
     return status;
 }
 
-/* ---- loading
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- loading -------------------------------------------------------------------------------------------------------- */
 /* Settings of BPE that are not byte-level's. Those for unknown characters do no harm where every byte has a token. */
 static int refuse_settings(const lr_place *at, const lr_json_node *model, bool all_bytes)
 {
@@ -201,8 +198,7 @@ void lr_bpe_work_free(lr_bpe_work *w)
     *w = (lr_bpe_work){0};
 }
 
-/* ---- short words
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- short words ---------------------------------------------------------------------------------------------------- */
 static int short_word(const lr_bpe *b, lr_encoder *e, const char *word, size_t size)
 {
     int32_t ids[SHORT_WORD], ranks[SHORT_WORD], merged[SHORT_WORD]; /* [i] of the last two: the pair i, i + 1 */
@@ -241,8 +237,7 @@ static int short_word(const lr_bpe *b, lr_encoder *e, const char *word, size_t s
     return LR_OK;
 }
 
-/* ---- long words
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- long words ----------------------------------------------------------------------------------------------------- */
 static void heap_push(lr_bpe_candidate *heap, size_t *count, lr_bpe_candidate c)
 {
     size_t i = (*count)++;
@@ -325,8 +320,7 @@ static int long_word(const lr_bpe *b, lr_encoder *e, const char *word, size_t si
     return LR_OK;
 }
 
-/* ---- words
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- words ---------------------------------------------------------------------------------------------------------- */
 /* The id of the token that is the whole word, written in the byte alphabet, or -1. */
 static int whole_word(const lr_vocab *v, lr_encoder *e, const char *word, size_t size, int32_t *id)
 {

@@ -17,8 +17,7 @@ typedef struct lr_cached_word {
     int32_t count;
 } lr_cached_word;
 
-/* ---- words
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- words ---------------------------------------------------------------------------------------------------------- */
 static size_t slot_of(const uint64_t key[KEY_WORDS])
 {
     uint64_t h = key[0] * 0x9E3779B97F4A7C15u;
@@ -73,8 +72,7 @@ int lr_encoder_word(lr_encoder *e, const char *word, size_t size)
     return status == LR_OK && e->count >= e->limit ? LR_STOP : status;
 }
 
-/* ---- texts
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- texts ---------------------------------------------------------------------------------------------------------- */
 static int encode_normalized(lr_encoder *e, const char *text, size_t size)
 {
     return size == 0 ? LR_OK : lr_pretokenizer_run(&e->tokenizer->pretokenizer, e, text, size);
@@ -124,8 +122,7 @@ int lr_encoder_text(lr_encoder *e, const char *text, size_t size)
     return LR_OK;
 }
 
-/* ---- life
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- life ----------------------------------------------------------------------------------------------------------- */
 int lr_encoder_new(lr_encoder **out, const lr_tokenizer *t)
 {
     lr_encoder *e = lr_calloc(1, sizeof *e);

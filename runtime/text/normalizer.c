@@ -32,8 +32,7 @@ struct lr_normalizer_step {
     lr_regex regex;
 };
 
-/* ---- loading
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- loading -------------------------------------------------------------------------------------------------------- */
 static int load_bert(lr_normalizer_step *s, const lr_place *at, const lr_json_node *spec)
 {
     int status = lr_spec_bool(at, spec, "clean_text", true, &s->clean_text);
@@ -144,8 +143,7 @@ void lr_normalizer_free(lr_normalizer *n)
     *n = (lr_normalizer){0};
 }
 
-/* ---- character by character
- * ------------------------------------------------------------------------------------------ */
+/* ---- character by character ----------------------------------------------------------------------------------------- */
 static char *put_lower(char *p, uint32_t c)
 {
     if (c != 0x130)
@@ -192,8 +190,7 @@ static int drop(lr_string *out, const char *s, size_t size, int class)
     return LR_OK;
 }
 
-/* ---- BERT
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- BERT ----------------------------------------------------------------------------------------------------------- */
 static bool is_chinese(uint32_t c)
 {
     return c >= 0x3400 &&
@@ -251,8 +248,7 @@ static int bert_clean(const lr_normalizer_step *step, lr_string *out, const char
     return LR_OK;
 }
 
-/* ---- the rest
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- the rest ------------------------------------------------------------------------------------------------------- */
 /* A chain of replacements can double the text at each link. */
 static int check_growth(const lr_encoder *e, size_t now, size_t before)
 {

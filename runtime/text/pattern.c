@@ -163,8 +163,7 @@ static int put_boundary(translation *t, bool negated)
     return status;
 }
 
-/* ---- escapes
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- escapes -------------------------------------------------------------------------------------------------------- */
 static int read_hex(translation *t, int least, int most, uint32_t *value)
 {
     int digits = 0;
@@ -259,8 +258,7 @@ static int read_escape(translation *t, element *e)
     return LR_OK;
 }
 
-/* ---- [classes]
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- [classes] ------------------------------------------------------------------------------------------------------ */
 /* One character or escape inside brackets. */
 static int read_class_element(translation *t, element *e)
 {
@@ -337,8 +335,7 @@ static int translate_class(translation *t)
     return status;
 }
 
-/* ---- the rest
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- the rest ------------------------------------------------------------------------------------------------------- */
 /* After "(": its kind, with Ruby's (?m) as PCRE2's (?s). */
 static int translate_group(translation *t)
 {

@@ -29,8 +29,7 @@ struct lr_pretokenizer_step {
     lr_regex regex;
 };
 
-/* ---- loading
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- loading -------------------------------------------------------------------------------------------------------- */
 static lr_pretokenizer_step *add_step(lr_pretokenizer *p, step_kind kind, merging behavior)
 {
     if (lr_reserve((void **)&p->steps, &p->cap, p->count + 1, sizeof p->steps[0]) != LR_OK)
@@ -167,8 +166,7 @@ void lr_pretokenizer_free(lr_pretokenizer *p)
     *p = (lr_pretokenizer){0};
 }
 
-/* ---- from matches to parts
- * ------------------------------------------------------------------------------------------- */
+/* ---- from matches to parts ------------------------------------------------------------------------------------------ */
 static int run_from(const lr_pretokenizer *p, size_t index, lr_encoder *e, const char *text, size_t size);
 
 typedef struct splitter { /* one step at work on one piece */

@@ -54,8 +54,7 @@ int lr_spec_unsupported(const lr_place *at, const char *fmt, ...)
     return status;
 }
 
-/* ---- values
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- values --------------------------------------------------------------------------------------------------------- */
 lr_json_value lr_spec_value(const lr_json_node *node)
 {
     lr_json_value value = {.kind = LR_JSON_NULL};
@@ -80,8 +79,7 @@ const lr_json_node *lr_spec_find(const lr_json_node *object, const char *key)
     return lr_spec_value(value).kind == LR_JSON_NULL ? NULL : value;
 }
 
-/* ---- members
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- members -------------------------------------------------------------------------------------------------------- */
 /* The member, an lr_json_kind, or NULL with *status set: LR_OK where it may be missing. */
 static const lr_json_node *member(const lr_place *at, const lr_json_node *object, const char *key, bool required,
                                   int kind, int *status)

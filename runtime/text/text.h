@@ -35,8 +35,7 @@ enum {
 typedef struct lr_encoder lr_encoder;
 typedef struct lr_encoder_pool lr_encoder_pool;
 
-/* ---- spec.c: reading tokenizer.json with errors that name the place
- * -------------------------------------------------- */
+/* ---- spec.c: reading tokenizer.json with errors that name the place ------------------------------------------------- */
 typedef struct lr_place { /* where a value stands: a chain of keys and indices up to the file */
     const struct lr_place *up;
     const char *key; /* NULL: index counts. At the top: the file's name */
@@ -73,8 +72,7 @@ char *lr_spec_describe(const lr_place *at);
 /* One entry of {"String": ...} or {"Regex": ...}. */
 int lr_spec_pattern(const lr_place *at, const lr_json_node *object, bool *is_regex, const char **text, size_t *size);
 
-/* ---- vocab.c: token <-> id
- * ------------------------------------------------------------------------------------------- */
+/* ---- vocab.c: token <-> id ------------------------------------------------------------------------------------------ */
 typedef struct lr_vocab_slot {
     uint32_t hash, offset, size; /* the token is at pool + offset */
     int32_t id;                  /* -1: empty */
@@ -98,8 +96,7 @@ const char *lr_vocab_token(const lr_vocab *v, int32_t id);
 int lr_vocab_load(lr_vocab *v, const lr_place *at, const lr_json_node *model);
 void lr_vocab_free(lr_vocab *v);
 
-/* ---- regex.c, pattern.c: patterns of the Oniguruma library on PCRE2
- * -------------------------------------------------- */
+/* ---- regex.c, pattern.c: patterns of the Oniguruma library on PCRE2 ------------------------------------------------- */
 typedef struct lr_regex {
     pcre2_code *unicode; /* for any text */
     pcre2_code *ascii;   /* the same language over ASCII alone, in byte mode: several times faster */
@@ -128,8 +125,7 @@ typedef struct lr_regex_search { /* all matches in a text, left to right */
 void lr_regex_start(lr_regex_search *s, const lr_regex *re, const char *text, size_t size);
 int lr_regex_next(lr_regex_search *s, lr_matcher *m, size_t *begin, size_t *end); /* 1 found, 0 none, or a status */
 
-/* ---- normalizer.c
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- normalizer.c --------------------------------------------------------------------------------------------------- */
 typedef struct lr_normalizer_step lr_normalizer_step;
 typedef struct lr_normalizer {
     lr_normalizer_step *steps; /* Sequences are flattened */
@@ -140,8 +136,7 @@ void lr_normalizer_free(lr_normalizer *n);
 /* *text and *size become the normalised text, in one of the encoder's buffers or where it was. */
 int lr_normalizer_run(const lr_normalizer *n, lr_encoder *e, const char **text, size_t *size);
 
-/* ---- pretokenizer.c
- * -------------------------------------------------------------------------------------------------- */
+/* ---- pretokenizer.c ------------------------------------------------------------------------------------------------- */
 typedef struct lr_pretokenizer_step lr_pretokenizer_step;
 typedef struct lr_pretokenizer {
     lr_pretokenizer_step *steps;
@@ -153,8 +148,7 @@ void lr_pretokenizer_free(lr_pretokenizer *p);
 /* Calls lr_encoder_word for each word of text. */
 int lr_pretokenizer_run(const lr_pretokenizer *p, lr_encoder *e, const char *text, size_t size);
 
-/* ---- bpe.c
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- bpe.c ---------------------------------------------------------------------------------------------------------- */
 typedef struct lr_merge {
     int32_t left, right; /* the pair; left -1: empty */
     int32_t rank, id;    /* lower ranks merge first; the pair becomes id */
@@ -175,8 +169,7 @@ void lr_bpe_free(lr_bpe *b);
 int lr_bpe_word(const lr_bpe *b, const lr_vocab *v, lr_encoder *e, const char *word, size_t size);
 void lr_bpe_work_free(lr_bpe_work *w);
 
-/* ---- wordpiece.c
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- wordpiece.c ---------------------------------------------------------------------------------------------------- */
 typedef struct lr_wordpiece {
     char *prefix; /* of tokens that continue a word: "##" */
     size_t prefix_size;
@@ -189,8 +182,7 @@ int lr_wordpiece_load(lr_wordpiece *w, const lr_vocab *v, const lr_place *at, co
 void lr_wordpiece_free(lr_wordpiece *w);
 int lr_wordpiece_word(const lr_wordpiece *w, const lr_vocab *v, lr_encoder *e, const char *word, size_t size);
 
-/* ---- added.c: added tokens
- * ------------------------------------------------------------------------------------------- */
+/* ---- added.c: added tokens ------------------------------------------------------------------------------------------ */
 typedef struct lr_added_token {
     int32_t id;
     bool single_word, lstrip, rstrip, normalized, special;
@@ -228,8 +220,7 @@ void lr_added_start(lr_added_search *s, const lr_added *a, const lr_trie *trie, 
 /* The next token: id, and [*begin, *end) of text that stood before it; at the end of text the id is -1. */
 int32_t lr_added_next(lr_added_search *s, size_t *begin, size_t *end);
 
-/* ---- postprocessor.c
- * ------------------------------------------------------------------------------------------------- */
+/* ---- postprocessor.c ------------------------------------------------------------------------------------------------ */
 typedef struct lr_postprocessor { /* ids around those of the text */
     int32_t *before, *after;
     size_t before_count, before_cap, after_count, after_cap;
@@ -237,8 +228,7 @@ typedef struct lr_postprocessor { /* ids around those of the text */
 int lr_postprocessor_load(lr_postprocessor *p, const lr_place *at, const lr_json_node *spec);
 void lr_postprocessor_free(lr_postprocessor *p);
 
-/* ---- encoder.c: what encoding changes
- * -------------------------------------------------------------------------------- */
+/* ---- encoder.c: what encoding changes ------------------------------------------------------------------------------- */
 struct lr_tokenizer {
     char *path;
     lr_vocab vocab;

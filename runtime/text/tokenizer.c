@@ -2,8 +2,7 @@
 #include "text/text.h"
 #include <string.h>
 
-/* ---- loading
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- loading -------------------------------------------------------------------------------------------------------- */
 /* Where the parts of a tokenizer stand: in tokenizer.json, unless `changes`, when there are some, has the part. */
 typedef struct parts {
     const lr_json_node *file, *changes;
@@ -219,8 +218,7 @@ void lr_tokenizer_free(lr_tokenizer *t)
     lr_free(t);
 }
 
-/* ---- tokens
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- tokens --------------------------------------------------------------------------------------------------------- */
 int64_t lr_tokenizer_vocab_size(const lr_tokenizer *t)
 {
     return lr_max64((int64_t)t->vocab.id_count, (int64_t)t->added.vocab.id_count);
@@ -243,8 +241,7 @@ int64_t lr_tokenizer_file_max_length(const lr_tokenizer *t)
     return t->file_max_length;
 }
 
-/* ---- encoding
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- encoding ------------------------------------------------------------------------------------------------------- */
 /* Append to ids, of which `used` are taken, as many as there is room for; returns how many are taken then, room or not.
  */
 static size_t append(int32_t *ids, size_t cap, size_t used, const int32_t *from, size_t count)

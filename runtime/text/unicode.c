@@ -47,8 +47,7 @@ uint32_t lr_char_lower(uint32_t c)
     return (uint32_t)utf8proc_tolower((utf8proc_int32_t)c);
 }
 
-/* ---- UTF-8
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- UTF-8 ---------------------------------------------------------------------------------------------------------- */
 static const uint64_t HIGH_BITS = 0x8080808080808080u;
 
 /* How many bytes from s on are ASCII, looked at eight at a time (so up to seven too few). */
@@ -115,8 +114,7 @@ char *lr_utf8_put(char *p, uint32_t c)
     return p + utf8proc_encode_char((utf8proc_int32_t)c, (utf8proc_uint8_t *)p);
 }
 
-/* ---- growing strings
- * ------------------------------------------------------------------------------------------------- */
+/* ---- growing strings ------------------------------------------------------------------------------------------------ */
 int lr_string_reserve(lr_string *s, size_t more)
 {
     return lr_reserve((void **)&s->data, &s->cap, s->size + more, 1);
@@ -146,8 +144,7 @@ void lr_string_free(lr_string *s)
     *s = (lr_string){0};
 }
 
-/* ---- normal forms
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- normal forms --------------------------------------------------------------------------------------------------- */
 /* The first byte that can begin a character which the form changes: U+0300 for NFC, U+00C0 and U+00A0 for the others.
  */
 static unsigned first_unstable_byte(lr_form form)

@@ -21,8 +21,7 @@ typedef struct lr_category_range {
     char category[3];
 } lr_category_range;
 
-/* ---- unicode_tables.c: sorted ranges
- * --------------------------------------------------------------------------------- */
+/* ---- unicode_tables.c: sorted ranges -------------------------------------------------------------------------------- */
 extern const lr_range lr_unicode_space[], lr_unicode_numeric[], lr_unicode_punctuation[], lr_unicode_word[],
     lr_unicode_control[], lr_unicode_accent[], lr_unicode_mark[], lr_unicode_unstable[], lr_unicode_opaque[],
     lr_unicode_han[], lr_unicode_word_extra[];
@@ -34,8 +33,7 @@ extern const size_t lr_unicode_lower_count;
 extern const lr_category_range lr_unicode_added[];
 extern const size_t lr_unicode_added_count;
 
-/* ---- classes
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- classes -------------------------------------------------------------------------------------------------------- */
 enum {
     LR_CHAR_SPACE = 1,
     LR_CHAR_NUMERIC = 2,
@@ -56,8 +54,7 @@ static inline bool lr_char_is(uint32_t c, int classes)
 }
 uint32_t lr_char_lower(uint32_t c); /* simple lower case; U+0130 is the caller's */
 
-/* ---- UTF-8
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- UTF-8 ---------------------------------------------------------------------------------------------------------- */
 /* The offset of the first byte that is no part of valid UTF-8, or size. *ascii tells whether all bytes are below 0x80.
  */
 size_t lr_utf8_check(const char *s, size_t size, bool *ascii);
@@ -93,8 +90,7 @@ static inline const char *lr_utf8_previous(const char *begin, const char *end)
     return end;
 }
 
-/* ---- growing strings
- * ------------------------------------------------------------------------------------------------- */
+/* ---- growing strings ------------------------------------------------------------------------------------------------ */
 typedef struct lr_string {
     char *data;
     size_t size, cap;
@@ -105,8 +101,7 @@ int lr_string_append_char(lr_string *s, uint32_t c);
 void lr_string_free(lr_string *s);
 char *lr_utf8_put(char *p, uint32_t c); /* at most 4 bytes; returns the end */
 
-/* ---- normal forms
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- normal forms --------------------------------------------------------------------------------------------------- */
 typedef enum lr_form { LR_NFC, LR_NFD, LR_NFKC, LR_NFKD } lr_form;
 typedef struct lr_code_points { /* working memory of lr_unicode_normalize */
     int32_t *data;

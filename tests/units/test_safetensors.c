@@ -5,8 +5,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 
-/* ---- making files and tensors
- * ---------------------------------------------------------------------------------------- */
+/* ---- making files and tensors --------------------------------------------------------------------------------------- */
 /* A file with this header (length given, so that it may lie) and `data` bytes that count up. */
 static const char *make_file(uint64_t length, const char *header, size_t header_size, size_t data)
 {
@@ -77,8 +76,7 @@ static int write_one(const char *path, const char *name, int dtype, const lr_ten
     return status;
 }
 
-/* ---- reading
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- reading -------------------------------------------------------------------------------------------------------- */
 TEST(a_file_as_others_write_it)
 {
     const char *path = make("{\"__metadata__\":{\"format\":\"pt\"},"
@@ -231,8 +229,7 @@ TEST(files_of_another_kind)
     CHECK_INT(lr_safetensors_open(&f, lr_test_folder), LR_EINVAL);
 }
 
-/* ---- values
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- values --------------------------------------------------------------------------------------------------------- */
 /* Every pair of stored and loaded dtype, into a contiguous tensor and into a slice of columns. */
 TEST(conversions)
 {
@@ -346,8 +343,7 @@ TEST(targets_that_cannot_be_loaded)
     lr_tensor_destroy(t);
 }
 
-/* ---- writing
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- writing -------------------------------------------------------------------------------------------------------- */
 /* The very bytes that Python's safetensors 0.8.0 writes for these tensors. */
 TEST(bytes_of_the_reference)
 {
@@ -459,8 +455,7 @@ TEST(a_full_disk_leaves_the_old_file)
     lr_tensor_destroy(t);
 }
 
-/* ---- faults
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- faults --------------------------------------------------------------------------------------------------------- */
 static int load_all(const char *path, lr_tensor *t)
 {
     lr_safetensors *f;
