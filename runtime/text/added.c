@@ -1,9 +1,8 @@
-/* added.c: added tokens: strings that are cut out of the text whole and have ids of their own, "<|endoftext|>" or
- * "[MASK]".
+/* added.c: added tokens: strings such as "<|endoftext|>" or "[MASK]" that are cut out of the text whole and have ids of their own.
  *
- * They are found by a trie, at each place the longest one. Only bytes that begin a token are looked at, so hundreds of
- * tokens cost no more than one. Ids follow Hugging Face, not the file's "id": a token of the model's vocabulary keeps
- * its id there, others are numbered from the size of that vocabulary on, in the order of the file. */
+ * A trie finds them, at each place the longest one. Only bytes that begin a token are looked at, so hundreds of tokens cost no more
+ * than one. Ids follow Hugging Face, not the file's "id": a token of the model's vocabulary keeps its id there, the others are
+ * numbered from the size of that vocabulary on, in the order of the file. */
 #include "text/text.h"
 #include <string.h>
 
@@ -15,7 +14,7 @@ static int32_t find_sibling(const lr_trie *t, int32_t node, unsigned char byte)
     return node;
 }
 
-/* Where two tokens are the same string, the first holds. */
+/* If two tokens are the same string, the first one counts. */
 static int trie_insert(lr_trie *t, const char *text, size_t size, int32_t token)
 {
     if (t->count + size >= INT32_MAX)
@@ -129,12 +128,12 @@ static bool same_flags(const lr_added_token *a, const lr_added_token *b)
            a->normalized == b->normalized && a->special == b->special;
 }
 
-/* Give the token its id and remember it. `seen` has the number of each token in a->tokens. */
+/* Give the token its id and remember it. `seen` maps each token to its index in a->tokens. */
 static int add(lr_added *a, const lr_vocab *v, lr_vocab *seen, token_spec *s, int32_t *next_id, bool given_ids,
                const lr_place *at)
 {
     const int32_t known = lr_vocab_get(seen, s->text, s->size);
-    if (known >= 0) /* once more: harmless where it says the same */
+    if (known >= 0) /* a repetition does no harm if it says the same */
         return same_flags(&a->tokens[known], &s->token)
                    ? LR_OK
                    : lr_spec_bad(at, "the token \"%.60s\" is there twice, with other flags", s->text);
@@ -158,15 +157,15 @@ static int add(lr_added *a, const lr_vocab *v, lr_vocab *seen, token_spec *s, in
     return status;
 }
 
-/* Make the token's string one to look for. */
-static int insert(lr_added *a, const lr_normalizer *n, lr_encoder *e, const token_spec *s, int32_t index,
+/* Enter the token's string into the trie of its kind. */
+static int insert(lr_added *a, const lr_normalizer *n, lr_text_work *work, const token_spec *s, int32_t index,
                   const lr_place *at)
 {
     const char *text = s->text;
     size_t size = s->size;
     if (!s->token.normalized)
         return trie_insert(&a->raw, text, size, index);
-    int status = lr_normalizer_run(n, e, &text, &size);
+    int status = lr_normalizer_run(n, work, &text, &size);
     if (status == LR_OK)
         status = check_size(&(lr_place){at, "content", 0}, size);
     if (status != LR_OK)
@@ -176,7 +175,7 @@ static int insert(lr_added *a, const lr_normalizer *n, lr_encoder *e, const toke
     return trie_insert(&a->normalized, text, size, index);
 }
 
-static int load_list(lr_added *a, const lr_vocab *v, lr_vocab *seen, const lr_normalizer *n, lr_encoder *e,
+static int load_list(lr_added *a, const lr_vocab *v, lr_vocab *seen, const lr_normalizer *n, lr_text_work *work,
                      const lr_place *at, const lr_json_node *list, bool given_ids)
 {
     token_spec s;
@@ -188,21 +187,21 @@ static int load_list(lr_added *a, const lr_vocab *v, lr_vocab *seen, const lr_no
         if (status == LR_OK && s.size > 0)
             status = add(a, v, seen, &s, &next_id, given_ids, &token);
     }
-    for (int special = 1; special >= 0; special--) /* special ones first: of equal strings, those hold */
+    for (int special = 1; special >= 0; special--) /* special ones first: of equal strings, those count */
         for (size_t i = 0; status == LR_OK && i < lr_spec_length(list); i++) {
             const lr_place token = {at, NULL, i};
             status = read_token(&s, &token, lr_spec_item(list, i));
             if (status == LR_OK && s.size > 0 && s.token.special == (special == 1))
-                status = insert(a, n, e, &s, lr_vocab_get(seen, s.text, s.size), &token);
+                status = insert(a, n, work, &s, lr_vocab_get(seen, s.text, s.size), &token);
         }
     return status;
 }
 
-int lr_added_load(lr_added *a, const lr_vocab *v, const lr_normalizer *n, lr_encoder *e, const lr_place *at,
+int lr_added_load(lr_added *a, const lr_vocab *v, const lr_normalizer *n, lr_text_work *work, const lr_place *at,
                   const lr_json_node *list, bool given_ids)
 {
     lr_vocab seen = {0};
-    const int status = load_list(a, v, &seen, n, e, at, list, given_ids);
+    const int status = load_list(a, v, &seen, n, work, at, list, given_ids);
     lr_vocab_free(&seen);
     trie_finish(&a->raw);
     trie_finish(&a->normalized);

@@ -1,26 +1,37 @@
-/* bpe.c: byte-level byte pair encoding: a word's bytes are tokens, and of all neighbouring pairs that the file lists,
- * the one listed first, leftmost, becomes one token, until none is left.
+/* bpe.c: byte-level byte pair encoding, a word model. The bytes of a word are its first tokens. Then, as long as there are neighbours
+ * that the file lists as a pair, the pair that it lists first is merged into one token; of equal pairs the leftmost one.
  *
- * Short words, nearly all, are merged by scanning a small array for the lowest rank. Long ones would take quadratic
- * time that way, so their symbols are a linked list and the pairs wait in a heap; a pair whose symbols have changed
- * meanwhile is dropped when it comes up.
+ * Nearly all words are short: they are merged by scanning a small array for the lowest rank. That would take quadratic time for long
+ * words, so their symbols are a linked list and the pairs wait in a heap. A pair whose symbols have changed meanwhile is dropped when
+ * its turn comes.
  *
- * In tokenizer.json a byte is written as a printable character ("Ġ" for a space); that alphabet matters here only while
- * loading and for ignore_merges. */
+ * tokenizer.json writes each byte as a printable character ("Ġ" for a space). That alphabet matters here only while loading and for
+ * ignore_merges. */
 #include "text/text.h"
 #include <string.h>
 
 enum { SHORT_WORD = 40 };
 static const int32_t NO_RANK = INT32_MAX;
 
-typedef struct lr_bpe_symbol {
-    int32_t id; /* -1: merged into the one before */
+typedef struct merge {
+    int32_t left, right; /* the pair; left -1: the slot is empty */
+    int32_t rank, id;    /* lower ranks merge first; the pair becomes id */
+} merge;
+typedef struct bpe {
+    merge *merges; /* open addressing */
+    size_t mask;
+    int32_t byte_ids[256]; /* -1: the byte has no token and is dropped */
+    bool ignore_merges;    /* a word that is a token is that token */
+} bpe;
+
+typedef struct symbol { /* of a long word */
+    int32_t id;         /* -1: merged into the one before */
     int32_t previous, next;
-} lr_bpe_symbol;
-typedef struct lr_bpe_candidate {
-    uint64_t key; /* rank, then position of the left symbol: the order of merging */
+} symbol;
+typedef struct candidate { /* a pair that waits to be merged */
+    uint64_t key;          /* rank, then position of the left symbol: the order of merging */
     int32_t left, right, id;
-} lr_bpe_candidate;
+} candidate;
 
 /* ---- the byte alphabet ---------------------------------------------------------------------------------------------- */
 /* Bytes that are printable in Latin-1 stand for themselves, the others follow in order from U+0100 on. */
@@ -46,18 +57,18 @@ static size_t pair_hash(int32_t left, int32_t right)
     return (size_t)lr_hash_mix(LR_HASH_START ^ ((uint64_t)(uint32_t)left << 32 | (uint32_t)right));
 }
 
-static lr_merge *merge_slot(const lr_bpe *b, int32_t left, int32_t right)
+static merge *merge_slot(const bpe *b, int32_t left, int32_t right)
 {
     for (size_t i = pair_hash(left, right) & b->mask;; i = (i + 1) & b->mask) {
-        lr_merge *m = &b->merges[i];
+        merge *m = &b->merges[i];
         if (m->left < 0 || (m->left == left && m->right == right))
             return m;
     }
 }
 
-static inline int32_t merge_find(const lr_bpe *b, int32_t left, int32_t right, int32_t *id)
+static inline int32_t merge_find(const bpe *b, int32_t left, int32_t right, int32_t *id)
 {
-    const lr_merge *m = merge_slot(b, left, right);
+    const merge *m = merge_slot(b, left, right);
     *id = m->id;
     return m->left < 0 ? NO_RANK : m->rank;
 }
@@ -89,7 +100,7 @@ static int merge_sides(const lr_place *at, const lr_json_node *node, const char 
     return lr_spec_bad(at, "a merge is \"a b\" or [\"a\", \"b\"]");
 }
 
-static int load_merge(lr_bpe *b, const lr_vocab *v, const lr_place *at, const lr_json_node *value, int32_t rank)
+static int load_merge(bpe *b, const lr_vocab *v, const lr_place *at, const lr_json_node *value, int32_t rank)
 {
     const char *side[2] = {NULL, NULL};
     size_t size[2] = {0, 0};
@@ -104,11 +115,11 @@ static int load_merge(lr_bpe *b, const lr_vocab *v, const lr_place *at, const lr
     if (id[0] < 0 || id[1] < 0 || id[2] < 0)
         return lr_spec_bad(at, "\"%.*s\", \"%.*s\" or both together are not in the vocabulary",
                            (int)(size[0] < 60 ? size[0] : 60), side[0], (int)(size[1] < 60 ? size[1] : 60), side[1]);
-    *merge_slot(b, id[0], id[1]) = (lr_merge){id[0], id[1], rank, id[2]};
+    *merge_slot(b, id[0], id[1]) = (merge){id[0], id[1], rank, id[2]};
     return LR_OK;
 }
 
-static int load_merges(lr_bpe *b, const lr_vocab *v, const lr_place *at, const lr_json_node *model)
+static int load_merges(bpe *b, const lr_vocab *v, const lr_place *at, const lr_json_node *model)
 {
     const lr_json_node *merges = NULL;
     int status = lr_spec_array(at, model, "merges", &merges);
@@ -169,15 +180,19 @@ static int refuse_settings(const lr_place *at, const lr_json_node *model, bool a
     return status;
 }
 
-int lr_bpe_load(lr_bpe *b, const lr_vocab *v, const lr_place *at, const lr_json_node *model)
+static int load_bpe(void *data, lr_vocab *v, const lr_place *at, const lr_json_node *model)
 {
+    bpe *b = data;
     bool all_bytes = true;
+    int status = lr_vocab_load(v, at, model);
+    if (status != LR_OK)
+        return status;
     for (unsigned byte = 0; byte < 256; byte++) {
         char text[4];
         b->byte_ids[byte] = lr_vocab_get(v, text, (size_t)(lr_utf8_put(text, byte_character(byte)) - text));
         all_bytes = all_bytes && b->byte_ids[byte] >= 0;
     }
-    int status = refuse_settings(at, model, all_bytes);
+    status = refuse_settings(at, model, all_bytes);
     if (status == LR_OK)
         status = lr_spec_bool(at, model, "ignore_merges", false, &b->ignore_merges);
     if (status == LR_OK)
@@ -185,21 +200,13 @@ int lr_bpe_load(lr_bpe *b, const lr_vocab *v, const lr_place *at, const lr_json_
     return status;
 }
 
-void lr_bpe_free(lr_bpe *b)
+static void free_bpe(void *data)
 {
-    lr_free(b->merges);
-    *b = (lr_bpe){0};
-}
-
-void lr_bpe_work_free(lr_bpe_work *w)
-{
-    lr_free(w->symbols);
-    lr_free(w->heap);
-    *w = (lr_bpe_work){0};
+    lr_free(((bpe *)data)->merges);
 }
 
 /* ---- short words ---------------------------------------------------------------------------------------------------- */
-static int short_word(const lr_bpe *b, lr_encoder *e, const char *word, size_t size)
+static int short_word(const bpe *b, lr_ids *out, const char *word, size_t size)
 {
     int32_t ids[SHORT_WORD], ranks[SHORT_WORD], merged[SHORT_WORD]; /* [i] of the last two: the pair i, i + 1 */
     int n = 0;
@@ -229,16 +236,16 @@ static int short_word(const lr_bpe *b, lr_encoder *e, const char *word, size_t s
         if (best + 1 < n)
             ranks[best] = merge_find(b, ids[best], ids[best + 1], &merged[best]);
     }
-    const int status = lr_reserve((void **)&e->ids, &e->cap, e->count + (size_t)n, sizeof e->ids[0]);
+    const int status = lr_ids_reserve(out, (size_t)n);
     if (status != LR_OK)
         return status;
-    memcpy(e->ids + e->count, ids, (size_t)n * sizeof ids[0]);
-    e->count += (size_t)n;
+    memcpy(out->data + out->count, ids, (size_t)n * sizeof ids[0]);
+    out->count += (size_t)n;
     return LR_OK;
 }
 
 /* ---- long words ----------------------------------------------------------------------------------------------------- */
-static void heap_push(lr_bpe_candidate *heap, size_t *count, lr_bpe_candidate c)
+static void heap_push(candidate *heap, size_t *count, candidate c)
 {
     size_t i = (*count)++;
     for (; i > 0 && heap[(i - 1) / 2].key > c.key; i = (i - 1) / 2)
@@ -246,9 +253,9 @@ static void heap_push(lr_bpe_candidate *heap, size_t *count, lr_bpe_candidate c)
     heap[i] = c;
 }
 
-static lr_bpe_candidate heap_pop(lr_bpe_candidate *heap, size_t *count)
+static candidate heap_pop(candidate *heap, size_t *count)
 {
-    const lr_bpe_candidate top = heap[0], last = heap[--*count];
+    const candidate top = heap[0], last = heap[--*count];
     size_t i = 0;
     for (size_t child; (child = 2 * i + 1) < *count; i = child) {
         if (child + 1 < *count && heap[child + 1].key < heap[child].key)
@@ -261,90 +268,99 @@ static lr_bpe_candidate heap_pop(lr_bpe_candidate *heap, size_t *count)
     return top;
 }
 
-static void propose(const lr_bpe *b, lr_bpe_work *w, size_t *heap_count, int32_t left)
+/* If the file lists the symbol and the one after it as a pair, the pair joins the heap. */
+static void propose(const bpe *b, const symbol *symbols, candidate *heap, size_t *heap_count, int32_t left)
 {
-    lr_bpe_candidate c = {0, w->symbols[left].id, 0, 0};
-    if (w->symbols[left].next < 0)
+    candidate c = {0, symbols[left].id, 0, 0};
+    if (symbols[left].next < 0)
         return;
-    c.right = w->symbols[w->symbols[left].next].id;
+    c.right = symbols[symbols[left].next].id;
     const int32_t rank = merge_find(b, c.left, c.right, &c.id);
     if (rank == NO_RANK)
         return;
     c.key = (uint64_t)(uint32_t)rank << 32 | (uint32_t)left;
-    heap_push(w->heap, heap_count, c);
+    heap_push(heap, heap_count, c);
 }
 
-static int long_word(const lr_bpe *b, lr_encoder *e, const char *word, size_t size)
+static int long_word(const bpe *b, lr_scratch *work, lr_ids *out, const char *word, size_t size)
 {
-    lr_bpe_work *w = &e->bpe;
     if (size > INT32_MAX / 4)
         return lr_fail(LR_EINVAL, "a word of %zu bytes is too long to tokenise", size);
-    int status = lr_reserve((void **)&w->symbols, &w->symbol_cap, size, sizeof w->symbols[0]);
-    if (status == LR_OK) /* each byte proposes one pair, each of at most size - 1 merges two more */
-        status = lr_reserve((void **)&w->heap, &w->heap_cap, 3 * size, sizeof w->heap[0]);
+    int status = lr_scratch_reserve(work, 0, size, sizeof(symbol));
+    if (status == LR_OK) /* each byte proposes one pair, and each of at most size - 1 merges two more */
+        status = lr_scratch_reserve(work, 1, 3 * size, sizeof(candidate));
     if (status == LR_OK)
-        status = lr_reserve((void **)&e->ids, &e->cap, e->count + size, sizeof e->ids[0]);
+        status = lr_ids_reserve(out, size);
     if (status != LR_OK)
         return status;
+    symbol *symbols = work->data[0];
+    candidate *heap = work->data[1];
     int32_t n = 0;
     for (size_t i = 0; i < size; i++) {
         const int32_t id = b->byte_ids[(unsigned char)word[i]];
         if (id >= 0) {
-            w->symbols[n] = (lr_bpe_symbol){id, n - 1, n + 1};
+            symbols[n] = (symbol){id, n - 1, n + 1};
             n++;
         }
     }
     if (n == 0)
         return LR_OK;
-    w->symbols[n - 1].next = -1;
+    symbols[n - 1].next = -1;
     size_t heap_count = 0;
     for (int32_t i = 0; i < n; i++)
-        propose(b, w, &heap_count, i);
+        propose(b, symbols, heap, &heap_count, i);
     while (heap_count > 0) {
-        const lr_bpe_candidate c = heap_pop(w->heap, &heap_count);
-        const int32_t left = (int32_t)(uint32_t)c.key, right = w->symbols[left].next;
-        if (w->symbols[left].id != c.left || right < 0 || w->symbols[right].id != c.right)
+        const candidate c = heap_pop(heap, &heap_count);
+        const int32_t left = (int32_t)(uint32_t)c.key, right = symbols[left].next;
+        if (symbols[left].id != c.left || right < 0 || symbols[right].id != c.right)
             continue;
-        const int32_t next = w->symbols[right].next;
-        w->symbols[left].id = c.id;
-        w->symbols[left].next = next;
-        w->symbols[right].id = -1;
+        const int32_t next = symbols[right].next;
+        symbols[left].id = c.id;
+        symbols[left].next = next;
+        symbols[right].id = -1;
         if (next >= 0)
-            w->symbols[next].previous = left;
-        if (w->symbols[left].previous >= 0)
-            propose(b, w, &heap_count, w->symbols[left].previous);
-        propose(b, w, &heap_count, left);
+            symbols[next].previous = left;
+        if (symbols[left].previous >= 0)
+            propose(b, symbols, heap, &heap_count, symbols[left].previous);
+        propose(b, symbols, heap, &heap_count, left);
     }
-    for (int32_t i = 0; i >= 0; i = w->symbols[i].next)
-        e->ids[e->count++] = w->symbols[i].id;
+    for (int32_t i = 0; i >= 0; i = symbols[i].next)
+        out->data[out->count++] = symbols[i].id;
     return LR_OK;
 }
 
 /* ---- words ---------------------------------------------------------------------------------------------------------- */
 /* The id of the token that is the whole word, written in the byte alphabet, or -1. */
-static int whole_word(const lr_vocab *v, lr_encoder *e, const char *word, size_t size, int32_t *id)
+static int whole_word(const lr_vocab *v, lr_scratch *work, const char *word, size_t size, int32_t *id)
 {
     *id = -1;
     if (size > v->longest)
         return LR_OK;
-    e->spelled.size = 0;
-    const int status = lr_string_reserve(&e->spelled, 2 * size);
+    const int status = lr_scratch_reserve(work, 0, size, 2); /* the alphabet ends below U+0800 */
     if (status != LR_OK)
         return status;
-    char *p = e->spelled.data;
+    char *const spelled = work->data[0], *p = spelled;
     for (size_t i = 0; i < size; i++)
         p = lr_utf8_put(p, byte_character((unsigned char)word[i]));
-    *id = lr_vocab_get(v, e->spelled.data, (size_t)(p - e->spelled.data));
+    *id = lr_vocab_get(v, spelled, (size_t)(p - spelled));
     return LR_OK;
 }
 
-int lr_bpe_word(const lr_bpe *b, const lr_vocab *v, lr_encoder *e, const char *word, size_t size)
+static int bpe_word(const void *data, const lr_vocab *v, lr_scratch *work, lr_ids *ids, const char *word, size_t size)
 {
+    const bpe *b = data;
     if (b->ignore_merges) {
         int32_t id;
-        const int status = whole_word(v, e, word, size, &id);
+        const int status = whole_word(v, work, word, size, &id);
         if (status != LR_OK || id >= 0)
-            return status != LR_OK ? status : lr_encoder_put(e, id);
+            return status != LR_OK ? status : lr_ids_put(ids, id);
     }
-    return size <= SHORT_WORD ? short_word(b, e, word, size) : long_word(b, e, word, size);
+    return size <= SHORT_WORD ? short_word(b, ids, word, size) : long_word(b, work, ids, word, size);
 }
+
+const lr_word_model lr_bpe = {.kind = {.type = "BPE", .keys = {"vocab", "merges"}},
+                              .byte_level = true,
+                              .size = sizeof(bpe),
+                              .load = load_bpe,
+                              .free = free_bpe,
+                              .word = bpe_word};

@@ -1,9 +1,8 @@
-/* encoder.c: what one thread needs to encode with a tokenizer: working memory, PCRE2's match data, a cache of words;
- * and the pool of such encoders that a tokenizer keeps.
+/* encoder.c: encoding with a tokenizer on one thread. An encoder has working memory and a cache of words; a tokenizer keeps a pool of
+ * encoders.
  *
- * The cache maps words to ids. Text repeats itself, so nearly all words come from it: 64 bytes each, one cache line,
- * the newest word of each slot. A key is the word, zero-padded, and its length in the last byte: equal keys are equal
- * words. */
+ * The cache maps words to ids. Text repeats itself, so nearly all words come from it. An entry is 64 bytes, one cache line; each slot
+ * holds the newest of its words. A key is the word, padded with zeros, and its length in the last byte, so equal keys are equal words. */
 #include "text/text.h"
 #include <pthread.h>
 #include <string.h>
@@ -12,7 +11,7 @@ enum { CACHE_SLOTS = 1 << 15, KEY_WORDS = 4, KEY_ROOM = 8 * KEY_WORDS - 1, CACHE
 enum { KEPT_BUFFER = 1 << 20 }; /* bytes of a buffer that an encoder keeps for the next text */
 
 typedef struct lr_cached_word {
-    uint64_t key[KEY_WORDS]; /* all zero: empty, as no word has length 0 */
+    uint64_t key[KEY_WORDS]; /* all zero: empty, for no word has length 0 */
     int32_t ids[CACHED_IDS];
     int32_t count;
 } lr_cached_word;
@@ -30,16 +29,7 @@ static size_t slot_of(const uint64_t key[KEY_WORDS])
 static int compute_word(lr_encoder *e, const char *word, size_t size)
 {
     const lr_tokenizer *t = e->tokenizer;
-    return t->is_bpe ? lr_bpe_word(&t->bpe, &t->vocab, e, word, size)
-                     : lr_wordpiece_word(&t->wordpiece, &t->vocab, e, word, size);
-}
-
-int lr_encoder_put(lr_encoder *e, int32_t id)
-{
-    const int status = lr_reserve((void **)&e->ids, &e->cap, e->count + 1, sizeof e->ids[0]);
-    if (status == LR_OK)
-        e->ids[e->count++] = id;
-    return status;
+    return t->model->word(t->model_data, &t->vocab, &e->scratch, &e->ids, word, size);
 }
 
 static int cached_word(lr_encoder *e, const char *word, size_t size)
@@ -49,33 +39,37 @@ static int cached_word(lr_encoder *e, const char *word, size_t size)
     ((unsigned char *)key)[KEY_ROOM] = (unsigned char)size;
     lr_cached_word *slot = &e->cache[slot_of(key)];
     if (memcmp(slot->key, key, sizeof key) == 0) {
-        const int status = lr_reserve((void **)&e->ids, &e->cap, e->count + CACHED_IDS, sizeof e->ids[0]);
+        const int status = lr_ids_reserve(&e->ids, CACHED_IDS);
         if (status != LR_OK)
             return status;
-        memcpy(e->ids + e->count, slot->ids, sizeof slot->ids);
-        e->count += (size_t)slot->count;
+        memcpy(e->ids.data + e->ids.count, slot->ids, sizeof slot->ids);
+        e->ids.count += (size_t)slot->count;
         return LR_OK;
     }
-    const size_t before = e->count;
+    const size_t before = e->ids.count;
     const int status = compute_word(e, word, size);
-    if (status == LR_OK && e->count - before <= CACHED_IDS) {
+    if (status == LR_OK && e->ids.count - before <= CACHED_IDS) {
         memcpy(slot->key, key, sizeof key);
-        slot->count = (int32_t)(e->count - before);
-        memcpy(slot->ids, e->ids + before, (e->count - before) * sizeof e->ids[0]);
+        slot->count = (int32_t)(e->ids.count - before);
+        memcpy(slot->ids, e->ids.data + before, (e->ids.count - before) * sizeof slot->ids[0]);
     }
     return status;
 }
 
-int lr_encoder_word(lr_encoder *e, const char *word, size_t size)
+/* Append a word's ids; LR_STOP at the limit. */
+static int encode_word(void *encoder, const char *word, size_t size)
 {
+    lr_encoder *e = encoder;
     const int status = size <= KEY_ROOM ? cached_word(e, word, size) : compute_word(e, word, size);
-    return status == LR_OK && e->count >= e->limit ? LR_STOP : status;
+    return status == LR_OK && e->ids.count >= e->limit ? LR_STOP : status;
 }
 
 /* ---- texts ---------------------------------------------------------------------------------------------------------- */
 static int encode_normalized(lr_encoder *e, const char *text, size_t size)
 {
-    return size == 0 ? LR_OK : lr_pretokenizer_run(&e->tokenizer->pretokenizer, e, text, size);
+    return size == 0 ? LR_OK
+                     : lr_pretokenizer_run(&e->tokenizer->pretokenizer, &e->work, &(lr_word_sink){encode_word, e}, text,
+                                           size);
 }
 
 /* Cut the tokens of one trie out of the text and encode the pieces between them. */
@@ -91,8 +85,8 @@ static int encode_around(lr_encoder *e, const lr_trie *trie, const char *text, s
         const int32_t id = lr_added_next(&search, &begin, &end);
         int status = piece(e, text + begin, end - begin);
         if (status == LR_OK && id >= 0)
-            status = lr_encoder_put(e, id);
-        if (status == LR_OK && e->count >= e->limit)
+            status = lr_ids_put(&e->ids, id);
+        if (status == LR_OK && e->ids.count >= e->limit)
             status = LR_STOP;
         if (status != LR_OK || id < 0)
             return status;
@@ -103,7 +97,7 @@ static int encode_raw(lr_encoder *e, const char *text, size_t size)
 {
     if (size == 0)
         return LR_OK;
-    const int status = lr_normalizer_run(&e->tokenizer->normalizer, e, &text, &size);
+    const int status = lr_normalizer_run(&e->tokenizer->normalizer, &e->work, &text, &size);
     if (status != LR_OK || size == 0)
         return status;
     return encode_around(e, &e->tokenizer->added.normalized, text, size, encode_normalized);
@@ -111,14 +105,14 @@ static int encode_raw(lr_encoder *e, const char *text, size_t size)
 
 int lr_encoder_text(lr_encoder *e, const char *text, size_t size)
 {
-    e->count = 0;
+    e->ids.count = 0;
     if (e->limit == 0)
         return LR_OK;
     const int status = encode_around(e, &e->tokenizer->added.raw, text, size, encode_raw);
     if (status < 0)
         return status;
-    if (e->count > e->limit)
-        e->count = e->limit;
+    if (e->ids.count > e->limit)
+        e->ids.count = e->limit;
     return LR_OK;
 }
 
@@ -130,7 +124,7 @@ int lr_encoder_new(lr_encoder **out, const lr_tokenizer *t)
         return LR_ENOMEM;
     e->tokenizer = t;
     e->cache_memory = lr_calloc(1, CACHE_SLOTS * sizeof(lr_cached_word) + CACHE_LINE);
-    const int status = e->cache_memory == NULL ? LR_ENOMEM : lr_matcher_init(&e->matcher);
+    const int status = e->cache_memory == NULL ? LR_ENOMEM : lr_matcher_init(&e->work.matcher);
     if (status != LR_OK) {
         lr_encoder_free(e);
         return status;
@@ -143,16 +137,16 @@ int lr_encoder_new(lr_encoder **out, const lr_tokenizer *t)
 
 static void free_buffers(lr_encoder *e)
 {
-    lr_free(e->ids);
-    e->ids = NULL;
-    e->cap = 0;
-    lr_string_free(&e->text[0]);
-    lr_string_free(&e->text[1]);
-    lr_string_free(&e->spaced);
-    lr_string_free(&e->spelled);
-    lr_free(e->code_points.data);
-    e->code_points = (lr_code_points){0};
-    lr_bpe_work_free(&e->bpe);
+    lr_free(e->ids.data);
+    e->ids = (lr_ids){0};
+    for (int i = 0; i < 2; i++) {
+        lr_string_free(&e->work.text[i]);
+        lr_free(e->scratch.data[i]);
+    }
+    e->scratch = (lr_scratch){0};
+    lr_string_free(&e->work.spaced);
+    lr_free(e->work.code_points.data);
+    e->work.code_points = (lr_code_points){0};
 }
 
 void lr_encoder_free(lr_encoder *e)
@@ -160,7 +154,7 @@ void lr_encoder_free(lr_encoder *e)
     if (e == NULL)
         return;
     free_buffers(e);
-    lr_matcher_free(&e->matcher);
+    lr_matcher_free(&e->work.matcher);
     lr_free(e->cache_memory);
     lr_free(e);
 }
@@ -212,8 +206,9 @@ int lr_encoder_take(lr_encoder **out, const lr_tokenizer *t)
 void lr_encoder_give(lr_encoder *e)
 {
     lr_encoder_pool *p = e->tokenizer->pool;
-    if (e->cap * sizeof e->ids[0] > KEPT_BUFFER || e->text[0].cap > KEPT_BUFFER || e->text[1].cap > KEPT_BUFFER ||
-        e->spaced.cap > KEPT_BUFFER || e->bpe.symbol_cap > KEPT_BUFFER / 16)
+    const lr_text_work *w = &e->work;
+    if (e->ids.cap * sizeof e->ids.data[0] > KEPT_BUFFER || w->text[0].cap > KEPT_BUFFER ||
+        w->text[1].cap > KEPT_BUFFER || w->spaced.cap > KEPT_BUFFER || e->scratch.cap[0] > KEPT_BUFFER)
         free_buffers(e);
     pthread_mutex_lock(&p->lock);
     e->next = p->idle;

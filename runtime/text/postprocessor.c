@@ -1,5 +1,5 @@
-/* postprocessor.c: the special tokens around a text. Every post-processor of tokenizer.json, for one text without a
- * second, comes down to ids before it and ids after it. */
+/* postprocessor.c: the special tokens around a text. For a single text, every post-processor of tokenizer.json comes down to ids before
+ * it and ids after it. */
 #include "text/text.h"
 #include <string.h>
 
@@ -11,7 +11,7 @@ static int too_many(const lr_place *at, size_t count)
                                      LR_TEXT_SPECIAL);
 }
 
-/* The template's type_id. BERT's are all 0 for a text without a second; others would be another embedding. */
+/* The template's type_id. BERT's are all 0 for a single text; others would select another embedding. */
 static int check_type_id(const lr_place *at, const lr_json_node *piece)
 {
     int64_t type_id = 0;
@@ -21,23 +21,16 @@ static int check_type_id(const lr_place *at, const lr_json_node *piece)
     return status;
 }
 
-static int put_after(lr_postprocessor *p, int32_t id)
-{
-    const int status = lr_reserve((void **)&p->after, &p->after_cap, p->after_count + 1, sizeof p->after[0]);
-    if (status == LR_OK)
-        p->after[p->after_count++] = id;
-    return status;
-}
-
-/* Put it as the index-th of those before the text. */
+/* Insert it as the index-th of the ids before the text. */
 static int put_before(lr_postprocessor *p, size_t index, int32_t id)
 {
-    const int status = lr_reserve((void **)&p->before, &p->before_cap, p->before_count + 1, sizeof p->before[0]);
+    lr_ids *ids = &p->before;
+    const int status = lr_ids_reserve(ids, 1);
     if (status != LR_OK)
         return status;
-    memmove(p->before + index + 1, p->before + index, (p->before_count - index) * sizeof p->before[0]);
-    p->before[index] = id;
-    p->before_count++;
+    memmove(ids->data + index + 1, ids->data + index, (ids->count - index) * sizeof ids->data[0]);
+    ids->data[index] = id;
+    ids->count++;
     return LR_OK;
 }
 
@@ -56,15 +49,15 @@ static int load_cls_sep(lr_postprocessor *p, const lr_place *at, const lr_json_n
     if (status == LR_OK)
         status = read_pair(at, spec, "sep", &sep);
     if (status == LR_OK)
-        status = too_many(at, p->before_count);
+        status = too_many(at, p->before.count);
     if (status == LR_OK)
-        status = too_many(at, p->after_count);
+        status = too_many(at, p->after.count);
     if (status == LR_OK)
         status = put_before(p, 0, cls);
-    return status == LR_OK ? put_after(p, sep) : status;
+    return status == LR_OK ? lr_ids_put(&p->after, sep) : status;
 }
 
-/* All ids of the special token that a template names. */
+/* Adds all ids of the special token that a template names. */
 static int put_special(lr_postprocessor *p, const lr_place *at, const lr_json_node *piece, const lr_json_node *tokens,
                        bool after, size_t *index)
 {
@@ -83,9 +76,9 @@ static int put_special(lr_postprocessor *p, const lr_place *at, const lr_json_no
         int32_t id = 0;
         status = lr_spec_id(at, lr_spec_item(ids, i), &id);
         if (status == LR_OK)
-            status = too_many(at, after ? p->after_count : p->before_count);
+            status = too_many(at, after ? p->after.count : p->before.count);
         if (status == LR_OK)
-            status = after ? put_after(p, id) : put_before(p, (*index)++, id);
+            status = after ? lr_ids_put(&p->after, id) : put_before(p, (*index)++, id);
     }
     return status;
 }
@@ -122,32 +115,43 @@ static int load_template(lr_postprocessor *p, const lr_place *at, const lr_json_
     return status;
 }
 
-int lr_postprocessor_load(lr_postprocessor *p, const lr_place *at, const lr_json_node *spec)
+/* ByteLevel is about offsets only, which nobody asks for here. */
+static int load_nothing(lr_postprocessor *p, const lr_place *at, const lr_json_node *spec)
 {
-    static const lr_spec_kind kinds[] = {{"BertProcessing", {"sep", "cls"}}};
-    const char *type = NULL;
+    (void)p, (void)at, (void)spec;
+    return LR_OK;
+}
+
+static const lr_spec_kind sequence = {.type = "Sequence"};
+static const lr_postprocessor_kind template_processing = {{.type = "TemplateProcessing"}, load_template},
+                                   bert = {{.type = "BertProcessing", .keys = {"sep", "cls"}}, load_cls_sep},
+                                   roberta = {{.type = "RobertaProcessing"}, load_cls_sep},
+                                   byte_level = {{.type = "ByteLevel"}, load_nothing};
+
+/* Add a kind here. */
+static const lr_spec_kind *const kinds[] = {&sequence, &template_processing.kind, &bert.kind, &roberta.kind,
+                                            &byte_level.kind};
+
+static int load(void *postprocessor, const lr_place *at, const lr_json_node *spec)
+{
+    const lr_spec_kind *kind = NULL;
     int status = lr_spec_depth(at);
     if (status == LR_OK)
-        status = lr_spec_type_or_keys(at, spec, kinds, LR_COUNT_OF(kinds), &type);
-    if (status != LR_OK || strcmp(type, "ByteLevel") == 0) /* ByteLevel is about offsets only */
+        status = lr_spec_kind_of(at, spec, kinds, LR_COUNT_OF(kinds), "post-processor", &kind);
+    if (status != LR_OK)
         return status;
-    if (strcmp(type, "TemplateProcessing") == 0)
-        return load_template(p, at, spec);
-    if (strcmp(type, "BertProcessing") == 0 || strcmp(type, "RobertaProcessing") == 0)
-        return load_cls_sep(p, at, spec);
-    if (strcmp(type, "Sequence") != 0)
-        return lr_spec_unsupported(at, "the post-processor \"%.60s\" is not supported", type);
-    const lr_json_node *parts = NULL;
-    status = lr_spec_array(at, spec, "processors", &parts);
-    const lr_place here = {at, "processors", 0};
-    for (size_t i = 0; status == LR_OK && i < lr_spec_length(parts); i++)
-        status = lr_postprocessor_load(p, &(lr_place){&here, NULL, i}, lr_spec_item(parts, i));
-    return status;
+    return kind == &sequence ? lr_spec_each(at, spec, "processors", load, postprocessor)
+                             : ((const lr_postprocessor_kind *)kind)->load(postprocessor, at, spec);
+}
+
+int lr_postprocessor_load(lr_postprocessor *p, const lr_place *at, const lr_json_node *spec)
+{
+    return load(p, at, spec);
 }
 
 void lr_postprocessor_free(lr_postprocessor *p)
 {
-    lr_free(p->before);
-    lr_free(p->after);
+    lr_free(p->before.data);
+    lr_free(p->after.data);
     *p = (lr_postprocessor){0};
 }

@@ -1,4 +1,4 @@
-/* spec.c: members of tokenizer.json's objects, with errors that name file and place: "x/tokenizer.json: at
+/* spec.c: reads members of tokenizer.json's objects. Errors name the file and the place in it: "x/tokenizer.json: at
  * pre_tokenizer.pretokenizers[1].behavior: ...". */
 #include "text/text.h"
 #include <stdio.h>
@@ -80,7 +80,7 @@ const lr_json_node *lr_spec_find(const lr_json_node *object, const char *key)
 }
 
 /* ---- members -------------------------------------------------------------------------------------------------------- */
-/* The member, an lr_json_kind, or NULL with *status set: LR_OK where it may be missing. */
+/* The member, of the given lr_json_kind, or NULL with *status set; that is LR_OK if it is missing and not required. */
 static const lr_json_node *member(const lr_place *at, const lr_json_node *object, const char *key, bool required,
                                   int kind, int *status)
 {
@@ -156,31 +156,55 @@ int lr_spec_object(const lr_place *at, const lr_json_node *object, const char *k
     return status;
 }
 
-int lr_spec_type(const lr_place *at, const lr_json_node *object, const char **out)
+static bool has_keys(const lr_json_node *object, const lr_spec_kind *kind)
 {
-    return lr_spec_string(at, object, "type", true, out, NULL);
+    size_t k = 0;
+    while (k < LR_COUNT_OF(kind->keys) && kind->keys[k] != NULL && lr_json_get(object, kind->keys[k]) != NULL)
+        k++;
+    return k > 0 && (k == LR_COUNT_OF(kind->keys) || kind->keys[k] == NULL);
 }
 
-int lr_spec_type_or_keys(const lr_place *at, const lr_json_node *object, const lr_spec_kind *kinds, size_t count,
-                         const char **out)
+static int refuse_kind(const lr_place *at, const lr_spec_kind *const *table, size_t count, const char *what,
+                       const char *type)
 {
-    *out = NULL;
-    const int status = lr_spec_string(at, object, "type", false, out, NULL);
-    if (status != LR_OK || *out != NULL)
+    char supported[MESSAGE_SIZE / 2] = "";
+    size_t used = 0;
+    for (size_t i = 0; i < count && used < sizeof supported; i++)
+        if (!table[i]->refused)
+            used += (size_t)snprintf(supported + used, sizeof supported - used, "%s%s", used > 0 ? ", " : "",
+                                     table[i]->type);
+    return lr_spec_unsupported(at, "the %s \"%.60s\" is not supported, only %s", what, type, supported);
+}
+
+int lr_spec_kind_of(const lr_place *at, const lr_json_node *object, const lr_spec_kind *const *table, size_t count,
+                    const char *what, const lr_spec_kind **out)
+{
+    const char *type = NULL;
+    const int status = lr_spec_string(at, object, "type", false, &type, NULL);
+    if (status != LR_OK)
         return status;
-    if (lr_json_get(object, "type") != NULL)
+    if (type == NULL && lr_json_get(object, "type") != NULL)
         return lr_spec_bad(&(lr_place){at, "type", 0}, "expected a string, found null");
-    for (size_t i = 0; i < count; i++) {
-        size_t k = 0;
-        while (k < LR_COUNT_OF(kinds[i].keys) && kinds[i].keys[k] != NULL &&
-               lr_json_get(object, kinds[i].keys[k]) != NULL)
-            k++;
-        if (k == LR_COUNT_OF(kinds[i].keys) || kinds[i].keys[k] == NULL) {
-            *out = kinds[i].type;
+    for (size_t i = 0; i < count; i++)
+        if (type != NULL ? strcmp(type, table[i]->type) == 0 : has_keys(object, table[i])) {
+            if (table[i]->refused)
+                return refuse_kind(at, table, count, what, table[i]->type);
+            *out = table[i];
             return LR_OK;
         }
-    }
-    return lr_spec_bad(at, "\"type\" is missing, and the keys are those of no type");
+    return type != NULL ? refuse_kind(at, table, count, what, type)
+                        : lr_spec_bad(at, "\"type\" is missing, and the keys are those of no type");
+}
+
+int lr_spec_each(const lr_place *at, const lr_json_node *object, const char *key,
+                 int (*load)(void *whole, const lr_place *at, const lr_json_node *spec), void *whole)
+{
+    const lr_json_node *parts = NULL;
+    int status = lr_spec_array(at, object, key, &parts);
+    const lr_place here = {at, key, 0};
+    for (size_t i = 0; status == LR_OK && i < lr_spec_length(parts); i++)
+        status = load(whole, &(lr_place){&here, NULL, i}, lr_spec_item(parts, i));
+    return status;
 }
 
 int lr_spec_depth(const lr_place *at)

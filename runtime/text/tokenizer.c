@@ -1,15 +1,15 @@
-/* tokenizer.c: the lr_tokenizer_* functions: loading a tokenizer.json and encoding text with it. */
+/* tokenizer.c: the lr_tokenizer_* functions, which load a tokenizer.json and encode text with it. */
 #include "text/text.h"
 #include <string.h>
 
 /* ---- loading -------------------------------------------------------------------------------------------------------- */
-/* Where the parts of a tokenizer stand: in tokenizer.json, unless `changes`, when there are some, has the part. */
+/* Where the parts of a tokenizer come from: `changes`, if it is given and has the part, else tokenizer.json. */
 typedef struct parts {
     const lr_json_node *file, *changes;
     lr_place file_at, changes_at;
 } parts;
 
-/* A part, NULL where it is missing or null, and the place of what holds it. */
+/* A part, or NULL if it is missing or null, and the place of the object that it is in. */
 static const lr_json_node *find_part(const parts *p, const char *key, const lr_place **at)
 {
     const bool changed = p->changes != NULL && lr_json_get(p->changes, key) != NULL;
@@ -17,31 +17,28 @@ static const lr_json_node *find_part(const parts *p, const char *key, const lr_p
     return lr_spec_find(changed ? p->changes : p->file, key);
 }
 
+static const lr_spec_kind word_level = {.type = "WordLevel", .keys = {"unk_token", "vocab"}, .refused = true};
+
+/* Add a word model here. The order counts for files without a "type". */
+static const lr_spec_kind *const kinds[] = {&lr_bpe.kind, &lr_wordpiece.kind, &word_level};
+
 static int load_model(lr_tokenizer *t, const lr_place *at, const lr_json_node *root)
 {
-    static const lr_spec_kind kinds[] = {
-        {"BPE", {"vocab", "merges"}},
-        {"WordPiece", {"unk_token", "continuing_subword_prefix", "max_input_chars_per_word", "vocab"}},
-        {"WordLevel", {"unk_token", "vocab"}}};
-    const lr_json_node *model = NULL;
-    const char *type = NULL;
+    const lr_json_node *spec = NULL;
+    const lr_spec_kind *kind = NULL;
     const lr_place here = {at, "model", 0};
-    int status = lr_spec_object(at, root, "model", &model);
+    int status = lr_spec_object(at, root, "model", &spec);
     if (status == LR_OK)
-        status = lr_spec_type_or_keys(&here, model, kinds, LR_COUNT_OF(kinds), &type);
+        status = lr_spec_kind_of(&here, spec, kinds, LR_COUNT_OF(kinds), "model", &kind);
     if (status != LR_OK)
         return status;
-    t->is_bpe = strcmp(type, "BPE") == 0;
-    if (!t->is_bpe && strcmp(type, "WordPiece") != 0)
-        return lr_spec_unsupported(&here, "the model \"%.60s\" is not supported, only BPE and WordPiece", type);
-    if (t->is_bpe != t->pretokenizer.byte_level)
-        return lr_spec_unsupported(&here, t->is_bpe ? "BPE without the pre-tokenizer ByteLevel is not supported"
-                                                    : "WordPiece with the pre-tokenizer ByteLevel is not supported");
-    status = lr_vocab_load(&t->vocab, &here, model);
-    if (status != LR_OK)
-        return status;
-    return t->is_bpe ? lr_bpe_load(&t->bpe, &t->vocab, &here, model)
-                     : lr_wordpiece_load(&t->wordpiece, &t->vocab, &here, model);
+    const lr_word_model *model = (const lr_word_model *)kind;
+    if (model->byte_level != t->pretokenizer.byte_level)
+        return lr_spec_unsupported(&here, "%s %s the pre-tokenizer ByteLevel is not supported", kind->type,
+                                   model->byte_level ? "without" : "with");
+    t->model = model;
+    t->model_data = lr_calloc(1, model->size);
+    return t->model_data == NULL ? LR_ENOMEM : model->load(t->model_data, &t->vocab, &here, spec);
 }
 
 static int load_side(lr_tokenizer *t, const lr_place *at, const lr_json_node *spec, const char *key, const char *right,
@@ -86,7 +83,7 @@ static int load_added(lr_tokenizer *t, const parts *p)
         return lr_spec_bad(&here, "expected an array");
     status = lr_encoder_take(&e, t);
     if (status == LR_OK) {
-        status = lr_added_load(&t->added, &t->vocab, &t->normalizer, e, &here, list, at == &p->changes_at);
+        status = lr_added_load(&t->added, &t->vocab, &t->normalizer, &e->work, &here, list, at == &p->changes_at);
         lr_encoder_give(e);
     }
     return status;
@@ -133,7 +130,7 @@ static int load_file(lr_tokenizer *t)
     return status;
 }
 
-/* The file that `path`, a file or a folder, stands for. */
+/* The tokenizer.json for `path`, which is that file or its folder. */
 static int find_file(char **out, const char *path)
 {
     lr_stat info;
@@ -166,7 +163,7 @@ static int new_tokenizer(lr_tokenizer **out)
     return status;
 }
 
-/* Hands the tokenizer out, or frees it where it could not be loaded. */
+/* Returns the tokenizer in *out, or frees it if it could not be loaded. */
 static int finish(lr_tokenizer **out, lr_tokenizer *t, int status)
 {
     if (status == LR_OK)
@@ -211,8 +208,9 @@ void lr_tokenizer_free(lr_tokenizer *t)
     lr_pretokenizer_free(&t->pretokenizer);
     lr_postprocessor_free(&t->postprocessor);
     lr_added_free(&t->added);
-    lr_bpe_free(&t->bpe);
-    lr_wordpiece_free(&t->wordpiece);
+    if (t->model_data != NULL)
+        t->model->free(t->model_data);
+    lr_free(t->model_data);
     lr_vocab_free(&t->vocab);
     lr_free(t->path);
     lr_free(t);
@@ -242,8 +240,7 @@ int64_t lr_tokenizer_file_max_length(const lr_tokenizer *t)
 }
 
 /* ---- encoding ------------------------------------------------------------------------------------------------------- */
-/* Append to ids, of which `used` are taken, as many as there is room for; returns how many are taken then, room or not.
- */
+/* Write to ids, `used` of which are taken, as many as there is room for. Returns how many would be taken with room for all. */
 static size_t append(int32_t *ids, size_t cap, size_t used, const int32_t *from, size_t count)
 {
     const size_t room = used < cap ? cap - used : 0, n = count < room ? count : room;
@@ -256,7 +253,7 @@ int lr_tokenizer_encode(const lr_tokenizer *t, const char *text, int64_t size, i
                         int64_t max_length, int32_t *ids, int64_t cap, int64_t *count)
 {
     const lr_postprocessor *around = &t->postprocessor;
-    const size_t special = add_special_tokens ? around->before_count + around->after_count : 0;
+    const size_t special = add_special_tokens ? around->before.count + around->after.count : 0;
     bool ascii;
     if (size < 0 || cap < 0 || max_length < 0)
         return lr_fail(LR_EINVAL, "size is %lld, cap %lld, max_length %lld: none may be negative", (long long)size,
@@ -277,13 +274,13 @@ int lr_tokenizer_encode(const lr_tokenizer *t, const char *text, int64_t size, i
     status = lr_encoder_text(e, text, (size_t)size);
     if (status == LR_OK) {
         size_t used = 0;
-        const size_t first = e->count > wanted ? e->count - wanted : 0;
+        const size_t first = e->ids.count > wanted ? e->ids.count - wanted : 0;
         if (add_special_tokens)
-            used = append(ids, (size_t)cap, used, around->before, around->before_count);
-        if (e->count > first)
-            used = append(ids, (size_t)cap, used, e->ids + first, e->count - first);
+            used = append(ids, (size_t)cap, used, around->before.data, around->before.count);
+        if (e->ids.count > first)
+            used = append(ids, (size_t)cap, used, e->ids.data + first, e->ids.count - first);
         if (add_special_tokens)
-            used = append(ids, (size_t)cap, used, around->after, around->after_count);
+            used = append(ids, (size_t)cap, used, around->after.data, around->after.count);
         *count = (int64_t)used;
     }
     lr_encoder_give(e);

@@ -1,17 +1,29 @@
-/* wordpiece.c: WordPiece, BERT's model: a word is cut from the left into the longest tokens of the vocabulary; those
- * after the first carry a prefix ("##"). A word that cannot be cut, or is too long, is one unknown token.
+/* wordpiece.c: WordPiece, the word model of BERT. A word is cut from the left into the longest tokens of the vocabulary; those after the
+ * first begin with a prefix ("##"). A word that cannot be cut, or is too long, is one unknown token.
  *
- * The longest token is found in one pass: the hash grows with each character, and each length is looked up. Lengths
- * beyond the longest token of the vocabulary are not tried, so time is linear in the word. */
+ * The longest token is found in one pass: the hash grows with each character, and each length is looked up. Lengths beyond the
+ * longest token of the vocabulary are not tried, so the time is linear in the word. */
 #include "text/text.h"
 #include <string.h>
 
-int lr_wordpiece_load(lr_wordpiece *w, const lr_vocab *v, const lr_place *at, const lr_json_node *model)
+typedef struct wordpiece {
+    char *prefix; /* of tokens that continue a word: "##" */
+    size_t prefix_size;
+    uint64_t prefix_hash;
+    size_t longest; /* bytes of the longest token */
+    int64_t max_chars;
+    int32_t unknown;
+} wordpiece;
+
+static int load_wordpiece(void *data, lr_vocab *v, const lr_place *at, const lr_json_node *model)
 {
+    wordpiece *w = data;
     const char *unknown = "[UNK]", *prefix = "##";
     size_t unknown_size = 5, prefix_size = 2;
     w->max_chars = 100;
-    int status = lr_spec_string(at, model, "unk_token", true, &unknown, &unknown_size);
+    int status = lr_vocab_load(v, at, model);
+    if (status == LR_OK)
+        status = lr_spec_string(at, model, "unk_token", true, &unknown, &unknown_size);
     if (status == LR_OK)
         status = lr_spec_string(at, model, "continuing_subword_prefix", true, &prefix, &prefix_size);
     if (status == LR_OK)
@@ -30,13 +42,12 @@ int lr_wordpiece_load(lr_wordpiece *w, const lr_vocab *v, const lr_place *at, co
     return LR_OK;
 }
 
-void lr_wordpiece_free(lr_wordpiece *w)
+static void free_wordpiece(void *data)
 {
-    lr_free(w->prefix);
-    *w = (lr_wordpiece){0};
+    lr_free(((wordpiece *)data)->prefix);
 }
 
-static bool too_long(const lr_wordpiece *w, const char *word, size_t size)
+static bool too_long(const wordpiece *w, const char *word, size_t size)
 {
     if ((int64_t)size <= w->max_chars)
         return false;
@@ -46,12 +57,15 @@ static bool too_long(const lr_wordpiece *w, const char *word, size_t size)
     return chars > w->max_chars;
 }
 
-int lr_wordpiece_word(const lr_wordpiece *w, const lr_vocab *v, lr_encoder *e, const char *word, size_t size)
+static int wordpiece_word(const void *data, const lr_vocab *v, lr_scratch *unused, lr_ids *ids, const char *word,
+                          size_t size)
 {
-    const size_t before = e->count;
+    (void)unused;
+    const wordpiece *w = data;
+    const size_t before = ids->count;
     const char *const end = word + size;
     if (too_long(w, word, size))
-        return lr_encoder_put(e, w->unknown);
+        return lr_ids_put(ids, w->unknown);
     for (const char *p = word; p < end;) {
         const bool first = p == word;
         const size_t prefix_size = first ? 0 : w->prefix_size;
@@ -69,13 +83,21 @@ int lr_wordpiece_word(const lr_wordpiece *w, const lr_vocab *v, lr_encoder *e, c
             }
         }
         if (best < 0) {
-            e->count = before;
-            return lr_encoder_put(e, w->unknown);
+            ids->count = before;
+            return lr_ids_put(ids, w->unknown);
         }
-        const int status = lr_encoder_put(e, best);
+        const int status = lr_ids_put(ids, best);
         if (status != LR_OK)
             return status;
         p = best_end;
     }
     return LR_OK;
 }
+
+const lr_word_model lr_wordpiece = {
+    .kind = {.type = "WordPiece",
+             .keys = {"unk_token", "continuing_subword_prefix", "max_input_chars_per_word", "vocab"}},
+    .size = sizeof(wordpiece),
+    .load = load_wordpiece,
+    .free = free_wordpiece,
+    .word = wordpiece_word};
