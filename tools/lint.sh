@@ -52,6 +52,18 @@ mutants_fit() {
     end
     os.exit(bad)'
 }
+# The modules' folders stand on each other in the order that docs/architecture.md names (tools/check_layers.lua). The list names what
+# is still to be cut.
+layers_hold() {
+  luajit -e 'local wrong = dofile "tools/check_layers.lua" (".", {
+      "base/args.lua -> dist/settings.lua", "base/check.lua -> tensor/memory.lua", "dist/hardware.lua -> train/report.lua",
+      "dist/launch.lua -> train/files.lua", "dist/preflight.lua -> train/report.lua", "dist/preflight.lua -> models/weights.lua",
+      "formats/adapter_folder.lua -> models/weights.lua", "train/trainer.lua -> plan/init.lua",
+      "models/export.lua -> models/model.lua", "models/probes.lua -> models/model.lua",
+    })
+    for _, text in ipairs(wrong) do print(text) end
+    os.exit(#wrong == 0 and 0 or 1)'
+}
 
 # Files, modules and functions that comments and pages name, and links.
 names_there() { git ls-files | luajit tools/check_paths.lua; }
@@ -60,6 +72,7 @@ check "clang-format (mend with: clang-format -i FILE)" formatted
 check "luacheck" lua_clean
 check "shellcheck" shell_clean
 check "mutants fit the modules (change tests/mutants/mutants.lua with the line)" mutants_fit
+check "no module requires upwards, nor in a circle" layers_hold
 check "files of at most 800 lines" not_long
 check "no absolute path of one machine" no_machine_paths
 check "comments and pages name what there is" names_there

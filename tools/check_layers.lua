@@ -1,0 +1,191 @@
+-- check_layers.lua: does every module of lua/lorarun require only what is below it? `make lint` asks, tests/units/test_layers.lua
+-- asks it about small trees.
+--
+--   local wrong = dofile "tools/check_layers.lua" (root [, known])   -- a list of texts, empty where all is well
+--
+-- The order of the folders is the line "layers:" of docs/architecture.md, lowest first. init.lua is above them all, and above
+-- it cli/program.lua, with which the executable starts: like a recipe it uses lorarun. What the build makes (lorarun.cdef,
+-- lorarun.ops_spec) and what the executable holds (lorarun.host) are below. A require counts wherever it stands, at the top of a
+-- file or in a function. Two things are wrong: a require of something above, and a circle of requires, within a folder as well.
+-- `known` lists those that are still to be cut, as "train/trainer.lua -> plan/init.lua"; an entry that is no longer needed is wrong
+-- too.
+--
+-- A computed require must begin with its folder: require("lorarun.models." .. name) stands for all modules of models/ that no
+-- other file requires by name. Anything else that is computed cannot be followed and is wrong.
+local TOP, START = "lorarun", "lorarun.cli.program"
+local BELOW = { ["lorarun.cdef"] = true, ["lorarun.ops_spec"] = true, ["lorarun.host"] = true }
+
+local function read(path)
+  local file = assert(io.open(path, "r"))
+  local text = file:read "*a"
+  file:close()
+  return text
+end
+
+-- The words of a Lua text, without comments: { kind = "name", "string" or a sign, text, line }.
+local function words_of(text)
+  local list, at, line = {}, 1, 1
+  local function add(kind, value) list[#list + 1] = { kind = kind, text = value, line = line } end
+  local function go_to(next_at)
+    for _ in text:sub(at, next_at - 1):gmatch "\n" do line = line + 1 end
+    at = next_at
+  end
+  while at <= #text do
+    local comment, level = text:match("^(%-?%-?)%[(=*)%[", at)
+    if comment == "" or comment == "--" then -- a long string or comment
+      local from = at + #comment + #level + 2
+      local last, finish = text:find("]" .. level .. "]", from, true)
+      if comment == "" then add("string", text:sub(from, (last or #text + 1) - 1)) end
+      go_to((finish or #text) + 1)
+    elseif text:find("^%-%-", at) then
+      go_to(text:find("\n", at, true) or #text + 1)
+    elseif text:find("^[%a_]", at) then
+      local name = text:match("^[%w_]+", at)
+      add("name", name)
+      at = at + #name
+    elseif text:find("^[\"']", at) then
+      local quote, finish = text:sub(at, at), at + 1
+      while finish <= #text and text:sub(finish, finish) ~= quote do
+        finish = finish + (text:sub(finish, finish) == "\\" and 2 or 1)
+      end
+      add("string", text:sub(at + 1, finish - 1))
+      go_to(finish + 1)
+    elseif text:find("^%.%.", at) then
+      add("..", "..")
+      at = at + #text:match("^%.+", at)
+    else
+      local sign = text:sub(at, at)
+      if sign:find "%S" then add(sign, sign) end
+      go_to(at + 1)
+    end
+  end
+  return list
+end
+
+-- What a text requires: a list of { line, name = module } or { line, prefix = "lorarun.models." }, or { line } where that cannot be
+-- told.
+local function requires_of(text)
+  local words, found = words_of(text), {}
+  for i, word in ipairs(words) do
+    local before = words[i - 1] and words[i - 1].kind
+    if word.kind == "name" and word.text == "require" and before ~= "." and before ~= ":" then
+      local following = words[i + 1]
+      local called = following and (following.kind == "(" or following.kind == ",") -- ",": pcall(require, name)
+      local argument, behind = words[i + (called and 2 or 1)], words[i + (called and 3 or 2)]
+      local item = { line = word.line }
+      if argument and argument.kind == "string" then
+        item[called and behind and behind.kind == ".." and "prefix" or "name"] = argument.text
+      end
+      found[#found + 1] = item
+    end
+  end
+  return found
+end
+
+-- All modules of the tree, by name and as a list: { file = "models/lora.lua", path = "lua/lorarun/models/lora.lua", folder =
+-- "models", name = "lorarun.models.lora" }.
+local function modules_of(root)
+  local modules, found = {}, assert(io.popen(("cd '%s/lua/lorarun' && find . -name '*.lua' | sort"):format(root)))
+  for path in found:lines() do
+    local file = path:gsub("^%./", "")
+    local name = file == "init.lua" and TOP or "lorarun." .. file:gsub("/init%.lua$", ""):gsub("%.lua$", ""):gsub("/", ".")
+    local module = { file = file, path = "lua/lorarun/" .. file, folder = file:match "^([^/]+)/", name = name }
+    modules[#modules + 1], modules[name] = module, module
+  end
+  found:close()
+  return modules
+end
+
+-- Follows requires from module to module; `report` is called once for each circle, with its edges.
+local function find_circles(modules, report)
+  local state, path = {}, {} -- state: "open" while the module is on the path, "done" after
+  local function visit(module)
+    state[module] = "open"
+    for _, edge in ipairs(module.edges) do
+      path[#path + 1] = edge
+      if state[edge.to] == "open" then
+        local first = #path
+        while path[first].from ~= edge.to do first = first - 1 end
+        report { unpack(path, first) }
+      elseif not state[edge.to] then
+        visit(edge.to)
+      end
+      path[#path] = nil
+    end
+    state[module] = "done"
+  end
+  for _, module in ipairs(modules) do
+    if not state[module] then visit(module) end
+  end
+end
+
+return function(root, known)
+  local wrong, needed = {}, {}
+  local function say(fmt, ...) wrong[#wrong + 1] = fmt:format(...) end
+  local line = read(root .. "/docs/architecture.md"):match "layers: `([^`\n]+)`"
+  if not line then return { "docs/architecture.md: there is no line: layers: `base < ... < cli`, lowest folder first" } end
+  local height, top = {}, 1
+  for folder in line:gmatch "[^%s<]+" do height[folder], top = top, top + 1 end
+
+  local modules, named = modules_of(root), {}
+  local function height_of(module)
+    if module.name == TOP then return top end
+    if module.name == START then return top + 1 end
+    return height[module.folder or ""]
+  end
+  for _, module in ipairs(modules) do
+    module.edges = {}
+    if not height_of(module) then
+      say("%s: its folder has no place in the order of docs/architecture.md (layers: ...)", module.path)
+      height[module.folder or ""] = 1
+    end
+    module.requires = requires_of(read(root .. "/" .. module.path))
+    for _, item in ipairs(module.requires) do
+      if item.name then named[item.name] = true end
+    end
+  end
+
+  local allowed = {}
+  for _, entry in ipairs(known or {}) do allowed[entry] = true end
+  for _, module in ipairs(modules) do
+    local function add(line_number, to)
+      local entry = module.file .. " -> " .. to.file
+      if allowed[entry] then
+        needed[entry] = true
+      elseif height_of(to) > height_of(module) then
+        say("%s:%d: it requires %s, which is above it: move what both need down, or have it passed in", module.path, line_number,
+          to.name)
+      else
+        table.insert(module.edges, { from = module, to = to, line = line_number })
+      end
+    end
+    for _, item in ipairs(module.requires) do
+      local name, prefix = item.name, item.prefix
+      if prefix and prefix:find "^lorarun%.[%w_.]*$" and prefix:find "%.$" then
+        for _, to in ipairs(modules) do
+          local unnamed = to ~= module and to.name ~= START and not named[to.name]
+          if unnamed and to.name:sub(1, #prefix) == prefix then add(item.line, to) end
+        end
+      elseif not name then
+        say("%s:%d: what it requires cannot be told: begin the name with its folder, as in \"lorarun.models.\" .. name",
+          module.path, item.line)
+      elseif modules[name] then
+        add(item.line, modules[name])
+      elseif (name == TOP or name:find "^lorarun%.") and not BELOW[name] then
+        say("%s:%d: there is no module %s", module.path, item.line, name)
+      end
+    end
+  end
+
+  find_circles(modules, function(edges)
+    local places = {}
+    for i, edge in ipairs(edges) do
+      places[i] = ("%s:%d requires %s"):format(edge.from.path, edge.line, edge.to.name)
+    end
+    say("a circle: %s; move what both need into a module below them", table.concat(places, ", "))
+  end)
+  for _, entry in ipairs(known or {}) do
+    if not needed[entry] then say("tools/lint.sh: '%s' is no longer required: take it off the list", entry) end
+  end
+  return wrong
+end
