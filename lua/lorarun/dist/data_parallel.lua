@@ -92,8 +92,8 @@ function data_parallel.connect(parameters, gathered)
   tensor.scope(function() comm.all_gather(tensor.zeros(gathered, "f32", "embeddings", exchange.device)) end)
 end
 
---- reduce(parameters): add up all ranks' gradients and their shares of the loss: one all-reduce, with the loss and the signals that
---- arrived riding behind the gradients. Returns the seconds that took, slower ranks included. One rank alone waits for nothing.
+--- reduce(parameters): add up all ranks' gradients, their shares of the loss and the signals that arrived, in one all-reduce.
+--- Returns the seconds that took, slower ranks included. One rank alone waits for nothing.
 function data_parallel.reduce(parameters)
   if comm.world_size == 1 then return 0 end
   local values, pending = ffi.new("float[?]", parameters.signals:elements()), C.lr_signal_pending()
@@ -105,16 +105,16 @@ function data_parallel.reduce(parameters)
   return C.lr_time() - started
 end
 
---- outcome(parameters): what is behind the gradients after a step: its loss, the gradient's norm, an fp16 run's scale of the loss
---- (nil in other precisions), and, where the ranks are several, the signal that arrived at any of them (0: none), which all see
---- after the same step. Waits for the device, once.
+--- outcome(parameters): the scalars of a step: its loss, the gradient's norm, an fp16 run's scale of the loss (nil in other
+--- precisions), and, where there are several ranks, the signal that arrived at any of them (0: none), which all see after the same
+--- step. Waits for the device, once.
 function data_parallel.outcome(parameters)
-  local values = parameters.behind:data()
+  local values = parameters.step_scalars:data()
   local signal = 0
   for i = #SIGNALS, 1, -1 do
     if values[i] > 0 then signal = SIGNALS[i] end
   end
-  local last = parameters.behind:elements() - 1
+  local last = parameters.step_scalars:elements() - 1
   local scale = values[last - 1] > 0 and values[last - 1] or nil
   return values[0], values[last], scale, comm.world_size > 1 and signal or nil
 end

@@ -20,9 +20,10 @@ local Adapter = {}
 Adapter.__index = Adapter
 
 local PURPOSE_INIT = 0x4C0000 -- lr_tensor_uniform streams of the A matrices
--- Numbers behind the gradients, on the device: the step's loss, what ranks tell each other in the same all-reduce
+-- The step's scalars lie after the gradients, on the device: the loss, what ranks tell each other in the same all-reduce
 -- (data_parallel.lua), a copy of an fp16 run's scale of the loss, and the gradient's norm. One read gets them all.
-local ROOM = 8
+local STEP_SCALARS = 8
+
 local function known_targets(model)
   local seen, list = {}, {}
   for _, layer in ipairs(model.linears) do
@@ -65,13 +66,14 @@ local function attach(model, config, choose)
   end
   tensor.persistent(function()
     local value = own(tensor.new({ count }, "f32", "adapters", model.device))
-    local exchange = own(tensor.zeros({ count + ROOM }, "f32", "adapter gradients", model.device))
+    local exchange = own(tensor.zeros({ count + STEP_SCALARS }, "f32", "adapter gradients", model.device))
     local grad = own(exchange:view { count })
     value.grad = grad -- whatever a loss takes of the adapters (all numbers, a module's A, its B) has its gradient
     adapter.parameters = { value = value, grad = grad, exchange = exchange, count = count,
-      behind = own(exchange:view({ ROOM }, count)), loss = own(exchange:view({ 1 }, count)),
-      signals = own(exchange:view({ ROOM - 3 }, count + 1)), scale = own(exchange:view({ 1, 1 }, count + ROOM - 2)),
-      norm = own(exchange:view({ 1 }, count + ROOM - 1)) }
+      step_scalars = own(exchange:view({ STEP_SCALARS }, count)), loss = own(exchange:view({ 1 }, count)),
+      signals = own(exchange:view({ STEP_SCALARS - 3 }, count + 1)),
+      scale = own(exchange:view({ 1, 1 }, count + STEP_SCALARS - 2)),
+      norm = own(exchange:view({ 1 }, count + STEP_SCALARS - 1)) }
     local offset = 0
     local function take(rows, columns)
       local at = offset

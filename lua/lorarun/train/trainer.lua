@@ -154,7 +154,7 @@ local function accumulate(run, window)
     end
     return packed, info
   end
-  run.model.lora.parameters.behind:fill(0)
+  run.model.lora.parameters.step_scalars:fill(0)
   repeat until training_step.run(run, take)
   return tokens, pairs_
 end
