@@ -64,7 +64,8 @@ function synthetic.model(shape, dtype, device)
   return tensor.persistent(function()
     local built = arch.build(shape, source)
     arch.prepare(built, shape.positions, device)
-    local model = setmetatable({ arch = arch, built = built, linears = source.linears, device = device, pooling = shape.pooling,
+    local model = setmetatable({ arch = arch, built = built, linears = source.linears, frozen = source.count, device = device,
+      pooling = shape.pooling,
       normalize = true, dimension = shape.hidden, layer_count = shape.layers, sizes = shape, dtype = dtype, name = "random weights",
       precision = ({ f32 = "fp32", f16 = "fp16" })[dtype] or dtype, max_length = shape.positions },
       require("lorarun.models.model").Model)
@@ -102,7 +103,7 @@ function synthetic.batch(list, vocabulary)
 end
 
 --- useful_work(model, batch): FLOP of a step that cannot be done without: 4 a weight and row (forward 2, gradient of activations 2;
---- frozen weights need no third product). Where pooling takes rows, the last layer's linears behind its attention, which are all of
+--- frozen weights need no third product). Where pooling takes rows, the last layer's linears after its attention, which are all of
 --- its own but the first, have no others.
 function synthetic.useful_work(model, batch)
   local takes_rows = model.pooling == "last" or model.pooling == "cls"

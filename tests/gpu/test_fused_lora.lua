@@ -21,11 +21,11 @@ local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local texts = json.decode_file(fs.join(golden, "texts.json")).texts
 local RANKS = { q_proj = 3, query = 3, v_proj = 5, value = 5 } -- sums of ranks that are no multiple of 8, and other scales
 
--- A model with adapters as after some training, on a device, with its ways of doing things (device_traits.lua) or with `ways`.
+-- A model with adapters as after some training, on a device, with its own traits (device_traits.lua) or with these.
 local function with_model(arch, device, options, fn)
   local own = device_traits.of(device)
-  local before = { lora_in_product = own.lora_in_product, residual_in_product = own.residual_in_product }
-  for key, value in pairs(options.ways or {}) do own[key] = value end
+  local before = { plain_weights = own.plain_weights, residual_in_product = own.residual_in_product }
+  for key, value in pairs(options.traits or {}) do own[key] = value end
   local precision = device == "cpu" and options.precision == "fp16" and "fp32" or options.precision -- the CPU has no fp16
   local model = load_model(fs.join(golden, arch), { device = device, precision = precision })
   local ok, err = xpcall(function()
@@ -34,7 +34,7 @@ local function with_model(arch, device, options, fn)
     for i, m in ipairs(model.lora.modules) do call(C.lr_tensor_uniform(m.b.handle, 5, i, -0.2, 0.2)) end
     fn(model)
   end, debug.traceback)
-  for key in pairs(options.ways or {}) do own[key] = before[key] end
+  for key in pairs(options.traits or {}) do own[key] = before[key] end
   model:free()
   if not ok then error(err, 0) end
 end
@@ -64,9 +64,10 @@ local function train(arch, device, options)
   with_model(arch, device, options, function(model)
     local parameters, weights = model.lora.parameters, {}
     for i, layer in ipairs(model.linears) do
-      check.equal(layer.joined ~= nil, device == "cuda" and options.ways == nil and layer.lora ~= nil
-        and layer.after_norm == true, layer.name .. " is joined")
-      weights[i] = layer.joined and layer.weight:to_table()
+      local inside = layer.lora ~= nil and layer.lora.strategy.name == "inside"
+      check.equal(inside, device == "cuda" and options.traits == nil and layer.lora ~= nil and layer.after_norm,
+        layer.name .. " has its adapter inside the product")
+      weights[i] = inside and layer.weight:to_table()
     end
     result.embeddings, result.kept = step(model, 1, options.recompute)
     result.gradients = parameters.grad:to_table()
@@ -94,9 +95,10 @@ local function relative(a, b)
   return math.sqrt(difference / size)
 end
 
--- A layer of two parts behind a norm, with adapters of other scales and ranks: its output, and the gradients of the norm's input
--- and the adapters. apart: the layer is not told to the norm, so its adapters get products of their own.
-local function one_layer(dtype, apart)
+-- A layer of two parts after a norm, with adapters of other scales and ranks: its output, and the gradients of the norm's input
+-- and the adapters. apart: the layer does not know the norm, so its adapters get products of their own. copied: the norm does not
+-- know the layer, so the layer's input is not in its buffer.
+local function one_layer(dtype, apart, copied)
   local result, index = nil, 0
   local source = nn.source { dtype = dtype, device = "cuda", load = function(_, t)
     index = index + 1
@@ -106,7 +108,8 @@ local function one_layer(dtype, apart)
   end }
   tensor.scope(function()
     local norm = source.norm("norm", 24, 1e-5, true)
-    local layer = source.linear("layer", 24, { { name = "a", out = 16, bias = true }, { name = "b", out = 7, bias = true } }, true)
+    local layer = source.linear("layer", 24, { { name = "a", out = 16, bias = true }, { name = "b", out = 7, bias = true } },
+      not apart and norm or nil)
     local model = { linears = source.linears, device = "cuda" }
     local adapter = lora.add(model, { rank = 3, alpha = 6, dropout = 0.3, targets = { "a", "b" }, rank_pattern = { b = 2 } })
     for i, m in ipairs(adapter.modules) do call(C.lr_tensor_uniform(m.b.handle, 5, i, -0.5, 0.5)) end
@@ -118,7 +121,7 @@ local function one_layer(dtype, apart)
     local ctx = { keys = tensor.from({ 5, 6, 7, 80, 81 }, { 5 }, "i64", "keys", "cuda"), training = true, seed = 3, step = 1 }
     local x, dy, y = random({ 5, 24 }, 1), random({ 5, 23 }, 2), nil
     local dx = autograd.gradient_of(function(input)
-      y = nn.linear(nn.norm(norm, input, nil, not apart and layer or nil), layer, ctx)
+      y = nn.linear(nn.norm(copied and { w = norm.w, b = norm.b, eps = norm.eps } or norm, input), layer, ctx)
       result = { y:view({ 115 }):to_table() }
       return y
     end, { x }, { dy })
@@ -131,11 +134,12 @@ end
 
 for dtype, tolerance in pairs { f32 = 1e-6, bf16 = 2e-2, f16 = 3e-3 } do
   test("one layer in " .. dtype .. ": output and gradients as by products apart", function()
-    local mine, apart = one_layer(dtype), one_layer(dtype, true)
+    local mine, apart, copied = one_layer(dtype), one_layer(dtype, true), one_layer(dtype, false, true)
     for i, what in ipairs { "output", "gradient of the input", "gradients of the adapters" } do
       local e = relative(mine[i], apart[i])
       check.that(e <= tolerance, ("%s: relative difference %.3g"):format(what, e))
       check.that(dtype == "f32" or e > 0, "the same rounding: is it computed in another way at all?")
+      check.array(copied[i], mine[i], 0, what .. ", of an input that was copied")
     end
   end)
 end
@@ -154,7 +158,7 @@ for _, arch in ipairs { "qwen2", "bert" } do
       for _, options in ipairs(ways(arch, precision)) do
         local mine = train(arch, "cuda", options)
         local cpu = train(arch, "cpu", options)
-        options.ways = { lora_in_product = false, residual_in_product = false }
+        options.traits = { plain_weights = false, residual_in_product = false }
         local apart = train(arch, "cuda", options)
         for what, factor in pairs { embeddings = 1, gradients = 1, adapters = 10 } do -- AdamW makes small gradients large
           for name, other in pairs { ["the CPU"] = cpu, ["products apart"] = apart } do

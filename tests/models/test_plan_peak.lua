@@ -135,7 +135,7 @@ test("nomic-embed-code by its config.json: weights, adapters and activations are
     check.near(p.room, 80e9 - p.driver - sum(p.held), 1, "what is left for a batch")
 
     -- Bytes a token and layer in bf16, as docs/memory.md lists them; LoRA on q, k and v keeps their input, too, with the
-    -- product with its A's behind each row, in a multiple of eight columns.
+    -- product with its A's at the end of each row, in a multiple of eight columns.
     local EXACT = { ["layers.*.mlp.gate_up"] = 2 * 37888, ["layers.*.self_attn.qkv"] = 2 * 4608, attention = 2 * 3584,
       residual = 2 * 2 * 3584, normalised = 2 * (3584 + 16), ["attention statistics"] = 4 * 28 }
     check.equal(p.batch.layers, 0)
@@ -195,32 +195,32 @@ end)
 test("a recomputed layer keeps the residual stream alone, and its last product is not repeated, unless it has adapters", function()
   shell.with_folder(function(folder)
     fs.write(fs.join(folder, "config.json"), json.encode(NOMIC))
-    local C, ops = require "lorarun.base.c", require "lorarun.tensor.ops"
+    local C, nn = require "lorarun.base.c", require "lorarun.models.nn"
     check.equal(C.lr_meta_like(C.LR_CUDA), 0)
     for _, case in ipairs { { targets = { "q_proj", "v_proj" }, down = 1 }, { targets = { "down_proj" }, down = 2 } } do
       local model = require("lorarun").load_model(folder, { device = "meta", precision = "bf16", max_length = 512 })
       model:add_lora { rank = 4, alpha = 8, dropout = 0, targets = case.targets }
       local f = require("lorarun.train.footprint").new { model = model, loss = require("lorarun.train.loss").cosine_similarity(),
         part = 16, cached = false, prefixes = { "", "" }, options = { columns = { "a", "b" }, batch = 16, seed = 1 } }
-      local calls, projection = {}, ops.projection
-      ops.projection = function(x, layer, ...)
+      local calls, linear = {}, nn.linear
+      nn.linear = function(x, layer, ...)
         local kind = layer.name:match "[^.]+$"
         calls[kind] = (calls[kind] or 0) + 1
-        return projection(x, layer, ...)
+        return linear(x, layer, ...)
       end
       local ok, kept = pcall(function()
         f:step { tokens = 4096, layers = LAYERS }
-        ops.projection = projection
+        nn.linear = linear
         return f:kept { tokens = 4096, layers = LAYERS }
       end)
-      ops.projection = projection
+      nn.linear = linear
       check.that(ok, kept)
       check.equal(calls.o_proj, 2 * LAYERS)
       check.equal(calls.down_proj, case.down * LAYERS)
       local bytes = 0
       for _, k in ipairs(kept) do bytes = bytes + k.bytes end
       check.near(bytes / (4096 * (LAYERS + 1) * 2 * 3584), 1, 0.01, "bytes kept, as a share of the stream's") -- and the last norm's
-      check.near(require("lorarun.models.nn").again(model.built.layers), case.down == 2 and 1
+      check.near(nn.again(model.built.layers), case.down == 2 and 1
         or 1 - 3584 * 18944 * LAYERS / LINEAR, 1e-6)
       f:free()
       model:free()

@@ -5,6 +5,7 @@ local tensor = require "lorarun.tensor.tensor"
 local autograd = require "lorarun.tensor.autograd"
 local ops = require "lorarun.tensor.ops"
 local memory = require "lorarun.tensor.memory"
+local lora_linear = require "lorarun.models.lora_linear"
 local call = require "lorarun.base.check"
 
 local seed = 0
@@ -64,14 +65,16 @@ local function pack(w, direction)
   return tensor.adopt(out[0], "packed")
 end
 
--- A stacked layer of two parts, with adapters on both or only the second, as lora.lua lays them out.
+-- A stacked layer of two parts, with adapters on both or only the second, as lora.lua lays them out; the context of a forward pass;
+-- and the adapters' matrices.
 local function lora_layer(dropout, only_second)
   local w = random({ 7, 6 }, -0.5, 0.5)
-  local layer = { forward = pack(w, 1), backward = pack(w, 2), bias = random { 7 }, n = 7, name = "layer" }
+  local layer = { forward = pack(w, 1), backward = pack(w, 2), bias = random { 7 }, k = 6, n = 7, name = "layer" }
   local parts = only_second and { { 4, 7 } } or { { 0, 4 }, { 4, 7 } }
   local a = random({ 2 * #parts, 6 }, -1, 1, "A")
   a.grad = tensor.zeros { 2 * #parts, 6 }
-  local lora = { a = a, a_grad = a.grad, adapters = {}, dropout = dropout, seed = 3, step = 1, purpose = 1,
+  local lora = { a = a, adapters = {}, dropout = dropout, purpose = 1 }
+  local ctx = { training = true, seed = 3, step = 1,
     keys = tensor.from(ffi.new("int64_t[5]", 1, 2, 3, 70000, 70001), { 5 }, "i64") }
   local leaves = { a }
   for i, part in ipairs(parts) do
@@ -80,7 +83,14 @@ local function lora_layer(dropout, only_second)
     leaves[#leaves + 1] = b
     lora.adapters[i] = { b = b, b_grad = b.grad, from = part[1], to = part[2], r_from = 2 * i - 2, r_to = 2 * i, scale = 0.7 }
   end
-  return layer, lora, leaves
+  lora_linear.attach(layer, lora)
+  return layer, ctx, leaves
+end
+
+-- The layer of lora_layer with its adapters, or where ctx is nil without.
+local function linear(x, layer, ctx, r)
+  if ctx then return lora_linear.forward(x, layer, ctx, r) end
+  return ops.linear(x, layer, r)
 end
 
 -- ---- every input of every op ---------------------------------------------------------------------------------------------------
@@ -120,15 +130,15 @@ local function coverage()
     return layer
   end
   local dropped = {}
-  dropped.layer, dropped.lora = lora_layer(0.4)
+  dropped.layer, dropped.ctx = lora_layer(0.4)
   local list = {
     ["embedding.table"] = refused("embedding", "table", function(t) return ops.embedding(t, ids) end, of(2, 4)),
     ["embedding.y"] = refused("embedding", "into", function(t) return ops.embedding(random { 2, 4 }, ids, t) end, of(3, 4)),
     ["cast.x"] = differs("cast", "cast", function(x) return ops.cast(x, "f32") end, one(3, 4)),
     ["gather_rows.x"] = differs("gather_rows", "gather_rows", function(x) return ops.gather_rows(x, rows) end, one(3, 4)),
-    ["linear.w"] = refused("projection", "w", function(t) return ops.projection(random { 5, 6 }, layer_with { forward = t }) end,
+    ["linear.w"] = refused("linear", "w", function(t) return linear(random { 5, 6 }, layer_with { forward = t }) end,
       function() return pack(random { 7, 6 }, 1) end),
-    ["linear.b"] = refused("projection", "b", function(t) return ops.projection(random { 5, 6 }, layer_with { bias = t }) end,
+    ["linear.b"] = refused("linear", "b", function(t) return linear(random { 5, 6 }, layer_with { bias = t }) end,
       of(7)),
     ["rms_norm.w"] = refused("rms_norm", "w", function(t) return (ops.rms_norm(random { 3, 4 }, nil, t, 1e-6)) end, of(4)),
     ["layer_norm.w"] = refused("layer_norm", "w", function(t) return (ops.layer_norm(random { 3, 4 }, nil, t, b, 1e-6)) end, of(4)),
@@ -141,8 +151,8 @@ local function coverage()
     ["l2_normalize.x"] = differs("normalize", "normalize", ops.normalize, one(3, 4)),
     ["cross_entropy.scores"] = differs("cross_entropy", "cross_entropy", function(x) return ops.cross_entropy(x, ids) end,
       one(3, 4)),
-    ["dropout.x"] = differs("projection", "dropout", function(x)
-      return ops.projection(x, dropped.layer, dropped.lora)
+    ["dropout.x"] = differs("lora_linear", "dropout", function(x)
+      return linear(x, dropped.layer, dropped.ctx)
     end, one(5, 6)),
     -- functions that are no op of ops.def by themselves
     ["scale"] = differs("scale", "scale", function(x) return ops.scale(x, -2) end, one(3, 4)),
@@ -166,9 +176,9 @@ local function coverage()
     return ops.layer_norm(x, r, w, b, 1e-5)
   end, two(3, 4)))
   both("rope.x attention.q attention.k attention.v", differs("self_attention", "attention", attend, qkv))
-  both("linear.x linear.r", { name = "projection", check = function()
+  both("linear.x linear.r", { name = "linear", check = function()
     local layer = lora_layer(0)
-    check_gradients("linear", function(x, r) return ops.projection(x, layer, nil, r) end, { random { 5, 6 }, random { 5, 7 } })
+    check_gradients("linear", function(x, r) return linear(x, layer, nil, r) end, { random { 5, 6 }, random { 5, 7 } })
   end })
   return list
 end
@@ -316,39 +326,39 @@ test("self_attention: causal and full, grouped heads, RoPE, packed lengths 1 to 
   end)
 end)
 
-test("projection with adapters, dropout on and off, on all and on some columns", function()
+test("a linear layer with adapters, dropout on and off, on all and on some columns", function()
   tensor.scope(function()
     for _, dropout in ipairs { 0, 0.4 } do
       for _, only_second in ipairs { false, true } do
-        local layer, lora, leaves = lora_layer(dropout, only_second)
-        check_gradients("projection", function(x) return ops.projection(x, layer, lora) end, { random { 5, 6 } }, leaves)
+        local layer, ctx, leaves = lora_layer(dropout, only_second)
+        check_gradients("linear", function(x) return linear(x, layer, ctx) end, { random { 5, 6 } }, leaves)
       end
     end
     local layer = lora_layer(0)
-    check_gradients("frozen projection", function(x) return ops.projection(x, layer) end, { random { 5, 6 } })
+    check_gradients("frozen linear", function(x) return linear(x, layer) end, { random { 5, 6 } })
   end)
 end)
 
-test("projection onto a residual, frozen and with adapters", function()
+test("a linear layer onto a residual, frozen and with adapters", function()
   tensor.scope(function()
-    local layer, lora, leaves = lora_layer(0.4)
+    local layer, ctx, leaves = lora_layer(0.4)
     for _, adapted in ipairs { false, true } do
-      check_gradients("residual", function(x, r) return ops.projection(x, layer, adapted and lora or nil, r) end,
+      check_gradients("residual", function(x, r) return linear(x, layer, adapted and ctx or nil, r) end,
         { random { 5, 6 }, random { 5, 7 } }, adapted and leaves or nil)
       local x, r = random { 5, 6 }, random { 5, 7 }
-      local y = ops.projection(x, layer, adapted and lora or nil, r):data()
-      local apart = ops.add(ops.projection(x, layer, adapted and lora or nil), r):data()
+      local y = linear(x, layer, adapted and ctx or nil, r):data()
+      local apart = ops.add(linear(x, layer, adapted and ctx or nil), r):data()
       for i = 0, 34 do check.near(y[i], apart[i], 1e-6) end
     end
   end)
 end)
 
-test("the output of a projection is given back with its last holder, though adapters wrote into columns of it", function()
+test("the output of a linear layer is given back with its last holder, though adapters wrote into columns of it", function()
   tensor.scope(function()
-    local layer, lora = lora_layer(0.4)
+    local layer, ctx = lora_layer(0.4)
     local x = random { 5, 6 }
     local before = memory.stats(x.device).live_bytes
-    autograd.no_grad(ops.projection, x, layer, lora):release()
+    autograd.no_grad(linear, x, layer, ctx):release()
     check.equal(memory.stats(x.device).live_bytes, before)
   end)
 end)
@@ -356,12 +366,12 @@ end)
 test("a frozen layer keeps nothing of its input, an adapted one the input alone", function()
   tensor.scope(function()
     for _, adapted in ipairs { false, true } do
-      local layer, lora = lora_layer(0.4)
+      local layer, ctx = lora_layer(0.4)
       local start = random { 5, 6 }
       start.grad = tensor.zeros { 5, 6 }
       autograd.gradients(function()
         local x = ops.scale(start, 2)
-        local y = ops.projection(x, layer, adapted and lora or nil)
+        local y = linear(x, layer, adapted and ctx or nil)
         check.equal(x.saved, adapted and 1 or 0, "holders of the input")
         check.equal(y.saved, 0, "holders of the output")
         local before = memory.stats(x.device).live_bytes
@@ -375,17 +385,18 @@ end)
 
 test("recompute gives the same bits as keeping, and less memory", function()
   tensor.scope(function()
-    local layer, lora = lora_layer(0.3)
+    local layer, ctx = lora_layer(0.3)
     local x = random { 5, 6 }
     local wide = random { 6, 7 }
     local function block(t)
-      local y = ops.projection(t, layer, lora)
+      local y = linear(t, layer, ctx)
       local z = ops.gelu(ops.matmul_nt(y, wide))
       y:release()
       return z
     end
     local function run(wrap)
-      lora.a_grad:fill(0)
+      local lora = layer.lora
+      lora.a.grad:fill(0)
       for _, adapter in ipairs(lora.adapters) do adapter.b_grad:fill(0) end
       local value = autograd.gradients(function()
         local t = ops.scale(x, 1)
@@ -398,7 +409,7 @@ test("recompute gives the same bits as keeping, and less memory", function()
         return ops.mse(n, tensor.zeros { 30 })
       end)
       local grads = { value }
-      for _, g in ipairs { lora.a_grad, lora.adapters[1].b_grad, lora.adapters[2].b_grad } do
+      for _, g in ipairs { lora.a.grad, lora.adapters[1].b_grad, lora.adapters[2].b_grad } do
         for _, row in ipairs(g:to_table()) do
           for _, v in ipairs(row) do grads[#grads + 1] = v end
         end
@@ -411,17 +422,17 @@ end)
 
 test("gradients() frees everything it made, also after an error", function()
   tensor.scope(function()
-    local layer, lora = lora_layer(0)
+    local layer, ctx = lora_layer(0)
     local x = random { 5, 6 }
     local before = memory.stats().live_tensors
     for _ = 1, 3 do
       autograd.gradients(function()
-        return ops.mse(ops.projection(x, layer, lora):view { 35 }, tensor.zeros { 35 })
+        return ops.mse(linear(x, layer, ctx):view { 35 }, tensor.zeros { 35 })
       end)
       check.equal(memory.stats().live_tensors, before, "live tensors")
     end
     check.raises("planted", autograd.gradients, function()
-      ops.projection(x, layer, lora)
+      linear(x, layer, ctx)
       error "planted"
     end)
     check.equal(memory.stats().live_tensors, before, "live tensors after an error")

@@ -55,8 +55,8 @@ end
 function bert.build(c, source)
   local model = { config = c, layers = {} }
   local function norm(at) return source.norm(at, c.hidden, c.eps, true) end
-  local function linear(name, width, out, after_norm)
-    return source.linear(name, width, { { name = name, out = out, bias = true } }, after_norm)
+  local function linear(name, width, out, before)
+    return source.linear(name, width, { { name = name, out = out, bias = true } }, before)
   end
   model.words = source.table("embeddings.word_embeddings.weight", c.vocabulary, c.hidden)
   model.position_table = source.table("embeddings.position_embeddings.weight", c.positions, c.hidden)
@@ -65,16 +65,15 @@ function bert.build(c, source)
   for i = 0, c.layers - 1 do
     local at = ("encoder.layer.%d."):format(i)
     local self = at .. "attention.self."
-    model.layers[i + 1] = {
-      input_norm = model.norm,
-      qkv = source.linear(self .. "qkv", c.hidden, {
-        { name = self .. "query", out = c.hidden, bias = true }, { name = self .. "key", out = c.hidden, bias = true },
-        { name = self .. "value", out = c.hidden, bias = true } }, true),
-      o = linear(at .. "attention.output.dense", c.hidden, c.hidden),
-      attention_norm = norm(at .. "attention.output.LayerNorm"),
-      up = linear(at .. "intermediate.dense", c.hidden, c.intermediate, true),
-      down = linear(at .. "output.dense", c.intermediate, c.hidden),
-    }
+    local layer = { input_norm = model.norm }
+    layer.qkv = source.linear(self .. "qkv", c.hidden, {
+      { name = self .. "query", out = c.hidden, bias = true }, { name = self .. "key", out = c.hidden, bias = true },
+      { name = self .. "value", out = c.hidden, bias = true } }, layer.input_norm)
+    layer.o = linear(at .. "attention.output.dense", c.hidden, c.hidden)
+    layer.attention_norm = norm(at .. "attention.output.LayerNorm")
+    layer.up = linear(at .. "intermediate.dense", c.hidden, c.intermediate, layer.attention_norm)
+    layer.down = linear(at .. "output.dense", c.intermediate, c.hidden)
+    model.layers[i + 1] = layer
     model.norm = norm(at .. "output.LayerNorm")
   end
   return model
@@ -86,25 +85,20 @@ function bert.prepare() end -- every table is a weight
 
 -- One layer up to its last product: see nn.layers. BERT normalises the stream itself, so a layer begins with the norm that ends the
 -- one before it.
-local function block(model, layer, x, r, ctx, behind, unread)
+local function block(model, layer, stream, ctx)
   local c = model.config
-  local y, s = nn.norm(layer.input_norm, x, r, layer.qkv)
-  s:release()
-  local qkv = nn.linear(y, layer.qkv, ctx)
+  local qkv = nn.linear(stream:renorm(layer.input_norm), layer.qkv, ctx)
   local attended = ops.self_attention(qkv, { heads = c.heads, kv_heads = c.heads, head_dim = c.head_dim, causal = false,
     cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length })
   qkv:release()
-  attended, y = nn.at_pooled(ctx, behind, attended, y)
-  x, r = nn.onto(y, attended, layer.o, behind)
-  y, s = nn.norm(layer.attention_norm, x, r, layer.up)
-  s:release()
-  local u = nn.linear(y, layer.up, behind)
-  local h = ops.gelu(u, c.gelu, unread)
+  stream:add(stream:after_attention(attended, ctx), layer.o, ctx)
+  local u = nn.linear(stream:renorm(layer.attention_norm), layer.up, ctx)
+  local h = ops.gelu(u, c.gelu, ctx.unread)
   u:release()
-  return y, h
+  return h
 end
 
---- forward(model, ctx): hidden states [T, hidden], or those of ctx.pooled. ctx as in qwen2.lua.
+--- forward(model, ctx): hidden states [T, hidden], or with ctx.pooled those of these rows alone: [B, hidden]. ctx: see nn.lua.
 function bert.forward(model, ctx)
   local e = ops.embedding(model.words, ctx.ids)
   ops.embedding(model.position_table, ctx.positions, e)
@@ -112,7 +106,7 @@ function bert.forward(model, ctx)
   local types = tensor.zeros(ctx.ids.shape, "i32", "token types", ctx.ids.device)
   ops.embedding(model.type_table, types, e)
   types:release()
-  return nn.layers(model.layers, e, model.norm, ctx, function(...) return block(model, ...) end)
+  return nn.layers(model.layers, e, model.norm, ctx, function(layer, stream, own) return block(model, layer, stream, own) end)
 end
 
 return bert

@@ -9,8 +9,7 @@ local fs = require "lorarun.base.fs"
 local guard = require "lorarun.base.guard"
 local peft = require "lorarun.formats.peft"
 local tensor = require "lorarun.tensor.tensor"
-local fused_lora = require "lorarun.models.fused_lora"
-local device_traits = require "lorarun.tensor.device_traits"
+local lora_linear = require "lorarun.models.lora_linear"
 local safetensors = require "lorarun.formats.safetensors"
 local options = require "lorarun.base.options"
 local say = require "lorarun.base.say"
@@ -96,8 +95,7 @@ local function attach(model, config, choose)
           rank = p.rank, alpha = p.alpha, scale = p.scale, input = layer.k }
         r = r + p.rank
       end
-      layer.lora = state
-      if layer.after_norm and device_traits.of(model.device).lora_in_product then fused_lora.attach(layer) end
+      lora_linear.attach(layer, state)
       adapter.layers[#adapter.layers + 1] = layer
     end
   end)
@@ -185,8 +183,7 @@ end
 function Adapter:free()
   if self.model.lora == self then self.model.lora = nil end
   for _, layer in ipairs(self.layers) do
-    if layer.joined then fused_lora.detach(layer) end
-    layer.lora = nil
+    if layer.lora then lora_linear.detach(layer) end
   end
   for _, t in ipairs(self.tensors) do t:free() end
 end

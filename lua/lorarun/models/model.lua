@@ -79,8 +79,8 @@ local function assemble(arch, sizes, o)
   local source = nn.source(o)
   local built = arch.build(sizes, source)
   arch.prepare(built, o.max_length, o.device)
-  return setmetatable({ arch = arch, sizes = sizes, built = built, linears = source.linears, dtype = o.dtype, device = o.device,
-    max_length = o.max_length }, Model)
+  return setmetatable({ arch = arch, sizes = sizes, built = built, linears = source.linears, frozen = source.count,
+    dtype = o.dtype, device = o.device, max_length = o.max_length }, Model)
 end
 
 local MOST_TOKENS = 65535 -- of a text: the loader's
@@ -392,21 +392,7 @@ function Model:without_bytes()
 end
 
 --- Number of frozen weights.
-function Model:frozen_count()
-  local n = 0
-  for _, layer in ipairs(self.linears) do n = n + layer.n * layer.k + (layer.bias and layer.n or 0) end
-  local function count(t)
-    for _, v in pairs(t) do
-      if getmetatable(v) == tensor.Tensor then
-        if v.name ~= "rope table" then n = n + v:elements() end
-      elseif type(v) == "table" and not v.forward and v ~= self.sizes then
-        count(v)
-      end
-    end
-  end
-  count(self.built)
-  return n
-end
+function Model:frozen_count() return self.frozen end
 
 --- save(folder): the model as a sentence-transformers folder with merged weights; save_adapter(folder): with the PEFT adapter.
 function Model:save(folder, options) return require("lorarun.models.export").merged(self, folder, options) end

@@ -144,18 +144,17 @@ function qwen2.build(c, source)
   for i = 0, c.layers - 1 do
     local at = ("layers.%d."):format(i)
     local attention, mlp = at .. "self_attn.", at .. "mlp."
-    model.layers[i + 1] = {
-      input_norm = source.norm(at .. "input_layernorm", c.hidden, c.eps),
-      qkv = source.linear(attention .. "qkv", c.hidden, {
-        { name = attention .. "q_proj", out = q_width, bias = true },
-        { name = attention .. "k_proj", out = kv_width, bias = true },
-        { name = attention .. "v_proj", out = kv_width, bias = true } }, true),
-      o = source.linear(attention .. "o_proj", q_width, { { name = attention .. "o_proj", out = c.hidden } }),
-      post_norm = source.norm(at .. "post_attention_layernorm", c.hidden, c.eps),
-      gate_up = source.linear(mlp .. "gate_up", c.hidden, {
-        { name = mlp .. "gate_proj", out = c.intermediate }, { name = mlp .. "up_proj", out = c.intermediate } }, true),
-      down = source.linear(mlp .. "down_proj", c.intermediate, { { name = mlp .. "down_proj", out = c.hidden } }),
-    }
+    local layer = { input_norm = source.norm(at .. "input_layernorm", c.hidden, c.eps) }
+    layer.qkv = source.linear(attention .. "qkv", c.hidden, {
+      { name = attention .. "q_proj", out = q_width, bias = true },
+      { name = attention .. "k_proj", out = kv_width, bias = true },
+      { name = attention .. "v_proj", out = kv_width, bias = true } }, layer.input_norm)
+    layer.o = source.linear(attention .. "o_proj", q_width, { { name = attention .. "o_proj", out = c.hidden } })
+    layer.post_norm = source.norm(at .. "post_attention_layernorm", c.hidden, c.eps)
+    layer.gate_up = source.linear(mlp .. "gate_up", c.hidden, {
+      { name = mlp .. "gate_proj", out = c.intermediate }, { name = mlp .. "up_proj", out = c.intermediate } }, layer.post_norm)
+    layer.down = source.linear(mlp .. "down_proj", c.intermediate, { { name = mlp .. "down_proj", out = c.hidden } })
+    model.layers[i + 1] = layer
   end
   model.norm = source.norm("norm", c.hidden, c.eps)
   return model
@@ -171,30 +170,28 @@ function qwen2.prepare(model, max_length, device)
 end
 
 -- One layer up to its last product: see nn.layers.
-local function block(model, layer, x, r, ctx, behind, unread)
+local function block(model, layer, stream, ctx)
   local c = model.config
-  local y, s = nn.norm(layer.input_norm, x, r, layer.qkv)
+  local y = stream:norm(layer.input_norm)
   local qkv = nn.linear(y, layer.qkv, ctx)
   y:release()
   local attended = ops.self_attention(qkv, { heads = c.heads, kv_heads = c.kv_heads, head_dim = c.head_dim, causal = c.causal,
     cu_seqlens = ctx.cu_seqlens, max_length = ctx.max_length, rope = model.rope, positions = ctx.positions })
   qkv:release()
-  attended, s = nn.at_pooled(ctx, behind, attended, s)
-  x, r = nn.onto(s, attended, layer.o, behind)
-  y, s = nn.norm(layer.post_norm, x, r, layer.gate_up)
-  local gu = nn.linear(y, layer.gate_up, behind)
+  stream:add(stream:after_attention(attended, ctx), layer.o, ctx)
+  y = stream:norm(layer.post_norm)
+  local gu = nn.linear(y, layer.gate_up, ctx)
   y:release()
-  local h = ops.swiglu(gu, unread)
+  local h = ops.swiglu(gu, ctx.unread)
   gu:release()
-  return s, h
+  return h
 end
 
---- forward(model, ctx): hidden states [T, hidden] after the final norm; with ctx.pooled, of these rows alone: [B, hidden].
----   ctx: { ids, positions, cu_seqlens, max_length, keys, training, seed, step, recompute = n: layers to run again in backward,
----   pooled = { rows = [B] i32, keys = [B] i64 } or nil }
+--- forward(model, ctx): hidden states [T, hidden] after the final norm, or with ctx.pooled those of these rows alone: [B, hidden].
+--- ctx: see nn.lua.
 function qwen2.forward(model, ctx)
   return nn.layers(model.layers, ops.embedding(model.embeddings, ctx.ids), model.norm, ctx,
-    function(...) return block(model, ...) end)
+    function(layer, stream, own) return block(model, layer, stream, own) end)
 end
 
 return qwen2

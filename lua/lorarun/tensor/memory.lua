@@ -3,35 +3,39 @@
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
+local device_traits = require "lorarun.tensor.device_traits"
+local sorted = require "lorarun.base.sorted"
 
 local memory = {}
 local stats = ffi.new "lr_memory"
 local text = ffi.new "char[16384]"
 
 --- Numbers of devices by name.
-memory.DEVICES = { cpu = C.LR_CPU, cuda = C.LR_CUDA, meta = C.LR_META }
+memory.DEVICES = device_traits.DEVICES
 
-local function number_of(device)
-  return memory.DEVICES[device or "cpu"] or check.fail("there is no device '%s'; there are cpu, cuda, meta", tostring(device))
+--- number_of(device): its number in C; an error where there is no such device.
+function memory.number_of(device)
+  return memory.DEVICES[device or "cpu"] or check.fail("there is no device '%s'; there are %s", tostring(device),
+    table.concat(sorted.keys(memory.DEVICES), ", "))
 end
 
 --- stats(device): { live_bytes, live_tensors, peak_bytes, reserved_bytes, scratch_bytes, host_objects }
 function memory.stats(device)
-  check(C.lr_memory_stats(number_of(device), stats))
+  check(C.lr_memory_stats(memory.number_of(device), stats))
   return { live_bytes = tonumber(stats.live_bytes), live_tensors = tonumber(stats.live_storages),
     peak_bytes = tonumber(stats.peak_bytes), reserved_bytes = tonumber(stats.reserved_bytes),
     scratch_bytes = tonumber(stats.scratch_bytes), host_objects = tonumber(stats.host_objects) }
 end
 
 --- Count the peak anew from what is held now.
-function memory.reset_peak(device) check(C.lr_memory_reset_peak(number_of(device))) end
+function memory.reset_peak(device) check(C.lr_memory_reset_peak(memory.number_of(device))) end
 
 -- The most that tensors of a device may take, by its number: what the user set, and what a run keeps to besides. The smaller
 -- counts.
 local own_limits, run_limits = {}, {}
 
 local function set_limit(limits, bytes, device)
-  local number = number_of(device)
+  local number = memory.number_of(device)
   limits[number] = bytes
   local least = math.min(own_limits[number] or math.huge, run_limits[number] or math.huge)
   check(C.lr_memory_limit(number, least < math.huge and math.floor(least) or 0))
@@ -52,13 +56,13 @@ function memory.restrict(bytes, device) set_limit(run_limits, bytes and math.max
 
 --- left(device): bytes that tensors may still take by the user's limit; math.huge where there is none.
 function memory.left(device)
-  local limit = own_limits[number_of(device)]
+  local limit = own_limits[memory.number_of(device)]
   return limit and limit - memory.stats(device).live_bytes or math.huge
 end
 
 --- holders(lines, device): { { name, buffers, bytes } ... }, largest first.
 function memory.holders(lines, device)
-  check(C.lr_memory_holders(number_of(device), lines or 10, text, ffi.sizeof(text)))
+  check(C.lr_memory_holders(memory.number_of(device), lines or 10, text, ffi.sizeof(text)))
   local list = {}
   for name, count, bytes in ffi.string(text):gmatch("([^\t\n]*)\t(%d+)\t(%d+)\n") do
     list[#list + 1] = { name = name, buffers = tonumber(count), bytes = tonumber(bytes) }
@@ -96,9 +100,9 @@ end
 --- available(device): bytes of a device's memory that this process may still have, and what limits them where that is not the
 --- memory itself; nil where the system does not say.
 function memory.available(device)
-  if device == "cuda" then
+  if (device_traits.KINDS[device] or {}).own_memory then
     local free, total = ffi.new "int64_t[1]", ffi.new "int64_t[1]"
-    check(C.lr_device_memory(C.LR_CUDA, free, total))
+    check(C.lr_device_memory(memory.DEVICES[device], free, total))
     return tonumber(free[0])
   end
   local least
@@ -133,8 +137,12 @@ memory.at = nil
 
 -- The device that a message of C is about.
 local function device_of(message)
-  return (message:find("cuda memory", 1, true) or message:find("out of memory in CUDA", 1, true)
-    or message:find("out of memory in cuBLASLt", 1, true)) and "cuda" or "cpu"
+  for device, kind in sorted(device_traits.KINDS) do
+    for _, words in ipairs(kind.out_of_memory or {}) do
+      if message:find(words, 1, true) then return device end
+    end
+  end
+  return "cpu"
 end
 
 --- explain(message): the text of an out-of-memory error: what was being done, the table of holders, what would need less.

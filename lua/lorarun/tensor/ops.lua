@@ -2,7 +2,7 @@
 --
 -- A function allocates its outputs, calls lr_op_NAME, and records a backward function that calls lr_op_NAME_backward. A backward
 -- owns the gradient it is given: it may overwrite it (autograd.writable says whether it is the only holder) and return it.
--- Composite rules (projection, self_attention) exist where keeping the parts apart would cost memory or a pass over it.
+-- self_attention is one rule for several ops, because keeping the parts apart would cost memory or a pass over it.
 --
 -- Shapes: T tokens packed, H hidden, B sequences. Frozen weights get no gradient anywhere; only LoRA's adapters are parameters.
 local C = require "lorarun.base.c"
@@ -140,115 +140,39 @@ function ops.matmul_nt(a, b, alpha)
   return y
 end
 
-rule("linear linear_backward dropout", "rule: projection")
--- An adapter's matrix in the dtype of what it is multiplied with, as under autocast: processors multiply bf16 and f16 with their
--- like, several times as fast as f32. Sums are f32, and so are the matrix that is trained and its gradient.
-local function as_operand(matrix, dtype)
-  if matrix.dtype == dtype then return matrix end
-  local copy = new(matrix.shape, dtype, matrix.name, matrix.device)
-  call(C.lr_op_cast, copy.handle, matrix.handle)
-  return copy
-end
-
---- projection(x[T,K], layer, lora, r): y[T,N] = x W^T + b (+ r[T,N]), plus, for each adapter of the layer, s * dropout(x) A^T B^T
---- into its columns of y.
----   layer: { forward = packed W, backward = packed W, bias = f32 [N] or nil, n = N, name }
----   lora (or nil): { a = [R,K] all A's of the layer stacked, a_grad, adapters = { { b = [out,r], b_grad, from, to (columns of y),
----     r_from, r_to (rows of a), scale } ... }, dropout = p, seed, step, purpose, keys = [T] i64 }
---- Frozen W: nothing of x is saved but for LoRA's dA. One dropout mask serves all adapters of the layer.
---- Formulas: Hu et al., "LoRA" (2021), as PEFT has them.
-function ops.projection(x, layer, lora, r)
-  refuse(layer.forward, "projection: a frozen weight")
-  refuse(layer.bias, "projection: a frozen bias")
+rule("linear linear_backward", "rule: linear, and with adapters models/lora_linear.lua")
+rule("dropout", "rule: models/lora_linear.lua")
+--- linear(x[T,K], layer, r): y[T,N] = x W^T + b (+ r[T,N]), of a frozen layer: { forward, backward = W packed for each direction,
+--- bias = f32 [N] or nil, n = N, name }. Nothing of x is saved. With adapters: models/lora_linear.lua.
+function ops.linear(x, layer, r)
+  refuse(layer.forward, "a linear layer: a frozen weight")
+  refuse(layer.bias, "a linear layer: a frozen bias")
   local y = new({ x.shape[1], layer.n }, x.dtype, r and "residual" or layer.name, x.device)
   call(C.lr_op_linear, y.handle, x.handle, layer.forward.handle, handle(layer.bias), handle(r))
-  if not lora then
-    record({ x, r or false }, { y }, {}, function(dy)
-      local dx = new(x.shape, x.dtype, "gradient", x.device)
-      call(C.lr_op_linear_backward, dx.handle, dy.handle, layer.backward.handle, 0)
-      return dx, r and dy
-    end)
-    return y
-  end
-  local rank = lora.a.shape[1]
-  local p = lora.dropout
-  local function dropped(beta, from, into)
-    call(C.lr_op_dropout, into.handle, from.handle, lora.keys.handle, p, lora.seed, lora.purpose, lora.step, beta)
-    return into
-  end
-  local xd = p > 0 and dropped(0, x, like(x, "lora dropout")) or x
-  local h = new({ x.shape[1], rank }, x.dtype, "lora h", x.device)
-  local a = as_operand(lora.a, x.dtype)
-  local saved = { x, h, a }
-  call(C.lr_op_matmul_nt, h.handle, xd.handle, a.handle, 1, 0)
-  if xd ~= x then xd:free() end -- made again in backward: recomputing a mask is cheaper than keeping [T,K]
-  local b = {}
-  local columns, free_columns = tensor.column_views()
-  for i, adapter in ipairs(lora.adapters) do
-    b[i] = as_operand(adapter.b, x.dtype)
-    saved[#saved + 1] = b[i]
-    call(C.lr_op_matmul_nt, columns(y, adapter.from, adapter.to), columns(h, adapter.r_from, adapter.r_to), b[i].handle,
-      adapter.scale, 1)
-  end
-  free_columns()
-  record({ x, r or false, lora.a }, { y }, saved, function(dy)
-    local dh = new(h.shape, h.dtype, "gradient", x.device)
-    columns, free_columns = tensor.column_views()
-    for i, adapter in ipairs(lora.adapters) do
-      local dy_part = columns(dy, adapter.from, adapter.to)
-      call(C.lr_op_matmul_nn, columns(dh, adapter.r_from, adapter.r_to), dy_part, b[i].handle, adapter.scale, 0)
-      call(C.lr_op_matmul_tn, adapter.b_grad.handle, dy_part, columns(h, adapter.r_from, adapter.r_to), adapter.scale, 1)
-    end
-    free_columns()
-    xd = p > 0 and dropped(0, x, like(x, "lora dropout")) or x
-    call(C.lr_op_matmul_tn, lora.a_grad.handle, dh.handle, xd.handle, 1, 1)
-    if xd ~= x then xd:free() end
-    if not x.needs_grad then
-      dh:free()
-      return nil, r and dy
-    end
+  record({ x, r or false }, { y }, {}, function(dy)
     local dx = new(x.shape, x.dtype, "gradient", x.device)
-    if p > 0 then
-      local dxd = like(dx, "gradient")
-      call(C.lr_op_matmul_nn, dxd.handle, dh.handle, a.handle, 1, 0)
-      call(C.lr_op_linear_backward, dx.handle, dy.handle, layer.backward.handle, 0)
-      dropped(1, dxd, dx) -- dx += mask dxd / (1 - p)
-      dxd:free()
-    else
-      call(C.lr_op_linear_backward, dx.handle, dy.handle, layer.backward.handle, 0)
-      call(C.lr_op_matmul_nn, dx.handle, dh.handle, a.handle, 1, 1)
-    end
-    dh:free()
+    call(C.lr_op_linear_backward, dx.handle, dy.handle, layer.backward.handle, 0)
     return dx, r and dy
   end)
-  h:release()
-  if a ~= lora.a then a:release() end
-  for i, adapter in ipairs(lora.adapters) do
-    if b[i] ~= adapter.b then b[i]:release() end
-  end
   return y
 end
 
 -- ---- normalisation ---------------------------------------------------------------------------------------------------------
 rule("rms_norm rms_norm_backward layer_norm layer_norm_backward", "rule")
--- A norm's output; with room behind its rows where a product wants to put something there (fused_lora.lua).
-local function normalised(x, room)
-  return room and tensor.with_room(x.shape, room, x.dtype, "normalised", x.device) or like(x, "normalised")
-end
-
--- What a norm's backward may overwrite with its result: the gradient of its output, unless other columns lie between the rows.
+-- What a norm's backward may overwrite with its result: the gradient of its output, unless other columns lie between its rows.
 local function gradient_of_norm(dy, ds)
-  if not dy.whole then return (writable(dy)) end
+  if not dy.ld then return (writable(dy)) end
   return ds and (writable(ds)) or like(dy, "gradient")
 end
 
--- The stream behind a norm that adds nothing to it: x under another name, so that backward meets the gradients of both in the norm.
+-- The stream after a norm that adds nothing to it: x under another name, so that backward meets the gradients of both in the norm.
 local function same(x) return tensor.raw_view(x, x.shape) end
 
---- rms_norm(x, r, w, eps, room): s = x + r (r nil: s = x), y = s / rms(s) * w. Returns y, s. room: columns behind y's rows, or nil.
-function ops.rms_norm(x, r, w, eps, room)
+--- rms_norm(x, r, w, eps, into): s = x + r (r nil: s = x), y = s / rms(s) * w, all [T,H]. Returns y, s. into: the tensor that y is
+--- written to, rows with any stride; nil: a new one.
+function ops.rms_norm(x, r, w, eps, into)
   refuse(w, "rms_norm: a frozen weight")
-  local y = normalised(x, room)
+  local y = into or like(x, "normalised")
   local s = r and like(x, "residual") or same(x)
   local rstd = new({ x.shape[1] }, "f32", "norm statistics", x.device)
   call(C.lr_op_rms_norm, y.handle, r and s.handle or nil, rstd.handle, x.handle, handle(r), w.handle, eps)
@@ -263,11 +187,11 @@ function ops.rms_norm(x, r, w, eps, room)
   return y, s
 end
 
---- layer_norm(x, r, w, b, eps, room): s = x + r, y = (s - mean) / std * w + b. Returns y, s.
-function ops.layer_norm(x, r, w, b, eps, room)
+--- layer_norm(x, r, w, b, eps, into): s = x + r, y = (s - mean) / std * w + b. Returns y, s, as rms_norm does.
+function ops.layer_norm(x, r, w, b, eps, into)
   refuse(w, "layer_norm: a frozen weight")
   refuse(b, "layer_norm: a frozen bias")
-  local y = normalised(x, room)
+  local y = into or like(x, "normalised")
   local s = r and like(x, "residual") or same(x)
   local mean = new({ x.shape[1] }, "f32", "norm statistics", x.device)
   local rstd = new({ x.shape[1] }, "f32", "norm statistics", x.device)
@@ -431,7 +355,7 @@ rule("clip_factor adamw loss_scale", "none: they are the optimizer")
 
 --- How many of its first arguments are tensors, for those who are told from a recipe (guard.lua).
 ops.tensors = { embedding = 2, cast = 1, add = 2, scale = 1, mul = 2, gather_rows = 2, rows = 1, columns = 1, view = 1,
-  matmul_nt = 2, projection = 1, rms_norm = 1, layer_norm = 1, self_attention = 1,
+  matmul_nt = 2, linear = 1, rms_norm = 1, layer_norm = 1, self_attention = 1,
   gelu = 1, swiglu = 1, pool = 2, normalize = 1, row_dot = 2,
   mse = 2, cross_entropy = 2 }
 

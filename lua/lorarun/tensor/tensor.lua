@@ -7,8 +7,6 @@
 --   - __gc is only the net under a leak.
 -- A freed tensor keeps its name and shape, and any use of it is an error that says so.
 --
--- A tensor made by with_room is the first columns of another, t.whole, and takes that with it wherever it goes.
---
 -- Invariant: t.saved counts the tape entries that still need t; t.released says that nobody else does.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
@@ -51,7 +49,6 @@ local function keep(list, value, depth)
   if getmetatable(value) == Tensor then
     value.kept = true
     if list then list[#list + 1] = value end
-    if value.whole then keep(list, value.whole) end
   elseif type(value) == "table" and getmetatable(value) == nil and (depth or 0) < 4 then
     for _, v in pairs(value) do keep(list, v, (depth or 0) + 1) end
   end
@@ -154,7 +151,7 @@ function tensor.new(shape, dtype, name, device)
   dtype = dtype or "f32"
   device = device or tensor.default_device
   local code = DTYPE[dtype] or check.fail("there is no dtype '%s'; there are f32, bf16, f16, i32, i64", tostring(dtype))
-  local where = DEVICE[device] or check.fail("there is no device '%s'; there are cpu, cuda, meta", tostring(device))
+  local where = DEVICE[device] or memory.number_of(device)
   check.call(C.lr_tensor_new, out, code, set_dims(shape), dims, where, name)
   return wrap(out[0], shape, dtype, device, name or "tensor")
 end
@@ -221,7 +218,10 @@ function tensor.adopt(handle, name)
   check(C.lr_tensor_describe(handle, info))
   local shape = {}
   for i = 1, info.ndim do shape[i] = tonumber(info.shape[i - 1]) end
-  local device = info.device == C.LR_CPU and "cpu" or info.device == C.LR_CUDA and "cuda" or "meta"
+  local device
+  for kind, number in pairs(DEVICE) do
+    if number == info.device then device = kind end
+  end
   return wrap(handle, shape, DTYPE_NAME[info.dtype], device, name or ffi.string(C.lr_tensor_name(handle)))
 end
 
@@ -283,15 +283,6 @@ function tensor.column_views()
   end
 end
 
---- with_room(shape, room, dtype, name, device): a matrix whose rows have `room` more columns behind them. t.whole is the matrix
---- with these; it is freed with t.
-function tensor.with_room(shape, room, dtype, name, device)
-  local whole = tensor.new({ shape[1], shape[2] + room }, dtype, name, device)
-  local t = whole:slice_columns(0, shape[2])
-  t.whole = whole
-  return t
-end
-
 --- As a matrix: a vector becomes one row, higher ranks keep their last dimension.
 function Tensor:matrix()
   local n = #self.shape
@@ -303,7 +294,6 @@ end
 -- ---- lifetime --------------------------------------------------------------------------------------------------------------
 function Tensor:free()
   C.lr_tensor_free(self.handle)
-  if self.whole then self.whole:free() end
 end
 
 --- This tensor's owner needs it no longer. Its bytes go now, or when the tape has used what it saved of it.
