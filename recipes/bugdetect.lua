@@ -75,6 +75,7 @@ model:add_lora { rank = args.rank, alpha = args.alpha, dropout = args.dropout, t
 
 lr.train {
   model = model, data = args.data, output = args.output,
+  title = "to tell buggy lines from correct ones",
   columns = { "current_line", "context" }, score = "score", group = "context_type",
   loss = args.loss, schedule = args.schedule, warmup = args.warmup,
   learning_rate = args.learning_rate, weight_decay = args.weight_decay, clip = args.clip,

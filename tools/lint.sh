@@ -57,8 +57,8 @@ mutants_fit() {
 layers_hold() {
   luajit -e 'local wrong = dofile "tools/check_layers.lua" (".", {
       "base/args.lua -> dist/settings.lua", "base/check.lua -> tensor/memory.lua", "dist/hardware.lua -> train/report.lua",
-      "dist/launch.lua -> train/files.lua", "dist/preflight.lua -> train/report.lua", "dist/preflight.lua -> models/weights.lua",
-      "formats/adapter_folder.lua -> models/weights.lua", "train/trainer.lua -> plan/init.lua",
+      "dist/preflight.lua -> train/report.lua", "dist/preflight.lua -> models/weights.lua",
+      "formats/adapter_folder.lua -> models/weights.lua",
       "models/export.lua -> models/model.lua", "models/probes.lua -> models/model.lua",
     })
     for _, text in ipairs(wrong) do print(text) end

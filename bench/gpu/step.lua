@@ -12,7 +12,7 @@ local optim = require "lorarun.tensor.optim"
 local recompute = require "lorarun.train.recompute"
 local tensor = require "lorarun.tensor.tensor"
 
--- As many pairs with the job's lengths as come nearest to so many tokens.
+-- As many pairs with the lengths of real data as come nearest to this many tokens.
 local function batch_near(bench, tokens, vocabulary)
   local function tokens_of(n)
     local sum = 0
@@ -27,48 +27,47 @@ local function batch_near(bench, tokens, vocabulary)
   return bench.synthetic.batch(bench.synthetic.lengths(low), vocabulary), low
 end
 
--- The table that trainer.lua hands to train/step.lua, as far as a step reads it.
-local function run_of(model, pairs_)
+-- A source of batches (train/step.lua): the same one each time, a step later.
+local function source_of(batch, pairs_)
   local labels = {}
   for i = 1, pairs_ do labels[i] = i % 2 end
-  local info = { step = 1, total = pairs_, batch = pairs_, from = 0, ends = true, last = true, rows = {}, own = {},
+  local info = { step = 0, total = pairs_, batch = pairs_, from = 0, ends = true, last = true, rows = {}, own = {},
     owner = ffi.new("int32_t[?]", pairs_) }
   for i = 1, pairs_ do info.rows[i], info.own[i] = i, i end
-  local run = { model = model, loss = loss.cosine_similarity(), part = pairs_, cached = false, recompute = {},
-    options = { columns = { "a", "b" }, batch = pairs_, seed = 1 },
-    stream = { label_tensor = function(_, rows, device) return tensor.from(labels, { #rows }, "f32", "labels", device) end } }
-  return run, info
+  return { next = function()
+    info.step = info.step + 1
+    return batch, info
+  end, label_tensor = function(_, rows, device) return tensor.from(labels, { #rows }, "f32", "labels", device) end }
 end
 
--- The fewest layers to recompute with which so many tokens fit, as recompute.lua chooses; nil: none does.
+-- The fewest layers to recompute with which this many tokens fit, as recompute.lua chooses; nil: none does.
 local function fewest_layers(bench, f, tokens, pairs_)
   local wanted = recompute.number(bench.args.recompute, f.model.layer_count)
   check(C.lr_memory_release_cached(memory.DEVICES[bench.device]))
   local room = recompute.usable(memory.available(bench.device), bench.device, 1)
   for layers = wanted or 0, wanted or f.model.layer_count do
     local need = f:step { tokens = tokens, layers = layers, pairs = pairs_ }
-    if need + f:workspace(tokens, bench.device) <= room then return layers, need end
+    if need + f:workspace(tokens, 2 * pairs_, bench.device) <= room then return layers, need end
   end
 end
 
 local function measure(bench, model, optimizer, tokens)
   local report = bench.report
   local batch, pairs_ = batch_near(bench, tokens, model.sizes.vocabulary)
-  local run, info = run_of(model, pairs_)
-  local f = footprint.new(run)
+  local cosine = loss.cosine_similarity()
+  local f = footprint.new { model = model, loss = cosine, columns = 2 }
   local layers, need = fewest_layers(bench, f, batch.tokens, pairs_)
   f:free()
   if not layers then
     report:note("a step of %d tokens does not fit the memory", batch.tokens)
     return
   end
-  run.recompute.layers = function() return layers end
-  local sum, value, number = model.lora.parameters.loss, 0, 0
+  local whole = training_step.new { model = model, loss = cosine, source = source_of(batch, pairs_), columns = 2, seed = 1,
+    plan = { cached = false, layers = function() return layers end } }
+  local sum, value = model.lora.parameters.loss, 0
   local function step()
-    number = number + 1
-    info.step = number
     sum:fill(0)
-    training_step.run(run, function() return batch, info end)
+    whole:batch()
     optimizer:step(1e-4)
     value = sum:item()
   end

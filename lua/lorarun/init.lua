@@ -12,22 +12,28 @@ local MODULES = {
 
 local function job() return require("lorarun.dist.launch").job() end
 
+-- What ranks that were killed were writing in a run's folder.
+local function sweep(output) require("lorarun.train.files").sweep(output) end
+
 local FUNCTIONS = {
   args = function(...) return require("lorarun.base.args").of_recipe(...) end,
   load_model = function(name, options)
-    local with = { precision = job().precision }
-    if options ~= nil and type(options) ~= "table" then with = options end -- to be refused
-    for key, value in pairs(type(options) == "table" and options or {}) do with[key] = value end
-    return require("lorarun.models.model").load(name, with)
+    local load, this = require("lorarun.models.model").load, job()
+    if options ~= nil and type(options) ~= "table" then return load(name, options) end -- which refuses them
+    local with = { precision = this.precision }
+    for key, value in pairs(options or {}) do with[key] = value end
+    if this.plan then with.device, with.stands_for = "meta", this.device end
+    return load(name, with)
   end,
   --- verify(folder, options): whether a folder that lorarun wrote computes what the model did that wrote it: see verify.lua.
   verify = function(...) return require("lorarun.cli.verify").folder(...) end,
   load_tokenizer = function(...) return require("lorarun.formats.tokenizer").load_tokenizer(...) end,
   train = function(...)
-    job()
+    local planned = job().plan
+    if planned then return require("lorarun.plan").train(planned, ...) end
     return require("lorarun.train.trainer").train(...)
   end,
-  launch = function(...) return require("lorarun.dist.launch").launch(...) end,
+  launch = function(options) return require("lorarun.dist.launch").launch(options, sweep) end,
   scope = function(...) return require("lorarun.tensor.tensor").scope(...) end,
   gradients = function(...) return require("lorarun.tensor.autograd").gradients(...) end,
   no_grad = function(...) return require("lorarun.tensor.autograd").no_grad(...) end,
@@ -49,7 +55,7 @@ local FUNCTIONS = {
   --- given(args, name): was the option on the command line?
   given = function(args, name) return require("lorarun.base.args").given(args, name) end,
   has_gpu = function()
-    local C, planned = require "lorarun.base.c", require("lorarun.base.planning").job
+    local C, planned = require "lorarun.base.c", require("lorarun.dist.launch").planned()
     if planned then return planned.device == "cuda" end
     return C.lr_device_count(C.LR_CUDA) > 0 -- a launcher that only asks does not start the GPU
   end,
@@ -84,6 +90,10 @@ return setmetatable(lr, { __index = function(t, name)
     value = require("lorarun.base.guard").tensors(ops, ops.tensors, "lr.ops", require("lorarun.tensor.tensor").Tensor)
   elseif not value and MODULES[name] then
     value = require("lorarun." .. MODULES[name])
+    if name == "hub" and require("lorarun.dist.launch").planned() then -- a plan needs no weights
+      local resolve = value.resolve
+      value = setmetatable({ resolve = function(model, revision) return resolve(model, revision, true) end }, { __index = value })
+    end
   end
   if value == nil then
     require("lorarun.base.check").fail("lorarun has no '%s'%s", tostring(name),

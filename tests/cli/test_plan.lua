@@ -144,13 +144,13 @@ test("a run's speed is remembered for plans of the same machine", function()
   with_cache(function(folder, plan)
     fs.write(fs.join(folder, "remember.lua"), [[
       local linears = { { n = 1000, k = 1000 } }
-      local function run(seconds, fixed)
-        require("lorarun.train.throughput").remember { totals = { seconds = seconds, tokens = 1e6 }, recompute = { fixed = fixed },
+      local function run(seconds, recomputed)
+        require("lorarun.train.throughput").remember { seconds = seconds, tokens = 1e6, recomputed = recomputed,
           model = { linears = linears, device = "cpu", precision = "fp32", name = "tiny" } }
       end
-      run(3, 0) run(100, 2) run(100, nil)
+      run(3, false) run(100, true)
       assert(not require("lorarun.train.throughput").of_cpu "fp32", "too short, or computed twice")
-      run(100, 0)
+      run(100, false)
       local flops, source, measured = require("lorarun.train.throughput").of_cpu "fp32"
       assert(flops == 4e6 * 1e6 / 100 and source:find "tiny" and measured)
       assert(not require("lorarun.train.throughput").of_cpu "bf16")
@@ -231,7 +231,7 @@ test("what can be wrong, each in one line on standard error, status not 0", func
       [""] = "lorarun plan needs a recipe: lorarun plan RECIPE.lua",
       ["--multi-gpu " .. recipe .. " --model " .. quote(fs.join(golden, "bert"))] =
         "--multi-gpu asks for GPUs; say which to plan for: --gpu h100, or --gpu-memory 80GB",
-      ["--gpu h100 " .. recipe .. " --model a/b"] = "To fetch what a plan needs of it: hf download a/b --include '*.json'",
+      ["--gpu h100 " .. recipe .. " --model a/b"] = "To fetch what is needed of it: hf download a/b --include '*.json'",
       ["--gpu-memory"] = "--gpu-memory needs a value",
       ["--gpu-memory lots " .. recipe] = "--gpu-memory is 'lots', expected a size like 80GB or 80GiB",
       [recipe .. " --gpu-memory 80"] = "--gpu-memory is '80', expected a size",

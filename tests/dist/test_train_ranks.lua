@@ -173,9 +173,8 @@ test("one rank short of memory: all take the batch in the same parts, and learn 
       -- What is free, as rank 1 is told, leaves room for half of what a batch of 200 tokens needs.
       local two, short = trained(folder, "two", 2, given:format(4), { before = [[
         if rank == 1 then
-          local f = require("lorarun.train.footprint").new { options = options, model = model, loss = options.loss,
-            part = options.batch, cached = false }
-          local room = f:step { tokens = 200, layers = 2 } / 2 + f:workspace(200, "cpu")
+          local f = require("lorarun.train.footprint").new { model = model, loss = options.loss, columns = 2 }
+          local room = f:step { tokens = 200, layers = 2, pairs = options.batch } / 2 + f:workspace(200, 2 * options.batch, "cpu")
           f:free()
           require("lorarun.tensor.memory").available = function() return 2 * room / 0.9 end -- shared by two ranks
         end

@@ -80,9 +80,9 @@ local function step_in_parts(model)
     from, pass = 1 - from, pass + from
     return batch, info
   end
-  local run = { options = { columns = { "a", "b" }, seed = 1 }, model = model, cached = true,
-    loss = require("lorarun.train.loss").by_name "mnr", recompute = { layers = function() return 1 end } }
-  local ok, last = pcall(training_step.run, run, take)
+  local step = training_step.new { model = model, loss = require("lorarun.train.loss").by_name "mnr", columns = 2, seed = 1,
+    source = { next = take }, plan = { cached = true, layers = function() return 1 end } }
+  local ok, last = pcall(step.batch, step)
   close()
   if not ok then error(last, 0) end
   assert(model.lora.parameters.loss:item() > 0 and last and pass == 3)

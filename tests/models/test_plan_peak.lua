@@ -171,7 +171,7 @@ test("the allocator takes little more than what a step holds", function()
     local model = require("lorarun").load_model(folder, { device = "meta", precision = "bf16", max_length = 512 })
     model:add_lora { rank = 16, alpha = 32, dropout = 0.05, targets = { "q_proj", "k_proj", "v_proj" } }
     local f = require("lorarun.train.footprint").new { model = model, loss = require("lorarun.train.loss").cosine_similarity(),
-      part = 128, cached = false, prefixes = { "", "" }, options = { columns = { "a", "b" }, batch = 128, seed = 1 } }
+      columns = 2 }
     check.equal(C.lr_memory_release_cached(C.LR_META), 0)
     local held = memory.stats("meta").live_bytes
     local function reserved(peak, allowed, what)
@@ -180,12 +180,12 @@ test("the allocator takes little more than what a step holds", function()
     end
     local most = 0
     for i = 0, 9 do
-      most = math.max(most, f:step { tokens = 18000 + i * 701 % 2000, layers = 0 })
+      most = math.max(most, f:step { tokens = 18000 + i * 701 % 2000, pairs = 128, layers = 0 })
       reserved(most, 1.015, "step " .. i)
     end
     for _, spec in ipairs { { 33000, 11 }, { 64000, 22 }, { 100000, 28 } } do
       check.equal(C.lr_memory_release_cached(C.LR_META), 0)
-      reserved(f:step { tokens = spec[1], layers = spec[2] }, 1.02, spec[2] .. " layers recomputed")
+      reserved(f:step { tokens = spec[1], pairs = 128, layers = spec[2] }, 1.02, spec[2] .. " layers recomputed")
     end
     f:free()
     model:free()
@@ -201,7 +201,7 @@ test("a recomputed layer keeps the residual stream alone, and its last product i
       local model = require("lorarun").load_model(folder, { device = "meta", precision = "bf16", max_length = 512 })
       model:add_lora { rank = 4, alpha = 8, dropout = 0, targets = case.targets }
       local f = require("lorarun.train.footprint").new { model = model, loss = require("lorarun.train.loss").cosine_similarity(),
-        part = 16, cached = false, prefixes = { "", "" }, options = { columns = { "a", "b" }, batch = 16, seed = 1 } }
+        columns = 2 }
       local calls, linear = {}, nn.linear
       nn.linear = function(x, layer, ...)
         local kind = layer.name:match "[^.]+$"
@@ -209,9 +209,9 @@ test("a recomputed layer keeps the residual stream alone, and its last product i
         return linear(x, layer, ...)
       end
       local ok, kept = pcall(function()
-        f:step { tokens = 4096, layers = LAYERS }
+        f:step { tokens = 4096, pairs = 16, layers = LAYERS }
         nn.linear = linear
-        return f:kept { tokens = 4096, layers = LAYERS }
+        return f:kept { tokens = 4096, pairs = 16, layers = LAYERS }
       end)
       nn.linear = linear
       check.that(ok, kept)

@@ -284,7 +284,8 @@ test("trying an evaluation without bytes leaves nothing behind, which would make
   local memory, footprint = require "lorarun.tensor.memory", require "lorarun.train.footprint"
   local model = require("lorarun.models.model").load(fs.join(golden, "bert"), { max_length = 64, device = "meta" })
   model:add_lora { rank = 2, targets = { "query" } }
-  local f = footprint.new { model = model, loss = require("lorarun.train.loss").cosine_similarity() }
+  local f = footprint.new { model = model, loss = require("lorarun.train.loss").cosine_similarity(),
+    columns = 2 }
   local before = memory.stats("meta").live_bytes
   local bytes = f:evaluation(10, 64)
   check.that(bytes > 10 * model.dimension * 4, "bytes of an evaluation")

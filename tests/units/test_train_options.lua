@@ -6,6 +6,7 @@ local losses = require "lorarun.train.loss"
 local load = require("lorarun.models.model").load
 local say = require "lorarun.base.say"
 local schedules = require "lorarun.train.schedule"
+local setup = require "lorarun.train.setup"
 local train_options = require "lorarun.train.train_options"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
@@ -187,7 +188,7 @@ test("a recipe that is no file is refused; of a group that no row has the run is
         changes.data = folder
         local o, told, real = complete(model, changes), {}, say.note
         say.note = function(...) told[#told + 1] = string.format(...) end
-        local ok, train, validation = pcall(train_options.open_data, o)
+        local ok, train, validation = pcall(setup.open_data, o)
         say.note = real
         check.that(ok, train)
         train:close()
@@ -243,7 +244,7 @@ test("sampling: every combination with losses and labels is honoured or refused"
           local o = complete(model, { loss = loss, sampling = sampling == "own" and own or sampling })
           local set, labels = rows_of(6, labelled and scores or nil)
           local ok, got = pcall(function()
-            local sample, draws = train_options.choose_rows(o, set, labels)
+            local sample, draws = setup.choose_rows(o, set, labels)
             local list = {}
             for draw = 0, 2 * draws - 1 do list[#list + 1] = ("%d"):format(sample(draw)) end
             return list
@@ -265,23 +266,24 @@ test("sampling: every combination with losses and labels is honoured or refused"
       end
     end
     local o = complete(model, { sampling = function() return 6 end })
-    local sample = train_options.choose_rows(o, (rows_of(6)))
+    local sample = setup.choose_rows(o, (rows_of(6)))
     check.raises("sampling gave 6 for draw 0, expected a row from 0 to 5", sample, 0)
     o = complete(model, { loss = "mnr" })
-    check.raises("trains on rows with score 1, and there is none", train_options.choose_rows, o, rows_of(2, { 0, 0 }))
+    check.raises("trains on rows with score 1, and there is none", setup.choose_rows, o, rows_of(2, { 0, 0 }))
     local graded = {}
     for i = 1, 101 do graded[i] = i end
-    check.raises("say sampling = \"shuffled\"", train_options.choose_rows, complete(model), rows_of(101, graded))
+    check.raises("say sampling = \"shuffled\"", setup.choose_rows, complete(model), rows_of(101, graded))
   end)
 end)
 
 test("multiple negatives ranking of one pair is refused; a last batch of one is told of", function()
   local fragment = [[
     local train_options, losses = require "lorarun.train.train_options", require "lorarun.train.loss"
+    local setup = require "lorarun.train.setup"
     local loss = losses.multiple_negatives_ranking { gather = %s }
     local o = { loss = loss, batch = %d, columns = { %s }, sampling = "shuffled", seed = 1 }
     require("lorarun.dist.comm").world_size = %d
-    train_options.choose_rows(o, { rows = %d, path = "t" })
+    setup.choose_rows(o, { rows = %d, path = "t" })
     print "done"
   ]]
   local function run(batch, rows, world, gather, columns)

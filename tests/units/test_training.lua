@@ -349,10 +349,10 @@ test("a loss that can teach nothing ends the run before its first step counts, i
   with_trainer(function(train)
     for _, parts in ipairs { false, true } do
       if parts then
-        function recompute.new(run)
-          local policy = new(run)
-          run.part, run.cached = 2, true
-          return policy
+        function recompute.new(...)
+          local plan = new(...)
+          plan.part, plan.cached = 2, true
+          return plan
         end
       end
       local ok, err = pcall(function()

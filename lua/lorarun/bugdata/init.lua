@@ -24,7 +24,7 @@ local json = require "lorarun.base.json"
 local random = require "lorarun.base.random"
 local mutate = require "lorarun.bugdata.mutate"
 local kinds = require "lorarun.base.options"
-local planning = require "lorarun.base.planning"
+local launch = require "lorarun.dist.launch"
 local data_parallel = require "lorarun.dist.data_parallel"
 local sorted = require "lorarun.base.sorted"
 local scanner = require "lorarun.bugdata.scanner"
@@ -369,7 +369,7 @@ function bugdata.from_this_machine(given)
   local seed, max_rows = given.seed or bugdata.OPTIONS.seed, given.max_rows or 30000
   local output = given.output
     or fs.join(require("lorarun.formats.hub").lorarun_cache(), ("bugdata-%d-%d"):format(seed, max_rows))
-  if planning.job then return fs.is_file(fs.join(output, "summary.json")) and output or "" end
+  if launch.planned() then return fs.is_file(fs.join(output, "summary.json")) and output or "" end
   local summary
   data_parallel.first_on_machine(function()
     if fs.is_file(fs.join(output, "summary.json")) then return end

@@ -130,7 +130,7 @@ end
 
 -- lorarun plan: the recipe runs, and its lr.train plans.
 local function plan_recipe(argv, options)
-  local ok, recipe, words = failure.call(require("lorarun.plan").read, { unpack(argv, options.planning + 1) })
+  local ok, recipe, words, planned = failure.call(require("lorarun.plan").read, { unpack(argv, options.planning + 1) })
   if not ok then
     complain(recipe.message)
     return EXIT_USAGE
@@ -145,11 +145,11 @@ local function plan_recipe(argv, options)
     return EXIT_FAILED
   end
   local ran, report = failure.call(chunk, unpack(words))
-  local planned = require("lorarun.base.planning").job.plans > 0
-  if ran and planned then return EXIT_OK end
+  local done = planned.plans > 0
+  if ran and done then return EXIT_OK end
   if ran then
     complain(("%s never called lr.train: there is nothing to plan"):format(recipe))
-  elseif planned then
+  elseif done then
     complain("the recipe went on after lr.train, which has planned and gives no results, and stopped: " .. report.message)
     return EXIT_OK
   else

@@ -80,6 +80,10 @@ end
 
 -- ---- the sum over ranks --------------------------------------------------------------------------------------------------------
 data_parallel.SIGUSR1 = 10
+
+--- ending(signal): the signal where it is one that ends the run, or nil. SIGUSR1 asks for a checkpoint, and the run goes on.
+function data_parallel.ending(signal) return signal ~= 0 and signal ~= data_parallel.SIGUSR1 and signal or nil end
+
 local SIGNALS = { 15, 2, data_parallel.SIGUSR1 } -- SIGTERM, SIGINT; where several came, the first of these counts
 
 --- connect(parameters, gathered): the collectives of a step, once, over the gradients before there are any and `gathered` (a shape,
@@ -120,31 +124,33 @@ function data_parallel.outcome(parameters)
 end
 
 -- ---- the embeddings of all ranks -----------------------------------------------------------------------------------------------
--- Where row k of the ranks' embeddings, one rank after the other, each column by column, is in the order of one rank alone.
-local function places(owner, pairs_, columns)
+-- Row k of the ranks' embeddings is place[k] where they lie one rank after the other, each column by column, and k is the order of
+-- one rank alone. own: the rows that are this rank's.
+local function places(owner, pairs_, columns, ranks)
   local lists = {}
-  for rank = 0, comm.world_size - 1 do lists[rank] = {} end
+  for rank = 0, ranks.world_size - 1 do lists[rank] = {} end
   for i = 0, pairs_ - 1 do table.insert(lists[owner[i]], i) end
   local place, own, at = ffi.new("int32_t[?]", columns * pairs_), {}, 0
-  for rank = 0, comm.world_size - 1 do
+  for rank = 0, ranks.world_size - 1 do
     for c = 0, columns - 1 do
       for _, i in ipairs(lists[rank]) do
         place[c * pairs_ + i] = at
         at = at + 1
-        if rank == comm.rank then own[#own + 1] = c * pairs_ + i end
+        if rank == ranks.rank then own[#own + 1] = c * pairs_ + i end
       end
     end
   end
   return place, own
 end
 
---- gather(e, owner, pairs, columns, width): the embeddings [columns * pairs, width] of a whole micro-batch, in the order in which
---- one rank alone would have them, out of every rank's own e (nil where it has none). owner: who has which pair. Recorded: each
---- rank's gradient is that of its own rows, and since every rank computes the whole loss, the sum over ranks is the whole gradient.
-function data_parallel.gather(e, owner, pairs_, columns, width)
-  local place, own = places(owner, pairs_, columns)
+--- gather(e, owner, pairs, columns, width, ranks): the embeddings [columns * pairs, width] of a whole micro-batch, in the order in
+--- which one rank alone would have them, out of every rank's own e (nil where it has none). owner: the rank that has each pair.
+--- ranks: { rank, world_size }, other than those of the job for a step on the meta device only. Recorded: each rank's gradient is
+--- that of its own rows, and since every rank computes the whole loss, the sum over ranks is the whole gradient.
+function data_parallel.gather(e, owner, pairs_, columns, width, ranks)
+  local place, own = places(owner, pairs_, columns, ranks)
   local rows = columns * pairs_
-  local planned = e and e.device == "meta" -- a step that is only planned: nobody sends anything
+  local planned = e and e.device == "meta" -- a step that is only counted: nobody sends anything
   local theirs = planned and tensor.new({ rows, width }, e.dtype, "embeddings", "meta")
     or autograd.no_grad(comm.all_gather_rows, e, width) -- recorded below, with its places
   local all = ops.gather_rows(theirs, tensor.from(place, { rows }, "i32", "places", theirs.device))

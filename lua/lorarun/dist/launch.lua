@@ -7,7 +7,6 @@
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
-local planning = require "lorarun.base.planning"
 local say = require "lorarun.base.say"
 local secret = require "lorarun.dist.secret"
 
@@ -18,6 +17,7 @@ local LAUNCHER_FIRST = 30 -- seconds by which the launcher's patience is shorter
 local current -- the job of this process, once it is known
 local input   -- the code that was read from standard input
 local prompt  -- whether the job is to have a prompt
+local planned -- what this program plans for instead of training: see plan_for
 
 -- Where somebody else started this process as a rank (torchrun, Slurm, mpirun), as environment.detect tells it. A program that a
 -- rank of ours has started finds the same variables, and is none.
@@ -210,7 +210,8 @@ end
 
 local function has_output(given) return given.output ~= nil and given.output ~= "" end
 
-local function supervise(s, given)
+-- clean_up(output): see launch().
+local function supervise(s, given, clean_up)
   io.stdout:flush()
   say.error_line(("starting %d rank%s; checked first:"):format(s.num_processes, s.num_processes == 1 and "" or "s"))
   require("lorarun.dist.preflight").check(s, given, say.error_line) -- standard output is the recipe's
@@ -226,34 +227,56 @@ local function supervise(s, given)
     timeout = s.timeout, rendezvous_timeout = s.rendezvous_timeout, max_restarts = s.max_restarts, log_dir = s.log_dir,
   }
   if lock then
-    require("lorarun.train.files").sweep(given.output) -- what killed ranks left behind
+    if clean_up then clean_up(given.output) end
     lock:release()
   end
   os.exit(status, true)
+end
+
+-- ---- planning ---------------------------------------------------------------------------------------------------------
+
+--- plan_for(what): this program plans a run instead of doing it (plan/init.lua). lr.launch then starts no ranks: the job is one
+--- rank alone with job.plan = what, { device = "cuda" or "cpu", ... }, and what.processes becomes the number of ranks that the
+--- recipe or the command line asks for. lr.load_model loads onto the meta device, for which config.json is enough; lr.train plans;
+--- lr.has_gpu answers for `what`; lr.bugdata.from_this_machine makes no data.
+function launch.plan_for(what)
+  planned = what
+  check(C.lr_meta_like(what.device == "cuda" and C.LR_CUDA or C.LR_CPU))
+end
+
+--- planned(): what this program plans for, or nil where it trains.
+function launch.planned() return planned end
+
+local function planned_job(s)
+  if s.needs_gpu and planned.device == "cpu" then
+    check.fail("%s asks for GPUs; say which to plan for: --gpu h100, or --gpu-memory 80GB", s.needs_gpu)
+  end
+  planned.processes = s.num_processes
+  return { rank = 0, world_size = 1, local_rank = 0, local_world_size = 1, machine_rank = 0, generation = 0,
+    precision = s.precision, device = planned.device, plan = planned }
 end
 
 -- ---- for recipes ------------------------------------------------------------------------------------------------------
 
 --- launch(options) -> the job: rank, world_size, local_rank, local_world_size, machine_rank, generation (restarts so far),
 --- precision, device. options: settings of settings.lua, and model, data, output, which the launcher checks before it starts ranks.
-function launch.launch(given)
+--- clean_up(output) is called when the ranks have ended, and some of them may have been killed while they wrote there.
+function launch.launch(given, clean_up)
   if current then check.fail("the job is under way: lr.launch comes once, and before the model, training or lr.comm") end
   given = given or {}
   local s = require("lorarun.dist.settings").resolve(given)
-  local found = not planning.job and started_by_others() or nil
+  local found = not planned and started_by_others() or nil
   if C.lr_rank_launched() == 0 and (not found or found.rank == 0) then -- a rank's launcher has said it
     for _, text in ipairs(s.warnings) do say.warning("%s", text) end
   end
-  if planning.job then
-    current = planning.launch(s)
-    return current
-  end
-  if C.lr_rank_launched() ~= 0 then
+  if planned then
+    current = planned_job(s)
+  elseif C.lr_rank_launched() ~= 0 then
     current = join_launched(s)
   elseif found and not is_launcher(s, found) then
     current = join_others(s, found)
   elseif s.num_processes > 1 or s.max_restarts > 0 or s.log_dir then
-    supervise(s, given)
+    supervise(s, given, clean_up)
   else
     if s.num_cpu_threads_per_process > 0 then check(C.lr_threads_set(s.num_cpu_threads_per_process)) end
     require("lorarun.dist.preflight").check(s, given, function() end) -- as for several ranks, and silent where all is well

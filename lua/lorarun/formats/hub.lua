@@ -5,7 +5,6 @@
 -- whose files are links to blobs/. A download that was broken off leaves blobs/*.incomplete, or links without a blob.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
-local planning = require "lorarun.base.planning"
 local check = require "lorarun.base.check"
 local suggest = require "lorarun.base.suggest"
 
@@ -234,7 +233,7 @@ function hub.resolve(model, revision, without_weights)
   local ids, where = ids_of(model), caches()
   for _, cache in ipairs(where) do
     for _, id in ipairs(ids) do
-      local folder = find_in(cache, id, revision, without_weights or planning.job ~= nil)
+      local folder = find_in(cache, id, revision, without_weights)
       if folder then return folder end
     end
   end
@@ -243,7 +242,7 @@ function hub.resolve(model, revision, without_weights)
   if is_path(model) then fail_path(model) end
   if own == SMALL_MODEL then ids = { ids[2] or ids[1] } end -- it is known to be theirs
   local theirs = ids[2] and (" (%s where it is one of sentence-transformers')"):format(ids[2]) or ""
-  local remedy = planning.job and ("To fetch what a plan needs of it: %s --include '*.json'%s"):format(
+  local remedy = without_weights and ("To fetch what is needed of it: %s --include '*.json'%s"):format(
     fetching(ids[1], revision), theirs)
     or ("To fetch it: %s%s   (HF_HOME moves the cache); or give the path of a folder with config.json, tokenizer.json and "
     .. "model.safetensors"):format(fetching(ids[1], revision), theirs)

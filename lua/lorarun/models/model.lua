@@ -19,7 +19,6 @@ local nn = require "lorarun.models.nn"
 local hub = require "lorarun.formats.hub"
 local dataset = require "lorarun.data.dataset"
 local kinds = require "lorarun.base.options"
-local planning = require "lorarun.base.planning"
 local weights = require "lorarun.models.weights"
 local prompts = require "lorarun.models.prompts"
 local say = require "lorarun.base.say"
@@ -30,7 +29,7 @@ Model.__index = Model
 
 local OPTIONS = { precision = kinds.any, max_length = kinds.any, pooling = kinds.text, normalize = kinds.boolean,
   device = kinds.choice { "cpu", "cuda", "meta" }, revision = kinds.text, settings = kinds.table, tokenizer_folder = kinds.text,
-  as_base = kinds.boolean }
+  as_base = kinds.boolean, stands_for = kinds.choice { "cpu", "cuda" } }
 local ENCODE_OPTIONS = { prompt = prompts.KINDS.prompt, prompt_name = prompts.KINDS.prompt_name, batch_tokens = kinds.whole(1) }
 local CONTEXT_OPTIONS = { training = kinds.boolean, seed = kinds.whole(0), step = kinds.whole(0), recompute = kinds.whole(0) }
 local PRECISION = { fp32 = "f32", bf16 = "bf16", fp16 = "f16" }
@@ -128,6 +127,7 @@ end
 ---   normalize   override the folder's
 ---   device      "cpu", "cuda" (default: tensor.default_device), or "meta": shapes without bytes, for which config.json is
 ---               enough: what needs a tokenizer then has none
+---   stands_for  the device that a model on "meta" stands for, where the precision must be one of that device's
 ---   revision    of a Hugging Face id
 --- An adapter beside the weights goes on them, as in sentence-transformers. An adapter folder (adapter_config.json without weights)
 --- loads its base model with the adapter on it. What it has of its own,
@@ -201,8 +201,8 @@ function load(name, options)
   local precision = options.precision or "fp32"
   local dtype = PRECISION[precision]
   if not dtype then check.fail("there is no precision '%s'; there are fp32, bf16, and on a GPU fp16", tostring(precision)) end
-  local device = planning.job and "meta" or options.device or tensor.default_device
-  if dtype == "f16" and (planning.job and planning.job.device or device) == "cpu" then
+  local device = options.device or tensor.default_device
+  if dtype == "f16" and (options.stands_for or device) == "cpu" then
     check.fail("precision fp16 needs a GPU; on the CPU use bf16, which is as fast and does not overflow, or fp32")
   end
   local pooling = options.pooling or settings.pooling

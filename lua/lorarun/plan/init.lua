@@ -2,23 +2,24 @@
 --
 --   lorarun plan RECIPE.lua [options of the recipe] [--gpu-memory 80GB] [--gpu h100] [--gpus 1,2,4,8]
 --
--- The recipe runs as it is, up to lr.train, with the model on the meta device (planning.lua). There a step of the run's own batch
--- is taken without bytes, with the allocator that the real one will use, so the memory of a plan is that of the run to the byte;
--- what lies outside the allocator (a driver, working memory of kernels) is added as the most it may be. Times follow from the work
--- of a step and a rate (throughput.lua), and each says whether that was measured or estimated.
+-- The recipe runs as it is, up to lr.train, with a job of its own kind (launch.plan_for): the model is on the meta device, and
+-- lr.train comes here. A step of the run's own batch is then taken without bytes, with the allocator that the real one will use, so
+-- the memory of a plan is that of the run to the byte; what lies outside the allocator (a driver, working memory of kernels) is
+-- added as the most it may be. Times follow from the work of a step and a rate (throughput.lua), and each says whether that was
+-- measured or estimated.
 local check = require "lorarun.base.check"
-local comm = require "lorarun.dist.comm"
 local footprint = require "lorarun.train.footprint"
+local launch = require "lorarun.dist.launch"
 local lengths = require "lorarun.data.lengths"
 local memory = require "lorarun.tensor.memory"
 local training_step = require "lorarun.train.step"
 local nn = require "lorarun.models.nn"
 local optim = require "lorarun.tensor.optim"
-local planning = require "lorarun.base.planning"
 local throughput = require "lorarun.train.throughput"
 local recompute = require "lorarun.train.recompute"
 local say = require "lorarun.base.say"
 local settings = require "lorarun.dist.settings"
+local setup = require "lorarun.train.setup"
 local suggest = require "lorarun.base.suggest"
 local train_options = require "lorarun.train.train_options"
 
@@ -28,7 +29,7 @@ local FORWARD = 0.5 -- of a step's work: through frozen weights backward is as m
 local DRIVER = 1e9 -- of a GPU's memory: its context, kernels, and what recompute.lua leaves for those that are loaded later
 local NCCL = 1.5e9 -- of each GPU's, where there are several: what others report is 0.5 to 1.6 GB
 local SCALING = 0.97 -- of N times one GPU's rate is what N GPUs are expected to reach
-local EVALUATION_TOKENS = 8192 -- a forward pass of evaluate.lua has about so many
+local EVALUATION_TOKENS = 8192 -- of a forward pass of evaluate.lua, about
 local MOST_TOKENS = 2 ^ 24 -- beyond any batch
 local SAMPLED_STEPS = 200
 
@@ -66,18 +67,19 @@ end
 plan.USAGE = [[
 usage: lorarun plan [--gpu-memory 80GB] [--gpu h100] [--gpus 1,2,4,8] [settings of ranks] RECIPE.lua [arguments of the recipe]
 
-What the recipe's lr.train would need and how long it would take. Nothing is loaded; a model's config.json is enough.
+What the recipe's lr.train would need and how long it would take. Nothing is loaded; of the model, config.json is enough.
 
-  --gpu-memory SIZE   plan for a GPU with so much memory: 80GB, 80GiB
-  --gpu NAME          what the times are for, and its memory: a100, h100, h200, l4, l40s
-  --gpus LIST         compare so many GPUs: 1,2,4,8
+  --gpu-memory SIZE   plan for a GPU with this much memory: 80GB, 80GiB
+  --gpu NAME          the GPU that times and memory are of: a100, h100, h200, l4, l40s
+  --gpus LIST         compare these numbers of GPUs: 1,2,4,8
 With none of these, for this machine's CPU and what is free of its memory.
 ]]
 
 local OPTIONS = { ["--gpu-memory"] = bytes_of, ["--gpus"] = counts_of, ["--gpu"] = gpu_named }
 
---- read(words): what stands behind `plan` on the command line. Sets planning.job; returns the recipe's path and its own words;
---- nothing where help is asked for.
+--- read(words): the words after `plan` on the command line. From now on this program plans. Returns the recipe's path, its own
+--- words, and what is planned for: { device = "cuda" or "cpu", gpu = its name, memory = its bytes, counts = numbers of GPUs to
+--- compare, processes = ranks, as lr.launch was told, plans = how often lr.train was called }; nothing where help is asked for.
 function plan.read(words)
   local given, own, recipe, i = {}, {}, nil, 1
   while i <= #words do
@@ -104,9 +106,10 @@ function plan.read(words)
   end
   if not recipe then check.fail("lorarun plan needs a recipe: lorarun plan RECIPE.lua [its options] [--gpu-memory 80GB]") end
   local gpu = next(given) and (given["--gpu"] or "h100")
-  planning.start { device = gpu and "cuda" or "cpu", gpu = gpu, counts = given["--gpus"],
+  local planned = { device = gpu and "cuda" or "cpu", gpu = gpu, counts = given["--gpus"], processes = 1, plans = 0,
     memory = gpu and (given["--gpu-memory"] or throughput.GPUS[gpu].memory) }
-  return recipe, own
+  launch.plan_for(planned)
+  return recipe, own, planned
 end
 
 -- ---- the plan of a run ----------------------------------------------------------------------------------------------------------
@@ -124,34 +127,36 @@ local function held_by()
 end
 
 -- The memory there is for tensors on one device, and what is taken of it beforehand. The plan is for the most ranks that it shows.
-local function memory_of(job)
-  if job.device == "cuda" then
-    local most = math.max(job.processes, unpack(job.counts or {}))
-    return job.memory, DRIVER + (most > 1 and NCCL or 0)
+local function memory_of(planned)
+  if planned.device == "cuda" then
+    local most = math.max(planned.processes, unpack(planned.counts or {}))
+    return planned.memory, DRIVER + (most > 1 and NCCL or 0)
   end
   local free = memory.available "cpu" or check.fail("the system does not say how much memory is free; give --gpu-memory")
-  return recompute.usable(free, "cpu", job.processes), 0
+  return recompute.usable(free, "cpu", planned.processes), 0
 end
 
 -- The data of the run, where there is any: sets, the sampler, and rows that training and evaluation take.
-local function open(o)
+local function open(o, planned)
   local d = {}
   if o.data == "" then -- it is yet to be made
     d.draws, d.evaluated, d.tested = o.max_train_rows, o.max_evaluation_rows, o.max_evaluation_rows
     return d
   end
-  d.train, d.validation, d.test = train_options.open_data(o)
+  d.train, d.validation, d.test = setup.open_data(o)
   local labels = d.train:has(o.score) and d.train:numbers(o.score) or nil
-  d.sample, d.draws = train_options.choose_rows(o, d.train, labels)
+  d.sample, d.draws = setup.choose_rows(o, d.train, labels, planned.processes)
   d.evaluated, d.tested = d.validation and d.validation.rows or 0, d.test and d.test.rows or 0
   return d
 end
 
--- need(tokens, layers, pairs): bytes of a step, beyond what is held.
-local function needs(job, run, f)
-  return function(tokens, layers, pairs_)
-    return f:step { tokens = tokens, layers = layers, pairs = pairs_ }
-      + f:workspace(tokens, (pairs_ or run.part) * #run.options.columns, job.device)
+-- need(tokens, layers, parts, ranks): bytes of a step beyond what is held, and of these the tensors'. parts: { part, cached } as in
+-- recompute.split; ranks: how many share the step, 1 unless told otherwise.
+local function needs(p, o, f)
+  return function(tokens, layers, parts, ranks)
+    local step = f:step { tokens = tokens, layers = layers, pairs = parts.part, batch = parts.cached and o.batch or nil,
+      ranks = ranks and { rank = 0, world_size = ranks } }
+    return step + f:workspace(tokens, parts.part * #o.columns, p.planned.device), step
   end
 end
 
@@ -164,16 +169,16 @@ local function shown_policies(layers, chosen)
   return list
 end
 
--- How long it takes on so many ranks. A text is evaluated once, however many rows have it: that takes at most what is said.
-local function times(p, o, trainer, count, flops)
+-- How long it takes on this many ranks. A text is evaluated once, however many rows have it, so that takes at most what is said.
+local function times(p, o, count, flops)
   local share = count > 1 and SCALING or 1
-  if p.job.device == "cpu" then share = 1 / count end -- the ranks of a machine have its one CPU among them
+  if p.planned.device == "cpu" then share = 1 / count end -- the ranks of a machine have its one CPU among them
   local factor = 1 + p.batch.usual_layers / p.layers * p.again + (p.batch.cached and FORWARD or 0)
   local t = { ranks = count, batch = o.batch * o.accumulate * count }
   local pairs_, steps = t.batch, nil
   if p.draws > 0 then
     local epoch
-    epoch, steps = trainer.count_steps(o, p.draws, count)
+    epoch, steps = setup.count_steps(o, p.draws, count)
     pairs_ = p.draws / epoch -- the last step of an epoch has fewer
   end
   t.seconds = pairs_ / count * p.batch.pair * p.flops_a_token * factor / flops / share
@@ -186,46 +191,43 @@ local function times(p, o, trainer, count, flops)
   return t
 end
 
-local function with_world(count, fn)
-  comm.world_size = count -- nobody is there: only sizes follow from it
-  local ok, result = pcall(fn)
-  comm.world_size = 1
-  if not ok then error(result, 0) end
-  return result
-end
-
--- The fewest layers with which so many tokens fit, or nil.
-local function fewest(p, need, tokens)
+-- The fewest layers with which a micro-batch of this many tokens fits, or nil.
+local function fewest(p, need, tokens, parts)
   for n = 0, p.layers do
-    if need(tokens, n) <= p.room then return n end
+    if need(tokens, n, parts) <= p.room then return n end
   end
 end
 
--- The most tokens that fit with so many layers recomputed, of pairs as long as the run's are on average.
+-- The most tokens that fit with this many layers recomputed, of pairs as long as the run's are on average.
 local function most_tokens(p, o, need, layers)
   local pair = p.batch.pair
-  local function need_of(tokens) return need(tokens, layers, math.max(1, math.floor(tokens / pair + 0.5))) end
+  local function need_of(tokens)
+    return (need(tokens, layers, { part = math.max(1, math.floor(tokens / pair + 0.5)) }))
+  end
   return footprint.largest(need_of, p.room, math.ceil(math.max(pair, #o.columns)), MOST_TOKENS) or 0
 end
 
 -- The recipe's batch: what it takes, what of it is recomputed, and whether it is taken in parts.
-local function plan_batch(p, run, need, f, largest_part)
-  local o, b = run.options, p.batch
-  local wanted = recompute.number(o.recompute, p.layers)
-  local function fewest_of(tokens) return fewest(p, need, tokens) end
-  b.pairs, b.texts = o.batch, o.batch * #o.columns
-  b.layers = wanted or fewest_of(b.largest) or recompute.split(run, { layers = p.layers, tokens = b.largest, counted = largest_part,
-    fewest = fewest_of, most = function(n) return most_tokens(p, o, need, n) end }) or p.layers
-  b.part, b.cached, b.splittable = run.part, run.cached, training_step.splittable(run.loss)
+local function plan_batch(p, o, need, f, largest_part)
+  local b, wanted = p.batch, recompute.number(o.recompute, p.layers)
+  local parts = { part = o.batch, cached = false }
+  local function fewest_of(tokens, of_parts) return fewest(p, need, tokens, of_parts) end
+  local layers = wanted or fewest_of(b.largest, parts)
+  if not layers then
+    parts, layers = recompute.split { loss = o.loss, batch = o.batch, layers = p.layers, tokens = b.largest, counted = largest_part,
+      fewest = fewest_of, most = function(n) return most_tokens(p, o, need, n) end }
+  end
+  b.pairs, b.texts, b.layers = o.batch, o.batch * #o.columns, layers or p.layers
+  b.part, b.cached, b.splittable = parts.part, parts.cached, training_step.splittable(o.loss)
   b.tokens = largest_part(b.part)
   b.chosen = wanted and "as the recipe says" or "as few as fit the memory"
-  b.usual_layers = wanted or fewest_of(math.ceil(b.mean * b.part / b.pairs)) or p.layers
-  b.longest = fewest_of(b.part * #o.columns * p.model.max_length)
-  b.step = f:step { tokens = b.tokens, layers = b.layers }
-  b.workspace = need(b.tokens, b.layers) - b.step
-  b.fits = b.step + b.workspace <= p.room
-  b.peak = p.memory - p.room + b.step + b.workspace
-  b.kept = f:kept { tokens = b.tokens, layers = b.layers }
+  b.usual_layers = wanted or fewest_of(math.ceil(b.mean * b.part / b.pairs), b) or p.layers
+  b.longest = fewest_of(b.part * #o.columns * p.model.max_length, b)
+  local all, step = need(b.tokens, b.layers, b)
+  b.step, b.workspace = step, all - step
+  b.fits = all <= p.room
+  b.peak = p.memory - p.room + all
+  b.kept = f:kept { tokens = b.tokens, pairs = b.part, layers = b.layers }
 end
 
 -- How much fits at each policy, with pairs as long as the run's are on average.
@@ -238,28 +240,27 @@ local function plan_policies(p, o, need)
   end
 end
 
-local function rate_of(job, model)
-  if job.device == "cuda" then return throughput.of_gpu(job.gpu, model) end
+local function rate_of(planned, model)
+  if planned.device == "cuda" then return throughput.of_gpu(planned.gpu, model) end
   return throughput.of_cpu(model.precision)
 end
 
-local function plan_times(p, o, trainer, need)
-  local flops, source, measured = rate_of(p.job, p.model)
+local function plan_times(p, o, need)
+  local flops, source, measured = rate_of(p.planned, p.model)
   p.rate_source, p.measured, p.times = source, measured, {}
-  for _, count in ipairs(flops and (p.job.counts or { p.job.processes }) or {}) do
-    local t = times(p, o, trainer, count, flops)
-    t.memory = with_world(count, function() return p.memory - p.room + need(p.batch.tokens, p.batch.layers) end)
+  for _, count in ipairs(flops and (p.planned.counts or { p.planned.processes }) or {}) do
+    local t = times(p, o, count, flops)
+    t.memory = p.memory - p.room + need(p.batch.tokens, p.batch.layers, p.batch, count)
     p.times[#p.times + 1] = t
   end
 end
 
-local function compute(p, run, trainer, f, largest_part)
-  local o = run.options
-  local need = needs(p.job, run, f)
+local function compute(p, o, f, largest_part)
+  local need = needs(p, o, f)
   p.held = held_by()
-  p.memory, p.driver = memory_of(p.job)
+  p.memory, p.driver = memory_of(p.planned)
   p.room = p.memory - p.driver - p.held.weights - p.held.adapters - p.held.gradients - p.held.optimizer
-  plan_batch(p, run, need, f, largest_part)
+  plan_batch(p, o, need, f, largest_part)
   plan_policies(p, o, need)
   local rows = math.max(p.evaluated, p.tested)
   if rows > 0 then
@@ -267,29 +268,28 @@ local function compute(p, run, trainer, f, largest_part)
     local bytes = f:evaluation(texts, math.min(EVALUATION_TOKENS, texts * p.model.max_length))
     p.evaluation = { rows = rows, bytes = bytes, fits = bytes <= p.room }
   end
-  plan_times(p, o, trainer, need)
+  plan_times(p, o, need)
 end
 
---- train(o, trainer): what lr.train does while planning. o: its options, complete; trainer: the functions of trainer.lua it shares.
---- Prints the plan and returns it.
-function plan.train(o, trainer)
-  local model, job = o.model, planning.job
-  local run = { options = o, model = model, loss = o.loss, part = o.batch, cached = false, prefixes = o.prefixes }
-  local d = open(o)
+--- train(planned, given): what lr.train does while planning. planned: as read() gives it; given: the options of lr.train. Prints
+--- the plan and returns it.
+function plan.train(planned, given)
+  local o = train_options.complete(given, true)
+  local model = o.model
+  local d = open(o, planned)
   local draws = d.draws > 0 and d.draws or SAMPLED_STEPS * o.batch * o.accumulate -- of lengths alone, where nobody knows the rows
-  local _, total_steps = trainer.count_steps(o, draws, 1)
+  local _, total_steps = setup.count_steps(o, draws, 1)
   local optimizer = optim.adamw(model.lora.parameters)
-  local f = footprint.new(run)
-  local p = { job = job, model = model, layers = model.layer_count, draws = d.draws, evaluated = d.evaluated, tested = d.tested,
-    assumed = not d.train,
-    parameters = model.lora.parameters.count, frozen = model:frozen_count(), flops_a_token = throughput.flops_a_token(model),
-    again = FORWARD * nn.again(model.built.layers) }
+  local f = footprint.new { model = model, loss = o.loss, columns = #o.columns }
+  local p = { planned = planned, model = model, layers = model.layer_count, draws = d.draws, evaluated = d.evaluated,
+    tested = d.tested, assumed = not d.train, parameters = model.lora.parameters.count, frozen = model:frozen_count(),
+    flops_a_token = throughput.flops_a_token(model), again = FORWARD * nn.again(model.built.layers) }
   local ok, err = pcall(function()
     local largest_part
-    p.batch, largest_part = lengths.sample { columns = o.columns, prefixes = run.prefixes, max_length = model.max_length,
+    p.batch, largest_part = lengths.sample { columns = o.columns, prefixes = o.prefixes, max_length = model.max_length,
       batch = o.batch, accumulate = o.accumulate, draws = draws, total_steps = total_steps,
       threads = o.loader_threads, set = d.train, sample = d.sample, tokenizer = model.tokenizer }
-    compute(p, run, trainer, f, largest_part)
+    compute(p, o, f, largest_part)
   end)
   f:free()
   optimizer:free()
@@ -297,7 +297,7 @@ function plan.train(o, trainer)
     if d[name] then d[name]:close() end
   end
   if not ok then error(err, 0) end
-  job.plans = job.plans + 1
+  planned.plans = planned.plans + 1
   say.line(require("lorarun.plan.report").text(p))
   return p
 end

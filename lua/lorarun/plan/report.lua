@@ -5,7 +5,7 @@ local train_report = require "lorarun.train.report"
 local report = {}
 local size, count = memory.size_text, train_report.count
 
--- Rows of texts as indented lines: the first column to the left, the others to the right, what lies behind the last as it is.
+-- Rows of texts as indented lines: the first column to the left, the others to the right, what follows the last as it is.
 local function aligned(rows, columns)
   local width, lines = {}, {}
   for _, row in ipairs(rows) do
@@ -28,9 +28,9 @@ local function policy(layers, all)
 end
 
 local function title(p)
-  local job, model = p.job, p.model
-  local where = job.device == "cuda" and ("a GPU of %s"):format(size(job.memory)) or "this machine's CPU"
-  if job.device == "cpu" and job.processes > 1 then where = ("one of %d ranks on %s"):format(job.processes, where) end
+  local planned, model = p.planned, p.model
+  local where = planned.device == "cuda" and ("a GPU of %s"):format(size(planned.memory)) or "this machine's CPU"
+  if planned.device == "cpu" and planned.processes > 1 then where = ("one of %d ranks on %s"):format(planned.processes, where) end
   local pooling = model.pooling .. " pooling" .. (model.pooling_assumed and " (assumed: there is no modules.json)" or "")
   return ([[plan: %s (%s, %d layers, dimension %d, %s) in %s, LoRA rank %d, on %s
 Nothing was loaded. Memory is what lorarun will hold, found by a step without bytes; what is estimated says so.]]):format(
@@ -47,7 +47,7 @@ local function memory_block(p)
   }
   if p.driver > 0 then rows[#rows + 1] = { "driver and libraries", size(p.driver), "estimated" } end
   rows[#rows + 1] = { "left for a batch", size(math.max(0, p.room)),
-    ("of %s%s"):format(size(p.memory), p.job.device == "cpu" and ", nine tenths of what is free now" or "") }
+    ("of %s%s"):format(size(p.memory), p.planned.device == "cpu" and ", nine tenths of what is free now" or "") }
   return "memory\n" .. aligned(rows, 2)
 end
 
@@ -116,7 +116,7 @@ local function steps_line(p)
   local t = p.times[1]
   if not t.steps then return "" end
   return ("\n  %s steps on %d %s%s, of %s training rows%s"):format(count(t.steps), t.ranks,
-    p.job.device == "cuda" and "GPU" or "rank", t.ranks == 1 and "" or "s", count(p.draws),
+    p.planned.device == "cuda" and "GPU" or "rank", t.ranks == 1 and "" or "s", count(p.draws),
     p.assumed and " (as many as the recipe takes at most: there is no data yet)" or "")
 end
 
@@ -124,7 +124,7 @@ local function times_block(p)
   if #p.times == 0 then
     return ("time\n  unknown: no run of twenty seconds or more in %s has been timed on this CPU yet"):format(p.model.precision)
   end
-  local gpu = p.job.device == "cuda"
+  local gpu = p.planned.device == "cuda"
   local rows = { { gpu and "GPUs" or "ranks", "pairs a step", gpu and "memory a GPU" or "memory a rank", "s a step", "pairs/s",
     "hours to the end", "of them evaluating, at most" } }
   for _, t in ipairs(p.times) do

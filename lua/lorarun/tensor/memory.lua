@@ -131,9 +131,18 @@ function memory.limit_text(kind)
   return ("ulimit %s: %s"):format(OPTIONS[tonumber(kind)], counts and ("%d"):format(limit) or memory.size_text(limit))
 end
 
---- What the program is at, where that is training: { step, tokens and pairs of the micro-batch, saved = step of the last
---- checkpoint or nil }. Set by trainer.lua; for explain().
-memory.at = nil
+local doing -- what the program is at: see during()
+
+--- during(what, fn, ...): call fn; an out-of-memory error in it tells what it was doing. what: { step, tokens and pairs of the
+--- micro-batch (nil: not known), saved = the step of the newest checkpoint or nil }; fn may change it. Returns fn's result.
+function memory.during(what, fn, ...)
+  local before = doing
+  doing = what
+  local ok, result = pcall(fn, ...)
+  doing = before
+  if not ok then error(result, 0) end
+  return result
+end
 
 -- The device that a message of C is about.
 local function device_of(message)
@@ -147,7 +156,7 @@ end
 
 --- explain(message): the text of an out-of-memory error: what was being done, the table of holders, what would need less.
 function memory.explain(message)
-  local lines, at = { message }, memory.at
+  local lines, at = { message }, doing
   if at then
     lines[#lines + 1] = ("  in step %d%s"):format(at.step, at.tokens
       and (", in a batch of %d tokens (%d pairs)"):format(at.tokens, at.pairs) or "")

@@ -1,8 +1,8 @@
--- report.lua: what a run tells its user: the banner before the first step, evaluation lines, the summary after the last.
+-- report.lua: what a run tells its user: the banner before the first step, evaluation lines, the summary after the last. Everything
+-- here takes plain values and asks nobody else.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
-local comm = require "lorarun.dist.comm"
 local memory = require "lorarun.tensor.memory"
 local say = require "lorarun.base.say"
 local sorted = require "lorarun.base.sorted"
@@ -47,47 +47,50 @@ function report.block(title, rows)
 end
 local block = report.block
 
---- The opening banner of a run (trainer.lua's table).
-function report.banner(run)
-  local o, model, adapter = run.options, run.model, run.model.lora
-  local trainable, frozen = adapter.parameters.count, model:frozen_count()
-  local targets = adapter.config.target_modules
-  if type(targets) == "table" then targets = table.concat(targets, ", ") end
-  local rows = {
-    { "device", report.device(model.device) },
-    { "world size", ("%d (rank 0, main process)"):format(comm.world_size) },
-    { "model", model.name == model.folder and model.name or ("%s (%s)"):format(model.name, model.folder) },
-    { "data", run.data_text },
-    { "output", o.output },
-    { "LoRA", ("rank %d, alpha %g, dropout %g on %s"):format(adapter.config.r, adapter.config.lora_alpha,
-      adapter.config.lora_dropout, tostring(targets)) },
-    { "parameters", ("%s trainable of %s (%.3f%%)"):format(report.count(trainable), report.count(trainable + frozen),
-      100 * trainable / (trainable + frozen)) },
-    { "embedding", ("dimension %d, %s pooling%s, at most %d tokens a text"):format(model.dimension, model.pooling,
-      model.normalize and ", normalised" or "", model.max_length) },
-    { "batch", ("%d a device, %d effective%s"):format(o.batch, run.fixed.global_batch, run.part == o.batch and ""
-      or (", in parts of %d that fit the memory"):format(run.part)) },
-    { "optimizer", ("AdamW, learning rate %g, warmup %s, weight decay %g, clip %g"):format(o.learning_rate,
-      o.warmup and ("%d steps"):format(o.warmup) or "by the recipe's schedule", o.weight_decay, o.clip) },
-    { "compute", ("%s, gradient checkpointing %s"):format(model.precision, run.recompute.text) },
-    { "loss", run.loss.name or "the recipe's own" },
-    { "sampling", run.sampling_text },
-    { "rows", ("%s train, %s validation, %s test"):format(report.count(run.train.rows),
-      run.validation and report.count(run.validation.rows) or "no", run.test and report.count(run.test.rows) or "no") },
-  }
-  for _, c in ipairs(run.classes or {}) do
-    rows[#rows + 1] = { "  class " .. ("%g"):format(c.value), ("%s rows, weight %.4f"):format(report.count(c.count), c.weight) }
-  end
-  for _, name in ipairs { "train", "validation", "test" } do
-    local set = run[name]
+-- What was skipped of each split, "bad rows".
+local function add_skipped(rows, sets)
+  for _, split in ipairs { "train", "validation", "test" } do
+    local set = sets[split]
     if set and set.skipped > 0 then
-      rows[#rows + 1] = { "skipped", ("%d bad rows of %s; the first: %s"):format(set.skipped, name, set.first_skip) }
+      rows[#rows + 1] = { "skipped", ("%d bad rows of %s; the first: %s"):format(set.skipped, split, set.first_skip) }
     end
   end
+end
+
+--- The opening banner of a run, of the facts that setup.lua lists.
+function report.banner(f)
+  local targets = f.lora.target_modules
+  if type(targets) == "table" then targets = table.concat(targets, ", ") end
+  local function rows_in(set) return set and report.count(set.rows) or "no" end
+  local rows = { { "device", f.device } }
+  if f.ranks > 1 then rows[2] = { "world size", ("%d (rank 0, main process)"):format(f.ranks) } end
+  for _, row in ipairs {
+    { "model", f.name == f.folder and f.name or ("%s (%s)"):format(f.name, f.folder) },
+    { "data", f.data },
+    { "output", f.output },
+    { "LoRA", ("rank %d, alpha %g, dropout %g on %s"):format(f.lora.r, f.lora.lora_alpha, f.lora.lora_dropout, tostring(targets)) },
+    { "parameters", ("%s trainable of %s (%.3f%%)"):format(report.count(f.trainable), report.count(f.trainable + f.frozen),
+      100 * f.trainable / (f.trainable + f.frozen)) },
+    { "embedding", ("dimension %d, %s pooling%s, at most %d tokens a text"):format(f.dimension, f.pooling,
+      f.normalize and ", normalised" or "", f.max_length) },
+    { "batch", ("%d a device, %d effective%s"):format(f.batch, f.global_batch, f.part == f.batch and ""
+      or (", in parts of %d that fit the memory"):format(f.part)) },
+    { "optimizer", ("AdamW, learning rate %g, warmup %s, weight decay %g, clip %g"):format(f.learning_rate,
+      f.warmup and ("%d steps"):format(f.warmup) or "by the recipe's schedule", f.weight_decay, f.clip) },
+    { "compute", ("%s, gradient checkpointing %s"):format(f.precision, f.recompute) },
+    { "loss", f.loss or "the recipe's own" },
+    { "sampling", f.sampling },
+    { "rows", ("%s train, %s validation, %s test"):format(rows_in(f.sets.train), rows_in(f.sets.validation),
+      rows_in(f.sets.test)) },
+  } do rows[#rows + 1] = row end
+  for _, c in ipairs(f.classes or {}) do
+    rows[#rows + 1] = { "  class " .. ("%g"):format(c.value), ("%s rows, weight %.4f"):format(report.count(c.count), c.weight) }
+  end
+  add_skipped(rows, f.sets)
   rows[#rows + 1] = { "steps", ("%s an epoch, %s in all (%g epochs); evaluation and checkpoint every %s"):format(
-    report.count(run.steps_per_epoch), report.count(run.total_steps), o.epochs, report.count(o.evaluation_steps)) }
-  return block(("lorarun %s: fine-tuning %s to tell buggy lines from correct ones"):format(require "lorarun.base.version",
-    model.name), rows)
+    report.count(f.steps_per_epoch), report.count(f.total_steps), f.epochs, report.count(f.evaluation_steps)) }
+  local title = f.title and " " .. f.title or ""
+  return block(("lorarun %s: fine-tuning %s%s"):format(require "lorarun.base.version", f.name, title), rows)
 end
 
 local function percent(x) return x and ("%.2f%%"):format(100 * x) or "-" end
@@ -129,41 +132,43 @@ local function details(name, r)
   return block(name, rows)
 end
 
---- The closing summary.
-function report.summary(run, results, seconds)
-  local o, lines = run.options, {}
+--- The closing summary. f: { results = { validation, test } as evaluate.run gives them, each nil where there are no such data, best
+--- = { step, spearman }, baseline = { spearman } or nil, seconds = of the run, steps, ranks, global_batch, output, skipped = steps,
+--- training_seconds, exchange_seconds, counts = of the steps (train/step.lua) }
+function report.summary(f)
+  local lines = {}
   for _, name in ipairs { "validation", "test" } do
-    if results[name] then
-      lines[#lines + 1] = details(("%s (%s model, step %d)"):format(name, run.best.spearman and "best" or "newest", run.best.step),
-        results[name])
+    if f.results[name] then
+      lines[#lines + 1] = details(("%s (%s model, step %d)"):format(name, f.best.spearman and "best" or "newest", f.best.step),
+        f.results[name])
     end
   end
-  local totals = run.totals
+  local counts, seconds = f.counts, f.training_seconds
   local rows = {
-    { "trained", ("%s steps in %s on %d device%s, effective batch %d"):format(report.count(run.total_steps),
-      report.duration(seconds), comm.world_size, comm.world_size == 1 and "" or "s", run.fixed.global_batch) },
+    { "trained", ("%s steps in %s on %d device%s, effective batch %d"):format(report.count(f.steps), report.duration(f.seconds),
+      f.ranks, f.ranks == 1 and "" or "s", f.global_batch) },
   }
-  if totals.seconds > 0 then
-    rows[#rows + 1] = { "speed", ("%.1f pairs/s, %s tokens/s"):format(totals.pairs / totals.seconds,
-      report.count(totals.tokens / totals.seconds)) }
+  if seconds > 0 then
+    rows[#rows + 1] = { "speed", ("%.1f pairs/s, %s tokens/s"):format(counts.pairs / seconds,
+      report.count(counts.tokens / seconds)) }
     rows[#rows + 1] = { "padding avoided", ("%.1fx: %s real tokens, %s if every column were padded to its longest"):format(
-      totals.padded / totals.tokens, report.count(totals.tokens), report.count(totals.padded)) }
+      counts.padded / counts.tokens, report.count(counts.tokens), report.count(counts.padded)) }
   end
-  if totals.seconds > 0 and comm.world_size > 1 then
+  if seconds > 0 and f.ranks > 1 then
     rows[#rows + 1] = { "ranks", ("tokens %.1f%% even (the mean rank beside the fullest), %.1f%% of the time exchanging"):format(
-      100 * totals.tokens / comm.world_size / totals.fullest, 100 * totals.exchange / totals.seconds) }
+      100 * counts.tokens / f.ranks / counts.fullest, 100 * f.exchange_seconds / seconds) }
   end
-  if run.skipped > 0 then
-    rows[#rows + 1] = { "skipped", ("%d step%s whose gradient was not finite"):format(run.skipped, run.skipped == 1 and "" or "s") }
+  if f.skipped > 0 then
+    rows[#rows + 1] = { "skipped", ("%d step%s whose gradient was not finite"):format(f.skipped, f.skipped == 1 and "" or "s") }
   end
-  if run.baseline and results.validation then
-    rows[#rows + 1] = { "validation Spearman", ("%s before training, %s after"):format(score(run.baseline.spearman),
-      score(results.validation.spearman)) }
+  if f.baseline and f.results.validation then
+    rows[#rows + 1] = { "validation Spearman", ("%s before training, %s after"):format(score(f.baseline.spearman),
+      score(f.results.validation.spearman)) }
   end
-  rows[#rows + 1] = { "saved", o.output }
+  rows[#rows + 1] = { "saved", f.output }
   lines[#lines + 1] = block("done", rows)
   lines[#lines + 1] = ("\nTo use it in Python:\n  from sentence_transformers import SentenceTransformer\n"
-    .. "  model = SentenceTransformer(%s)"):format(say.python(o.output))
+    .. "  model = SentenceTransformer(%s)"):format(say.python(f.output))
   return table.concat(lines, "\n")
 end
 

@@ -1,5 +1,9 @@
--- resume.lua: the state of a training run (trainer.lua's table) between its checkpoints and its ranks: writing one, going on
--- from one, and what to tell the user where the run is no longer the same.
+-- resume.lua: the checkpoints of a training run: writing one, going on from one, and telling the user where the run is no longer
+-- the same.
+--
+--   local checkpoints = resume.new { options = o, optimizer = optimizer, scores = scores, settings = settings, total_steps = 1000 }
+--   local first, evaluation_due = checkpoints:go_on()     the step after which the run goes on, 0 for a new one
+--   checkpoints:save(step, evaluation_due)
 --
 -- Only rank 0 reads and writes; the others get everything from it, so that the output folder need be on its machine only.
 local check = require "lorarun.base.check"
@@ -19,39 +23,49 @@ local GROUP = os.getenv "LORARUN_GROUP" -- what a launcher calls its ranks, thos
 --- restarted(): were this run's ranks started again by their launcher, after a failure?
 function resume.restarted() return (tonumber(os.getenv "LORARUN_GENERATION") or 0) > 0 end
 
-local function folder_of(run) return fs.join(run.options.output, "checkpoints") end
+local Checkpoints = {}
+Checkpoints.__index = Checkpoints
 
-local function prune(run)
-  checkpoint.prune(folder_of(run), run.options.keep, run.best and { [run.best.step] = true } or {})
+--- new(given): given = { options = of the run (train_options.lua), optimizer, scores = its best and first scores (validate.lua),
+--- settings = what must stay the same (run_settings.lua), total_steps }. saved is then the step of the newest checkpoint, or nil.
+function resume.new(given)
+  local o = given.options
+  return setmetatable({ folder = fs.join(o.output, "checkpoints"), asked = o.resume, keep = o.keep, model = o.model,
+    optimizer = given.optimizer, scores = given.scores, settings = given.settings, total_steps = given.total_steps }, Checkpoints)
 end
 
---- save(run, step, evaluation_due): write a checkpoint, remove those that are no longer wanted. evaluation_due: the step is yet to
---- be evaluated, and will be by whoever goes on from here.
-function resume.save(run, step, evaluation_due)
+local function prune(self)
+  local best = self.scores.best
+  checkpoint.prune(self.folder, self.keep, best and { [best.step] = true } or {})
+end
+
+--- save(step, evaluation_due): write a checkpoint, remove those that are no longer wanted. evaluation_due: the step is yet to be
+--- evaluated; a run that goes on from here does it.
+function Checkpoints:save(step, evaluation_due)
   comm.on_rank_0(function()
-    checkpoint.save(folder_of(run), { model = run.model, optimizer = run.optimizer, state = { step = step, best = run.best,
-      baseline = run.baseline, settings = run.fixed, evaluation_due = evaluation_due or false, group = GROUP } })
-    prune(run)
+    checkpoint.save(self.folder, { model = self.model, optimizer = self.optimizer, state = { step = step, best = self.scores.best,
+      baseline = self.scores.baseline, settings = self.settings, evaluation_due = evaluation_due or false, group = GROUP } })
+    prune(self)
   end)
-  run.saved = step
+  self.saved = step
 end
 
---- evaluated(run, step): the checkpoint of that step has its evaluation.
-function resume.evaluated(run, step)
+--- evaluated(step): note the scores in that step's checkpoint, which was saved before its evaluation.
+function Checkpoints:evaluated(step)
   comm.on_rank_0(function()
-    checkpoint.amend(folder_of(run), step, { best = run.best, baseline = run.baseline, evaluation_due = false })
-    prune(run)
+    checkpoint.amend(self.folder, step, { best = self.scores.best, baseline = self.scores.baseline, evaluation_due = false })
+    prune(self)
   end)
 end
 
---- load_best(run): put the best checkpoint's adapter into the model.
-function resume.load_best(run)
-  comm.on_rank_0(function() lora.read_into(run.model, checkpoint.path(folder_of(run), run.best.step)) end)
-  comm.broadcast(run.model.lora.parameters.value, 0)
+--- load_best(): put the best checkpoint's adapter into the model.
+function Checkpoints:load_best()
+  comm.on_rank_0(function() lora.read_into(self.model, checkpoint.path(self.folder, self.scores.best.step)) end)
+  comm.broadcast(self.model.lora.parameters.value, 0)
 end
 
 -- ---- going on ------------------------------------------------------------------------------------------------------------------
--- What an older lorarun did not note in a checkpoint's settings stands in the adapter's own file.
+-- What an older lorarun did not note in a checkpoint's settings is in the adapter's own file.
 local function settings_of(path, state)
   local before = state.settings
   if before.alpha == nil then
@@ -61,27 +75,27 @@ local function settings_of(path, state)
   return before
 end
 
--- Refuse what cannot go on from the checkpoint, and tell of what may.
-local function compare(run, path, state)
+-- Refuse a checkpoint from which this run cannot go on, and tell of every other difference.
+local function compare(self, path, state)
   if type(state.settings) ~= "table" then check.fail("%s: state.json lacks the settings", path) end
   local before = settings_of(path, state)
-  local names, differences = run_settings.refusals(before, run.fixed)
+  local names, differences = run_settings.refusals(before, self.settings)
   if names then
     check.fail("--resume: %s: %s. That would make the adapter another function; a run goes on with the %s that it began with: give "
       .. "them, or begin anew without --resume", path, differences, names)
   end
-  if state.step > run.total_steps then
+  if state.step > self.total_steps then
     check.fail("--resume: %s is of step %d, and the run has %d: nothing is left to do. Give more epochs or max_steps, or an "
-      .. "earlier checkpoint", path, state.step, run.total_steps)
+      .. "earlier checkpoint", path, state.step, self.total_steps)
   end
-  for _, text in ipairs(run_settings.changes(before, run.fixed)) do say.note("%s", text) end
+  for _, text in ipairs(run_settings.changes(before, self.settings)) do say.note("%s", text) end
 end
 
--- The checkpoint to go on from: path and state, or nil. A group of ranks that was started again goes on from where the one before
--- it came, whatever was asked for in the beginning. Where that one came to no checkpoint, those that are there are an earlier
--- run's.
-local function choose(run)
-  local folder, asked = folder_of(run), run.options.resume
+-- The checkpoint to go on from: path and state, or nil. Ranks that were started again after a failure go on from the checkpoint
+-- that they wrote before it, whatever was asked for in the beginning. Where they had written none, those in the folder are an
+-- earlier run's.
+local function choose(self)
+  local folder, asked = self.folder, self.asked
   local restarted = resume.restarted()
   local function warn(text) say.note("warning: %s", text) end
   local path, state
@@ -92,17 +106,17 @@ local function choose(run)
   return path, state
 end
 
---- resume(run): put a checkpoint into the run, where one is to be gone on from. run.own_until is then the step up to which the
---- output folder's checkpoints and logs are this run's. Returns the step it was written after, or 0, and
---- whether that is yet to be evaluated.
-function resume.resume(run)
+--- go_on(): put a checkpoint into the model, the optimizer and the scores, where the run goes on from one. own_until is then the
+--- step up to which the output folder's checkpoints and logs are this run's. Returns the step after which the checkpoint was
+--- written, or 0, and whether that step is yet to be evaluated.
+function Checkpoints:go_on()
   local found = data_parallel.from_rank_0(function()
-    local path, state = choose(run)
+    local path, state = choose(self)
     if not path then return {} end
-    compare(run, path, state)
-    checkpoint.load(path, state, run)
+    compare(self, path, state)
+    checkpoint.load(path, state, self)
     if state.best and state.best.spearman == -1 then state.best = nil end -- what an older lorarun wrote where there was none
-    local folder = folder_of(run)
+    local folder = self.folder
     local elsewhere = not fs.is_directory(folder) or fs.real(fs.dirname(fs.real(path))) ~= fs.real(folder)
     if state.best and (elsewhere or not fs.is_directory(checkpoint.path(folder, state.best.step))) then
       say.note("warning: the best checkpoint so far, step %d, is not in %s; the best from here on will count", state.best.step,
@@ -110,26 +124,26 @@ function resume.resume(run)
       state.best = nil
     end
     state.evaluation_due = state.evaluation_due and not elsewhere
-    say.line(("resuming from %s, step %d of %d"):format(path, state.step, run.total_steps))
+    say.line(("resuming from %s, step %d of %d"):format(path, state.step, self.total_steps))
     return { state = state, elsewhere = elsewhere }
   end)
   local state = found.state
   if state then
-    for _, t in ipairs { run.model.lora.parameters.value, run.optimizer.m, run.optimizer.v } do comm.broadcast(t, 0) end
-    run.optimizer:restore(state.optimizer)
-    run.best, run.baseline = state.best, state.baseline
+    for _, t in ipairs { self.model.lora.parameters.value, self.optimizer.m, self.optimizer.v } do comm.broadcast(t, 0) end
+    self.optimizer:restore(state.optimizer)
+    self.scores.best, self.scores.baseline = state.best, state.baseline
   end
   local first = state and state.step or 0
-  run.saved = state and first
-  run.own_until = found.elsewhere and 0 or first
+  self.saved = state and first
+  self.own_until = found.elsewhere and 0 or first
   return first, state and state.evaluation_due
 end
 
---- set_aside(run): what the folder has beyond step run.own_until is another run's: all of it, where the run goes on from a
---- checkpoint of another folder. On rank 0.
-function resume.set_aside(run)
-  local aside = checkpoint.set_aside(folder_of(run), run.own_until)
-  if aside then say.note("checkpoints beyond step %d are not of this run; they are in %s now", run.own_until, aside) end
+--- set_aside(): what the folder has beyond step own_until is another run's: all of it, where the run goes on from a checkpoint of
+--- another folder. On rank 0.
+function Checkpoints:set_aside()
+  local aside = checkpoint.set_aside(self.folder, self.own_until)
+  if aside then say.note("checkpoints beyond step %d are not of this run; they are in %s now", self.own_until, aside) end
 end
 
 return resume

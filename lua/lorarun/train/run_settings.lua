@@ -96,25 +96,25 @@ local function add_adapter(s, model)
   s["checksum of the model's weights"] = checksum_of_weights(model.weights_folder)
 end
 
---- of(run): the settings of a run (trainer.lua's table) whose data are open and whose rows are chosen. Of the names only
---- batch_parts is missing, which the memory decides.
-function run_settings.of(run)
-  local o, world = run.options, comm.world_size
+--- of(o, data): the settings of a run with these options (train_options.lua) and data (setup.lua). Of the names only batch_parts is
+--- missing, which the memory decides.
+function run_settings.of(o, data)
+  local world = comm.world_size
   local schedule = schedules.describe(o.schedule) or { name = OWN, warmup = OWN }
   local s = { batch = o.batch, accumulate = o.accumulate, world_size = world, global_batch = o.batch * o.accumulate * world,
-    seed = o.seed, learning_rate = o.learning_rate, total_steps = run.total_steps, train_rows = run.train.rows,
+    seed = o.seed, learning_rate = o.learning_rate, total_steps = data.total_steps, train_rows = data.train.rows,
     model = o.model.name, precision = o.model.precision, max_length = o.model.max_length, threads = C.lr_threads(),
     dropout = o.model.lora.config.lora_dropout, tf32 = C.lr_tf32(-1) ~= 0, epochs = o.epochs, schedule = schedule.name,
-    warmup = schedule.warmup, loss = loss_text(o.loss), sampling = run.sampling_text, clip = o.clip, weight_decay = o.weight_decay,
+    warmup = schedule.warmup, loss = loss_text(o.loss), sampling = data.sampling, clip = o.clip, weight_decay = o.weight_decay,
     columns = table.concat(o.columns, ", "), score = o.score, group = o.group or NONE, max_train_rows = o.max_train_rows,
     max_evaluation_rows = o.max_evaluation_rows, on_bad_row = o.on_bad_row, evaluation_steps = o.evaluation_steps,
     deterministic = o.deterministic }
   if o.loss.gather ~= nil then s.compared = o.loss.gather and o.batch * world or o.batch end
   local prompts = {}
-  for c, name in ipairs(o.columns) do prompts[name] = run.prefixes[c] ~= "" and run.prefixes[c] or nil end
+  for c, name in ipairs(o.columns) do prompts[name] = o.prefixes[c] ~= "" and o.prefixes[c] or nil end
   s.prompts = encoded(prompts)
   for _, split in ipairs { "train", "validation", "test" } do
-    local set = run[split]
+    local set = data[split]
     s[("checksum of the %s data"):format(split)] = set and fs.crc32c(set.path) or NONE
     if split ~= "train" then s[split .. "_rows"] = set and set.rows or 0 end
   end

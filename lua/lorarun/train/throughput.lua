@@ -60,16 +60,16 @@ local function kind_of(model)
   return model.precision == "fp32" and model.device ~= "cpu" and C.lr_tf32(-1) ~= 0 and "tf32" or model.precision
 end
 
---- remember(run): keep the rate of a training run that is done (trainer.lua's table), where it is one: long enough, and nothing
---- was computed twice.
+--- remember(run): keep the rate of a training run that is done, where it was long enough and nothing was computed twice. run:
+--- { model, tokens = of all ranks, seconds = of training, recomputed = was something computed twice }.
 function throughput.remember(run)
-  local t, model = run.totals, run.model
-  if t.seconds < LEAST_SECONDS or run.recompute.fixed ~= 0 then return end
+  local model, seconds = run.model, run.seconds
+  if seconds < LEAST_SECONDS or run.recomputed then return end
   pcall(function() -- a run that has come so far does not fail for this
     local all, device = read(), device_line(model.device)
     all[device] = type(all[device]) == "table" and all[device] or {}
     local sharing = model.device == "cpu" and comm.local_world_size or 1 -- ranks that had this device among them
-    all[device][kind_of(model)] = { flops = throughput.flops_a_token(model) * t.tokens / t.seconds / comm.world_size * sharing,
+    all[device][kind_of(model)] = { flops = throughput.flops_a_token(model) * run.tokens / seconds / comm.world_size * sharing,
       model = model.name, date = os.date "%Y-%m-%d" }
     fs.make(fs.dirname(path()))
     fs.write(path(), json.encode(all, { indent = 2, sort_keys = true }) .. "\n")
