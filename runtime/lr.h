@@ -352,7 +352,7 @@ int64_t lr_tokenizer_file_max_length(const lr_tokenizer *tok);       /* its own 
 int lr_tokenizer_encode(const lr_tokenizer *tok, const char *text, int64_t size, int add_special_tokens,
                         int64_t max_length, int32_t *ids, int64_t cap, int64_t *count);
 
-/* ---- regular expressions (text/fullmatch.c) --------------------------------------------------------------------------- */
+/* ---- regular expressions (text/regex.c) ------------------------------------------------------------------------------ */
 /* Does pattern (PCRE2, close to Python's re) match the whole of text? For PEFT's target_modules. LR_EINVAL: bad pattern. */
 int lr_regex_fullmatch(const char *pattern, const char *text, int *matched);
 

@@ -4,27 +4,19 @@
  * their one-byte relatives (C1), and marks that turn the direction of what follows. Each is written as its number; letters of all
  * languages stay. */
 #include "core/core.h"
+#include "core/utf8.h"
 #include <stdio.h>
 #include <string.h>
 
-/* The code point at p and its bytes, or -1 and 1 where there is no UTF-8 (RFC 3629). */
+/* The code point at p and its bytes, or -1 and 1 for a byte that is no UTF-8. */
 static int32_t decode(const unsigned char *p, const unsigned char *end, int *bytes)
 {
-    static const int32_t LEAST[] = {0, 0, 0x80, 0x800, 0x10000};
-    const int n = *p < 0x80 ? 1 : *p < 0xC2 ? 0 : *p < 0xE0 ? 2 : *p < 0xF0 ? 3 : *p < 0xF5 ? 4 : 0;
-    int32_t c = n == 1 ? *p : *p & (0xFF >> (n + 1));
-    *bytes = 1;
-    if (n == 0 || end - p < n)
-        return -1;
-    for (int i = 1; i < n; i++) {
-        if ((p[i] & 0xC0) != 0x80)
-            return -1;
+    const int n = lr_utf8_sequence((const char *)p, (const char *)end);
+    int32_t c = n <= 1 ? *p : *p & (0xFF >> (n + 1));
+    for (int i = 1; i < n; i++)
         c = c << 6 | (p[i] & 0x3F);
-    }
-    if (c < LEAST[n] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000))
-        return -1;
-    *bytes = n;
-    return c;
+    *bytes = n > 0 ? n : 1;
+    return n > 0 ? c : -1;
 }
 
 static bool is_obeyed(int32_t c)

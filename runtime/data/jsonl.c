@@ -32,22 +32,6 @@ static void skip_space(scan *s)
         s->p++;
 }
 
-static int hex4(const char *p)
-{
-    int value = 0;
-    for (int i = 0; i < 4; i++) {
-        const int c = p[i];
-        const int digit = c >= '0' && c <= '9'   ? c - '0'
-                          : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                          : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                                 : -1;
-        if (digit < 0)
-            return -1;
-        value = value * 16 + digit;
-    }
-    return value;
-}
-
 /* One escape, with s->p at its backslash. */
 static bool scan_escape(scan *s)
 {
@@ -59,7 +43,7 @@ static bool scan_escape(scan *s)
         s->p += 2;
         return true;
     }
-    const int unit = s->end - s->p >= 6 ? hex4(s->p + 2) : -1;
+    const int unit = s->end - s->p >= 6 ? lr_hex4(s->p + 2) : -1;
     if (unit < 0)
         return bad(s, "\\u needs four hexadecimal digits");
     if (unit >= 0xDC00 && unit <= 0xDFFF)
@@ -68,7 +52,7 @@ static bool scan_escape(scan *s)
         s->p += 6;
         return true;
     }
-    const int low = s->end - s->p >= 12 && s->p[6] == '\\' && s->p[7] == 'u' ? hex4(s->p + 8) : -1;
+    const int low = s->end - s->p >= 12 && s->p[6] == '\\' && s->p[7] == 'u' ? lr_hex4(s->p + 8) : -1;
     if (low < 0xDC00 || low > 0xDFFF)
         return bad(s, "a lone high surrogate (\\uD800 to \\uDBFF needs a low one after it)");
     s->p += 12;
@@ -389,30 +373,6 @@ static void put(sink *out, const char *bytes, int64_t size)
     out->size += size;
 }
 
-static void put_code_point(sink *out, int code)
-{
-    char b[4];
-    if (code < 0x80) {
-        b[0] = (char)code;
-        put(out, b, 1);
-    } else if (code < 0x800) {
-        b[0] = (char)(0xC0 | code >> 6);
-        b[1] = (char)(0x80 | (code & 63));
-        put(out, b, 2);
-    } else if (code < 0x10000) {
-        b[0] = (char)(0xE0 | code >> 12);
-        b[1] = (char)(0x80 | (code >> 6 & 63));
-        b[2] = (char)(0x80 | (code & 63));
-        put(out, b, 3);
-    } else {
-        b[0] = (char)(0xF0 | code >> 18);
-        b[1] = (char)(0x80 | (code >> 12 & 63));
-        b[2] = (char)(0x80 | (code >> 6 & 63));
-        b[3] = (char)(0x80 | (code & 63));
-        put(out, b, 4);
-    }
-}
-
 int64_t lr_jsonl_decode(const lr_cell *cell, char *buf, int64_t cap)
 {
     sink out = {buf, 0, cap};
@@ -440,13 +400,14 @@ int64_t lr_jsonl_decode(const lr_cell *cell, char *buf, int64_t cap)
             put(&out, "\t", 1);
             break;
         case 'u': {
-            int code = hex4(p);
+            int code = lr_hex4(p);
             p += 4;
             if (code >= 0xD800 && code <= 0xDBFF) { /* the scanner has seen the other half */
-                code = 0x10000 + ((code - 0xD800) << 10) + (hex4(p + 2) - 0xDC00);
+                code = 0x10000 + ((code - 0xD800) << 10) + (lr_hex4(p + 2) - 0xDC00);
                 p += 6;
             }
-            put_code_point(&out, code);
+            char character[4];
+            put(&out, character, lr_utf8_put(character, (uint32_t)code) - character);
             break;
         }
         default: /* the character itself: quote, backslash, slash */

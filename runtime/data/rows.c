@@ -1,9 +1,7 @@
 /* rows.c: decimal numbers and lists of names, for the readers of rows. */
-#define _GNU_SOURCE
 #include "data/rows.h"
-#include <locale.h>
+#include "io/json.h"
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { DECIMAL_BYTES = 1024 };
@@ -73,11 +71,7 @@ bool lr_decimal(const char *text, int64_t size, double *out)
         return false;
     memcpy(copy, text, (size_t)size);
     copy[size] = 0;
-    /* Whatever locale the program runs in, a point is a point. glibc's "C" locale is a constant: nothing is allocated.
-     */
-    const locale_t c = newlocale(LC_ALL_MASK, "C", (locale_t)0);
-    const double value = strtod_l(copy, NULL, c);
-    freelocale(c);
+    const double value = lr_decimal_value(copy);
     if (!isfinite(value))
         return false;
     *out = value;

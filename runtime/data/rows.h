@@ -13,6 +13,7 @@
 #define LR_ROWS_H
 
 #include "core/core.h"
+#include "core/utf8.h"
 
 enum {
     LR_ROW_BYTES = 16 << 20, /* longest row */
@@ -63,26 +64,6 @@ bool lr_csv_field(const char **p, const char *end, lr_cell *field, bool *more, c
 bool lr_decimal(const char *text, int64_t size, double *out);
 /* Append a name to a list for a message, "a, b", cut with "..." where it would grow beyond cap. */
 void lr_name_append(char *list, size_t cap, const char *name, size_t size);
-
-/* Length of the UTF-8 sequence at p, 1 to 4; 0 where it is malformed (overlong, surrogate, beyond U+10FFFF, cut). */
-static inline int lr_utf8_sequence(const char *text, const char *end)
-{
-    const unsigned char *p = (const unsigned char *)text;
-    const ptrdiff_t room = end - text;
-    if (p[0] < 0x80)
-        return 1;
-    if (p[0] < 0xC2 || p[0] > 0xF4 || room < 2 || (p[1] & 0xC0) != 0x80)
-        return 0;
-    if (p[0] < 0xE0)
-        return 2;
-    if (room < 3 || (p[2] & 0xC0) != 0x80)
-        return 0;
-    if (p[0] < 0xF0)
-        return (p[0] == 0xE0 && p[1] < 0xA0) || (p[0] == 0xED && p[1] > 0x9F) ? 0 : 3;
-    if (room < 4 || (p[3] & 0xC0) != 0x80)
-        return 0;
-    return (p[0] == 0xF0 && p[1] < 0x90) || (p[0] == 0xF4 && p[1] > 0x8F) ? 0 : 4;
-}
 
 /* Eight bytes at once. lr_bytes_equal and lr_bytes_below mark, by their high bits, the bytes that are c or below c (c
  * <= 0x80); bytes above the first true one may be marked falsely, so only "any or none" is to be asked. */

@@ -14,6 +14,7 @@
  * group's number never names somebody else's processes. */
 #define _GNU_SOURCE
 #include "dist/spawn.h"
+#include "io/file.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -277,10 +278,7 @@ static bool next_output(lr_group *g, int index, int stream, lr_event *out)
     process *p = &g->processes[index];
     if (p->pipes[stream] < 0)
         return false;
-    ssize_t n;
-    do
-        n = read(p->pipes[stream], g->output, sizeof g->output);
-    while (n < 0 && errno == EINTR);
+    const ssize_t n = lr_fd_read(p->pipes[stream], g->output, sizeof g->output);
     if (n > 0) {
         *out = (lr_event){LR_EVENT_OUTPUT, index, stream + 1, 0, g->output, n};
         p->told += n;

@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include "dist/spawn.h"
 #include "core/limits.h"
+#include "io/file.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -62,10 +63,10 @@ static int input_file(const char *input, int64_t size)
 {
     int fd = lr_fd_moved_up(memfd_create("lorarun-input", MFD_CLOEXEC));
     for (int64_t done = 0; fd >= 0 && done < size;) {
-        const ssize_t n = write(fd, input + done, (size_t)(size - done));
+        const ssize_t n = lr_fd_write(fd, input + done, (size_t)(size - done));
         if (n > 0)
             done += n;
-        else if (n == 0 || errno != EINTR)
+        else
             lr_fd_close(&fd);
     }
     if (fd >= 0)
@@ -159,11 +160,7 @@ static pid_t fork_and_exec(child *c)
     (void)pthread_sigmask(SIG_SETMASK, &c->mask, NULL);
     lr_fd_close(&report[1]);
     if (pid > 0) {
-        ssize_t n;
-        do
-            n = read(report[0], &error, sizeof error);
-        while (n < 0 && errno == EINTR);
-        if (n > 0) {
+        if (lr_fd_read(report[0], &error, sizeof error) > 0) {
             (void)waitpid(pid, NULL, 0);
             pid = -1;
         }

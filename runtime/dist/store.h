@@ -92,6 +92,8 @@ void lr_store_address(const struct sockaddr *a, socklen_t size, bool port, char 
 /* Send what the socket takes now of the parts, which are n <= 3, from byte *sent of all of them on; advances *sent. -1: the
  * connection is gone (errno). */
 int lr_store_send(int fd, const struct iovec *parts, int n, size_t *sent);
+/* Receive what is there now, at most size bytes: how many came; 0: none yet; -1: the connection is gone. */
+ssize_t lr_store_receive(int fd, void *out, size_t size);
 
 /* ---- values by key (store_table.c) ------------------------------------------------------------------------------- */
 /* Bytes with a count of those who hold them: what many members wait for is kept once, however slowly they read. */

@@ -127,12 +127,10 @@ static int read_reply(lr_store *s, bool *done)
             *done = true;
             return LR_OK;
         }
-        const ssize_t n = recv(s->fd, to, want, MSG_DONTWAIT);
-        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+        const ssize_t n = lr_store_receive(s->fd, to, want);
+        if (n == 0)
             return LR_OK;
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
+        if (n < 0)
             return lost(s);
         if (s->head_used == sizeof s->head) {
             s->body_used += (size_t)n;
@@ -283,6 +281,7 @@ void lr_store_close(lr_store *s)
 /* Read or write size bytes during the handshake. */
 static int transfer(lr_store *s, bool out, void *bytes, size_t size, double deadline)
 {
+    const struct iovec part = {bytes, size};
     for (size_t done = 0; done < size;) {
         const int status = wait_for(s->fd, out ? POLLOUT : POLLIN, deadline, true);
         if (status == LR_EINTERRUPTED)
@@ -291,14 +290,13 @@ static int transfer(lr_store *s, bool out, void *bytes, size_t size, double dead
             lr_fail(LR_ETIMEOUT, "what listens there does not answer");
             return RETRY;
         }
-        const ssize_t n = out ? send(s->fd, (char *)bytes + done, size - done, MSG_NOSIGNAL)
-                              : recv(s->fd, (char *)bytes + done, size - done, 0);
-        if (n > 0)
-            done += (size_t)n;
-        else if (n == 0 || (errno != EINTR && errno != EAGAIN && errno != EWOULDBLOCK)) {
+        const ssize_t n =
+            out ? lr_store_send(s->fd, &part, 1, &done) : lr_store_receive(s->fd, (char *)bytes + done, size - done);
+        if (n < 0) {
             lr_fail(LR_EIO, "what listens there closed the connection");
             return RETRY;
         }
+        done += out ? 0 : (size_t)n;
     }
     return LR_OK;
 }

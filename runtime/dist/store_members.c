@@ -27,18 +27,11 @@ static void reply_error(lr_store_server *s, lr_client *c, uint32_t sequence, int
     lr_store_value_drop(v);
 }
 
-static void end_wait(lr_store_server *s, lr_client *c)
-{
-    lr_free(c->wait_key);
-    c->wait_key = NULL;
-    lr_client_set_deadline(s, c, INFINITY);
-}
-
 /* Answer the get that waits at c. */
 static void wake(lr_store_server *s, lr_client *c, int status, lr_store_value *v)
 {
     const uint32_t sequence = c->wait_sequence;
-    end_wait(s, c);
+    lr_client_end_wait(s, c);
     reply(s, c, sequence, status, 0, v);
 }
 
@@ -172,14 +165,6 @@ void lr_client_hello(lr_store_server *s, lr_client *c)
         lr_client_leave(s, c);
 }
 
-void lr_client_forget(lr_store_server *s, lr_client *c)
-{
-    if (c->rank != LR_STORE_OBSERVER && s->ranks[c->rank] == c)
-        s->ranks[c->rank] = NULL;
-    c->rank = LR_STORE_OBSERVER;
-    end_wait(s, c);
-}
-
 /* ---- requests ---------------------------------------------------------------------------------------------------- */
 static void set(lr_store_server *s, lr_client *c, const lr_store_request *r)
 {
@@ -233,7 +218,7 @@ static void fail(lr_store_server *s, lr_client *c, const lr_store_request *r)
 void lr_client_request(lr_store_server *s, lr_client *c)
 {
     const lr_store_request *r = &c->request;
-    end_wait(s, c);
+    lr_client_end_wait(s, c);
     if (r->op == LR_STORE_FAIL) {
         fail(s, c, r);
     } else if (s->failed) {

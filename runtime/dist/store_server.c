@@ -1,4 +1,5 @@
-/* store_server.c: serving a store: sockets, time and the thread. What clients say is store_members.c's.
+/* store_server.c: serving a store: sockets, time and the thread. What clients say is for store_members.c, the sending for
+ * store_connections.c.
  *
  * One thread waits in epoll for all of them; nothing in it blocks, so no client can hold up another. A client is read from only
  * when nothing is on its way to it, a bounded amount in turn, and its frame grows as it arrives: a client that is slow, silent
@@ -12,11 +13,11 @@
  *   - A client that is dropped is freed at the end of the round, since events and loops may still point to it. */
 #define _GNU_SOURCE
 #include "dist/store_server.h"
+#include "io/file.h"
 #include <errno.h>
 #include <math.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -35,131 +36,14 @@ enum {
 };
 static const double ACCEPT_PAUSE = 0.1; /* seconds without files */
 
-/* ---- clients ----------------------------------------------------------------------------------------------------- */
-void lr_clients_move(lr_clients *to, lr_client *c)
-{
-    lr_clients *from = c->list;
-    if (from != NULL) {
-        *(c->previous != NULL ? &c->previous->next : &from->first) = c->next;
-        *(c->next != NULL ? &c->next->previous : &from->last) = c->previous;
-        from->count--;
-    }
-    c->list = to;
-    c->previous = to->last;
-    c->next = NULL;
-    *(to->last != NULL ? &to->last->next : &to->first) = c;
-    to->last = c;
-    to->count++;
-}
-
-static void free_clients(lr_clients *list)
-{
-    for (lr_client *c = list->first, *next; c != NULL; c = next) {
-        next = c->next;
-        if (c->fd >= 0)
-            close(c->fd);
-        lr_store_value_drop(c->out_value);
-        lr_free(c->wait_key);
-        lr_free(c->body);
-        lr_free(c);
-    }
-    *list = (lr_clients){0};
-}
-
-void lr_client_set_deadline(lr_store_server *s, lr_client *c, double deadline)
-{
-    c->deadline = deadline;
-    s->next_deadline = fmin(s->next_deadline, deadline);
-}
-
-void lr_client_drop(lr_store_server *s, lr_client *c)
-{
-    if (c->fd < 0)
-        return;
-    /* Closing alone would not take it out of epoll while a process that was forked, and has not called exec yet, holds it too. */
-    (void)epoll_ctl(s->epoll, EPOLL_CTL_DEL, c->fd, NULL);
-    close(c->fd);
-    c->fd = -1;
-    lr_client_forget(s, c);
-    lr_clients_move(&s->dropped, c);
-}
-
-static void watch(lr_store_server *s, lr_client *c, uint32_t events)
-{
-    if (c->watched == events)
-        return;
-    struct epoll_event e = {.events = events, .data.ptr = c};
-    if (epoll_ctl(s->epoll, c->watched == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, c->fd, &e) != 0)
-        lr_client_drop(s, c); /* out of kernel memory */
-    else
-        c->watched = events;
-}
-
-/* Send what can be sent now of what is to go out. */
-static void flush(lr_store_server *s, lr_client *c)
-{
-    const struct iovec parts[] = {
-        {c->out, c->out_size},
-        {c->out_value != NULL ? c->out_value->bytes : NULL, c->out_value != NULL ? c->out_value->size : 0}};
-    if (lr_store_send(c->fd, parts, 2, &c->out_sent) != 0) {
-        lr_client_drop(s, c);
-        return;
-    }
-    const bool done = c->out_sent == parts[0].iov_len + parts[1].iov_len;
-    if (done) {
-        lr_store_value_drop(c->out_value);
-        c->out_value = NULL;
-        c->out_size = 0;
-        if (c->stage == LR_CLIENT_LEAVING)
-            shutdown(c->fd, SHUT_WR);
-    }
-    watch(s, c, done ? EPOLLIN : EPOLLOUT);
-}
-
-void lr_client_send(lr_store_server *s, lr_client *c, size_t size, lr_store_value *value)
-{
-    if (c->fd < 0)
-        return;
-    c->out_size = size;
-    c->out_sent = 0;
-    c->out_value = value != NULL ? lr_store_value_hold(value) : NULL;
-    flush(s, c);
-}
-
-void lr_client_leave(lr_store_server *s, lr_client *c)
-{
-    if (c->fd < 0)
-        return;
-    lr_client_forget(s, c);
-    c->stage = LR_CLIENT_LEAVING;
-    lr_clients_move(&s->pending, c);
-    lr_client_set_deadline(s, c, lr_time() + LR_STORE_HANDSHAKE);
-    /* What it has sent meanwhile is still read: closing over unread bytes would take back what it was told last. */
-    if (c->out_size == 0)
-        shutdown(c->fd, SHUT_WR);
-}
-
-bool lr_client_has_left(const lr_client *c)
-{
-    struct pollfd p = {.fd = c->fd, .events = POLLRDHUP};
-    return poll(&p, 1, 0) == 1;
-}
-
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
-/* recv() of at most size bytes: how many came, 0 where there are none now, -1 where the client is gone, and now dropped. */
+/* lr_store_receive; a client that is gone is dropped. */
 static ssize_t read_some(lr_store_server *s, lr_client *c, void *out, size_t size)
 {
-    for (;;) {
-        const ssize_t n = recv(c->fd, out, size, MSG_DONTWAIT);
-        if (n > 0)
-            return n;
-        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
-            return 0;
-        if (n < 0 && errno == EINTR)
-            continue;
+    const ssize_t n = lr_store_receive(c->fd, out, size);
+    if (n < 0)
         lr_client_drop(s, c);
-        return -1;
-    }
+    return n;
 }
 
 static void request_complete(lr_store_server *s, lr_client *c)
@@ -325,12 +209,12 @@ static void *serve(void *context)
                 if (!obey(s))
                     return NULL;
             } else if (c->fd >= 0 && c->out_size > 0)
-                flush(s, c);
+                lr_client_flush(s, c);
             else if (c->fd >= 0)
                 read_client(s, c);
         }
         expire(s);
-        free_clients(&s->dropped);
+        lr_clients_free(&s->dropped);
     }
 }
 
@@ -342,8 +226,7 @@ static void post(lr_store_server *s, const lr_store_order *order)
     while (s->order != NULL)
         pthread_cond_wait(&s->done, &s->mutex);
     s->order = order;
-    while (write(s->wake, &one, sizeof one) < 0 && errno == EINTR)
-        ;
+    (void)lr_fd_write(s->wake, &one, sizeof one);
     while (s->order == order)
         pthread_cond_wait(&s->done, &s->mutex);
     pthread_mutex_unlock(&s->mutex);
@@ -443,9 +326,9 @@ static void make_room_for_files(lr_store_server *s)
 /* ---- the public functions ---------------------------------------------------------------------------------------- */
 static void destroy(lr_store_server *s)
 {
-    free_clients(&s->pending);
-    free_clients(&s->members);
-    free_clients(&s->dropped);
+    lr_clients_free(&s->pending);
+    lr_clients_free(&s->members);
+    lr_clients_free(&s->dropped);
     const int fds[] = {s->listener, s->epoll, s->wake};
     for (size_t i = 0; i < LR_COUNT_OF(fds); i++)
         if (fds[i] >= 0)

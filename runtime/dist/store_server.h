@@ -1,5 +1,6 @@
-/* store_server.h: the server of a store, in two files: store_server.c moves bytes and keeps time, store_members.c knows what they
- * mean. Everything here belongs to the server's thread. */
+/* store_server.h: the server of a store, in three files. store_server.c is on top: it has the thread, the sockets and the public functions.
+ * store_members.c knows what clients may do and what their requests mean. store_connections.c keeps and ends their connections and
+ * sends to them. Everything here belongs to the server's thread. */
 #ifndef LR_STORE_SERVER_H
 #define LR_STORE_SERVER_H
 
@@ -67,22 +68,24 @@ struct lr_store_server {
     const lr_store_order *order; /* under mutex: what the thread is to do, one at a time, or NULL */
 };
 
-/* ---- store_server.c ---------------------------------------------------------------------------------------------- */
+/* ---- store_connections.c ------------------------------------------------------------------------------------------- */
 void lr_clients_move(lr_clients *to, lr_client *c); /* to the end of that list */
+void lr_clients_free(lr_clients *list);             /* all of them; closes what is open */
 void lr_client_set_deadline(lr_store_server *s, lr_client *c, double deadline);
+void lr_client_end_wait(lr_store_server *s, lr_client *c); /* its get, if it has one, waits no longer */
 /* Close the connection, now. The client itself lives until the end of the round. */
 void lr_client_drop(lr_store_server *s, lr_client *c);
 /* Send out[0..size), then value (NULL: nothing), of which this takes a hold of its own. */
 void lr_client_send(lr_store_server *s, lr_client *c, size_t size, lr_store_value *value);
-/* Let it go as soon as it has read what was sent, or its time is over. */
+void lr_client_flush(lr_store_server *s, lr_client *c); /* send what can be sent now of what is to go out */
+/* Let it go as soon as it has read what was sent, or its time is over. It is a member no more. */
 void lr_client_leave(lr_store_server *s, lr_client *c);
-bool lr_client_has_left(const lr_client *c); /* has the other end closed, though it was not read yet? */
+bool lr_client_has_left(const lr_client *c); /* has the other end closed, though this was not read yet? */
 
-/* ---- store_members.c --------------------------------------------------------------------------------------------- */
+/* ---- store_members.c ------------------------------------------------------------------------------------------------- */
 void lr_client_hello(lr_store_server *s, lr_client *c);   /* its hello is in head */
 void lr_client_request(lr_store_server *s, lr_client *c); /* its request is in request and body */
 void lr_client_expire(lr_store_server *s, lr_client *c);  /* its deadline has come */
-void lr_client_forget(lr_store_server *s, lr_client *c);  /* it is a member no more: free its rank, end its get */
 void lr_members_dismiss(lr_store_server *s);              /* all of them: the group starts over */
 
 #endif

@@ -264,3 +264,16 @@ int lr_store_send(int fd, const struct iovec *parts, int n, size_t *sent)
             return -1;
     }
 }
+
+ssize_t lr_store_receive(int fd, void *out, size_t size)
+{
+    for (;;) {
+        const ssize_t n = recv(fd, out, size, MSG_DONTWAIT);
+        if (n > 0)
+            return n;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+            return 0;
+        if (n == 0 || errno != EINTR)
+            return -1;
+    }
+}

@@ -111,9 +111,7 @@ int lr_atomic_write(lr_atomic *a, const void *data, size_t size)
 {
     const char *p = data;
     while (size > 0) {
-        const ssize_t n = write(a->fd, p, size < (size_t)1 << 30 ? size : (size_t)1 << 30);
-        if (n < 0 && errno == EINTR)
-            continue;
+        const ssize_t n = lr_fd_write(a->fd, p, size);
         if (n < 0)
             return lr_fail_errno("cannot write %s", a->path);
         p += n;

@@ -3,6 +3,7 @@
 #define LR_IO_FILE_H
 
 #include "core/core.h"
+#include <sys/types.h>
 
 /* A file under construction: bytes go to a temporary file beside `path` that takes its place on commit. A reader of
  * `path` sees the old file or the new one, whatever happens in between. */
@@ -24,6 +25,9 @@ char *lr_directory_of(const char *path);
 /* Close and remove the temporary file; no effect after a commit. */
 void lr_atomic_abandon(lr_atomic *a);
 
+/* read() and write(), again when a signal interrupts them. They may move fewer bytes than asked. Safe between fork and exec. */
+ssize_t lr_fd_read(int fd, void *data, size_t size);
+ssize_t lr_fd_write(int fd, const void *data, size_t size);
 /* Open a regular file for reading and tell its size. A directory, device or pipe is LR_EINVAL. */
 int lr_file_open(const char *path, int *fd, int64_t *size);
 /* Read exactly `size` bytes at `offset`, else 0 with errno set; a file that ends early sets errno to 0. Makes no

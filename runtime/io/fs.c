@@ -247,16 +247,6 @@ int lr_file_read_at(int fd, int64_t offset, void *data, size_t size)
     return 1;
 }
 
-/* read() that a signal does not end. */
-static ssize_t read_some(int fd, void *data, size_t size)
-{
-    ssize_t n;
-    do
-        n = read(fd, data, size);
-    while (n < 0 && errno == EINTR);
-    return n;
-}
-
 int lr_file_read(const char *path, char **data, int64_t *size)
 {
     int fd;
@@ -271,8 +261,7 @@ int lr_file_read(const char *path, char **data, int64_t *size)
         status = lr_reserve(&buffer, &capacity, used == 0 ? (size_t)expected + 2 : used + 2, 1);
         if (status != LR_OK)
             break;
-        const size_t room = capacity - used - 1;
-        const ssize_t n = read_some(fd, (char *)buffer + used, room < (size_t)1 << 30 ? room : (size_t)1 << 30);
+        const ssize_t n = lr_fd_read(fd, (char *)buffer + used, capacity - used - 1);
         if (n < 0)
             status = lr_fail_errno("cannot read %s", path);
         if (n <= 0)
@@ -298,7 +287,7 @@ static int stream(int fd, const char *path, int (*take)(void *context, const voi
         return LR_ENOMEM;
     int status = LR_OK;
     while (status == LR_OK) {
-        const ssize_t n = read_some(fd, block, BLOCK);
+        const ssize_t n = lr_fd_read(fd, block, BLOCK);
         if (n < 0)
             status = lr_fail_errno("cannot read %s", path);
         if (n <= 0)
@@ -364,10 +353,7 @@ int lr_file_append(const char *path, const char *data, int64_t size)
     const int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (fd < 0)
         return lr_fail_errno("cannot append to %s", path);
-    ssize_t n;
-    do
-        n = write(fd, data, (size_t)size);
-    while (n < 0 && errno == EINTR);
+    const ssize_t n = lr_fd_write(fd, data, (size_t)size);
     int status = LR_OK;
     if (n < 0)
         status = lr_fail_errno("cannot append to %s", path);

@@ -16,10 +16,10 @@
 #define _GNU_SOURCE /* strtod_l */
 #include "io/json.h"
 #include "core/hash.h"
+#include "core/utf8.h"
 #include "io/file.h"
 #include <locale.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -115,63 +115,6 @@ static int unexpected(const parser *p, const char *expected)
 }
 
 /* ---- strings -------------------------------------------------------------------------------------------------------- */
-/* Length of the UTF-8 sequence at s (RFC 3629: no overlong form, no surrogate, at most U+10FFFF), 0 where there is
- * none. */
-static size_t utf8_sequence(const char *s, size_t room)
-{
-    const unsigned char *u = (const unsigned char *)s;
-    const unsigned char a = u[0], b = room > 1 ? u[1] : 0;
-    if (a < 0x80)
-        return 1;
-    const size_t n = a < 0xc2 ? 0 : a < 0xe0 ? 2 : a < 0xf0 ? 3 : a < 0xf5 ? 4 : 0;
-    if (n == 0 || room < n || (a == 0xe0 && b < 0xa0) || (a == 0xed && b > 0x9f) || (a == 0xf0 && b < 0x90) ||
-        (a == 0xf4 && b > 0x8f))
-        return 0;
-    for (size_t i = 1; i < n; i++)
-        if ((u[i] & 0xc0) != 0x80)
-            return 0;
-    return n;
-}
-
-static char *utf8_put(char *out, uint32_t c)
-{
-    if (c < 0x80) {
-        *out++ = (char)c;
-    } else if (c < 0x800) {
-        *out++ = (char)(0xc0 | c >> 6);
-        *out++ = (char)(0x80 | (c & 63));
-    } else if (c < 0x10000) {
-        *out++ = (char)(0xe0 | c >> 12);
-        *out++ = (char)(0x80 | (c >> 6 & 63));
-        *out++ = (char)(0x80 | (c & 63));
-    } else {
-        *out++ = (char)(0xf0 | c >> 18);
-        *out++ = (char)(0x80 | (c >> 12 & 63));
-        *out++ = (char)(0x80 | (c >> 6 & 63));
-        *out++ = (char)(0x80 | (c & 63));
-    }
-    return out;
-}
-
-/* Four hexadecimal digits at `at`, or -1. */
-static int32_t hex4(const parser *p, size_t at)
-{
-    int32_t x = 0;
-    if (p->size - at < 4)
-        return -1;
-    for (size_t i = at; i < at + 4; i++) {
-        const char c = p->text[i];
-        const int digit = c >= '0' && c <= '9'   ? c - '0'
-                          : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                          : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                                 : -1;
-        if (digit < 0)
-            return -1;
-        x = x << 4 | digit;
-    }
-    return x;
-}
-
 /* The escape sequence after a backslash; p->at is behind that backslash and moves behind the sequence. */
 static int parse_escape(parser *p, char **out)
 {
@@ -183,12 +126,12 @@ static int parse_escape(parser *p, char **out)
         p->at++;
         return LR_OK;
     }
-    int32_t code = c == 'u' ? hex4(p, p->at + 1) : -1;
+    int code = c == 'u' && p->size - p->at >= 5 ? lr_hex4(p->text + p->at + 1) : -1;
     if (code < 0)
         return fail_at(p, p->at, "a backslash that begins no escape sequence");
     p->at += 5;
     if (code >= 0xd800 && code < 0xdc00 && p->size - p->at >= 6 && memcmp(p->text + p->at, "\\u", 2) == 0) {
-        const int32_t low = hex4(p, p->at + 2);
+        const int low = lr_hex4(p->text + p->at + 2);
         if (low >= 0xdc00 && low < 0xe000) {
             code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
             p->at += 6;
@@ -196,7 +139,7 @@ static int parse_escape(parser *p, char **out)
     }
     if (code >= 0xd800 && code < 0xe000)
         return fail_at(p, p->at - 6, "half of a surrogate pair");
-    *out = utf8_put(*out, (uint32_t)code);
+    *out = lr_utf8_put(*out, (uint32_t)code);
     return LR_OK;
 }
 
@@ -224,7 +167,7 @@ static int parse_string(parser *p, const char **string, size_t *length)
         }
         if ((unsigned char)c < ' ')
             return fail_at(p, p->at, "a control character in a string; write it as \\u00XX");
-        const size_t n = utf8_sequence(p->text + p->at, end - p->at);
+        const size_t n = (size_t)lr_utf8_sequence(p->text + p->at, p->text + end);
         if (n == 0)
             return fail_at(p, p->at, "bytes that are not UTF-8");
         memcpy(out, p->text + p->at, n);
@@ -240,14 +183,6 @@ static int parse_string(parser *p, const char **string, size_t *length)
 }
 
 /* ---- numbers -------------------------------------------------------------------------------------------------------- */
-static locale_t c_locale;
-static pthread_once_t c_locale_once = PTHREAD_ONCE_INIT;
-
-static void make_c_locale(void)
-{
-    c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0);
-}
-
 static size_t skip_digits(const parser *p, size_t at)
 {
     while (at < p->size && p->text[at] >= '0' && p->text[at] <= '9')
@@ -255,18 +190,23 @@ static size_t skip_digits(const parser *p, size_t at)
     return at;
 }
 
-/* strtod wants a NUL behind the number and must not take a decimal comma from the user's locale. */
+double lr_decimal_value(const char *text)
+{
+    /* glibc's "C" locale is a constant: nothing is allocated, and this cannot fail. */
+    const locale_t c = newlocale(LC_ALL_MASK, "C", (locale_t)0);
+    const double value = strtod_l(text, NULL, c);
+    freelocale(c);
+    return value;
+}
+
 static int convert_number(parser *p, size_t start, size_t end, double *out)
 {
-    pthread_once(&c_locale_once, make_c_locale);
     char *copy = arena_room(p->doc, end - start + 1); /* scratch: not kept */
     if (copy == NULL)
         return LR_ENOMEM;
-    if (c_locale == (locale_t)0)
-        return lr_fail(LR_ENOMEM, "out of host memory for the C locale");
     memcpy(copy, p->text + start, end - start);
     copy[end - start] = 0;
-    *out = strtod_l(copy, NULL, c_locale);
+    *out = lr_decimal_value(copy);
     if (!p->python && (*out > 1.7976931348623157e308 || *out < -1.7976931348623157e308))
         return fail_at(p, start, "a number beyond 1.8e308");
     return LR_OK;
@@ -648,7 +588,7 @@ char *lr_json_quote(const char *text, size_t size, int *status)
     for (size_t i = 0; i < size;) {
         static const char FROM[] = "\"\\\b\f\n\r\t", TO[] = "\"\\bfnrt";
         const char *simple = text[i] == 0 ? NULL : strchr(FROM, text[i]);
-        const size_t n = utf8_sequence(text + i, size - i);
+        const size_t n = (size_t)lr_utf8_sequence(text + i, text + size);
         if (n == 0) {
             *status = lr_fail(LR_EINVAL, "'%.100s' is not UTF-8 at byte %zu", text, i + 1);
             lr_free(quoted);

@@ -169,10 +169,7 @@ static int read_hex(translation *t, int least, int most, uint32_t *value)
     int digits = 0;
     *value = 0;
     for (; t->p < t->end && digits < most; digits++, t->p++) {
-        const char c = *t->p;
-        const int digit = c >= '0' && c <= '9'                 ? c - '0'
-                          : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10
-                                                               : -1;
+        const int digit = lr_hex_digit(*t->p);
         if (digit < 0)
             break;
         *value = *value * 16 + (uint32_t)digit;

@@ -72,25 +72,6 @@ bool lr_utf8_ascii(const char *s, size_t size)
     return i == size;
 }
 
-/* Bytes of the valid character at s, or 0. Overlong forms, surrogates and values above U+10FFFF are not valid. */
-static size_t character_size(const unsigned char *s, size_t size)
-{
-    if (s[0] < 0x80)
-        return 1;
-    if (s[0] < 0xC2 || s[0] > 0xF4)
-        return 0;
-    const size_t n = s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
-    if (size < n)
-        return 0;
-    for (size_t i = 1; i < n; i++)
-        if ((s[i] & 0xC0) != 0x80)
-            return 0;
-    if ((s[0] == 0xE0 && s[1] < 0xA0) || (s[0] == 0xED && s[1] > 0x9F) || (s[0] == 0xF0 && s[1] < 0x90) ||
-        (s[0] == 0xF4 && s[1] > 0x8F))
-        return 0;
-    return n;
-}
-
 size_t lr_utf8_check(const char *s, size_t size, bool *ascii)
 {
     size_t i = 0;
@@ -98,7 +79,7 @@ size_t lr_utf8_check(const char *s, size_t size, bool *ascii)
     while (i < size) {
         i += ascii_run(s + i, size - i);
         for (int k = 0; k < 8 && i < size; k++) { /* a few characters, then try whole words again */
-            const size_t n = character_size((const unsigned char *)s + i, size - i);
+            const size_t n = (size_t)lr_utf8_sequence(s + i, s + size);
             if (n == 0)
                 return i;
             if (n > 1)
@@ -107,11 +88,6 @@ size_t lr_utf8_check(const char *s, size_t size, bool *ascii)
         }
     }
     return size;
-}
-
-char *lr_utf8_put(char *p, uint32_t c)
-{
-    return p + utf8proc_encode_char((utf8proc_int32_t)c, (utf8proc_uint8_t *)p);
 }
 
 /* ---- growing strings ------------------------------------------------------------------------------------------------ */

@@ -8,6 +8,7 @@
 #define LR_TEXT_UNICODE_H
 
 #include "core/core.h"
+#include "core/utf8.h"
 
 typedef struct lr_range {
     uint32_t first, last;
@@ -99,7 +100,6 @@ int lr_string_reserve(lr_string *s, size_t more);
 int lr_string_append(lr_string *s, const char *data, size_t size);
 int lr_string_append_char(lr_string *s, uint32_t c);
 void lr_string_free(lr_string *s);
-char *lr_utf8_put(char *p, uint32_t c); /* at most 4 bytes; returns the end */
 
 /* ---- normal forms --------------------------------------------------------------------------------------------------- */
 typedef enum lr_form { LR_NFC, LR_NFD, LR_NFKC, LR_NFKD } lr_form;
