@@ -2,142 +2,44 @@
  * names the program. What is waited for is always what the program prints, never what the terminal echoes of the
  * typing. */
 #define _GNU_SOURCE
-#include "lr_test.h"
-#include <poll.h>
-#include <pty.h>
-#include <signal.h>
+#include "terminal.h"
 #include <stdlib.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <termios.h>
-#include <time.h>
-#include <unistd.h>
 
 #define CTRL_C "\x03"
 #define CTRL_D "\x04"
 #define ARROW_UP "\x1b[A"
+#define EXPECT(text) EXPECT_WITHIN(text, PATIENCE)
 
-enum { PATIENCE_MS = 20000 };
+static const double PATIENCE = 20; /* seconds */
 
-static struct session {
-    pid_t pid;
-    int terminal;
-    char home[64];
-    char seen[1 << 16]; /* what the program has printed and nobody has waited for yet */
-    size_t size;
-} session;
-
-static void make_home(void)
-{
-    (void)snprintf(session.home, sizeof session.home, "/tmp/lorarun-repl-XXXXXX");
-    CHECK(mkdtemp(session.home) != NULL);
-}
-
-static void write_file(const char *name, const char *text)
-{
-    char path[128];
-    (void)snprintf(path, sizeof path, "%s/%s", session.home, name);
-    FILE *f = fopen(path, "w");
-    CHECK(f != NULL);
-    CHECK(fputs(text, f) >= 0 && fclose(f) == 0);
-}
-
-/* Start the program on a new terminal of 80 columns. arguments: up to three, then NULLs. */
+/* Start the program, whose HOME is the session's folder. arguments: up to three, then NULLs. */
 static void start(const char *term, const char *arg1, const char *arg2, const char *arg3)
 {
-    const char *program = getenv("LORARUN_PROGRAM");
-    CHECK(program != NULL);
-    session.size = 0;
-    struct winsize size = {.ws_col = 80, .ws_row = 24};
-    session.pid = forkpty(&session.terminal, NULL, NULL, &size);
-    CHECK(session.pid >= 0);
-    if (session.pid == 0) {
-        (void)setenv("TERM", term, 1);
-        (void)setenv("HOME", session.home, 1);
-        (void)setenv("LC_ALL", "C.UTF-8", 1);
-        (void)setenv("ASAN_OPTIONS", "detect_leaks=0", 1); /* it cannot see what LuaJIT's heap points to */
+    if (session_fork(term) == 0) {
+        const char *program = getenv("LORARUN_PROGRAM");
+        (void)setenv("HOME", session.folder, 1);
         (void)unsetenv("XDG_STATE_HOME");
-        (void)signal(SIGINT, SIG_DFL);
-        if (chdir(session.home) != 0)
-            _exit(121);
         (void)execl(program, program, arg1, arg2, arg3, (char *)NULL);
         _exit(122);
     }
 }
 
-static void type(const char *keys)
-{
-    CHECK_INT(write(session.terminal, keys, strlen(keys)), strlen(keys));
-}
-
-static long long milliseconds(void)
-{
-    struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (long long)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-/* Wait until `text` has been printed; all up to its end counts as seen. */
-static int appears(const char *text, int patience)
-{
-    const long long until = milliseconds() + patience;
-    for (;;) {
-        char *at = memmem(session.seen, session.size, text, strlen(text));
-        if (at != NULL) {
-            const size_t used = (size_t)(at - session.seen) + strlen(text);
-            session.size -= used;
-            memmove(session.seen, session.seen + used, session.size + 1);
-            return 1;
-        }
-        const long long left = until - milliseconds();
-        struct pollfd fd = {.fd = session.terminal, .events = POLLIN};
-        if (left <= 0 || poll(&fd, 1, (int)left) <= 0)
-            return 0;
-        const ssize_t n = read(session.terminal, session.seen + session.size, sizeof session.seen - 1 - session.size);
-        if (n <= 0)
-            return 0;
-        session.size += (size_t)n;
-        session.seen[session.size] = 0;
-    }
-}
-
-static void stop(void)
-{
-    if (session.pid > 0) {
-        (void)kill(session.pid, SIGKILL);
-        (void)waitpid(session.pid, NULL, 0);
-        (void)close(session.terminal);
-    }
-    char command[128];
-    (void)snprintf(command, sizeof command, "rm -rf %s", session.home);
-    if (session.home[0] != 0 && system(command) != 0)
-        printf("    cannot remove %s\n", session.home);
-    session.pid = 0;
-    session.home[0] = 0;
-}
-
-#define EXPECT(text)                                                                                                   \
-    do {                                                                                                               \
-        if (!appears(text, PATIENCE_MS)) {                                                                             \
-            printf("    printed instead: <<%.*s>>\n", (int)session.size, session.seen);                                \
-            stop();                                                                                                    \
-            LR_TEST_FAIL("\"%s\" was never printed", text);                                                            \
-        }                                                                                                              \
-    } while (0)
-
 /* Between printing a prompt and listening to single keys the editor takes a moment, in which Ctrl-C and Ctrl-D go to
  * nobody. Like a person, press again when nothing happens. (While something is being evaluated there is no such moment:
  * tests press once.) */
-enum { PRESSES = 20, BETWEEN_PRESSES_MS = 500 };
+enum { PRESSES = 20 };
+static const double BETWEEN_PRESSES = 0.5; /* seconds */
 
 static void press_until(const char *key, const char *text)
 {
     for (int i = 0; i < PRESSES; i++) {
         type(key);
-        if (appears(text, BETWEEN_PRESSES_MS))
+        if (appears(text, BETWEEN_PRESSES))
             return;
     }
-    stop();
+    session_end();
     LR_TEST_FAIL("\"%s\" was never printed", text);
 }
 
@@ -146,7 +48,7 @@ static void wait_until_asleep(void)
 {
     char path[64], state = '?';
     (void)snprintf(path, sizeof path, "/proc/%d/stat", (int)session.pid);
-    for (const long long until = milliseconds() + PATIENCE_MS; state != 'S' && milliseconds() < until;) {
+    for (const double until = lr_time() + PATIENCE; state != 'S' && lr_time() < until;) {
         FILE *f = fopen(path, "r");
         if (f == NULL || fscanf(f, "%*d (%*[^)]) %c", &state) != 1)
             state = '?';
@@ -159,20 +61,20 @@ static void wait_until_asleep(void)
 /* Wait for the program to end, pressing Ctrl-D where asked; its exit status. */
 static int exit_status(int press)
 {
-    const long long until = milliseconds() + PATIENCE_MS;
-    long long next_press = 0;
+    const double until = lr_time() + PATIENCE;
+    double next_press = 0;
     int status = 0;
     while (waitpid(session.pid, &status, WNOHANG) == 0) {
-        if (press && milliseconds() >= next_press) {
+        if (press && lr_time() >= next_press) {
             (void)!write(session.terminal, CTRL_D, 1);
-            next_press = milliseconds() + BETWEEN_PRESSES_MS;
+            next_press = lr_time() + BETWEEN_PRESSES;
         }
         char drain[256];
         struct pollfd fd = {.fd = session.terminal, .events = POLLIN};
         if (poll(&fd, 1, 20) > 0 && read(session.terminal, drain, sizeof drain) < 0)
             (void)usleep(1000);
-        if (milliseconds() > until) {
-            stop();
+        if (lr_time() > until) {
+            session_end();
             LR_TEST_FAIL("the program does not end");
         }
     }
@@ -183,7 +85,7 @@ static int exit_status(int press)
 
 static void open_prompt(void)
 {
-    make_home();
+    session_folder();
     start("xterm", NULL, NULL, NULL);
     EXPECT("Ctrl-D leaves.\r\n");
     EXPECT("> ");
@@ -200,7 +102,7 @@ TEST(expressions_statements_and_the_way_out)
     type("= #'h\xc3\xa9' * 100\n");
     EXPECT("\r\n300\r\n");
     CHECK_INT(exit_status(1), 0);
-    stop();
+    session_end();
 }
 
 TEST(os_exit_leaves_with_its_status)
@@ -208,7 +110,7 @@ TEST(os_exit_leaves_with_its_status)
     open_prompt();
     type("os.exit(6)\n");
     CHECK_INT(exit_status(0), 6);
-    stop();
+    session_end();
 }
 
 TEST(a_chunk_may_take_several_lines)
@@ -224,7 +126,7 @@ TEST(a_chunk_may_take_several_lines)
     EXPECT(">> ");
     type("3)\n");
     EXPECT("\r\nababab\r\n");
-    stop();
+    session_end();
 }
 
 TEST(lr_is_there)
@@ -234,7 +136,7 @@ TEST(lr_is_there)
     EXPECT("\r\n<function>\r\n");
     type("lr.no_such_thing\n");
     EXPECT("\r\nstdin:1: lorarun has no 'no_such_thing'");
-    stop();
+    session_end();
 }
 
 TEST(an_error_shows_the_users_calls_and_changes_nothing)
@@ -250,7 +152,7 @@ TEST(an_error_shows_the_users_calls_and_changes_nothing)
     EXPECT("\r\nstdin:1: unexpected symbol near '='\r\n");
     type("kept * 3\n");
     EXPECT("\r\n15\r\n");
-    stop();
+    session_end();
 }
 
 TEST(tab_completes_what_is_certain)
@@ -273,7 +175,7 @@ TEST(tab_completes_what_is_certain)
     EXPECT("\r\n12\r\n");
     type("if true then retu\t 77 end\n");
     EXPECT("\r\n77\r\n");
-    stop();
+    session_end();
 }
 
 TEST(tab_lists_what_is_possible)
@@ -291,7 +193,7 @@ TEST(tab_lists_what_is_possible)
     type("v:only_a_\t"); /* after a colon only what can be called: certain */
     type("('called')\n");
     EXPECT("\tcalled\r\n");
-    stop();
+    session_end();
 }
 
 TEST(ctrl_c_drops_the_line_being_typed)
@@ -306,7 +208,7 @@ TEST(ctrl_c_drops_the_line_being_typed)
     press_until(CTRL_C, "\r\n> ");
     type("3 * 8\n");
     EXPECT("\r\n24\r\n");
-    stop();
+    session_end();
 }
 
 TEST(ctrl_c_stops_a_loop_and_not_the_program)
@@ -325,18 +227,18 @@ TEST(ctrl_c_stops_a_loop_and_not_the_program)
     EXPECT("interrupted at stdin:1\r\n  stdin:1: in function 'spin'\r\n  stdin:1: in main chunk\r\n");
     type("5 * 5\n");
     EXPECT("\r\n25\r\n");
-    stop();
+    session_end();
 }
 
 TEST(ctrl_c_stops_ops_called_from_compiled_code)
 {
-    make_home();
-    write_file("loop.lua", "local ops, tensor = require 'lorarun.tensor.ops', require 'lorarun.tensor.tensor'\n"
-                           "function _G.work()\n"
-                           "  local x = tensor.full({ 64 }, 1)\n"
-                           "  print 'working' io.flush()\n"
-                           "  while true do tensor.scope(function() ops.scale(x, 2) end) end\n"
-                           "end\n");
+    session_folder();
+    session_file("loop.lua", "local ops, tensor = require 'lorarun.tensor.ops', require 'lorarun.tensor.tensor'\n"
+                             "function _G.work()\n"
+                             "  local x = tensor.full({ 64 }, 1)\n"
+                             "  print 'working' io.flush()\n"
+                             "  while true do tensor.scope(function() ops.scale(x, 2) end) end\n"
+                             "end\n");
     start("xterm", "-i", "loop.lua", NULL);
     EXPECT("> ");
     type("work()\n");
@@ -348,7 +250,7 @@ TEST(ctrl_c_stops_ops_called_from_compiled_code)
     EXPECT("\r\n36\r\n");
     type("require('lorarun.tensor.tensor').full({ 2 }, 3):to_table()[2] + 40\n"); /* the flag is down again */
     EXPECT("\r\n43\r\n");
-    stop();
+    session_end();
 }
 
 TEST(ctrl_c_stops_waiting_for_the_keyboard)
@@ -361,7 +263,7 @@ TEST(ctrl_c_stops_waiting_for_the_keyboard)
     EXPECT("interrupted");
     type("7 * 7\n");
     EXPECT("\r\n49\r\n");
-    stop();
+    session_end();
 }
 
 TEST(a_signal_that_is_caught_is_noted_and_the_next_one_stops_the_evaluation)
@@ -378,7 +280,7 @@ TEST(a_signal_that_is_caught_is_noted_and_the_next_one_stops_the_evaluation)
     EXPECT("interrupted at stdin:1");
     type("C.lr_signal_catch(0) 8 * 8\n");
     EXPECT("> ");
-    stop();
+    session_end();
 }
 
 TEST(history_is_kept_between_sessions)
@@ -389,7 +291,7 @@ TEST(history_is_kept_between_sessions)
     EXPECT("\r\n1111\r\n");
     CHECK_INT(exit_status(1), 0);
     char path[128], text[128] = "";
-    (void)snprintf(path, sizeof path, "%s/.local/state/lorarun/history", session.home);
+    (void)snprintf(path, sizeof path, "%s/.local/state/lorarun/history", session.folder);
     FILE *f = fopen(path, "r");
     CHECK(f != NULL);
     const size_t n = fread(text, 1, sizeof text - 1, f);
@@ -406,23 +308,23 @@ TEST(history_is_kept_between_sessions)
     type("remembered + 22\n");
     EXPECT("\r\n1122\r\n");
     CHECK(stat(path, &st) == 0 && (st.st_mode & 0777) == 0600);
-    stop();
+    session_end();
 }
 
 TEST(a_home_that_cannot_be_written_is_no_obstacle)
 {
-    make_home();
-    write_file(".local", "a file where a folder should be\n");
+    session_folder();
+    session_file(".local", "a file where a folder should be\n");
     start("xterm", NULL, NULL, NULL);
     EXPECT("> ");
     type("9 * 9\n");
     EXPECT("\r\n81\r\n");
-    stop();
+    session_end();
 }
 
 TEST(a_terminal_without_editing_works)
 {
-    make_home();
+    session_folder();
     start("dumb", NULL, NULL, NULL);
     EXPECT("> ");
     type("for i = 1, 2 do\n");
@@ -437,26 +339,26 @@ TEST(a_terminal_without_editing_works)
     type("2 * 50\n");
     EXPECT("\r\n100\r\n");
     CHECK_INT(exit_status(1), 0);
-    stop();
+    session_end();
 }
 
 TEST(a_recipe_that_fails_still_opens_the_prompt_with_i)
 {
-    make_home();
-    write_file("bad.lua", "_G.state = 66\nerror 'boom'\n");
+    session_folder();
+    session_file("bad.lua", "_G.state = 66\nerror 'boom'\n");
     start("xterm", "-i", "bad.lua", NULL);
     EXPECT("lorarun: bad.lua:2: boom\r\n");
     EXPECT("> ");
     type("state + 600\n");
     EXPECT("\r\n666\r\n");
     CHECK_INT(exit_status(1), 1);
-    stop();
+    session_end();
 }
 
 /* ---- one prompt for several ranks ---------------------------------------------------------------------------------- */
 static void open_prompt_of_ranks(void)
 {
-    make_home();
+    session_folder();
     start("xterm", "--num-processes=3", NULL, NULL);
     EXPECT("3 ranks run every line; rank 0 prints.\r\n");
     EXPECT("> ");
@@ -479,7 +381,7 @@ TEST(every_rank_runs_each_line_and_rank_0_prints)
     type("lr.comm.all_reduce(x, 'min')\n");
     EXPECT("\r\n18\r\n");
     CHECK_INT(exit_status(1), 0);
-    stop();
+    session_end();
 }
 
 TEST(an_error_on_one_rank_leaves_all_in_step)
@@ -494,7 +396,7 @@ TEST(an_error_on_one_rank_leaves_all_in_step)
     EXPECT("\r\n3000\r\n");
     type("error('every' .. 'where')\n"); /* told once */
     EXPECT("\r\neverywhere\r\n> ");
-    stop();
+    session_end();
 }
 
 TEST(ctrl_c_stops_all_ranks)
@@ -514,7 +416,7 @@ TEST(ctrl_c_stops_all_ranks)
     type("lr.comm.all_reduce(1) * 1002\n");
     EXPECT("\r\n3006\r\n");
     CHECK_INT(exit_status(1), 0);
-    stop();
+    session_end();
 }
 
 TEST(a_rank_that_dies_at_the_prompt_ends_the_job)
@@ -525,7 +427,7 @@ TEST(a_rank_that_dies_at_the_prompt_ends_the_job)
     type("if lr.comm.rank == 1 then require('ffi').C.kill(require('ffi').C.getpid(), 9) end\n");
     EXPECT("was killed by SIGKILL");
     CHECK_INT(exit_status(0), 137);
-    stop();
+    session_end();
 }
 
 TEST_MAIN()

@@ -1,7 +1,7 @@
 /* test_choices.c: which algorithm makes a product, with a library made up here: what is timed, what is kept, what two ranks agree on, and
  * what becomes of a file that is damaged, another's, or cannot be written. */
 #include "cuda/choices.h"
-#include "units/folder.h"
+#include "folder.h"
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>

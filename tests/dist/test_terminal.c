@@ -1,96 +1,29 @@
-/* test_terminal.c: a job of two ranks on a terminal, as a person sees it: rank 0's progress bar redraws itself, lines of
- * others are put above it, Ctrl-C counts once, and a window that changes its size is known to the rank. */
+/* test_terminal.c: a job of two ranks on a terminal, as a person sees it. Rank 0's progress bar redraws itself, lines of other ranks
+ * are put above it, Ctrl-C counts once, and the rank knows when the window changes its size. */
 #define _GNU_SOURCE
-#include "lr_test.h"
-#include <poll.h>
-#include <pty.h>
-#include <signal.h>
+#include "terminal.h"
 #include <sys/ioctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #define ERASE "\r\x1b[K"
+#define EXPECT(text) EXPECT_WITHIN(text, 60)
 
-enum { PATIENCE = 60 };
-
-static struct session {
-    pid_t pid;
-    int terminal;
-    char folder[64];
-    char seen[1 << 16]; /* what was printed and nobody has waited for yet */
-    size_t size;
-} session;
-
-/* Start a recipe of two ranks on a new terminal of 80 columns. */
+/* Start a recipe of two ranks. */
 static void start(const char *recipe)
 {
-    const char *program = getenv("LORARUN_PROGRAM");
-    CHECK(program != NULL);
-    session.size = 0;
-    (void)snprintf(session.folder, sizeof session.folder, "/tmp/lorarun-terminal-XXXXXX");
-    CHECK(mkdtemp(session.folder) != NULL);
-    char path[128];
-    (void)snprintf(path, sizeof path, "%s/recipe.lua", session.folder);
-    FILE *f = fopen(path, "w");
-    CHECK(f != NULL);
-    CHECK(fprintf(f,
-                  "local lr, C, ffi = require 'lorarun', require 'lorarun.base.c', require 'ffi'\n"
-                  "ffi.cdef 'int usleep(unsigned);'\n"
-                  "local job = lr.launch { processes = 2 }\n"
-                  "%s",
-                  recipe) > 0 &&
-          fclose(f) == 0);
-    struct winsize size = {.ws_col = 80, .ws_row = 24};
-    session.pid = forkpty(&session.terminal, NULL, NULL, &size);
-    CHECK(session.pid >= 0);
-    if (session.pid == 0) {
-        (void)setenv("TERM", "xterm", 1);
-        (void)setenv("LC_ALL", "C.UTF-8", 1);
-        (void)setenv("ASAN_OPTIONS", "detect_leaks=0", 1); /* it cannot see what LuaJIT's heap points to */
-        (void)signal(SIGINT, SIG_DFL);
-        (void)execl(program, program, path, (char *)NULL);
+    char text[4096];
+    (void)snprintf(text, sizeof text,
+                   "local lr, C, ffi = require 'lorarun', require 'lorarun.base.c', require 'ffi'\n"
+                   "ffi.cdef 'int usleep(unsigned);'\n"
+                   "local job = lr.launch { processes = 2 }\n"
+                   "%s",
+                   recipe);
+    session_folder();
+    session_file("recipe.lua", text);
+    if (session_fork("xterm") == 0) {
+        const char *program = getenv("LORARUN_PROGRAM");
+        (void)execl(program, program, "recipe.lua", (char *)NULL);
         _exit(122);
     }
-}
-
-/* Wait until `text` has been printed; all up to its end counts as seen. */
-static int appears(const char *text)
-{
-    const double until = lr_time() + PATIENCE;
-    for (;;) {
-        session.seen[session.size] = 0;
-        char *at = memmem(session.seen, session.size, text, strlen(text));
-        if (at != NULL) {
-            const size_t used = (size_t)(at - session.seen) + strlen(text);
-            session.size -= used;
-            memmove(session.seen, session.seen + used, session.size);
-            return 1;
-        }
-        struct pollfd fd = {.fd = session.terminal, .events = POLLIN};
-        if (lr_time() > until || poll(&fd, 1, 1000) < 0)
-            return 0;
-        if (session.size > sizeof session.seen / 2) { /* a bar redraws itself for long: what is new counts */
-            session.size -= sizeof session.seen / 4;
-            memmove(session.seen, session.seen + sizeof session.seen / 4, session.size);
-        }
-        const ssize_t n = fd.revents != 0 ? read(session.terminal, session.seen + session.size,
-                                                 sizeof session.seen - 1 - session.size)
-                                          : 0;
-        if (n < 0)
-            return 0;
-        session.size += (size_t)n;
-    }
-}
-
-#define EXPECT(text)                                                                                                   \
-    do {                                                                                                               \
-        if (!appears(text))                                                                                            \
-            LR_TEST_FAIL("'%s' did not appear; the last seen is '%s'", text, session.seen);                            \
-    } while (0)
-
-static void type(const char *keys)
-{
-    CHECK_INT(write(session.terminal, keys, strlen(keys)), strlen(keys));
 }
 
 /* Wait for the end: the exit status, or minus the signal. */
@@ -102,9 +35,8 @@ static int end(void)
     int status;
     CHECK_INT(waitpid(session.pid, &status, 0), session.pid);
     (void)close(session.terminal);
-    char command[128];
-    (void)snprintf(command, sizeof command, "rm -rf '%s'", session.folder);
-    CHECK_INT(system(command), 0);
+    session.pid = 0;
+    session_end();
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 

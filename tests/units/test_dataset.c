@@ -1,11 +1,12 @@
 /* Data sets: what is read, what is refused and how it is said, and that none of it depends on the number of threads. */
 #define _GNU_SOURCE
 #include "data/rows.h"
-#include "data_files.h"
+#include "folder.h"
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 static const char *const COLUMNS[] = {"text", "score"};
@@ -30,7 +31,7 @@ static const char *text_of(const lr_dataset *d, int64_t row, int column)
 static void refuse(const char *name, const char *contents, int status, const char *message)
 {
     lr_dataset *d = NULL;
-    const char *path = data_text(name, contents);
+    const char *path = text_in_folder(name, contents);
     CHECK_INT(open_two(&d, path, LR_BAD_ROW_ERROR, 0), status);
     CHECK(d == NULL);
     CHECK(strncmp(lr_last_error(), path, strlen(path)) == 0);
@@ -40,7 +41,7 @@ static void refuse(const char *name, const char *contents, int status, const cha
 TEST(jsonl_is_read)
 {
     lr_dataset *d;
-    const char *path = data_text(
+    const char *path = text_in_folder(
         "a.jsonl", "\xEF\xBB\xBF{\"text\": \"first\", \"score\": 1}\r\n"
                    "\n   \t\r\n"
                    " { \"score\" : -2.5e-1, \"other\": [1, {\"a\": [true, false, null]}], \"text\":\"\" } \n"
@@ -66,7 +67,8 @@ TEST(jsonl_is_read)
 TEST(a_nul_is_text)
 {
     lr_dataset *d;
-    CHECK_INT(open_two(&d, data_text("nul.jsonl", "{\"text\":\"a\\u0000b\",\"score\":1}"), LR_BAD_ROW_ERROR, 0), LR_OK);
+    CHECK_INT(open_two(&d, text_in_folder("nul.jsonl", "{\"text\":\"a\\u0000b\",\"score\":1}"), LR_BAD_ROW_ERROR, 0),
+              LR_OK);
     char buf[3];
     int64_t size;
     CHECK_INT(lr_dataset_text(d, 0, 0, buf, 3, &size), LR_OK);
@@ -85,7 +87,7 @@ TEST(a_text_is_cut_to_the_buffer)
                                         "a\"\xE2\x82\xAC"};
     for (int f = 0; f < 2; f++) {
         lr_dataset *d;
-        CHECK_INT(open_two(&d, data_text(files[f], contents[f]), LR_BAD_ROW_ERROR, 0), LR_OK);
+        CHECK_INT(open_two(&d, text_in_folder(files[f], contents[f]), LR_BAD_ROW_ERROR, 0), LR_OK);
         for (int64_t cap = 0; cap < 8; cap++) {
             char buf[8] = "#######";
             int64_t size = -1;
@@ -102,12 +104,13 @@ TEST(a_text_is_cut_to_the_buffer)
 TEST(csv_is_read)
 {
     lr_dataset *d;
-    const char *path = data_text("a.CSV", "\xEF\xBB\xBF\r\nid,\"text\",\"sco\"\"re\",score\r\n"
-                                          "1,plain,x, 1.5 \r\n"
-                                          "\r\n"
-                                          "2,\"quoted, with \"\"comma\"\"\nand a line\r\nor two\",,+.5\n"
-                                          "3,,\"\",5.\n"
-                                          "4,\"caf\xC3\xA9 \xE2\x82\xAC, a longer text of many bytes\",\"\",\"-1e2\"");
+    const char *path =
+        text_in_folder("a.CSV", "\xEF\xBB\xBF\r\nid,\"text\",\"sco\"\"re\",score\r\n"
+                                "1,plain,x, 1.5 \r\n"
+                                "\r\n"
+                                "2,\"quoted, with \"\"comma\"\"\nand a line\r\nor two\",,+.5\n"
+                                "3,,\"\",5.\n"
+                                "4,\"caf\xC3\xA9 \xE2\x82\xAC, a longer text of many bytes\",\"\",\"-1e2\"");
     CHECK_INT(open_two(&d, path, LR_BAD_ROW_ERROR, 0), LR_OK);
     CHECK_INT(lr_dataset_rows(d), 4);
     CHECK_STR(text_of(d, 0, 0), "plain");
@@ -192,7 +195,7 @@ TEST(deep_nesting_is_refused)
         memset(row + n + depth, ']', (size_t)depth);
         row[n + 2 * (size_t)depth] = '}';
         lr_dataset *d = NULL;
-        const char *path = data_write("deep.jsonl", row, n + 2 * (size_t)depth + 1);
+        const char *path = write_in_folder("deep.jsonl", row, n + 2 * (size_t)depth + 1);
         const int status = open_two(&d, path, LR_BAD_ROW_ERROR, 0);
         CHECK_INT(status, depth < LR_ROW_DEPTH ? LR_OK : LR_EFORMAT);
         if (status != LR_OK)
@@ -238,7 +241,7 @@ TEST(bad_csv_is_told)
     refuse("h.csv", "\r\n\n", LR_EFORMAT, " has no header line");
     lr_dataset *d = NULL;
     const char nul[] = "text,score\na\0b,1\n";
-    CHECK_INT(open_two(&d, data_write("nul.csv", nul, sizeof nul - 1), LR_BAD_ROW_ERROR, 0), LR_EFORMAT);
+    CHECK_INT(open_two(&d, write_in_folder("nul.csv", nul, sizeof nul - 1), LR_BAD_ROW_ERROR, 0), LR_EFORMAT);
     CHECK_HAS(lr_last_error(), "nul.csv:2: not valid CSV: a NUL byte");
 }
 
@@ -255,12 +258,12 @@ TEST(files_that_are_no_data)
     refuse("e.parquet", "PAR1", LR_EFORMAT,
            " is a Parquet file, expected JSON Lines in UTF-8 (export it as JSON Lines)");
     lr_dataset *d = NULL;
-    CHECK_INT(open_two(&d, data_path("missing.jsonl"), LR_BAD_ROW_ERROR, 0), LR_ENOTFOUND);
+    CHECK_INT(open_two(&d, in_folder("missing.jsonl"), LR_BAD_ROW_ERROR, 0), LR_ENOTFOUND);
     CHECK_HAS(lr_last_error(), "missing.jsonl: No such file or directory");
-    CHECK_INT(open_two(&d, data_folder, LR_BAD_ROW_ERROR, 0), LR_EINVAL);
+    CHECK_INT(open_two(&d, lr_test_folder, LR_BAD_ROW_ERROR, 0), LR_EINVAL);
     CHECK_HAS(lr_last_error(), "is a directory, expected a JSON Lines or CSV file");
-    CHECK_INT(mkfifo(data_path("fifo"), 0600), 0);
-    CHECK_INT(open_two(&d, data_path("fifo"), LR_BAD_ROW_ERROR, 0), LR_EINVAL);
+    CHECK_INT(mkfifo(in_folder("fifo"), 0600), 0);
+    CHECK_INT(open_two(&d, in_folder("fifo"), LR_BAD_ROW_ERROR, 0), LR_EINVAL);
     CHECK_HAS(lr_last_error(), "is no regular file; copy its contents into one");
     CHECK(d == NULL);
 }
@@ -270,7 +273,7 @@ TEST(wrong_arguments)
     static const char *const twice[] = {"text", "text"}, *const unnamed[] = {"text", ""};
     static const int odd[] = {LR_COLUMN_TEXT, 7};
     lr_dataset *d = NULL;
-    const char *path = data_text("w.jsonl", "{\"text\":\"a\",\"score\":1}");
+    const char *path = text_in_folder("w.jsonl", "{\"text\":\"a\",\"score\":1}");
     CHECK_INT(lr_dataset_open(&d, path, COLUMNS, KINDS, 0, 0, 0), LR_EINVAL);
     CHECK_INT(lr_dataset_open(&d, path, twice, KINDS, 2, 0, 0), LR_EINVAL);
     CHECK_STR(lr_last_error(), "column 'text' is asked for twice");
@@ -308,7 +311,7 @@ TEST(bad_rows_are_skipped_on_request)
     static const char *const first[] = {":2: column 'text' is not a string (it is a number)",
                                         ":3: the row has 1 field, the header has 2"};
     for (int f = 0; f < 2; f++) {
-        const char *path = data_text(files[f], contents[f]);
+        const char *path = text_in_folder(files[f], contents[f]);
         static const int64_t skipped[] = {4, 0, 2, 3, 4}; /* of the rows up to the last one that is wanted */
         for (int64_t max = 0; max <= 4; max++) {
             lr_dataset *d;
@@ -323,7 +326,7 @@ TEST(bad_rows_are_skipped_on_request)
         }
     }
     lr_dataset *d = NULL;
-    CHECK_INT(open_two(&d, data_text("none.jsonl", "{}\n{}\n"), LR_BAD_ROW_SKIP, 0), LR_EFORMAT);
+    CHECK_INT(open_two(&d, text_in_folder("none.jsonl", "{}\n{}\n"), LR_BAD_ROW_SKIP, 0), LR_EFORMAT);
     CHECK_HAS(lr_last_error(), "none.jsonl: none of its 2 rows can be used; the first: ");
     CHECK_HAS(lr_last_error(), "none.jsonl:1: column 'text' is missing; the row has no columns");
 }
@@ -331,7 +334,7 @@ TEST(bad_rows_are_skipped_on_request)
 TEST(rows_behind_the_last_wanted_are_not_judged)
 {
     lr_dataset *d;
-    const char *path = data_text("max.jsonl", "{\"text\":\"a\",\"score\":1}\n{\"text\":\"b\",\"score\":1}\nbad\n");
+    const char *path = text_in_folder("max.jsonl", "{\"text\":\"a\",\"score\":1}\n{\"text\":\"b\",\"score\":1}\nbad\n");
     CHECK_INT(open_two(&d, path, LR_BAD_ROW_ERROR, 2), LR_OK);
     CHECK_INT(lr_dataset_rows(d), 2);
     lr_dataset_close(d);
@@ -351,7 +354,7 @@ TEST(rows_beyond_the_limit_are_refused)
             memcpy(bytes, head, strlen(head));
             memcpy(bytes + all - strlen(rest) - strlen(tail), tail, strlen(tail));
             memcpy(bytes + all - strlen(rest), rest, strlen(rest));
-            const char *path = data_write(csv ? "long.csv" : "long.jsonl", bytes, all);
+            const char *path = write_in_folder(csv ? "long.csv" : "long.jsonl", bytes, all);
             free(bytes);
             lr_dataset *d = NULL;
             const int status = open_two(&d, path, LR_BAD_ROW_ERROR, 0);
@@ -372,7 +375,7 @@ TEST(rows_beyond_the_limit_are_refused)
 TEST(a_changed_file_is_noticed)
 {
     lr_dataset *d;
-    const char *path = data_text("change.jsonl", "{\"text\":\"a\",\"score\":1}\n{\"text\":\"b\",\"score\":1}\n");
+    const char *path = text_in_folder("change.jsonl", "{\"text\":\"a\",\"score\":1}\n{\"text\":\"b\",\"score\":1}\n");
     CHECK_INT(open_two(&d, path, LR_BAD_ROW_ERROR, 0), LR_OK);
     FILE *f = fopen(path, "r+b");
     CHECK(f != NULL && fputs("{[", f) >= 0 && fclose(f) == 0);
@@ -397,7 +400,7 @@ TEST(a_file_cut_short_is_an_error)
             used += (size_t)snprintf(text + used, sizeof text - used,
                                      csv ? "t%05d0123456789,1\n" : "{\"text\":\"%05d\",\"score\":1}\n", i);
         lr_dataset *d;
-        const char *path = data_write(csv ? "cut.csv" : "cut.jsonl", text, used);
+        const char *path = write_in_folder(csv ? "cut.csv" : "cut.jsonl", text, used);
         CHECK_INT(open_two(&d, path, LR_BAD_ROW_ERROR, 0), LR_OK);
         const int64_t rows = lr_dataset_rows(d);
         CHECK_INT(rows, ROWS - 1);
@@ -424,7 +427,7 @@ TEST(a_file_cut_short_is_an_error)
 TEST(a_bus_error_that_is_sent_is_no_cut_file)
 {
     lr_dataset *d;
-    CHECK_INT(open_two(&d, data_text("sent.csv", "text,score\na,1\n"), LR_BAD_ROW_ERROR, 0), LR_OK);
+    CHECK_INT(open_two(&d, text_in_folder("sent.csv", "text,score\na,1\n"), LR_BAD_ROW_ERROR, 0), LR_OK);
     const pid_t child = fork();
     if (child == 0) {
         const struct rlimit none = {0, 0};
@@ -456,7 +459,7 @@ TEST(a_file_may_be_cut_while_it_is_opened)
     static char text[1 << 20];
     memset(text, ' ', sizeof text);
     memcpy(text, "{\"text\":\"a\",\"score\":1}\n", 23);
-    const char *path = data_write("cutting.jsonl", text, sizeof text);
+    const char *path = write_in_folder("cutting.jsonl", text, sizeof text);
     pthread_t thread;
     atomic_store(&cutting, true);
     CHECK_INT(pthread_create(&thread, NULL, cut_again_and_again, (void *)(uintptr_t)path), 0);
@@ -478,11 +481,11 @@ TEST(equal_texts_have_equal_hashes)
 {
     lr_dataset *d;
     uint64_t h[8], c[3];
-    const char *path =
-        data_text("hash.jsonl", "{\"text\":\"abcdefghij\",\"score\":1}\n{\"text\":\"abc\\u0064efghij\",\"score\":1}\n"
-                                "{\"text\":\"abcdefghi\",\"score\":1}\n{\"text\":\"abcdefghij\\u0000\",\"score\":1}\n"
-                                "{\"text\":\"\",\"score\":1}\n{\"text\":\"\\u0000\",\"score\":1}\n"
-                                "{\"text\":\"say \\\"x\\\"\",\"score\":1}\n{\"text\":\"bbcdefghij\",\"score\":1}\n");
+    const char *path = text_in_folder(
+        "hash.jsonl", "{\"text\":\"abcdefghij\",\"score\":1}\n{\"text\":\"abc\\u0064efghij\",\"score\":1}\n"
+                      "{\"text\":\"abcdefghi\",\"score\":1}\n{\"text\":\"abcdefghij\\u0000\",\"score\":1}\n"
+                      "{\"text\":\"\",\"score\":1}\n{\"text\":\"\\u0000\",\"score\":1}\n"
+                      "{\"text\":\"say \\\"x\\\"\",\"score\":1}\n{\"text\":\"bbcdefghij\",\"score\":1}\n");
     CHECK_INT(open_two(&d, path, LR_BAD_ROW_ERROR, 0), LR_OK);
     CHECK_INT(lr_dataset_hashes(d, 0, h), LR_OK);
     lr_dataset_close(d);
@@ -490,7 +493,8 @@ TEST(equal_texts_have_equal_hashes)
     for (int i = 1; i < 8; i++)
         for (int k = i + 1; k < 8; k++)
             CHECK(h[i] != h[k]);
-    CHECK_INT(open_two(&d, data_text("hash.csv", "text,score\nabcdefghij,1\n,1\n\"say \"\"x\"\"\",1\n"), 0, 0), LR_OK);
+    CHECK_INT(open_two(&d, text_in_folder("hash.csv", "text,score\nabcdefghij,1\n,1\n\"say \"\"x\"\"\",1\n"), 0, 0),
+              LR_OK);
     CHECK_INT(lr_dataset_hashes(d, 0, c), LR_OK); /* the format does not matter */
     lr_dataset_close(d);
     CHECK(c[0] == h[0] && c[1] == h[4] && c[2] == h[6]);
@@ -500,21 +504,22 @@ TEST(columns_can_be_peeked_at)
 {
     char *names;
     int64_t count;
-    const char *path = data_text("peek.jsonl", "\nbad\n{\"a\":[{\"x\":1}],\"b\\u00e9\":\"}\",\"\":null}\n{\"c\":1}\n");
+    const char *path =
+        text_in_folder("peek.jsonl", "\nbad\n{\"a\":[{\"x\":1}],\"b\\u00e9\":\"}\",\"\":null}\n{\"c\":1}\n");
     CHECK_INT(lr_dataset_peek(path, &names, &count), LR_OK);
     CHECK_INT(count, 3);
     CHECK(memcmp(names, "a\0b\xC3\xA9\0\0", 6) == 0);
     lr_free(names);
-    CHECK_INT(lr_dataset_peek(data_text("peek.csv", "\n\"a \"\"b\"\"\",c\n1,2\n"), &names, &count), LR_OK);
+    CHECK_INT(lr_dataset_peek(text_in_folder("peek.csv", "\n\"a \"\"b\"\"\",c\n1,2\n"), &names, &count), LR_OK);
     CHECK_INT(count, 2);
     CHECK(memcmp(names, "a \"b\"\0c\0", 8) == 0);
     lr_free(names);
-    CHECK_INT(lr_dataset_peek(data_text("peek.jsonl", "{}\n"), &names, &count), LR_OK);
+    CHECK_INT(lr_dataset_peek(text_in_folder("peek.jsonl", "{}\n"), &names, &count), LR_OK);
     CHECK_INT(count, 0);
     lr_free(names);
-    CHECK_INT(lr_dataset_peek(data_text("peek.jsonl", "\nbad\nworse"), &names, &count), LR_EFORMAT);
+    CHECK_INT(lr_dataset_peek(text_in_folder("peek.jsonl", "\nbad\nworse"), &names, &count), LR_EFORMAT);
     CHECK_HAS(lr_last_error(), "peek.jsonl:2: not valid JSON at byte 1");
-    CHECK_INT(lr_dataset_peek(data_path("missing"), &names, &count), LR_ENOTFOUND);
+    CHECK_INT(lr_dataset_peek(in_folder("missing"), &names, &count), LR_ENOTFOUND);
 }
 
 TEST_MAIN()

@@ -2,7 +2,7 @@
  * file; failing allocations; and the JSON scanner against another parser on mutated rows. */
 #define _GNU_SOURCE
 #include "data/dataset.h"
-#include "data_files.h"
+#include "folder.h"
 #include <jansson.h>
 
 static const char *const COLUMNS[] = {"text", "score"};
@@ -101,7 +101,7 @@ TEST(threads_do_not_matter)
         for (int bad = 0; bad < 3; bad++) {
             model m = make(csv, (int[]){0, 1009, 61}[bad], bad == 2);
             CHECK(m.size > 3 * LR_CHUNK / 2);
-            const char *path = data_write(csv ? "m.csv" : "m.jsonl", m.bytes, m.size);
+            const char *path = write_in_folder(csv ? "m.csv" : "m.jsonl", m.bytes, m.size);
             for (int threads = 1; threads <= 4; threads++) {
                 lr_dataset *d = NULL;
                 CHECK_INT(lr_threads_set(threads), LR_OK);
@@ -131,7 +131,7 @@ TEST(threads_do_not_matter)
 TEST(hashes_do_not_depend_on_threads)
 {
     model m = make(false, 0, false);
-    const char *path = data_write("h.jsonl", m.bytes, m.size);
+    const char *path = write_in_folder("h.jsonl", m.bytes, m.size);
     uint64_t *one = calloc(ROWS, sizeof *one), *many = calloc(ROWS, sizeof *many);
     lr_dataset *d;
     CHECK_INT(lr_dataset_open(&d, path, COLUMNS, KINDS, 2, LR_BAD_ROW_ERROR, 0), LR_OK);
@@ -154,7 +154,7 @@ TEST(every_allocation_may_fail)
                                            "text,score\n\"a\"\"\",1\n1\nb,2\n"};
     for (int f = 0; f < 2; f++)
         for (int threads = 1; threads <= 2; threads++) {
-            const char *path = data_text(files[f], contents[f]);
+            const char *path = text_in_folder(files[f], contents[f]);
             lr_threads_set(threads);
             bool opened = false, hashed = false, peeked = false;
             int64_t failures = 0;

@@ -2,7 +2,7 @@
  */
 #include "core/hash.h"
 #include "io/json.h"
-#include "units/folder.h"
+#include "folder.h"
 
 static int parse(lr_json **doc, const char *text)
 {

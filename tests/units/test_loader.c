@@ -2,7 +2,7 @@
  * whatever the number of threads; errors come with the batch they belong to; failing allocations and freeing amid work
  * do no harm. */
 #define _GNU_SOURCE
-#include "data_files.h"
+#include "folder.h"
 #include <time.h>
 
 /* ---- the tokenizer: a word is a token, its id 10 + its length; 1 before and 2 after every text ------------------- */
@@ -65,7 +65,8 @@ static lr_dataset *open_rows(void)
         n += (size_t)sprintf(bytes + n, "%s\"}\n", r == 100 ? " \\u00e9" : "");
     }
     lr_dataset *d = NULL;
-    CHECK_INT(lr_dataset_open(&d, data_write("rows.jsonl", bytes, n), columns, kinds, 3, LR_BAD_ROW_ERROR, 0), LR_OK);
+    CHECK_INT(lr_dataset_open(&d, write_in_folder("rows.jsonl", bytes, n), columns, kinds, 3, LR_BAD_ROW_ERROR, 0),
+              LR_OK);
     return d;
 }
 
@@ -74,7 +75,8 @@ static lr_dataset *open_lines(const char *contents)
     static const char *const columns[] = {"line"};
     static const int kinds[] = {LR_COLUMN_TEXT};
     lr_dataset *d = NULL;
-    CHECK_INT(lr_dataset_open(&d, data_text("lines.csv", contents), columns, kinds, 1, LR_BAD_ROW_ERROR, 0), LR_OK);
+    CHECK_INT(lr_dataset_open(&d, text_in_folder("lines.csv", contents), columns, kinds, 1, LR_BAD_ROW_ERROR, 0),
+              LR_OK);
     return d;
 }
 

@@ -17,15 +17,6 @@ static const char *golden(const char *name)
     return path;
 }
 
-static void write_plain(const char *path, const char *text, size_t size)
-{
-    FILE *f = fopen(path, "wb");
-    CHECK(f != NULL);
-    const size_t written = fwrite(text, 1, size, f);
-    CHECK_INT(fclose(f), 0);
-    CHECK_INT(written, size);
-}
-
 static lr_tokenizer *load(const char *name)
 {
     lr_tokenizer *tok;
@@ -66,10 +57,9 @@ TEST(malformed_files_are_refused_with_their_place)
          "\"invert\": false}}",
          LR_EUNSUPPORTED, "at pre_tokenizer.behavior: the behavior \"Glued\""},
     };
-    const char *path = in_folder("t.json");
     for (size_t i = 0; i < LR_COUNT_OF(cases); i++) {
         lr_tokenizer *tok = NULL;
-        write_plain(path, cases[i].text, strlen(cases[i].text));
+        const char *path = text_in_folder("t.json", cases[i].text);
         CHECK_INT(lr_tokenizer_load(&tok, path), cases[i].status);
         CHECK_HAS(lr_last_error(), cases[i].message);
         CHECK_HAS(lr_last_error(), path);
@@ -84,17 +74,14 @@ TEST(patterns_outside_the_known_syntax_are_refused)
         "\\\\1",   "\\\\p",   "\\\\pL",  "(",     ")",       "*",      "a{2,1}", "a{1,9999}",   "a{2}+",
         "\\\\R",   "\\\\X",   "\\\\G",   "\\\\K", "\\\\p{",  "\\\\x{", "[b-a]",  "[a-\\\\s]",   "\\\\x{110000}",
         "\\\\xFF", "\\\\u12", "(?<=a*)b"};
-    const char *path = in_folder("p.json");
     for (size_t i = 0; i < LR_COUNT_OF(patterns); i++) {
         lr_tokenizer *tok = NULL;
         char text[512];
-        const int n =
-            snprintf(text, sizeof text,
-                     "{\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"%s\"}, \"behavior\":"
-                     "\"Isolated\", \"invert\": false}}",
-                     patterns[i]);
-        write_plain(path, text, (size_t)n);
-        const int status = lr_tokenizer_load(&tok, path);
+        (void)snprintf(text, sizeof text,
+                       "{\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"%s\"}, \"behavior\":"
+                       "\"Isolated\", \"invert\": false}}",
+                       patterns[i]);
+        const int status = lr_tokenizer_load(&tok, text_in_folder("p.json", text));
         if (status != LR_EUNSUPPORTED)
             LR_TEST_FAIL("the pattern %s: status %d", patterns[i], status);
         CHECK_HAS(lr_last_error(), "at pre_tokenizer: the pattern");
@@ -263,7 +250,6 @@ static size_t damage(char *text, size_t size, size_t cap, uint64_t *position)
 TEST(damaged_files_never_crash)
 {
     enum { ROUNDS = 300 };
-    const char *path = in_folder("damaged.json");
     uint64_t position = 0;
     int loaded = 0, refused = 0;
     for (size_t i = 0; i < LR_COUNT_OF(NAMES); i++) {
@@ -277,7 +263,7 @@ TEST(damaged_files_never_crash)
             size_t now = (size_t)size;
             for (uint32_t k = dice(&position, 3) + 1; k > 0; k--)
                 now = damage(text, now, cap, &position);
-            write_plain(path, text, now);
+            const char *path = write_in_folder("damaged.json", text, now);
             lr_tokenizer *tok;
             const int status = lr_tokenizer_load(&tok, path);
             if (status == LR_OK) {
