@@ -1,5 +1,5 @@
-/* folder.h: a temporary folder for a test program, removed when the program ends; files in it; and a loop that fails each allocation
- * in turn. */
+/* folder.h: a temporary folder for a test program, removed when the program ends; files in it; and a loop that fails each
+ * allocation in turn. */
 #ifndef LR_TEST_FOLDER_H
 #define LR_TEST_FOLDER_H
 

@@ -115,8 +115,8 @@ static int judge(lr_comm *c)
     return LR_OK;
 }
 
-/* Begin a collective: exchange slots with all peers. call->status: that of the caller's own checks, whose message is lr_last_error(). payload: `mine`
- * bytes of host memory, which travel at once where they fit, or NULL. */
+/* Begin a collective: exchange slots with all peers. call->status: that of the caller's own checks, whose message is
+ * lr_last_error(). payload: `mine` bytes of host memory, which travel at once where they fit, or NULL. */
 static int agree(lr_comm *c, lr_comm_call *call, const void *payload, double *began)
 {
     *began = lr_time();

@@ -83,7 +83,7 @@ const char *lr_comm_ranks_text(const uint8_t *chosen, int world_size, char buf[1
 /* Connect to all peers, through the store. On failure nothing stays but what lr_comm_unlink frees. */
 int lr_comm_meet(lr_comm *c, lr_store *store, const char *host);
 
-/* ---- comm_host.c: after all ranks agreed; operands larger than LR_COMM_INLINE ------------------------------------------------- */
+/* ---- comm_host.c: after all ranks agreed; operands larger than LR_COMM_INLINE --------------------------------------- */
 int64_t lr_comm_scratch_size(const lr_comm *c, const lr_comm_call *call); /* that lr_host_all_reduce needs */
 int lr_host_all_reduce(lr_comm *c, void *data, int64_t elements, int dtype, int reduce, double began);
 /* own: this rank's bytes; out: everybody's, in rank order; how many each gives is in c->slots. */

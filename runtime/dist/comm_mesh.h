@@ -61,7 +61,8 @@ typedef struct lr_mesh_calls {
     /* End a wait at that address of a peer: one that waits there to be connected to fails at once. */
     void (*rouse)(const void *bytes, int size);
     int (*transfer)(lr_mesh *mesh, uint64_t tag, const lr_mesh_transfer *t, double timeout, char *why);
-    /* 1 where some peer's connection has closed, though nothing is sent: for who waits for the peers in another way. Waits for nothing. */
+    /* 1 where some peer's connection has closed, though nothing is sent: for who waits for the peers in another way. Waits for
+     * nothing. */
     int (*broken)(lr_mesh *mesh);
     /* lost[peer] = 1 where the connection to a peer is closed. */
     void (*lost)(lr_mesh *mesh, uint8_t *lost);

@@ -1,7 +1,7 @@
 /* store_client.c: a member's connection to the store of its job.
  *
- * A call sends one request and waits for the reply with its sequence number. A get may end earlier, interrupted or out of time;
- * its reply, should it come yet, is thrown away by the call after it, which also ends the waiting on the server's side. Requests are
+ * A call sends one request and waits for the reply with its sequence number. A get may end earlier, interrupted or out of time; its
+ * reply, should it come yet, is thrown away by the call after it, which also ends the waiting on the server's side. Requests are
  * never cut short, so the connection stays in step whatever happens to a call.
  *
  * Waiting is done in slices, in which the interrupt flag is looked at. */
@@ -40,8 +40,8 @@ struct lr_store {
 };
 
 /* ---- waiting ----------------------------------------------------------------------------------------------------- */
-/* Until fd (-1: nothing) is ready for one of events: LR_OK, LR_ETIMEOUT, or LR_EINTERRUPTED where interrupts count. The caller words
- * the error. */
+/* Until fd (-1: nothing) is ready for one of events: LR_OK, LR_ETIMEOUT, or LR_EINTERRUPTED where interrupts count. The caller
+ * words the error. */
 static int wait_for(int fd, short events, double deadline, bool interrupts)
 {
     for (;;) {

@@ -1,6 +1,6 @@
-/* store_server.h: the server of a store, in three files. store_server.c is on top: it has the thread, the sockets and the public functions.
- * store_members.c knows what clients may do and what their requests mean. store_connections.c keeps and ends their connections and
- * sends to them. Everything here belongs to the server's thread. */
+/* store_server.h: the server of a store, in three files. store_server.c is on top: it has the thread, the sockets and the public
+ * functions. store_members.c knows what clients may do and what their requests mean. store_connections.c keeps and ends their
+ * connections and sends to them. Everything here belongs to the server's thread. */
 #ifndef LR_STORE_SERVER_H
 #define LR_STORE_SERVER_H
 

@@ -1,13 +1,13 @@
 /* atomic.c: files that replace their predecessor whole or not at all.
  *
- * The order is: write under a temporary name in the same directory (rename works only inside one file system), fsync
- * the file, rename, fsync the directory. Without the first fsync a power cut can leave an empty file under the final
- * name; without the second the rename itself can be lost.
+ * The order is: write under a temporary name in the same directory (rename works only inside one file system), fsync the file,
+ * rename, fsync the directory. Without the first fsync a power cut can leave an empty file under the final name; without the second
+ * the rename itself can be lost.
  *
- * Where the file system can (O_TMPFILE), the temporary file has no name until it is whole: a process that is killed in the
- * middle leaves nothing behind. Elsewhere it leaves PATH.tmp-PID-N.
+ * If the file system supports it (O_TMPFILE), the temporary file has no name until it is whole, so a process that is killed leaves
+ * no file. Otherwise it leaves PATH.tmp-PID-N.
  *
- * Invariant: a.temporary is not NULL exactly while a.fd is open. a.named: a file of that name exists. */
+ * Invariant: a.temporary is not NULL exactly while a.fd is open. */
 #define _GNU_SOURCE /* O_TMPFILE */
 #include "io/file.h"
 #include <errno.h>
@@ -27,7 +27,7 @@ char *lr_directory_of(const char *path)
 int lr_directory_sync(const char *directory, const char *path)
 {
     const int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0 && errno == EACCES) /* one that may be written and not read; what is in it is there all the same */
+    if (fd < 0 && errno == EACCES) /* a folder that may be written but not read: its files are there all the same */
         return LR_OK;
     if (fd < 0)
         return lr_fail_errno("cannot make %s durable: opening the folder %s", path, directory);
@@ -40,11 +40,11 @@ int lr_directory_sync(const char *directory, const char *path)
 
 enum { SUFFIX_ROOM = 48 }; /* for ".tmp-", two numbers and the NUL */
 
-/* Call make(a) with one temporary name after the other, until it succeeds. A name that exists is left over from a process
- * with the same number that was killed. */
+/* Call make(a) with one temporary name after the other until it succeeds. A name that exists is from an earlier process with the
+ * same id that was killed. */
 static int with_free_name(lr_atomic *a, int (*make)(lr_atomic *a))
 {
-    static atomic_uint counter; /* threads of one process; the process id keeps ranks apart */
+    static atomic_uint counter; /* tells the threads of a process apart; its id tells the ranks apart */
     do {
         snprintf(a->temporary, strlen(a->path) + SUFFIX_ROOM, "%s.tmp-%ld-%u", a->path, (long)getpid(),
                  atomic_fetch_add(&counter, 1));

@@ -1,8 +1,7 @@
 /* crc32c.c: CRC-32C, the polynomial 0x1EDC6F41 that iSCSI, ext4 and SSE4.2 use.
  *
- * x86 has an instruction for it: 8 bytes in 3 cycles, faster than any disk. Elsewhere eight table look-ups take 8 bytes
- * at a time
- * ("slicing by 8"). Both give the same number; crc and result are in the usual form, inverted at both ends. */
+ * x86 has an instruction for it: 8 bytes in 3 cycles, faster than any disk. Other machines do 8 bytes with eight table look-ups
+ * ("slicing by 8"). Both give the same number. The crc passed in and the result are in the usual form, inverted at both ends. */
 #include "io/file.h"
 #include <pthread.h>
 #include <string.h>

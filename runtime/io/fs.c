@@ -1,6 +1,6 @@
-/* fs.c: files and folders. Paths are bytes, taken as they come; symbolic links are followed but for lr_tree_remove.
+/* fs.c: files and folders. Paths are bytes, used as they come. Symbolic links are followed, except by lr_tree_remove.
  *
- * Every message names the path. Calls that a signal interrupts go on: only the training loop decides when to stop. */
+ * Every message names the path. A signal does not end a call: only the training loop decides when to stop. */
 #include "io/file.h"
 #include <dirent.h>
 #include <errno.h>
@@ -12,7 +12,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-enum { BLOCK = 1 << 20 }; /* bytes a read when a file is streamed */
+enum { BLOCK = 1 << 20 }; /* bytes of each read when a file is streamed */
 
 int lr_file_stat(const char *path, lr_stat *out)
 {
@@ -114,7 +114,7 @@ done:
 static int make_one(const char *path, const char *whole)
 {
     struct stat st;
-    if (mkdir(path, 0777) == 0) { /* what is written into it is durable only if it is itself */
+    if (mkdir(path, 0777) == 0) { /* a file in it can be durable only if the folder is */
         char *parent = lr_directory_of(path);
         const int status = parent != NULL ? lr_directory_sync(parent, path) : LR_ENOMEM;
         lr_free(parent);
@@ -147,7 +147,7 @@ int lr_dir_make(const char *path)
     return status;
 }
 
-/* Remove entry `name` of the folder `parent`; what another process removes meanwhile is gone all the same. */
+/* Remove the entry `name` of the folder `parent`. It is no error if another process removes it at the same time. */
 static int remove_at(int parent, const char *name, const char *whole)
 {
     struct stat st;
@@ -187,7 +187,7 @@ static int remove_at(int parent, const char *name, const char *whole)
 int lr_tree_remove(const char *path)
 {
     size_t n = strlen(path);
-    while (n > 1 && path[n - 1] == '/') /* "link/" would name what the link points to */
+    while (n > 1 && path[n - 1] == '/') /* "link/" would name the folder that the link points to */
         n--;
     char *trimmed = lr_strndup(path, n);
     if (trimmed == NULL)
@@ -209,7 +209,7 @@ int lr_tree_remove(const char *path)
 int lr_file_open(const char *path, int *fd, int64_t *size)
 {
     const int opened =
-        open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* O_NONBLOCK: a pipe without a writer must not hang */
+        open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* O_NONBLOCK: opening a pipe without a writer must not hang */
     if (opened < 0)
         return lr_fail_errno("cannot open %s", path);
     struct stat st;
@@ -254,7 +254,7 @@ int lr_file_read(const char *path, char **data, int64_t *size)
     int status = lr_file_open(path, &fd, &expected);
     if (status != LR_OK)
         return status;
-    /* The size is a hint: files of /proc say 0, and a log may grow while it is read. */
+    /* The size is a hint: it is 0 for files in /proc, and a log may grow while it is read. */
     void *buffer = NULL;
     size_t capacity = 0, used = 0;
     for (;;) {
@@ -279,7 +279,7 @@ int lr_file_read(const char *path, char **data, int64_t *size)
     return LR_OK;
 }
 
-/* Hand the bytes of an open file to `take`, block by block, until the end. */
+/* Give the bytes of an open file to `take`, block by block, until the end. */
 static int stream(int fd, const char *path, int (*take)(void *context, const void *data, size_t size), void *context)
 {
     char *block = lr_alloc(BLOCK);
@@ -357,7 +357,7 @@ int lr_file_append(const char *path, const char *data, int64_t size)
     int status = LR_OK;
     if (n < 0)
         status = lr_fail_errno("cannot append to %s", path);
-    else if (n != size) { /* a full disk: no part of it is left */
+    else if (n != size) { /* a full disk: take back the part that fitted */
         const off_t end = lseek(fd, 0, SEEK_CUR);
         const bool undone = end >= n && ftruncate(fd, end - n) == 0;
         status = lr_fail(LR_EIO, "cannot append to %s: only %lld of %lld bytes fitted%s", path, (long long)n,
@@ -399,7 +399,7 @@ int lr_path_real(const char *path, char **out)
     if (real == NULL)
         return lr_fail_errno("cannot resolve %s", path);
     char *copy = lr_strdup(real);
-    free(real); /* realpath's own */
+    free(real); /* from realpath, so not lr_free */
     if (copy == NULL)
         return LR_ENOMEM;
     *out = copy;

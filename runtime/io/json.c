@@ -1,17 +1,17 @@
-/* json.c: a JSON reader: RFC 8259, strict; or as Python's json reads, which is how transformers reads a model's settings.
+/* json.c: a JSON reader. It is strict (RFC 8259), or reads as Python's json does, which is how transformers reads a model's
+ * settings.
  *
- * Why one of our own: every allocation may fail here, and jansson 2.14 writes beyond its buffer when one of its lexer's
- * does; it also refuses integers beyond 64 bits, which tokenizer_config.json has ("model_max_length":
+ * Why it is not a library: here every allocation may fail, and jansson 2.14 writes past the end of its buffer when one of its
+ * lexer's allocations fails. It also refuses integers beyond 64 bits, which tokenizer_config.json has ("model_max_length":
  * 1000000000000000019884624838656).
  *
- * A document is one arena: blocks that hold strings, arrays and members, freed together. A value is parsed onto a
- * stack; when its container closes, the container's elements move from the stack to the arena, where they lie side by
- * side and never move again.
+ * A document is one arena: blocks that hold strings, arrays and members, freed together. Values are parsed onto a stack. When a
+ * container closes, its elements move from the stack to the arena, where they are side by side and never move again.
  *
  * Invariants
  *   - Strings in the document are valid UTF-8 and NUL-terminated; only values, not keys, may hold further NULs.
- *   - Members keep the order of the text. A key that occurs twice is refused: one of the two values would be lost in
- * silence. Python loses the first, and what its libraries read must mean here what it means there.
+ *   - Members keep the order of the text. A key that occurs twice is refused, since one of its values would be lost silently. When
+ *     reading as Python does, the last value counts, as there.
  *   - Nesting is bounded, so that hostile input cannot exhaust the C stack. */
 #define _GNU_SOURCE /* strtod_l */
 #include "io/json.h"
@@ -66,7 +66,7 @@ typedef struct parser {
 } parser;
 
 /* ---- the arena ------------------------------------------------------------------------------------------------------ */
-/* Room for `size` bytes, 8-byte aligned. Only what arena_keep is told stays taken. */
+/* Room for `size` bytes, 8-byte aligned. It is taken only once arena_keep is called. */
 static void *arena_room(lr_json *doc, size_t size)
 {
     block *b = doc->blocks;
@@ -101,7 +101,7 @@ static int fail_at(const parser *p, size_t at, const char *what)
     return lr_fail(LR_EFORMAT, "%s:%zu:%zu: not valid JSON: %s", p->name, line, column, what);
 }
 
-/* What stands at `at` is not what may stand there. */
+/* The error for text at p->at that cannot be there. */
 static int unexpected(const parser *p, const char *expected)
 {
     char what[160];
@@ -115,7 +115,7 @@ static int unexpected(const parser *p, const char *expected)
 }
 
 /* ---- strings -------------------------------------------------------------------------------------------------------- */
-/* The escape sequence after a backslash; p->at is behind that backslash and moves behind the sequence. */
+/* The escape sequence after a backslash. p->at is just after the backslash, and moves past the sequence. */
 static int parse_escape(parser *p, char **out)
 {
     static const char FROM[] = "\"\\/bfnrt", TO[] = "\"\\/\b\f\n\r\t";
@@ -143,8 +143,8 @@ static int parse_escape(parser *p, char **out)
     return LR_OK;
 }
 
-/* The string that begins behind the quote at p->at - 1. No escape is shorter than what it stands for, so the text's own
- * length is room enough. */
+/* The string after the quote at p->at - 1. No escape is shorter than the character it stands for, so the length of the text is
+ * enough room. */
 static int parse_string(parser *p, const char **string, size_t *length)
 {
     const size_t start = p->at;
@@ -201,7 +201,7 @@ double lr_decimal_value(const char *text)
 
 static int convert_number(parser *p, size_t start, size_t end, double *out)
 {
-    char *copy = arena_room(p->doc, end - start + 1); /* scratch: not kept */
+    char *copy = arena_room(p->doc, end - start + 1); /* not kept: scratch for the NUL after the number */
     if (copy == NULL)
         return LR_ENOMEM;
     memcpy(copy, p->text + start, end - start);
@@ -250,7 +250,7 @@ static int parse_number(parser *p, lr_json_node *out)
 }
 
 /* ---- objects and arrays --------------------------------------------------------------------------------------------- */
-/* The stack from base on; NULL while it is empty and was never used, for nothing may be added to NULL, not even 0. */
+/* The stack from base on. NULL if it was never used: adding even 0 to NULL is undefined. */
 static member *top(const parser *p, size_t base)
 {
     return p->stack != NULL ? (member *)p->stack + base : NULL;
@@ -271,7 +271,7 @@ static int fail_duplicate(const parser *p, const member *m)
     return fail_at(p, m->at, what);
 }
 
-/* Member i has the key of member `first`, before it. */
+/* Member i has the same key as member `first`, before it. */
 static int meet_again(const parser *p, member *m, size_t first, size_t i)
 {
     if (!p->python)
@@ -281,7 +281,7 @@ static int meet_again(const parser *p, member *m, size_t first, size_t i)
     return LR_OK;
 }
 
-/* Close the gaps that meet_again leaves. */
+/* Close the gaps that meet_again made. */
 static void drop_repeated(parser *p, size_t base)
 {
     member *m = top(p, base);
@@ -292,7 +292,7 @@ static void drop_repeated(parser *p, size_t base)
     p->height = base + kept;
 }
 
-/* No two of the members on the stack from base on share a key: of those that do, one stays, or it is an error. */
+/* Looks for a key that occurs twice among the members on the stack from base on: an error, or only one of the members stays. */
 static int check_keys(parser *p, size_t base)
 {
     member *m = top(p, base);
@@ -385,7 +385,7 @@ static int parse_key(parser *p, member *m)
     return next_is(p, ':') ? LR_OK : unexpected(p, "':'");
 }
 
-/* The elements of a container whose opening bracket is behind p->at. */
+/* The elements of a container. p->at is just after its opening bracket. */
 static int parse_container(parser *p, lr_json_node *out, int depth)
 {
     const bool object = out->kind == LR_JSON_OBJECT;
@@ -471,7 +471,7 @@ static int parse_value(parser *p, lr_json_node *out, int depth)
     }
 }
 
-/* What a JSON file is at times instead of one. */
+/* Files that are no JSON, for reasons that users meet. */
 static int refuse_other(const parser *p)
 {
     if (p->size == 0)
@@ -529,7 +529,7 @@ void lr_json_free(lr_json *doc)
     lr_free(doc);
 }
 
-/* ---- looking -------------------------------------------------------------------------------------------------------- */
+/* ---- looking at values ---------------------------------------------------------------------------------------------- */
 const lr_json_node *lr_json_root(const lr_json *doc)
 {
     return &doc->root;

@@ -1,12 +1,12 @@
-/* lock.c: a file that says who holds a folder, and that one process at a time holds.
+/* lock.c: a lock file, which one process at a time holds and which says who that is.
  *
- * The kernel's lock on the open file (flock) tells the living from the dead: it goes with the process that took it, whatever ends
- * that, and is seen through containers of one machine and, on NFS, by other machines. The text in the file tells people and
- * other hosts who it is. Where a file system has no flock (Lustre without its option), whoever creates the file (O_EXCL) holds it,
- * and what a text from before means is the caller's to say.
+ * The kernel's lock on the open file (flock) tells whether the holder is alive: it ends with the process, however that ends. It
+ * works across the containers of one machine and, on NFS, across machines. The text in the file tells people and other hosts who
+ * holds it. If a file system has no flock (Lustre without its option), the process that creates the file (O_EXCL) holds it; what
+ * the text of an existing file means then is for the caller to decide.
  *
- * A holder removes the file while it still has the kernel's lock, so one that waited for it may find that what it opened has no
- * name any more: it begins anew. */
+ * A holder removes the file while it still has the kernel's lock. So another process that waited for the lock may have opened a
+ * file that has no name any more: it starts again. */
 #include "core/core.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +19,7 @@ struct lr_lock {
     char *path;
 };
 
-/* Is the open file the one that bears the name? */
+/* Is the open file still the one with this name? */
 static bool still_named(int fd, const char *path)
 {
     struct stat opened, named;
@@ -36,8 +36,8 @@ static int take_kernel_lock(int fd)
     return result == 0 ? 0 : errno;
 }
 
-/* What is opened gets written, so it must be a lock file and nothing else: a link that somebody left under the name would lead to
- * a file of another's choosing. */
+/* The opened file will be written, so it must be a lock file and nothing else: a link that somebody put under the name could
+ * lead to any file. */
 static int require_lock_file(int fd, const char *path)
 {
     struct stat s;
@@ -49,7 +49,7 @@ static int require_lock_file(int fd, const char *path)
     return LR_OK;
 }
 
-/* One try. *state as in lr.h, or -1: the file went away meanwhile. An open file stays in *fd unless it is held by another. */
+/* One try. *state is as in lr.h, or -1: the file was removed meanwhile. *fd stays open unless another process holds the file. */
 static int try_once(const char *path, int *fd, int *state)
 {
     bool made = true;

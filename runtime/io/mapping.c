@@ -1,13 +1,13 @@
-/* mapping.c: files in memory that others may cut short meanwhile.
+/* mapping.c: mapped files that others may cut short while they are read.
  *
- * Touching a page of a mapped file that is no longer in the file, or that the disk cannot give, is SIGBUS. Its handler here puts
- * zeros in the place of that page and all behind it, notes that in the mapping, and lets the reader go on: whoever reads checks
- * what it reads, and asks lr_mapping_whole before it believes it. Reading costs nothing more than without.
+ * Touching a page of a mapped file that is no longer in the file, or that the disk cannot read, raises SIGBUS. The handler here
+ * puts zeros in place of that page and all after it, notes that in the mapping, and lets the reader go on. A reader must ask
+ * lr_mapping_whole before it uses what it has read. Reading itself costs nothing more.
  *
  * Invariants
- *   - The handler looks at the list of mappings without a lock, so entries are filled before they are linked, never freed, and used
- *     again once their mapping is gone.
- *   - A SIGBUS that is none of ours, as one that a process sends, goes to whoever took it before. */
+ *   - The handler reads the list of mappings without a lock. So entries are filled before they are linked and are never freed; one
+ *     whose mapping is closed is used again.
+ *   - Any other SIGBUS, such as one sent by a process, goes to the handler that was there before. */
 #define _GNU_SOURCE
 #include "io/file.h"
 #include <errno.h>
@@ -25,7 +25,7 @@ struct lr_mapping {
 };
 
 static lr_mapping *_Atomic mappings;
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* of those who link and unlink */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* for linking and unlinking */
 static struct sigaction before;
 static uintptr_t page_mask;
 
@@ -52,7 +52,7 @@ static void on_bus(int number, siginfo_t *info, void *context)
     else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN)
         before.sa_handler(number);
     else if (!sent || before.sa_handler == SIG_DFL) {
-        (void)signal(SIGBUS, SIG_DFL); /* the access is made again, and ends the process */
+        (void)signal(SIGBUS, SIG_DFL); /* the access is repeated, and ends the process */
         if (sent)
             (void)raise(SIGBUS); /* so does this, when the handler returns */
     }
@@ -66,7 +66,7 @@ static void install(void)
     (void)sigaction(SIGBUS, &action, &before);
 }
 
-/* A free entry, or a new one at the head of the list. Few are ever made: as many as there were mappings at one time. */
+/* A free entry, or a new one at the head of the list. There are never more than there were mappings at one time. */
 static lr_mapping *take_entry(void)
 {
     for (lr_mapping *m = atomic_load(&mappings); m != NULL; m = m->next)

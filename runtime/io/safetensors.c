@@ -1,16 +1,15 @@
 /* safetensors.c: reading safetensors files.
  *
- * The header is checked whole when a file is opened, by the rules of the reference implementation: every tensor's bytes
- * agree with its dtype and shape, the tensors follow each other without gap or overlap, and they end where the file
- * ends. After that only the disk can fail.
+ * Opening a file checks its whole header, by the rules of the reference implementation: every tensor's bytes agree with its dtype
+ * and shape, the tensors follow each other without gap or overlap, and they end where the file ends. After that only the disk can
+ * fail.
  *
- * Data is read with pread() by all compute threads, straight into the tensor or, for a GPU, into a pinned buffer that it copies from
- * while the thread reads on. Where values are converted they pass a small buffer that stays in the core's cache. Unlike a memory map this reports a disk error, or a file that shrank meanwhile, as an error; in a map it
- * would end the process (SIGBUS).
+ * All compute threads read the data with pread(), directly into the tensor or, for a GPU, into a pinned buffer from which it is
+ * copied while the thread reads on. Values that are converted pass through a small buffer that stays in the core's cache. A disk
+ * error, or a file that shrank meanwhile, is an error here; with a memory map it would be a signal (SIGBUS).
  *
  * Invariants
- *   - Entries are in the order of their data; names, dtype names and metadata point into the parsed header, which lives
- * as long.
+ *   - Entries are in the order of their data. Names, dtype names and metadata point into the parsed header, which lives as long.
  *   - Reading changes nothing in lr_safetensors. */
 #include "io/safetensors.h"
 #include "core/device.h"
@@ -84,7 +83,7 @@ bool lr_safetensors_convertible(int from, int to)
 }
 
 /* ---- the header ----------------------------------------------------------------------------------------------------- */
-/* Common files that are something else, by their first bytes. */
+/* Common files of other formats, by their first bytes. */
 static int refuse_kind(const char *path, const char *head, size_t size, uint64_t length)
 {
     static const struct {
@@ -107,7 +106,7 @@ static int refuse_kind(const char *path, const char *head, size_t size, uint64_t
                    (unsigned long long)length, LR_SAFETENSORS_MAX_HEADER);
 }
 
-/* Read the header's text: *text of *size bytes, NUL-terminated. */
+/* Read the header: *text has *size bytes and is NUL-terminated. */
 static int read_header(lr_safetensors *f, int64_t file_size, char **text, int64_t *size)
 {
     char head[64] = {0};
@@ -138,7 +137,7 @@ static int read_header(lr_safetensors *f, int64_t file_size, char **text, int64_
     return LR_OK;
 }
 
-/* A JSON number that is a whole count, or -1. */
+/* The value of a JSON number that is an integer of 0 or more, else -1. */
 static int64_t count_of(const lr_json_node *node)
 {
     lr_json_value v;
@@ -384,9 +383,10 @@ const char *lr_safetensors_metadata(const lr_safetensors *f, const char *key)
 }
 
 /* ---- loading -------------------------------------------------------------------------------------------------------- */
-enum { LEAST_READERS = 4 }; /* a disk answers several at once; that they wait for it leaves the cores to others */
+/* A disk serves several reads at once; a thread that waits for it needs no core. */
+enum { LEAST_READERS = 4 };
 
-/* One tensor on its way: chunks of LR_SAFETENSORS_CHUNK elements, each taken by one thread. */
+/* A tensor that is being loaded, in chunks of LR_SAFETENSORS_CHUNK elements; one thread takes each. */
 typedef struct transfer {
     const lr_safetensors *file;
     const entry *entry;
@@ -403,7 +403,7 @@ typedef struct transfer {
 
 _Static_assert(LR_SAFETENSORS_CHUNK * sizeof(float) <= LR_STAGE_BYTES, "a chunk fits a pinned buffer");
 
-/* A chunk as the tensor wants it. */
+/* A chunk in the dtype of the tensor. */
 static bool read_chunk(transfer *x, int64_t from, int64_t n, char *buffer, void *to)
 {
     const int stored = x->entry->dtype->dtype;
@@ -415,7 +415,7 @@ static bool read_chunk(transfer *x, int64_t from, int64_t n, char *buffer, void 
         return false;
     }
     if (source != to)
-        lr_convert(to, x->tensor->dtype, source, stored, n); /* cannot fail: the pair was checked */
+        lr_convert(to, x->tensor->dtype, source, stored, n); /* cannot fail: the pair of dtypes was checked */
     return true;
 }
 
@@ -502,7 +502,7 @@ int lr_safetensors_load(const lr_safetensors *f, int64_t index, lr_tensor *t)
             move_chunk(&x, from, lr_min64(LR_SAFETENSORS_CHUNK, t->elements - from), omp_get_thread_num());
     }
     lr_free(x.buffers);
-    if (x.refused != LR_OK) /* the words were another thread's */
+    if (x.refused != LR_OK) /* the message was in another thread */
         return lr_fail(x.refused, "%s: tensor '%s' could not be copied to device %s: %s", f->path, e->name,
                        lr_device_name(t->device), lr_status_text(x.refused));
     if (x.failed == 1)

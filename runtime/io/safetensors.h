@@ -1,8 +1,8 @@
-/* safetensors.h: what reader and writer of the format share.
+/* safetensors.h: what the reader and the writer of the format share.
  *
- * A file is: the header's length (u64, little endian), the header (JSON, padded with spaces to 8 bytes), the data. The
- * header maps each tensor's name to dtype, shape and data_offsets [begin, end), counted from the start of the data;
- * "__metadata__" maps strings to strings. Data is little endian, row-major, without gaps. */
+ * A file is: the header's length (u64, little endian), the header (JSON, padded with spaces to 8 bytes), the data. The header
+ * maps each tensor's name to dtype, shape and data_offsets [begin, end), counted from the start of the data; "__metadata__" maps
+ * strings to strings. Data is little endian, row-major, without gaps. */
 #ifndef LR_IO_SAFETENSORS_H
 #define LR_IO_SAFETENSORS_H
 
@@ -23,12 +23,12 @@ typedef struct lr_safetensors_dtype {
     int dtype; /* an lr_dtype, or -1 */
 } lr_safetensors_dtype;
 
-/* NULL where the format has no such dtype. */
+/* NULL: the format has no such dtype. */
 const lr_safetensors_dtype *lr_safetensors_dtype_named(const char *name);
 const lr_safetensors_dtype *lr_safetensors_dtype_of(int dtype);
-/* Bytes of a tensor, or -1 where they cannot be counted or are no whole number. */
+/* Bytes of a tensor, or -1 if they overflow or are no whole number. */
 int64_t lr_safetensors_bytes(const lr_safetensors_dtype *dtype, int ndim, const int64_t *shape);
-/* May values of dtype `from` be stored as `to`? Floating point converts; integers only stay as they are. */
+/* May values of dtype `from` be stored as `to`? Floating point is converted; integers are not. */
 bool lr_safetensors_convertible(int from, int to);
 
 #endif

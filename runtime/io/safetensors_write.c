@@ -1,8 +1,8 @@
-/* safetensors_write.c: writing safetensors files, byte for byte as the reference implementation writes the same tensors
- * in the same order (it sorts by dtype, then name; the caller decides here).
+/* safetensors_write.c: writing safetensors files, byte for byte as the reference implementation writes the same tensors in the same
+ * order. (That one sorts by dtype, then name; here the caller decides.)
  *
- * The header names every tensor's place, so all are declared before the first byte of data is written. The file appears
- * under its name only when finish() found every declared tensor in it. */
+ * The header has the place of every tensor, so all are declared before the first byte of data is written. The file appears under
+ * its name only when finish() has seen that every declared tensor was written. */
 #include "core/tensor.h"
 #include "io/file.h"
 #include "io/json.h"
@@ -46,7 +46,7 @@ static int text_add(text *t, const char *s)
 }
 
 /* ---- declaring ------------------------------------------------------------------------------------------------------ */
-/* A string as JSON at the end of t. */
+/* Append a string as JSON. */
 static int add_quoted(text *t, const char *string, size_t size)
 {
     int status = LR_OK;
@@ -57,7 +57,7 @@ static int add_quoted(text *t, const char *string, size_t size)
     return status;
 }
 
-/* The metadata as the header will hold it: the members of an object of strings, without a space. */
+/* The metadata as the header has it: the members of an object of strings, without spaces. */
 static int add_metadata(text *t, const lr_json_node *root, const char *path)
 {
     lr_json_value v;
@@ -258,7 +258,7 @@ static int write_values(lr_safetensors_writer *w, const lr_tensor *t, int dtype)
     return status;
 }
 
-/* Is it the turn of tensor `name`, and does t hold its values? */
+/* Is tensor `name` the next one to write, and can t be its values? */
 static int check_turn(const lr_safetensors_writer *w, const char *name, const lr_tensor *t)
 {
     char shape[96];

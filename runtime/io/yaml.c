@@ -1,15 +1,15 @@
-/* yaml.c: YAML as a row of events, read by libyaml. What the events mean (which words are booleans, which keys may be
- * there) is decided in lua/lorarun/base/yaml.lua.
+/* yaml.c: YAML as a sequence of events, read by libyaml. What the events mean (which words are booleans, which keys are allowed) is
+ * decided in lua/lorarun/base/yaml.lua.
  *
  * Invariants
- *   - An event's text lives until the next call: libyaml owns it, and its allocations are not lorarun's to count.
- *   - libyaml's parser must not be asked again once it has failed or the stream has ended: `over` remembers. */
+ *   - An event's text is valid until the next call: libyaml owns it. libyaml's allocations are not counted.
+ *   - libyaml's parser must not be called again after it has failed or the stream has ended; `over` notes that. */
 #include "core/core.h"
 #include "io/file.h"
 #include <string.h>
 #include <yaml.h>
 
-enum { MAX_TEXT = 1 << 20 }; /* a settings file is small; libyaml's time and memory grow with what it is given */
+enum { MAX_TEXT = 1 << 20 }; /* a settings file is small; libyaml's time and memory grow with the text */
 
 struct lr_yaml {
     yaml_parser_t parser;
@@ -38,7 +38,7 @@ int lr_yaml_open(lr_yaml **out, const char *text, int64_t size, const char *name
         lr_free(y);
         return lr_fail(LR_ENOMEM, "out of host memory for a YAML parser");
     }
-    /* no yaml_parser_set_encoding: without it libyaml looks for a byte order mark, and is UTF-8 where there is none */
+    /* no yaml_parser_set_encoding: without it libyaml looks for a byte order mark, and assumes UTF-8 if there is none */
     yaml_parser_set_input_string(&y->parser, (const unsigned char *)text, (size_t)size);
     *out = y;
     return LR_OK;

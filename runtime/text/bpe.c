@@ -1,12 +1,12 @@
-/* bpe.c: byte-level byte pair encoding, a word model. The bytes of a word are its first tokens. Then, as long as there are neighbours
- * that the file lists as a pair, the pair that it lists first is merged into one token; of equal pairs the leftmost one.
+/* bpe.c: byte-level byte pair encoding, a word model. The bytes of a word are its first tokens. Then, as long as there are
+ * neighbours that the file lists as a pair, the pair that it lists first is merged into one token; of equal pairs the leftmost one.
  *
- * Nearly all words are short: they are merged by scanning a small array for the lowest rank. That would take quadratic time for long
- * words, so their symbols are a linked list and the pairs wait in a heap. A pair whose symbols have changed meanwhile is dropped when
- * its turn comes.
+ * Nearly all words are short: they are merged by scanning a small array for the lowest rank. That would take quadratic time for
+ * long words, so their symbols are a linked list and the pairs wait in a heap. A pair whose symbols have changed meanwhile is
+ * dropped when its turn comes.
  *
- * tokenizer.json writes each byte as a printable character ("Ġ" for a space). That alphabet matters here only while loading and for
- * ignore_merges. */
+ * tokenizer.json writes each byte as a printable character ("Ġ" for a space). That alphabet matters here only while loading and
+ * for ignore_merges. */
 #include "text/text.h"
 #include <string.h>
 

@@ -1,8 +1,9 @@
-/* encoder.c: encoding with a tokenizer on one thread. An encoder has working memory and a cache of words; a tokenizer keeps a pool of
- * encoders.
+/* encoder.c: encoding with a tokenizer on one thread. An encoder has working memory and a cache of words; a tokenizer keeps a pool
+ * of encoders.
  *
- * The cache maps words to ids. Text repeats itself, so nearly all words come from it. An entry is 64 bytes, one cache line; each slot
- * holds the newest of its words. A key is the word, padded with zeros, and its length in the last byte, so equal keys are equal words. */
+ * The cache maps words to ids. Text repeats itself, so nearly all words come from it. An entry is 64 bytes, one cache line; each
+ * slot holds the newest of its words. A key is the word, padded with zeros, and its length in the last byte, so equal keys are
+ * equal words. */
 #include "text/text.h"
 #include <pthread.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* normalizer.c: the normalizers of a tokenizer.json, in a row: reading them, and running one after the other. What each kind does is
- * in normalizer_steps.c. */
+/* normalizer.c: the normalizers of a tokenizer.json, in a row: reading them, and running one after the other. What each kind
+ * does is in normalizer_steps.c. */
 #include "text/text.h"
 #include <string.h>
 

@@ -1,7 +1,8 @@
-/* normalizer_steps.c: what each kind of normalizer does to the text: normal forms, lower case, stripping, replacing, BERT's cleaning.
+/* normalizer_steps.c: what each kind of normalizer does to the text: normal forms, lower case, stripping, replacing, BERT's
+ * cleaning.
  *
- * A step reads the text from where it is, at first the caller's memory, and writes the result to one of two buffers in turn. Steps
- * that a look at the bytes shows to change nothing copy nothing. */
+ * A step reads the text from where it is, at first the caller's memory, and writes the result to one of two buffers in turn.
+ * Steps that a look at the bytes shows to change nothing copy nothing. */
 #define _GNU_SOURCE /* memmem */
 #include "text/text.h"
 #include <string.h>
@@ -60,7 +61,7 @@ static char *put_lower(char *p, uint32_t c)
     return lr_utf8_put(p, 0x307);
 }
 
-/* Lower case may take more room: 3 bytes for 2 at worst. */
+/* Lower case may take more room: at worst 3 bytes for 2. */
 static int lowercase(lr_string *out, const char *s, size_t size)
 {
     const int status = lr_string_reserve(out, size + size / 2 + 4);
@@ -80,7 +81,7 @@ static int lowercase(lr_string *out, const char *s, size_t size)
     return LR_OK;
 }
 
-/* Without the characters of a class. */
+/* Copies the text without the characters of a class. */
 static int drop(lr_string *out, const char *s, size_t size, int class)
 {
     const int status = lr_string_reserve(out, size);

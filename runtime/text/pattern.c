@@ -1,13 +1,11 @@
 /* pattern.c: rewrites a regular expression of the Oniguruma library (Ruby's syntax), which Hugging Face tokenizers
  * uses, so that PCRE2 matches the same text.
  *
- * The two agree on most of the syntax. They differ in what \s, \w, \d, \h and \v are, in the Unicode version behind
- * \p{..}, in
- * (?m), and in rarer constructs. Classes are therefore spelt out: \s becomes the ranges of White_Space, \p{L} becomes
- * PCRE2's \p{L} plus the letters assigned since. What has no equal in PCRE2, or was never seen in a tokenizer, is
- * refused by name rather than guessed at.
+ * The two agree on most of the syntax. They differ in what \s, \w, \d, \h and \v mean, in the version of Unicode that \p{..}
+ * follows, in (?m), and in rarer constructs. So classes are spelt out: \s becomes the ranges of White_Space, \p{L} becomes PCRE2's
+ * \p{L} and the letters assigned since. What PCRE2 has no equivalent for, or no tokenizer is known to use, is refused by name.
  *
- * The same rewriting, restricted to characters below 0x80, gives a second pattern that PCRE2 can run over bytes. */
+ * The same rewriting for characters below 0x80 alone gives a second pattern, which PCRE2 can run over bytes. */
 #include "text/text.h"
 #include <stdio.h>
 #include <string.h>
@@ -39,7 +37,7 @@ static int put(translation *t, const char *s)
     return lr_string_append(t->out, s, strlen(s));
 }
 
-/* A range of characters inside brackets; in ASCII, what is left of it. */
+/* A range of characters inside brackets; for ASCII, the part below 0x80. */
 static int put_range(translation *t, uint32_t first, uint32_t last)
 {
     char text[32];
@@ -114,7 +112,7 @@ static int put_members(translation *t, const element *e)
     return put_range(t, e->c, e->c);
 }
 
-/* [members] or [^members], also where there are none. */
+/* [members] or [^members]; there may be no members. */
 static int put_brackets(translation *t, bool negated, const char *members, size_t size)
 {
     if (size == 0)
@@ -125,8 +123,7 @@ static int put_brackets(translation *t, bool negated, const char *members, size_
     return status == LR_OK ? put(t, "]") : status;
 }
 
-/* U+1171E moved from Mn to Mc in Unicode 16, the only such move since 14: a PCRE2 in between must not count it as Mn.
- */
+/* U+1171E moved from Mn to Mc in Unicode 16, the only such move since 14. An older PCRE2 has it in Mn: it must not count. */
 static bool counts_one_too_many(const translation *t, const element *e)
 {
     return !t->ascii && e->set == SET_CATEGORY && strcmp(e->category, "Mn") == 0;
@@ -149,7 +146,7 @@ static int put_element(translation *t, const element *e)
     return status;
 }
 
-/* \b and \B: PCRE2's own idea of a word character differs, so look to both sides. */
+/* \b and \B. PCRE2 has other word characters, so look at both sides. */
 static int put_boundary(translation *t, bool negated)
 {
     const element word = {SET_WORD, false, "", 0};
@@ -204,7 +201,7 @@ static int read_property(translation *t, bool negated, element *e)
     return LR_OK;
 }
 
-/* The escape after a backslash at t->p, but for \b \B \A \z \Z, which stand for no character. */
+/* The escape after a backslash, at t->p; not \b \B \A \z \Z, which stand for no character. */
 static int read_escape(translation *t, element *e)
 {
     static const char from[] = "tnrfvae", to[] = "\t\n\r\f\v\a\x1B";
@@ -277,8 +274,8 @@ static int read_class_element(translation *t, element *e)
     return read_escape(t, e);
 }
 
-/* Up to the closing bracket: members goes into brackets, what brackets cannot hold (\S, \P{L} ...) goes to
- * others, as alternatives to them: "|[^..]|[^..]". */
+/* Reads up to the closing bracket. `members` is for use inside brackets. What brackets cannot hold (\S, \P{L} ...) goes to
+ * `others`, as alternatives to them: "|[^..]|[^..]". */
 static int read_class(translation *t, lr_string *members, lr_string *others)
 {
     translation in = *t, out = *t;
@@ -332,8 +329,8 @@ static int translate_class(translation *t)
     return status;
 }
 
-/* ---- the rest ------------------------------------------------------------------------------------------------------- */
-/* After "(": its kind, with Ruby's (?m) as PCRE2's (?s). */
+/* ---- groups, counts, the whole pattern ------------------------------------------------------------------------------ */
+/* After "(": the kind of group. Ruby's (?m) is PCRE2's (?s). */
 static int translate_group(translation *t)
 {
     static const char *const plain[] = {"?:", "?=", "?!", "?>", "?<=", "?<!"};

@@ -1,5 +1,5 @@
-/* postprocessor.c: the special tokens around a text. For a single text, every post-processor of tokenizer.json comes down to ids before
- * it and ids after it. */
+/* postprocessor.c: the special tokens around a text. For a single text, every post-processor of tokenizer.json comes down to ids
+ * before it and ids after it. */
 #include "text/text.h"
 #include <string.h>
 

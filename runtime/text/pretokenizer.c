@@ -1,5 +1,5 @@
-/* pretokenizer.c: the pre-tokenizers of a tokenizer.json, read into a chain of steps that split normalised text into words. How a step
- * cuts the text is in pretokenizer_steps.c. */
+/* pretokenizer.c: the pre-tokenizers of a tokenizer.json, read into a chain of steps that split normalised text into words. How
+ * a step cuts the text is in pretokenizer_steps.c. */
 #include "text/text.h"
 #include <string.h>
 

@@ -1,10 +1,10 @@
 /* pretokenizer_steps.c: how a step of a pre-tokenizer cuts its piece of text.
  *
- * Each step passes the parts of its piece on to the next step, the last one passes words to the sink. So there are no lists of pieces,
- * and a sink that has enough ids stops the whole chain.
+ * Each step passes the parts of its piece on to the next step, the last one passes words to the sink. So there are no lists of
+ * pieces, and a sink that has enough ids stops the whole chain.
  *
- * A step finds matches (of a pattern, a string or a class of characters) and the gaps between them. Its behavior says how both become
- * parts: isolated, removed, merged with a neighbour, or joined into runs. */
+ * A step finds matches (of a pattern, a string or a class of characters) and the gaps between them. Its behavior says how both
+ * become parts: isolated, removed, merged with a neighbour, or joined into runs. */
 #define _GNU_SOURCE /* memmem */
 #include "text/text.h"
 #include <string.h>

@@ -1,11 +1,11 @@
 /* regex.c: compiled patterns and their matches, on PCRE2 with its JIT compiler.
  *
- * Each pattern is compiled twice: for any text, and for text of ASCII alone, where every class is a 256-bit map. Source
- * code is ASCII in the main, and there the second one is several times as fast. */
+ * Each pattern is compiled twice: for any text, and for text of ASCII alone, where every class is a 256-bit map. Most source
+ * code is ASCII, and the second pattern is several times as fast. */
 #include "text/text.h"
 
 enum { JIT_STACK_START = 32 << 10, JIT_STACK_MAX = 16 << 20 };
-enum { TRANSLATED_MAX = 1 << 20 }; /* bytes of a pattern in PCRE2's words: one \\w alone takes 2 KB */
+enum { TRANSLATED_MAX = 1 << 20 }; /* bytes of a pattern in PCRE2's syntax; one \\w alone takes 2 KB */
 
 static void *hook_alloc(size_t size, void *unused)
 {
@@ -151,7 +151,8 @@ int lr_regex_next(lr_regex_search *s, lr_matcher *m, size_t *begin, size_t *end)
     return 0;
 }
 
-/* PEFT writes module choices as Python regexes that must match a whole name. PCRE2 agrees with Python in all that such patterns use. */
+/* PEFT writes module choices as Python regexes that must match a whole name. PCRE2 agrees with Python in all that such patterns
+ * use. */
 int lr_regex_fullmatch(const char *pattern, const char *text, int *matched)
 {
     int error;

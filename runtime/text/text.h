@@ -74,8 +74,8 @@ int lr_spec_string(const lr_place *at, const lr_json_node *object, const char *k
                    size_t *size);
 int lr_spec_array(const lr_place *at, const lr_json_node *object, const char *key, const lr_json_node **out);
 int lr_spec_object(const lr_place *at, const lr_json_node *object, const char *key, const lr_json_node **out);
-/* What kind a part is. Every description of a kind begins with this. In files of tokenizers' first releases some parts have no "type":
- * such a part is of the kind whose keys it has. */
+/* What kind a part is. Every description of a kind begins with this. In files of tokenizers' first releases some parts have no
+ * "type": such a part is of the kind whose keys it has. */
 typedef struct lr_spec_kind {
     const char *type; /* its "type" in tokenizer.json */
     const char *keys[4];
@@ -235,8 +235,8 @@ int lr_pretokenizer_load(lr_pretokenizer *p, const lr_place *at, const lr_json_n
 void lr_pretokenizer_free(lr_pretokenizer *p);
 
 /* ---- pretokenizer_steps.c: how a step cuts its piece of text -------------------------------------------------------- */
-/* What becomes of a match: a word of its own, nothing, a part of the word before it or after it, or one word with its neighbours of the
- * same sort. */
+/* What becomes of a match: a word of its own, nothing, a part of the word before it or after it, or one word with its neighbours
+ * of the same sort. */
 typedef enum lr_behavior {
     LR_ISOLATED,
     LR_REMOVED,

@@ -1,9 +1,9 @@
 /* unicode.c: UTF-8 checks, the table of character classes, lower case, normal forms on utf8proc.
  *
- * Most text needs no normalisation, and most of the rest needs it in a few places. So the text is scanned with one
- * table look-up per character, runs that the form leaves alone are copied, and utf8proc sees only the stretches between
- * them: from the last character that starts a run to the next one that does. Characters newer than the reference's
- * normal forms are "opaque": they are copied, and what surrounds them is normalised as if the text ended there. */
+ * Most text needs no normalisation, and most of the rest needs it in a few places. So the text is scanned with one table look-up
+ * per character. Runs that the form does not change are copied, and utf8proc sees only the stretches between them: from the last
+ * character that starts a run to the next one that does. Characters newer than the reference's normal forms are "opaque": they
+ * are copied, and what is before and after them is normalised as if the text ended there. */
 #include "text/unicode.h"
 #include <pthread.h>
 #include <string.h>
@@ -50,7 +50,7 @@ uint32_t lr_char_lower(uint32_t c)
 /* ---- UTF-8 ---------------------------------------------------------------------------------------------------------- */
 static const uint64_t HIGH_BITS = 0x8080808080808080u;
 
-/* How many bytes from s on are ASCII, looked at eight at a time (so up to seven too few). */
+/* How many bytes from s on are ASCII, counted eight at a time, so up to seven too few. */
 static size_t ascii_run(const char *s, size_t size)
 {
     size_t i = 0;
@@ -121,8 +121,7 @@ void lr_string_free(lr_string *s)
 }
 
 /* ---- normal forms --------------------------------------------------------------------------------------------------- */
-/* The first byte that can begin a character which the form changes: U+0300 for NFC, U+00C0 and U+00A0 for the others.
- */
+/* The lowest first byte of a character that the form may change: U+0300 for NFC, U+00C0 for NFD, U+00A0 for the others. */
 static unsigned first_unstable_byte(lr_form form)
 {
     return form == LR_NFC ? 0xCC : form == LR_NFD ? 0xC3 : 0xC2;

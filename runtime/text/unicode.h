@@ -2,8 +2,8 @@
  *
  * Invariants
  *   - Every function but lr_utf8_check takes valid UTF-8 and makes valid UTF-8.
- *   - Classes come from unicode_tables.c, never from the versions of PCRE2, utf8proc or libc at hand: the same text
- * gives the same ids on every machine. */
+ *   - Classes come from unicode_tables.c, never from PCRE2, utf8proc or libc, whose versions differ: the same text gives the
+ *     same ids on every machine. */
 #ifndef LR_TEXT_UNICODE_H
 #define LR_TEXT_UNICODE_H
 
@@ -43,7 +43,7 @@ enum {
     LR_CHAR_CONTROL = 16,   /* removed by clean_text */
     LR_CHAR_ACCENT = 32,    /* removed by BertNormalizer's strip_accents */
     LR_CHAR_MARK = 64,      /* removed by StripAccents */
-    LR_CHAR_UNSTABLE = 128, /* NFC may change it, reorder it or join it to the one before */
+    LR_CHAR_UNSTABLE = 128, /* NFC may change it, move it or join it to the one before */
     LR_CHAR_OPAQUE = 256    /* no normal form touches it */
 };
 extern uint16_t lr_char_classes[0x110000]; /* filled by lr_unicode_init */
@@ -53,15 +53,14 @@ static inline bool lr_char_is(uint32_t c, int classes)
 {
     return (lr_char_classes[c] & classes) != 0;
 }
-uint32_t lr_char_lower(uint32_t c); /* simple lower case; U+0130 is the caller's */
+uint32_t lr_char_lower(uint32_t c); /* simple lower case; the caller takes care of U+0130 */
 
 /* ---- UTF-8 ---------------------------------------------------------------------------------------------------------- */
-/* The offset of the first byte that is no part of valid UTF-8, or size. *ascii tells whether all bytes are below 0x80.
- */
+/* The offset of the first byte that is not valid UTF-8, or size. *ascii: all bytes are below 0x80. */
 size_t lr_utf8_check(const char *s, size_t size, bool *ascii);
 bool lr_utf8_ascii(const char *s, size_t size);
 
-/* The code point at *p; moves *p behind it. */
+/* The code point at *p; moves *p to the next one. */
 static inline uint32_t lr_utf8_next(const char **p)
 {
     const unsigned char *s = (const unsigned char *)*p;
@@ -82,7 +81,7 @@ static inline uint32_t lr_utf8_next(const char **p)
            (s[3] & 0x3Fu);
 }
 
-/* The start of the character that ends before `end`, which is behind `begin`. */
+/* The start of the character that ends just before `end`; `end` is after `begin`. */
 static inline const char *lr_utf8_previous(const char *begin, const char *end)
 {
     do
@@ -107,7 +106,7 @@ typedef struct lr_code_points { /* working memory of lr_unicode_normalize */
     int32_t *data;
     size_t cap;
 } lr_code_points;
-/* Whether `form` surely leaves the text as it is, from a look at its bytes. */
+/* true: `form` leaves the text as it is, as its bytes show. false: it may or may not change it. */
 bool lr_unicode_is_normal(const char *s, size_t size, lr_form form);
 /* Append the normal form of s to out. */
 int lr_unicode_normalize(lr_string *out, const char *s, size_t size, lr_form form, lr_code_points *work);

@@ -1,11 +1,10 @@
-/* vocab.c: a vocabulary as two tables over one pool of strings: a hash table from token to id, an array from id to
- * token.
+/* vocab.c: a vocabulary. Two tables share one pool of strings: a hash table from token to id, and an array from id to token.
  *
- * Where a file gives two tokens one id, the array has the later one; where it has a token twice, the later id holds. */
+ * If a file gives two tokens the same id, the array has the later one. If it has a token twice, the later id counts. */
 #include "text/text.h"
 #include <string.h>
 
-enum { FREE_IDS = 1 << 20 }; /* ids up to here cost little; beyond, memory is in proportion to the tokens */
+enum { FREE_IDS = 1 << 20 }; /* ids up to here cost little memory; larger ones must be few for the number of tokens */
 
 static uint32_t fold(uint64_t hash)
 {
@@ -40,7 +39,7 @@ int lr_vocab_reserve(lr_vocab *v, size_t tokens)
     return LR_OK;
 }
 
-/* The slot that holds prefix and rest, or the empty one where they would go. */
+/* The slot of the token that is prefix followed by rest, or the empty slot where it would go. */
 static lr_vocab_slot *find(const lr_vocab *v, uint32_t hash, const char *prefix, size_t prefix_size, const char *rest,
                            size_t rest_size)
 {

@@ -1,5 +1,5 @@
-/* wordpiece.c: WordPiece, the word model of BERT. A word is cut from the left into the longest tokens of the vocabulary; those after the
- * first begin with a prefix ("##"). A word that cannot be cut, or is too long, is one unknown token.
+/* wordpiece.c: WordPiece, the word model of BERT. A word is cut from the left into the longest tokens of the vocabulary; those
+ * after the first begin with a prefix ("##"). A word that cannot be cut, or is too long, is one unknown token.
  *
  * The longest token is found in one pass: the hash grows with each character, and each length is looked up. Lengths beyond the
  * longest token of the vocabulary are not tried, so the time is linear in the word. */

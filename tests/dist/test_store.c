@@ -490,8 +490,8 @@ static double processor_seconds(const struct rusage *r)
            1e-6 * (double)(r->ru_utime.tv_usec + r->ru_stime.tv_usec);
 }
 
-/* A launcher forks all the time, and between fork and exec the child holds every descriptor too: the server must not hear of clients
- * that it has dropped. It would touch freed memory, and find no rest. */
+/* A launcher forks all the time, and between fork and exec the child holds every descriptor too: the server must not hear of
+ * clients that it has dropped. It would touch freed memory, and find no rest. */
 TEST(a_client_that_a_forked_child_holds_is_gone)
 {
     int hold[2];

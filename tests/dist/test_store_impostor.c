@@ -1,5 +1,5 @@
-/* What a false or broken server may do to a client of the store: it never joins one that cannot prove the secret, never waits beyond
- * its time, and nothing that is sent to it does more harm than a lost connection. */
+/* What a false or broken server may do to a client of the store: it never joins one that cannot prove the secret, never waits
+ * beyond its time, and nothing that is sent to it does more harm than a lost connection. */
 #define _GNU_SOURCE
 #include "dist_store.h"
 

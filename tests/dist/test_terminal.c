@@ -1,5 +1,5 @@
-/* test_terminal.c: a job of two ranks on a terminal, as a person sees it. Rank 0's progress bar redraws itself, lines of other ranks
- * are put above it, Ctrl-C counts once, and the rank knows when the window changes its size. */
+/* test_terminal.c: a job of two ranks on a terminal, as a person sees it. Rank 0's progress bar redraws itself, lines of other
+ * ranks are put above it, Ctrl-C counts once, and the rank knows when the window changes its size. */
 #define _GNU_SOURCE
 #include "terminal.h"
 #include <sys/ioctl.h>

@@ -1,7 +1,7 @@
 /* fuzz.h: what the fuzzers share.
  *
- * Each fuzz_X.c is a program of libFuzzer: LLVMFuzzerTestOneInput gets bytes, and whatever they are, nothing may crash, hang, leak or
- * break a rule that MUST names. Inputs that once did are in seeds/X, which every run tries first. */
+ * Each fuzz_X.c is a program of libFuzzer: LLVMFuzzerTestOneInput gets bytes, and whatever they are, nothing may crash, hang,
+ * leak or break a rule that MUST names. Inputs that once did are in seeds/X, which every run tries first. */
 #ifndef LR_FUZZ_H
 #define LR_FUZZ_H
 

@@ -1,5 +1,5 @@
-/* JSON: what is parsed can be walked, every member is found by its key, and strings come back from lr_json_quote. What is JSON to us is
- * so to Python. */
+/* JSON: what is parsed can be walked, every member is found by its key, and strings come back from lr_json_quote. What is JSON
+ * to us is so to Python. */
 #include "fuzz.h"
 #include "io/json.h"
 

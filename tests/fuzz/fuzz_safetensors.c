@@ -1,5 +1,5 @@
-/* safetensors: a file that opens has entries within it, and small ones can be read. The input is the JSON text of the header, 0xFF, and
- * what stands behind it; one that begins with 0xFF is what follows as it is. */
+/* safetensors: a file that opens has entries within it, and small ones can be read. The input is the JSON text of the header,
+ * 0xFF, and what stands behind it; one that begins with 0xFF is what follows as it is. */
 #include "fuzz.h"
 
 enum { MOST = 1 << 16, READ = 4096 };

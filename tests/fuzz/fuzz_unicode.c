@@ -1,4 +1,5 @@
-/* Normal forms: their text is UTF-8 and its own normal form, and the composed and the decomposed form of a text are each other's. */
+/* Normal forms: their text is UTF-8 and its own normal form, and the composed and the decomposed form of a text are each
+ * other's. */
 #include "fuzz.h"
 #include "text/unicode.h"
 

@@ -1,12 +1,13 @@
-/* fake_nccl.c: a libnccl.so.2, and the libcuda.so.1 that goes with it, for tests: ranks that are processes of this machine, and a GPU that
- * is a range of their own memory (kernels/cuda/host). It is written against NVIDIA's documentation of the interface, not against
- * runtime/dist/comm_nccl.c, and is stricter than NCCL is: what the documentation forbids ends the process with status 99.
+/* fake_nccl.c: a libnccl.so.2, and the libcuda.so.1 that goes with it, for tests: ranks that are processes of this machine, and a
+ * GPU that is a range of their own memory (kernels/cuda/host). It is written against NVIDIA's documentation of the interface, not
+ * against runtime/dist/comm_nccl.c, and is stricter than NCCL is: what the documentation forbids ends the process with status 99.
  *
- * Non-blocking, as comm_nccl.c asks for it: a call begins something and returns ncclInProgress; ncclCommGetAsyncError and cuStreamQuery are
- * what lets it go on. A collective is taken (ncclSuccess) after it was asked about a few times, and done (cuStreamQuery) some more later.
+ * Non-blocking, as comm_nccl.c asks for it: a call begins something and returns ncclInProgress; ncclCommGetAsyncError and
+ * cuStreamQuery are what lets it go on. A collective is taken (ncclSuccess) after it was asked about a few times, and done
+ * (cuStreamQuery) some more later.
  *
- * Every rank has a file of shared memory in /dev/shm, named by the unique id: an operation's number, what it is, and the bytes it sends. The
- * device's memory is closed to the processor; /proc/self/mem opens it.
+ * Every rank has a file of shared memory in /dev/shm, named by the unique id: an operation's number, what it is, and the bytes it
+ * sends. The device's memory is closed to the processor; /proc/self/mem opens it.
  *
  *   FAKE_NCCL_fails=3   the third collective of this rank fails, as when a peer is lost
  *   FAKE_NCCL_hangs=3   the third never ends */
@@ -185,7 +186,7 @@ static void advance(struct ncclComm *c)
     }
 }
 
-/* ---- the interface ------------------------------------------------------------------------------------------------------------ */
+/* ---- the interface -------------------------------------------------------------------------------------------------- */
 EXPORT ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
 {
     static int count;

@@ -1,7 +1,7 @@
 /* test_fs.c: files and folders, the atomic writer under a full disk, CRC-32C. */
 #define _GNU_SOURCE /* O_TMPFILE */
-#include "io/file.h"
 #include "folder.h"
+#include "io/file.h"
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>

@@ -1,8 +1,8 @@
 /* test_json.c: the JSON reader below Lua: order, numbers of every size, errors with their place, allocations that fail.
  */
 #include "core/hash.h"
-#include "io/json.h"
 #include "folder.h"
+#include "io/json.h"
 
 static int parse(lr_json **doc, const char *text)
 {

@@ -1,7 +1,7 @@
 /* test_safetensors.c: files that must be read, every way in which one can be malformed, the writer's rules, a full
  * disk. */
-#include "io/file.h"
 #include "folder.h"
+#include "io/file.h"
 #include <signal.h>
 #include <sys/resource.h>
 
