@@ -29,7 +29,7 @@ local function evenness(world)
     { name = columns[1], kind = "text" }, { name = columns[2], kind = "text" } } })
   local sample = lr.sampler.weighted(set:numbers "score", set.rows, 1)
   local loader = lr.data.loader(set, lr.load_tokenizer(model), { columns = columns, max_length = args.max_length,
-    deal = { world = world, rank = 0 } })
+    balance = { world = world, rank = 0 } })
   local n, total, fullest, fullest_in_order, shortest, longest, seconds = world * args.batch, 0, 0, 0, math.huge, 0, 0
   for step = 0, 99 do
     local rows, places, keys = {}, {}, {}
@@ -38,20 +38,20 @@ local function evenness(world)
     loader:submit(rows, places, keys)
     local batch = loader:next()
     seconds = seconds + C.lr_time() - started
-    local dealt, in_order = 0, 0
+    local balanced, in_order = 0, 0
     for rank = 0, world - 1 do
       local tokens = 0
       for i = rank * args.batch, (rank + 1) * args.batch - 1 do
         local pair = batch.lengths[i] + batch.lengths[n + i]
         tokens, shortest, longest = tokens + pair, math.min(shortest, pair), math.max(longest, pair)
       end
-      in_order, dealt, total = math.max(in_order, tokens), math.max(dealt, tonumber(batch.rank_tokens[rank])), total + tokens
+      in_order, balanced, total = math.max(in_order, tokens), math.max(balanced, tonumber(batch.rank_tokens[rank])), total + tokens
     end
-    fullest, fullest_in_order = fullest + dealt, fullest_in_order + in_order
+    fullest, fullest_in_order = fullest + balanced, fullest_in_order + in_order
   end
   loader:close()
   set:close()
-  print(("%d ranks of %d pairs (%d to %d tokens, mean %.0f): %.2f%% even as dealt, %.2f%% in order; %.1f ms to tokenise a step on "
+  print(("%d ranks of %d pairs (%d to %d tokens, mean %.0f): %.2f%% even when balanced, %.2f%% in order; %.1f ms to tokenise a step on "
     .. "each rank"):format(world, args.batch, shortest, longest, total / (100 * n), 100 * total / world / fullest,
     100 * total / world / fullest_in_order, seconds * 10))
 end

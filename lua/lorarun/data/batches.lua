@@ -23,7 +23,7 @@ local function new(o)
     at = 0, from = 0, pass = 1 }, Batches) -- the batch begins at draw `at` of its step, the next part at `from`
   self.loader = dataset.loader(o.set, o.model.tokenizer, { columns = o.columns, prefixes = o.prefixes,
     max_length = o.model.max_length, threads = o.threads or 1, queue = o.queue or 4,
-    deal = { world = comm.world_size, rank = comm.rank } })
+    balance = { world = comm.world_size, rank = comm.rank } })
   self:fill()
   return self
 end

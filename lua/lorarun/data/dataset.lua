@@ -273,12 +273,13 @@ function Loader.__index(_, key)
 end
 
 local LOADER = { columns = options.table, prefixes = options.table, max_length = options.whole(0), threads = options.whole(1),
-  queue = options.whole(1), deal = options.table }
+  queue = options.whole(1), balance = options.table }
 
 --- loader(set, tokenizer, { columns = names (all text columns), prefixes = texts put before those of each column, by position or
---- name, max_length = tokens (0: no limit), threads = 1, queue = 4, deal = { world =, rank = } }): threads that make batches ahead.
---- deal: a batch is submitted column by column, the same rows of each; its rows are dealt out to `world` ranks so that tokens are
---- even, and next() gives rank's share, with owner[row] (the rank that has it), lengths[sequence] and rank_tokens[rank] of all.
+--- name, max_length = tokens (0: no limit), threads = 1, queue = 4, balance = { world =, rank = } }): threads that make batches
+--- ahead. balance: a batch is submitted column by column, the same rows of each. Its rows are divided among `world` ranks so that
+--- tokens are even, and next() returns rank's share, with owner[row] (the rank that has it), lengths[sequence] and
+--- rank_tokens[rank] of all.
 function dataset.loader(set, tokenizer, given)
   if getmetatable(set) ~= Dataset then
     check.fail("data.loader: the first argument is %s, expected a data set", options.shown(set))
@@ -310,9 +311,9 @@ function dataset.loader(set, tokenizer, given)
   end
   local loader = setmetatable({ handle = ffi.gc(out[0], free), free = free, columns = columns, index = index, place = place,
     capacity = 0, batch = ffi.new "lr_batch" }, Loader)
-  local deal = o.deal
-  if deal then
-    local status = C.lr_loader_balance(loader.handle, #columns, deal.world, deal.rank)
+  local balance = o.balance
+  if balance then
+    local status = C.lr_loader_balance(loader.handle, #columns, balance.world, balance.rank)
     if status < 0 then loader:close() end
     check(status)
   end
