@@ -399,7 +399,7 @@ typedef struct lr_batch {
     const int32_t *cu_seqlens; /* [B+1] */
     const int64_t *keys;       /* [T]: key of the sequence << 16 | position; what dropout masks depend on */
     double wait;               /* seconds the caller was blocked for this batch */
-    /* What the batch is a share of, where the loader deals (else NULL); what came back is this rank's share. */
+    /* What the batch is a share of, if the loader balances (else NULL); the batch above is this rank's share. */
     const int32_t *owner;       /* [groups]: the rank that has each */
     const int32_t *lengths;     /* [sequences submitted]: tokens of each */
     const int64_t *rank_tokens; /* [world]: T of every rank */
@@ -407,7 +407,7 @@ typedef struct lr_batch {
 /* prefixes: per column, a text put before each of its texts (a prompt), or NULL. queue: batches ahead, >= 1. */
 int lr_loader_new(lr_loader **out, const lr_dataset *d, const lr_tokenizer *tok, int64_t max_length,
                   const char *const *prefixes, int threads, int queue);
-/* Deal each batch out to `world` ranks by tokens (see lr_balance) and give back rank's share. The n sequences of a batch are `width`
+/* Divide each batch among `world` ranks by tokens (see lr_balance) and return rank's share. The n sequences of a batch are `width`
  * runs of n / width, and those in the same place of each run stay together: group i is i, i + n / width, ... A share keeps the order,
  * and has no sequence where there are fewer groups than ranks. All ranks submit the same. To be called before the first submit. */
 int lr_loader_balance(lr_loader *l, int64_t width, int world, int rank);

@@ -1,17 +1,17 @@
-/* balance.c: work dealt out to ranks so that all have about as much: the heaviest item first, each to the rank that has least so
- * far ("longest processing time first"; Graham, "Bounds on multiprocessing timing anomalies", 1969).
+/* balance.c: divides work among the ranks so that all have about the same amount: the heaviest item first, each to the rank that
+ * has the least so far ("longest processing time first"; Graham, "Bounds on multiprocessing timing anomalies", 1969).
  *
- * The outcome is a function of the weights alone: ties go to the lower index and the lower rank. So every rank deals by itself
- * and all agree, with no word between them. */
+ * The result depends on the weights alone: ties go to the lower index and the lower rank. So every rank computes it by itself,
+ * and all get the same. */
 #include "data/balance.h"
 
-/* Does item a come before item b? */
+/* Is item a given out before item b? */
 static bool before(const int64_t *weights, int64_t a, int64_t b)
 {
     return weights[a] != weights[b] ? weights[a] > weights[b] : a < b;
 }
 
-/* Let the item at `at` of a binary heap of n items sink below those that come before it. */
+/* Let the item at `at` of a binary heap of n items sink below those that are given out before it. */
 static void sink(const int64_t *weights, int64_t *heap, int64_t n, int64_t at)
 {
     const int64_t item = heap[at];
@@ -50,7 +50,7 @@ void lr_balance_into(int64_t n, const int64_t *weights, int world, int32_t *owne
 int lr_balance(int64_t n, const int64_t *weights, int world, int32_t *owner)
 {
     if (n < 0 || world < 1)
-        return lr_fail(LR_EINVAL, "%lld items to deal out to %d ranks", (long long)n, world);
+        return lr_fail(LR_EINVAL, "%lld items cannot be divided among %d ranks", (long long)n, world);
     int64_t total = 0;
     for (int64_t i = 0; i < n; i++)
         if (weights[i] < 0 || __builtin_add_overflow(total, weights[i], &total))

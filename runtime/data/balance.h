@@ -1,4 +1,4 @@
-/* balance.h: who gets which part of the work, for the loader. */
+/* balance.h: dividing work among the ranks, for the loader. */
 #ifndef LR_DATA_BALANCE_H
 #define LR_DATA_BALANCE_H
 

@@ -1,9 +1,9 @@
-/* csv.c: one record of a CSV file (RFC 4180): fields between commas, records between line ends (LF or CRLF), a field in
- * double quotes may hold commas, line ends and doubled quotes.
+/* csv.c: one record of a CSV file (RFC 4180). Commas separate fields, line ends (LF or CRLF) separate records; a field in double
+ * quotes may contain commas, line ends and doubled quotes.
  *
- * Stricter than many: a quote inside a field that does not start with one, text after a closing quote, and a record
- * with more or fewer fields than the header are errors, because each of them means that the file does not say what its
- * author thinks. After an error in the quoting the next record is taken to start on the line after it. */
+ * It is stricter than many: a quote inside a field that does not start with one, text after a closing quote, and a record with
+ * more or fewer fields than the header are errors, because they mean that the file does not say what its author thinks. After an
+ * error in the quoting, the next line is taken as the start of the next record. */
 #include "data/rows.h"
 #include <stdio.h>
 #include <string.h>
@@ -14,7 +14,7 @@ static bool bad(char *why, const char *reason)
     return false;
 }
 
-/* Over bytes of a quoted field up to its next quote; UTF-8 is checked. NULL: why tells, *at is where. */
+/* The next quote in a quoted field; checks the UTF-8 before it. NULL: an error at *at, with its reason in why. */
 static const char *quoted_run(const char *p, const char *end, const char **at, char *why)
 {
     for (;;) {
@@ -38,8 +38,7 @@ static const char *quoted_run(const char *p, const char *end, const char **at, c
     }
 }
 
-/* Over the bytes of an unquoted field; returns what stopped it: comma, line end, end, or something that is not allowed.
- */
+/* The end of an unquoted field: a comma, a line end, the end of the file, or a byte that is not allowed. */
 static const char *plain_run(const char *p, const char *end)
 {
     while (p < end) {
@@ -137,8 +136,8 @@ lr_row_state lr_csv_row(const lr_schema *schema, const char *p, const char *end,
 {
     if (blank(p, end, next))
         return LR_ROW_BLANK;
-    /* A row ends within its limit or not at all: a quote that is never closed must not cost a walk over the whole file.
-     * The bytes beyond are for its line end and for a character that the limit would cut. */
+    /* Do not look further than the longest row: a quote that is never closed must not cost a walk over the whole file. The 8 bytes
+     * more are for the line end and for a character that the limit would cut. */
     const char *limit = end - p > LR_ROW_BYTES + 8 ? p + LR_ROW_BYTES + 8 : end, *at = p;
     int fields = 0;
     for (bool ok = true, more = true; more; fields++) {
@@ -177,7 +176,7 @@ int64_t lr_csv_decode(const lr_cell *cell, char *buf, int64_t cap)
         if (size < cap)
             memcpy(buf + size, p, (size_t)lr_min64(run, cap - size));
         size += run;
-        p += run + (quote != NULL); /* over the quote's twin */
+        p += run + (quote != NULL); /* skip the second of two quotes */
     }
     return size;
 }

@@ -1,8 +1,7 @@
 /* dataset.c: data sets: opening a file, and reading the rows that are in its index (dataset_index.c).
  *
- * A data set never changes after opening, so any number of threads may read it. A text is found by reading its row
- * again, with the same checks as on opening: where someone has changed the file meanwhile, that is an error and not
- * garbage. */
+ * A data set never changes after opening, so any number of threads may read it. A text is found by reading its row again, with
+ * the same checks as on opening. So if somebody has changed the file meanwhile, the result is an error and not a wrong text. */
 #define _GNU_SOURCE
 #include "data/dataset.h"
 #include "io/file.h"
@@ -23,7 +22,7 @@ static bool ends_with_csv(const char *path)
     return n >= 4 && strcasecmp(path + n - 4, ".csv") == 0;
 }
 
-/* Files that are no text at all, by their first bytes. */
+/* Files that are no text, by their first bytes. */
 static int check_magic(const lr_dataset *d)
 {
     static const struct {
@@ -45,11 +44,11 @@ static int check_magic(const lr_dataset *d)
     return lr_file_refuse_pointer(d->path, d->data, (size_t)d->size);
 }
 
-/* Map the file and leave its descriptor at *fd, for a second look at its size. */
+/* Map the file. Its descriptor stays open at *fd, for check_unchanged. */
 static int map_file(lr_dataset *d, int *fd)
 {
     struct stat st;
-    *fd = open(d->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block */
+    *fd = open(d->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* opening a FIFO must not block */
     if (*fd < 0)
         return lr_fail_errno("cannot open data set %s", d->path);
     if (fstat(*fd, &st) != 0)
@@ -75,7 +74,7 @@ static int map_file(lr_dataset *d, int *fd)
     return d->start < d->size ? LR_OK : lr_fail(LR_EFORMAT, "%s has no header line", d->path);
 }
 
-/* status, unless some of what was read was not there any more. */
+/* status, or an error if some of what was read was no longer in the file. */
 static int check_whole(const lr_dataset *d, int status)
 {
     if (d->mapping == NULL || lr_mapping_whole(d->mapping))
@@ -325,8 +324,8 @@ int64_t lr_dataset_line(const lr_dataset *d, int64_t row)
     return status == LR_OK ? line : status;
 }
 
-/* 64-bit hash in the manner of wyhash: eight bytes at a time, the two halves of a 128-bit product folded into one word.
- * The constants are digits of the golden ratio and of pi. Not meant to resist those who look for collisions. */
+/* A 64-bit hash like wyhash: eight bytes at a time, the two halves of a 128-bit product folded into one word. The constants are
+ * digits of the golden ratio and of pi. It does not resist an attacker who looks for collisions. */
 static uint64_t fold(uint64_t a, uint64_t b)
 {
     const unsigned __int128 product = (unsigned __int128)a * b;

@@ -1,5 +1,4 @@
-/* dataset.h: what a data set is made of, for dataset.c (opening, reading), dataset_index.c (the index) and the loader.
- */
+/* dataset.h: a data set's parts, for dataset.c (opening, reading), dataset_index.c (the index of its rows) and the loader. */
 #ifndef LR_DATASET_H
 #define LR_DATASET_H
 
@@ -9,7 +8,7 @@
 enum { LR_CHUNK = 1 << 20 }; /* bytes of a file that one thread reads at a time */
 
 typedef struct lr_chunk {
-    int64_t begin, stop; /* first row; where the row after the last one starts */
+    int64_t begin, stop; /* where the first row starts, and the row after the last */
     int64_t limit;       /* rows that start before this byte are this chunk's */
     int64_t line, lines; /* line of begin, from 1; line feeds between begin and stop */
     int64_t quotes;      /* CSV: quotes before this chunk */
@@ -32,15 +31,15 @@ struct lr_dataset {
     lr_schema schema;
     int width; /* number columns */
     int64_t rows, skipped, max_rows;
-    int64_t *offsets; /* [rows]: where each starts */
+    int64_t *offsets; /* [rows]: where each row starts */
     double *numbers;  /* [rows * width] */
     char *first_skip;
-    lr_chunk *chunks; /* chunk i: the rows that start in [i, i + 1) * LR_CHUNK; only begin and line stay */
+    lr_chunk *chunks; /* chunk i: rows that start in [i, i + 1) * LR_CHUNK; begin and line stay */
     int64_t chunk_count;
     int64_t start, start_line; /* of the first row */
 };
 
-/* Work on items 0..count-1, taken in order by several threads; status and stop are theirs to set. */
+/* Work on items 0..count-1, which several threads take in order. They set status and stop. */
 typedef struct lr_work {
     const lr_dataset *d;
     void (*run)(struct lr_work *w, int64_t index);
@@ -52,11 +51,11 @@ typedef struct lr_work {
     uint64_t *hashes;
 } lr_work;
 
-/* Run w->run on this thread and as many more as there are cores; fewer where none can be had. */
+/* Run w->run on this thread and on more, one for each core; on fewer if the system gives no more. */
 void lr_work_run(lr_work *w);
 /* Read the whole file and fill rows, skipped, first_skip, offsets, numbers and chunks. */
 int lr_dataset_index(lr_dataset *d);
-/* Free what only lr_dataset_index needs. */
+/* Free what only lr_dataset_index needs; the line on which each chunk starts stays. */
 void lr_dataset_index_trim(lr_dataset *d);
 /* LR_EFORMAT "file:line: why". */
 int lr_dataset_bad_row(const lr_dataset *d, int64_t line, const char *why);

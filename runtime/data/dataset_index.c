@@ -1,16 +1,15 @@
 /* dataset_index.c: the index of a data set.
  *
- * Opening walks the whole file once, so that whatever is wrong with it is said now and not in the third hour of a
- * training. The file is cut into chunks of LR_CHUNK bytes; threads read them in parallel, each from where it supposes
- * the first row of its chunk to start. Then one thread goes over the chunks in order and checks that each one started
- * where the one before had stopped; where the supposition was wrong, or a chunk was not read, it reads the chunk
- * itself. So the result is always, bit by bit, that of one thread reading from the first byte to the last, and the bad
- * row reported is the first of the file.
+ * Opening walks the whole file once, so that whatever is wrong with it is reported now and not in the third hour of a training.
+ * The file is cut into chunks of LR_CHUNK bytes, which threads read in parallel. Each thread guesses where the first row of its
+ * chunk starts. Then one thread goes over the chunks in order and checks that each began where the one before had ended. If a
+ * guess was wrong, or a chunk was not read, it reads that chunk itself. So the result is always, bit by bit, that of one thread
+ * that reads from the first byte to the last, and the bad row that is reported is the first one of the file.
  *
- * In JSON Lines every line feed ends a row. In CSV one inside quotes does not: a first pass counts the quotes of every
+ * In JSON Lines every line feed ends a row. In CSV a line feed inside quotes does not: a first pass counts the quotes of every
  * chunk, and the parity of their sum tells whether a chunk starts inside a quoted field.
  *
- * Kept in memory: 8 bytes a row (where it starts), 8 bytes for each of its numbers, and the line on which each chunk
+ * Memory: for each row 8 bytes (where it starts) and 8 bytes for each of its numbers; for each chunk the line on which it
  * starts. Texts stay in the file and are found by reading their row again. */
 #include "data/dataset.h"
 #include <stdio.h>
@@ -31,8 +30,6 @@ static void *work_thread(void *context)
     return NULL;
 }
 
-/* Run w->run for 0..count-1, taken in order, on this thread and as many more as there are cores; fewer where none can
- * be had. */
 void lr_work_run(lr_work *w)
 {
     pthread_t threads[MAX_THREADS];
@@ -49,7 +46,7 @@ void lr_work_run(lr_work *w)
 int64_t lr_count_bytes(const char *p, const char *end, char c)
 {
     int64_t n = 0;
-    for (; end - p >= 8; p += 8) { /* the high bit of each byte that is c, exactly; then their sum */
+    for (; end - p >= 8; p += 8) { /* set the high bit of exactly those bytes that are c, then add the bits */
         const uint64_t x = lr_bytes_load(p) ^ (LR_BYTE_ONES * (unsigned char)c);
         const uint64_t equal = ~(((x & ~LR_BYTE_HIGHS) + ~LR_BYTE_HIGHS) | x) & LR_BYTE_HIGHS;
         n += (int64_t)(((equal >> 7) * LR_BYTE_ONES) >> 56);
@@ -80,7 +77,7 @@ static int add_row(const lr_dataset *d, lr_chunk *c, int64_t offset, const lr_ce
     return LR_OK;
 }
 
-/* Read the rows that start in [begin, c->limit), at most max_rows good ones. */
+/* Read the rows that start in [begin, c->limit); stop after max_rows good ones. */
 static void read_chunk(const lr_dataset *d, lr_chunk *c, int64_t begin, int64_t max_rows)
 {
     lr_cell cells[LR_ROW_COLUMNS];
@@ -118,8 +115,8 @@ static void count_quotes(lr_work *w, int64_t index)
     c->quotes = lr_count_bytes(w->d->data + begin, w->d->data + c->limit, '"');
 }
 
-/* Where the first row of a chunk starts, as far as can be told without reading those before it. */
-static int64_t suppose_begin(const lr_dataset *d, const lr_chunk *c, int64_t index)
+/* Guess where the first row of a chunk starts, without reading the chunks before it. */
+static int64_t guess_begin(const lr_dataset *d, const lr_chunk *c, int64_t index)
 {
     const int64_t nominal = index * LR_CHUNK;
     if (nominal <= d->start)
@@ -135,12 +132,12 @@ static int64_t suppose_begin(const lr_dataset *d, const lr_chunk *c, int64_t ind
     return d->size;
 }
 
-static void read_supposed(lr_work *w, int64_t index)
+static void read_guessed(lr_work *w, int64_t index)
 {
     const lr_dataset *d = w->d;
     lr_chunk *c = &d->chunks[index];
     const int64_t max = d->max_rows > 0 ? d->max_rows : INT64_MAX;
-    read_chunk(d, c, suppose_begin(d, c, index), max);
+    read_chunk(d, c, guess_begin(d, c, index), max);
     if (c->status != LR_OK || c->failed || atomic_fetch_add(&w->rows, c->rows) + c->rows >= max)
         atomic_store(&w->stop, true);
 }
@@ -158,7 +155,7 @@ static int join_chunks(lr_dataset *d)
     const int64_t max = d->max_rows > 0 ? d->max_rows : INT64_MAX;
     for (int64_t i = 0; i < d->chunk_count && d->rows < max; i++) {
         lr_chunk *c = &d->chunks[i];
-        if (at >= c->limit) { /* a long row goes on beyond this lr_chunk */
+        if (at >= c->limit) { /* a long row ends after this chunk */
             c->rows = 0;
             c->line = line;
             continue;
@@ -206,7 +203,7 @@ int lr_dataset_index(lr_dataset *d)
             sum += here;
         }
     }
-    lr_work rows = {.d = d, .run = read_supposed, .count = d->chunk_count};
+    lr_work rows = {.d = d, .run = read_guessed, .count = d->chunk_count};
     lr_work_run(&rows);
     const int status = join_chunks(d);
     if (status != LR_OK)
@@ -227,7 +224,6 @@ int lr_dataset_index(lr_dataset *d)
     return LR_OK;
 }
 
-/* What only building the index needs; the lines on which chunks start stay. */
 void lr_dataset_index_trim(lr_dataset *d)
 {
     for (int64_t i = 0; d->chunks != NULL && i < d->chunk_count; i++) {

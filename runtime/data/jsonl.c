@@ -1,17 +1,16 @@
-/* jsonl.c: one row of a JSON Lines file (RFC 8259, one object a line).
+/* jsonl.c: one row of a JSON Lines file (RFC 8259, one object on each line).
  *
- * A general parser builds a tree; here a row is only walked: every byte is checked once, unknown values are skipped,
- * and of the wanted ones their place is noted. Strings, nearly all of the bytes, are checked eight bytes at a time
- * while they are plain ASCII.
+ * A general parser builds a tree. Here each byte of a row is checked once, and the place of each wanted value is noted. Strings,
+ * which are nearly all of the bytes, are checked eight bytes at a time as long as they are plain ASCII.
  *
- * Stricter than many: no NaN or Infinity, no lone surrogates, no nesting beyond LR_ROW_DEPTH. Of equal keys the last
- * one wins. */
+ * It is stricter than many: no NaN or Infinity, no lone surrogates, no nesting deeper than LR_ROW_DEPTH. Of equal keys the last
+ * one counts. */
 #include "data/rows.h"
 #include <stdio.h>
 #include <string.h>
 
 typedef struct scan {
-    const char *p, *end, *row; /* here, end of the line, start of the line */
+    const char *p, *end, *row; /* current position, end of the line, start of the line */
     char *why;
 } scan;
 
@@ -345,7 +344,7 @@ lr_row_state lr_jsonl_row(const lr_schema *schema, const char *p, const char *en
         return LR_ROW_BLANK;
     const char first = *s.p;
     s.p = p;
-    if (s.end - p > LR_ROW_BYTES && first != '[') { /* a whole file of JSON on one line gets scan_row's advice */
+    if (s.end - p > LR_ROW_BYTES && first != '[') { /* for a whole JSON file on one line, scan_row has better advice */
         snprintf(why, LR_ROW_WHY, "the row has %lld bytes, at most %d are allowed", (long long)(s.end - p),
                  LR_ROW_BYTES);
         return LR_ROW_BAD;
@@ -402,7 +401,7 @@ int64_t lr_jsonl_decode(const lr_cell *cell, char *buf, int64_t cap)
         case 'u': {
             int code = lr_hex4(p);
             p += 4;
-            if (code >= 0xD800 && code <= 0xDBFF) { /* the scanner has seen the other half */
+            if (code >= 0xD800 && code <= 0xDBFF) { /* the scanner has checked the other half */
                 code = 0x10000 + ((code - 0xD800) << 10) + (lr_hex4(p + 2) - 0xDC00);
                 p += 6;
             }

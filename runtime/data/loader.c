@@ -1,20 +1,18 @@
 /* loader.c: threads that read, tokenise and pack batches ahead of training.
  *
- * A ring of slots, each with one batch: what was asked for and what came out. Three counters run along it:
+ * Batches are in a ring of slots; each slot has one request and its result. Three counters run along the ring:
  *     returned <= taken <= submitted <= returned + queue
- * submit() fills slot `submitted`, a worker works on slot `taken`, next() waits for slot `returned`. There is one slot
- * more than `queue`, because the batch that next() gave last is the caller's until the next call. Every batch is made
- * by one worker from its own request alone, so neither contents nor order nor errors depend on how many workers there
- * are.
+ * submit() fills slot `submitted`, a worker works on slot `taken`, next() waits for slot `returned`. There is one slot more than
+ * `queue`, because the batch that next() returned last is the caller's until the next call. One worker makes each batch from its
+ * request alone, so neither contents nor order nor errors depend on the number of workers.
  *
- * A loader that deals tokenises the whole batch, because who gets what depends on every length, and then keeps its own
- * share: the order of the sequences stays, so that keeping is moving ids towards the front.
+ * A loader that balances over ranks tokenises the whole batch, because the shares depend on every length, and then keeps its
+ * rank's share. The sequences stay in order, so keeping a share moves ids towards the front.
  *
  * Slots and workers keep their buffers: once they have grown to the largest batch, nothing is allocated.
  *
- * A batch that fails is an error of next(), with the message the worker saw, and is passed over. Only where memory ran
- * out it stays, and the following next() makes it on the calling thread, so that a caller who frees memory and tries
- * again loses nothing. */
+ * If a batch fails, next() returns the worker's error and the batch is skipped. If memory ran out, the batch stays, and the
+ * following next() makes it on the calling thread, so that a caller who frees memory and tries again loses nothing. */
 #include "data/balance.h"
 #include "data/dataset.h"
 #include <stdio.h>
@@ -25,13 +23,13 @@ enum {
     MAX_LENGTH = (1 << POSITION_BITS) - 1, /* most ids of a sequence */
     MAX_THREADS = 256,
     MAX_QUEUE = 4096,
-    ROOM = 64 /* first guess of a sequence's length beyond its bytes */
+    ROOM = 64 /* added to the first guess of a sequence's length */
 };
 static const int64_t MAX_KEY = INT64_MAX >> POSITION_BITS;
 
 typedef struct slot {
     bool done;  /* a worker has finished it; under the loader's mutex */
-    bool retry; /* memory ran out: to be made again by next(), whose thread alone looks at this */
+    bool retry; /* memory ran out: next() makes it again; only its thread reads this */
     int64_t n;  /* the request: sequences */
     int64_t *rows, *sequence_keys;
     int32_t *columns;
@@ -40,7 +38,7 @@ typedef struct slot {
     int32_t *ids, *positions, *cu_seqlens;
     int64_t *keys;
     size_t id_cap, position_cap, cu_cap, key_cap;
-    int32_t *owner, *lengths; /* of a loader that deals */
+    int32_t *owner, *lengths; /* of a loader that balances */
     int64_t *kept_keys, *weights, *heap, *rank_tokens;
     size_t owner_cap, length_cap, kept_key_cap, weight_cap, heap_cap, rank_cap;
     int status;
@@ -58,10 +56,10 @@ struct lr_loader {
     const lr_dataset *d;
     const lr_tokenizer *tok;
     int64_t max_length;
-    int64_t width; /* sequences of a group; 0: nothing is dealt */
+    int64_t width; /* sequences of a group; 0: no balancing */
     int world, rank;
     int columns;
-    char **prefixes; /* [columns], "" where there is none */
+    char **prefixes; /* [columns]; "": none */
     int64_t *prefix_sizes;
     slot *slots; /* [queue + 1] */
     int queue;
@@ -81,14 +79,13 @@ static slot *slot_of(const lr_loader *l, int64_t batch)
 }
 
 /* ---- making a batch ---------------------------------------------------------------------------------------------- */
-/* Tokenise one text behind those that are in the slot. The error does not say where the text is from: the caller knows.
- */
+/* Tokenise one text and append it to the slot. The error does not say where the text is from; the caller adds that. */
 static int append_ids(const lr_loader *l, slot *s, const char *text, int64_t size)
 {
     const int64_t at = s->batch.tokens;
     int64_t count = 0;
     size_t room = (size_t)(l->max_length > 0 ? lr_min64(l->max_length, size + ROOM) : size / 2 + ROOM);
-    do { /* twice only where the first guess was too small */
+    do { /* a second time only if the first guess was too small */
         if (lr_reserve((void **)&s->ids, &s->id_cap, (size_t)at + room, sizeof *s->ids) != LR_OK)
             return LR_ENOMEM;
         const int status =
@@ -105,7 +102,7 @@ static int append_ids(const lr_loader *l, slot *s, const char *text, int64_t siz
     if (at + count > INT32_MAX)
         return lr_fail(LR_EINVAL, "the batch has more than %d tokens; make it smaller", INT32_MAX);
     if (l->max_length > 0 &&
-        count == l->max_length) { /* full: was it cut? With room for one more, a longer text has one more */
+        count == l->max_length) { /* it may have been cut: then it has one more if one more is allowed */
         int64_t full;
         int32_t none;
         const int status = lr_tokenizer_encode(l->tok, text, size, 1, l->max_length + 1, &none, 0, &full);
@@ -118,7 +115,7 @@ static int append_ids(const lr_loader *l, slot *s, const char *text, int64_t siz
     return LR_OK;
 }
 
-/* Deal the groups of a whole batch out and keep this rank's. */
+/* Divide the groups of the whole batch among the ranks and keep this rank's. */
 static void keep_share(const lr_loader *l, slot *s)
 {
     const int64_t groups = s->n / l->width;
@@ -145,7 +142,7 @@ static void keep_share(const lr_loader *l, slot *s)
     b->rank_tokens = s->rank_tokens;
 }
 
-/* Everything of a batch that follows from its ids, the lengths of its sequences and their keys. */
+/* Fill what follows from the ids, the lengths of the sequences and their keys. */
 static int fill_positions(slot *s, const int64_t *sequence_keys)
 {
     const size_t tokens = (size_t)s->batch.tokens;
@@ -210,7 +207,7 @@ static int make_batch(const lr_loader *l, slot *s, text_buffer *buf)
     int status = LR_OK;
     start_batch(s);
     for (int64_t i = 0; i < s->n && status == LR_OK; i++) {
-        if (atomic_load_explicit(&l->stop, memory_order_relaxed)) /* nobody will ask for it */
+        if (atomic_load_explicit(&l->stop, memory_order_relaxed)) /* nobody will want it */
             return lr_fail(LR_EINTERRUPTED, "the loader was stopped");
         status = append_row(l, s, s->rows[i], s->columns[i], buf);
         s->cu_seqlens[i + 1] = (int32_t)s->batch.tokens;
@@ -253,7 +250,7 @@ static void *worker(void *context)
 }
 
 /* ---- the caller's side ------------------------------------------------------------------------------------------- */
-/* Room to deal n sequences out. */
+/* Room for balancing n sequences. */
 static int slot_reserve_share(const lr_loader *l, slot *s, int64_t n)
 {
     const size_t count = (size_t)n, groups = (size_t)(n / l->width);
@@ -286,7 +283,7 @@ static int check_request(const lr_loader *l, int64_t n, const int64_t *rows, con
     if (n < 1 || n >= INT32_MAX)
         return lr_fail(LR_EINVAL, "a batch of %lld sequences, expected 1 or more", (long long)n);
     if (l->width > 0 && n % l->width != 0)
-        return lr_fail(LR_EINVAL, "a batch of %lld sequences cannot be dealt out in groups of %lld", (long long)n,
+        return lr_fail(LR_EINVAL, "a batch of %lld sequences cannot be divided into groups of %lld", (long long)n,
                        (long long)l->width);
     for (int64_t i = 0; i < n; i++) {
         if (rows[i] < 0 || rows[i] >= l->d->rows)
@@ -307,7 +304,7 @@ int lr_loader_balance(lr_loader *l, int64_t width, int world, int rank)
     if (width < 1 || world < 1 || rank < 0 || rank >= world)
         return lr_fail(LR_EINVAL, "rank %d of %d cannot have a share in groups of %lld", rank, world, (long long)width);
     if (l->submitted > 0)
-        return lr_fail(LR_EINVAL, "batches were submitted already; say how to deal them out before");
+        return lr_fail(LR_EINVAL, "batches were submitted already; balance the loader before the first one");
     l->width = width;
     l->world = world;
     l->rank = rank;

@@ -13,8 +13,7 @@ static const char *digits(const char *p, const char *end)
     return p;
 }
 
-/* Numbers of at most 15 digits and a small exponent, which is nearly all of them: exact in one operation (Clinger
- * 1990). */
+/* Numbers of at most 15 digits without an exponent, which nearly all are: one operation gives the exact result (Clinger 1990). */
 static bool decimal_short(const char *p, const char *end, double *out)
 {
     static const double powers[] = {1e0, 1e1, 1e2,  1e3,  1e4,  1e5,  1e6,  1e7,

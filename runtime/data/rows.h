@@ -1,14 +1,12 @@
-/* rows.h: what the readers of JSON Lines (jsonl.c) and CSV (csv.c) have in common, and what data sets and the loader
- * share.
+/* rows.h: the readers of rows, JSON Lines (jsonl.c) and CSV (csv.c), for data sets.
  *
- * A reader walks one row at a time over bytes that are not NUL-terminated and belong to a memory-mapped file. It never
- * allocates and never reports an error itself: it says GOOD, BLANK or BAD, and why, since which row was the first bad
- * one is known only after all threads have come home.
+ * A reader walks over one row of a memory-mapped file; the bytes are not NUL-terminated. It never allocates and never reports an
+ * error itself: it returns GOOD, BLANK or BAD and the reason, because the first bad row is known only when all threads have
+ * ended.
  *
  * Invariants
  *   - A cell points into the file: it is valid as long as the mapping.
- *   - A row is GOOD only where every byte of it was checked: syntax, UTF-8, each wanted column present and of its kind.
- */
+ *   - A GOOD row has been checked whole: its syntax, UTF-8, and that each wanted column is there and of its kind. */
 #ifndef LR_ROWS_H
 #define LR_ROWS_H
 
@@ -25,16 +23,16 @@ enum {
 
 typedef enum lr_row_state { LR_ROW_GOOD = 0, LR_ROW_BLANK = 1, LR_ROW_BAD = 2 } lr_row_state;
 
-/* One value as it stands in the file, without its quotes. */
+/* One value as the file has it, without its quotes. */
 typedef struct lr_cell {
     const char *text;
     int64_t size;
     int32_t kind; /* an lr_json_kind; -1: not in this row */
-    bool escaped; /* it must be decoded; else its bytes are the value */
+    bool escaped; /* it has escapes to decode; else its bytes are the value */
     double number;
 } lr_cell;
 
-/* The columns a caller wants, and where a CSV file has them. */
+/* The columns that a caller wants, and where a CSV file has them. */
 typedef struct lr_schema {
     int columns;
     char **names;
@@ -43,8 +41,8 @@ typedef struct lr_schema {
     int *wanted; /* CSV: column of each field, or -1 */
 } lr_schema;
 
-/* Read the row that starts at p; the file ends at end. *next is where the following row starts. cells[columns] is
- * filled where the row is GOOD, why[LR_ROW_WHY] where it is BAD. */
+/* Read the row that starts at p; the file ends at end. *next is where the next row starts. cells[columns] is filled for a GOOD row,
+ * why[LR_ROW_WHY] for a BAD one. */
 typedef lr_row_state lr_row_reader(const lr_schema *schema, const char *p, const char *end, const char **next,
                                    lr_cell *cells, char *why);
 /* Write at most cap bytes of a cell's decoded text, return its whole length. */
@@ -53,20 +51,19 @@ typedef int64_t lr_cell_decoder(const lr_cell *cell, char *buf, int64_t cap);
 lr_row_reader lr_jsonl_row, lr_csv_row;
 lr_cell_decoder lr_jsonl_decode, lr_csv_decode;
 
-/* The keys of a row that is well-formed, in turn: start with *p at the row; false after the last. */
+/* The next key of a well-formed row. Start with *p at the row; false after the last key. */
 bool lr_jsonl_key(const char **p, const char *end, lr_cell *key);
-/* The next field of a CSV record. *more: another one follows. false: malformed, why tells; *p is where. */
+/* The next field of a CSV record. *more: another one follows. false: it is malformed at *p, for the reason in why. */
 bool lr_csv_field(const char **p, const char *end, lr_cell *field, bool *more, char *why);
 
 /* ---- rows.c ------------------------------------------------------------------------------------------------------ */
-/* A finite decimal number that fills text exactly (optional sign, digits, fraction, exponent); false where it is none.
- */
+/* The value of text, all of which must be a finite decimal number (optional sign, digits, fraction, exponent); else false. */
 bool lr_decimal(const char *text, int64_t size, double *out);
-/* Append a name to a list for a message, "a, b", cut with "..." where it would grow beyond cap. */
+/* Append a name to a list for a message, "a, b". A list that would be longer than cap ends with "...". */
 void lr_name_append(char *list, size_t cap, const char *name, size_t size);
 
-/* Eight bytes at once. lr_bytes_equal and lr_bytes_below mark, by their high bits, the bytes that are c or below c (c
- * <= 0x80); bytes above the first true one may be marked falsely, so only "any or none" is to be asked. */
+/* Eight bytes at once. lr_bytes_equal and lr_bytes_below set the high bit of each byte that is c, or below c (c <= 0x80). Bytes
+ * above the first such byte may be marked wrongly, so the result only tells whether there is any. */
 #define LR_BYTE_ONES 0x0101010101010101ull
 #define LR_BYTE_HIGHS 0x8080808080808080ull
 static inline uint64_t lr_bytes_load(const char *p)

@@ -1,4 +1,4 @@
-/* main.c: the program: a Lua state with lorarun's modules inside the executable, and lorarun.cli.program to run it.
+/* main.c: the program: a Lua state that runs lorarun.cli.program. lorarun's modules are inside the executable.
  *
  * What the command line means is decided in lua/lorarun/cli/program.lua. Environment: LORARUN_LUA_PATH names a folder whose
  * lorarun/x.lua replace the embedded modules (for work on lorarun itself); LORARUN_JIT=off interprets everything. */
@@ -74,7 +74,7 @@ static int open_host(lua_State *L)
     return 1;
 }
 
-/* Second in package.loaders: after package.preload, before files. */
+/* Puts the loader second in package.loaders: after package.preload, before files. */
 static void add_loader(lua_State *L)
 {
     lua_getglobal(L, "package");
@@ -120,10 +120,10 @@ static int run(lua_State *L)
     return 0;
 }
 
-/* OpenMP's threads wait for each other after every op. By default they spin for milliseconds, which on a machine that has
- * other work to do keeps the very thread they wait for off its core: a training step then takes five times as long. A
- * short spin costs nothing measurable on a quiet machine (docs/benchmarks.md). libgomp reads its environment before main
- * runs, so the program starts itself once more; where that fails, it goes on as it is. */
+/* OpenMP's threads wait for each other after every op. By default they spin for milliseconds. On a machine that has other work
+ * to do this keeps the thread that they wait for off its core, and a training step takes five times as long. A short spin costs
+ * nothing measurable on a quiet machine (docs/benchmarks.md). libgomp reads its environment before main runs, so the program
+ * executes itself once more; if that fails, it goes on without the setting. */
 static void wait_briefly(char **argv)
 {
     char self[4096];
@@ -139,7 +139,7 @@ int main(int argc, char **argv)
 {
     lr_limits_prepare();
     wait_briefly(argv);
-    (void)signal(SIGPIPE, SIG_DFL); /* a reader that goes away ends the program quietly, whoever started it */
+    (void)signal(SIGPIPE, SIG_DFL); /* a reader that goes away ends the program quietly, whatever its parent had set */
     command_line given = {argc, argv, EXIT_FAILURE};
     lua_State *L = luaL_newstate();
     if (L == NULL) {
@@ -147,7 +147,7 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     if (lua_cpcall(L, run, &given) != 0) {
-        (void)lr_fail(LR_EINTERNAL, "%s", lua_tostring(L, -1)); /* so that a terminal obeys nothing in it */
+        (void)lr_fail(LR_EINTERNAL, "%s", lua_tostring(L, -1)); /* lr_fail makes escape sequences in it harmless */
         (void)fprintf(stderr, "lorarun: %s\n", lr_last_error());
     }
     lua_close(L);

@@ -1,5 +1,5 @@
-/* repl.c: one line of input, edited with libedit. What a line means, what TAB offers and where the history is kept is
- * decided in lua/lorarun/cli/repl.lua; here is only the terminal.
+/* repl.c: reading one line of input, edited with libedit. What a line means, what TAB offers and where the history is kept is
+ * decided in lua/lorarun/cli/repl.lua.
  *
  * Invariant: at most one editor exists, since there is one terminal. */
 #include "host/host.h"
@@ -16,9 +16,9 @@ enum { REMEMBERED_LINES = 1000 };
 static struct editor {
     EditLine *line;
     History *history;
-    int complete;       /* registry reference of complete(text before the cursor) -> text to insert, text to show */
-    const char *prompt; /* while a line is being read */
-    lua_State *L;       /* the same */
+    int complete;       /* registry reference: complete(text before the cursor) -> text to insert, text to show */
+    const char *prompt; /* set while a line is being read */
+    lua_State *L;       /* as prompt */
 } editor = {.complete = LUA_NOREF};
 
 static char *prompt(EditLine *el)
@@ -59,7 +59,7 @@ static void close_editor(lua_State *L)
     editor = (struct editor){.complete = LUA_NOREF};
 }
 
-/* edit_open(complete) -> true, or false where there is no terminal that lines can be edited on. */
+/* edit_open(complete) -> true, or false if there is no terminal on which lines can be edited. */
 static int edit_open(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TFUNCTION);
@@ -69,7 +69,7 @@ static int edit_open(lua_State *L)
         lua_pushboolean(L, 0);
         return 1;
     }
-    (void)setlocale(LC_CTYPE, ""); /* characters of more than one byte; numbers keep their decimal point */
+    (void)setlocale(LC_CTYPE, ""); /* for characters of more than one byte; numbers keep their decimal point */
     HistEvent event;
     editor.line = el_init("lorarun", stdin, stdout, stderr);
     editor.history = history_init();
@@ -85,11 +85,11 @@ static int edit_open(lua_State *L)
     EditLine *el = editor.line;
     el_set(el, EL_PROMPT, prompt);
     el_set(el, EL_EDITOR, "emacs");
-    el_set(el, EL_SIGNAL, 1); /* the terminal is put in order before our handlers run, and after a stop or a resize */
+    el_set(el, EL_SIGNAL, 1); /* libedit restores the terminal before our handlers run, and after a stop or a resize */
     el_set(el, EL_HIST, history, editor.history);
     el_set(el, EL_ADDFN, "lua-complete", "complete a Lua name", complete);
-    /* A Ctrl-D pressed between two prompts, while the terminal is in its own line mode, reaches us as a NUL; where the
-     * terminal has no "literal next" key, libedit takes NUL for that and would quote the next Ctrl-D: ignore it. */
+    /* A Ctrl-D that is pressed between two prompts, while the terminal is in its own line mode, arrives as a NUL. If the
+     * terminal has no "literal next" key, libedit takes NUL for it and would quote the next Ctrl-D: ignore it. */
     static const char *const bindings[][2] = {{"^@", "ed-ignore"},
                                               {"^I", "lua-complete"},
                                               {"^R", "em-inc-search-prev"},
@@ -99,13 +99,12 @@ static int edit_open(lua_State *L)
                                               {"\\e[1;5D", "ed-prev-word"}};
     for (size_t i = 0; i < LR_COUNT_OF(bindings); i++)
         el_set(el, EL_BIND, bindings[i][0], bindings[i][1], NULL);
-    (void)el_source(el, NULL); /* the user's own ~/.editrc has the last word */
+    (void)el_source(el, NULL); /* the user's own ~/.editrc comes last and can change all this */
     lua_pushboolean(L, 1);
     return 1;
 }
 
-/* edit_line(prompt) -> the line without its end, or nil where input ended or SIGINT came (interrupted() tells which).
- */
+/* edit_line(prompt) -> the line without its line end, or nil: input ended or SIGINT came (interrupted() tells which). */
 static int edit_line(lua_State *L)
 {
     if (editor.line == NULL)
@@ -127,7 +126,7 @@ static int edit_line(lua_State *L)
     return 1;
 }
 
-/* edit_remember(line): the arrow keys and ^R find it from now on. */
+/* edit_remember(line): from now on the arrow keys and ^R find it. */
 static int edit_remember(lua_State *L)
 {
     const char *text = luaL_checkstring(L, 1);

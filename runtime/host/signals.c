@@ -1,18 +1,18 @@
-/* signals.c: SIGINT, SIGTERM and SIGUSR1, in two ways that may be on at once.
+/* signals.c: SIGINT, SIGTERM and SIGUSR1, handled in two ways, which may both be on.
  *
- *   lr_signal_catch   For a training loop. The first SIGINT or SIGTERM is only noted, so that the loop can finish its
- *                     step, save and leave. A second one does what it would have done without catching: it ends the
- *                     program, or, at the prompt, stops the evaluation. A launched rank does not count: the launcher
- *                     kills its ranks at the second signal, and whoever signals every process of a job (a batch system,
- *                     a service manager) reaches the rank twice, once through the launcher. SIGUSR1 is a wish to save
- *                     and go on, any number of times.
- *   host.interrupts   For the prompt: Ctrl-C stops what is being evaluated and never the program. Ops look at the flag
- *                     of lr_interrupt_raise; Lua code is stopped by a hook that raises an error at the next
- *                     instruction.
+ *   lr_signal_catch   For a training loop. The first SIGINT or SIGTERM is only noted, so that the loop can finish its step, save
+ *   and
+ *                     end. A second one does what it would have done without catching: it ends the program or, at the prompt,
+ *                     stops the evaluation. A launched rank ignores the second one: its launcher kills the ranks then, and a
+ *                     batch system or service manager that signals every process of a job reaches a rank twice, once through the
+ *                     launcher. SIGUSR1 asks the loop to save and go on, any number of times.
+ *   host.interrupts   For the prompt. Ctrl-C stops what is being evaluated, never the program. Ops look at the flag that
+ *                     lr_interrupt_raise sets; a hook stops Lua code by raising an error at the next instruction.
  *
- * Invariants: handlers touch atomics, lua_sethook and sigaction only. A signal that was ignored when the program
- * started (a background job of a shell script) stays ignored; but for SIGUSR1, which launched ranks are started with
- * ignored, so that it does not end them before they train. */
+ * Invariants
+ *   - Handlers use atomics, lua_sethook and sigaction only.
+ *   - A signal that was ignored when the program started (a background job of a shell script) stays ignored. The exception is
+ *     SIGUSR1: launched ranks start with it ignored, so that it does not end them before they train. */
 #define _GNU_SOURCE
 #include "host/host.h"
 #include <errno.h>
@@ -24,8 +24,8 @@
 static const int caught_signals[] = {SIGINT, SIGTERM, SIGUSR1};
 static struct sigaction before_catch[LR_COUNT_OF(caught_signals)];
 static int catching;
-static atomic_int pending; /* the signal not yet told to the caller; one to stop takes the place of one to save */
-static atomic_int stops;   /* how many signals to stop since catching began */
+static atomic_int pending; /* not yet returned to the caller; one to stop replaces one to save */
+static atomic_int stops;   /* signals to stop since catching began */
 
 static void note_signal(int signal_number)
 {
@@ -55,7 +55,7 @@ int lr_signal_catch(int on)
 {
     if ((on != 0) == catching)
         return LR_OK;
-    (void)lr_rank_launched(); /* the first call looks around, which a handler must not */
+    (void)lr_rank_launched(); /* the first call makes system calls that a handler must not make */
     atomic_store(&pending, 0);
     atomic_store(&stops, 0);
     for (size_t i = 0; i < LR_COUNT_OF(caught_signals); i++) {
@@ -91,7 +91,7 @@ static void stop_evaluation(lua_State *L, lua_Debug *where)
     (void)where;
     lua_sethook(L, NULL, 0, 0);
     if (!lr_interrupt_take())
-        return; /* an op was first: its error is on the way already */
+        return; /* an op took the interrupt first, and raises its own error */
     lua_pushliteral(L, "interrupted");
     (void)lua_error(L);
 }
@@ -99,7 +99,7 @@ static void stop_evaluation(lua_State *L, lua_Debug *where)
 static void interrupt(int signal_number)
 {
     const int saved = errno;
-    if (!pthread_equal(pthread_self(), prompt_thread)) { /* a compute thread got it: Lua belongs to the other one */
+    if (!pthread_equal(pthread_self(), prompt_thread)) { /* a compute thread got it, but Lua belongs to the prompt's */
         (void)pthread_kill(prompt_thread, signal_number);
     } else {
         atomic_store(&interrupted, 1);
@@ -111,7 +111,7 @@ static void interrupt(int signal_number)
     errno = saved;
 }
 
-/* interrupts(on): from now on SIGINT stops evaluations instead of the program; false puts back what was before. */
+/* interrupts(on): from now on SIGINT stops evaluations instead of the program. interrupts(false) restores what was before. */
 static int interrupts(lua_State *L)
 {
     const int on = lua_toboolean(L, 1);
@@ -131,9 +131,8 @@ static int interrupts(lua_State *L)
     return 0;
 }
 
-/* evaluate(fn, handler) -> ok, results... or false, what handler returned: xpcall that SIGINT can stop. It is in C
- * because a hook cannot fire here: nothing is interrupted between the end of fn and the end of its being interruptible.
- */
+/* evaluate(fn, handler) -> true, results... or false, what handler returned: an xpcall that SIGINT can stop. It is in C because
+ * a hook cannot fire in C: no error is raised after fn has ended and before interrupts are off. */
 static int evaluate(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TFUNCTION);
@@ -151,7 +150,7 @@ static int evaluate(lua_State *L)
     return lua_gettop(L);
 }
 
-/* interrupted() -> whether SIGINT came since the last call or the start of the last evaluation. */
+/* interrupted() -> whether SIGINT came since the last call, or since the last evaluation began. */
 static int take_interrupted(lua_State *L)
 {
     lua_pushboolean(L, atomic_exchange(&interrupted, 0));

@@ -1,5 +1,5 @@
-/* The loader, with a tokenizer that is easy to predict in place of the real one: batches come back in order and whole,
- * whatever the number of threads; errors come with the batch they belong to; failing allocations and freeing amid work
+/* test_loader.c: the loader, with a tokenizer whose ids are easy to predict. Batches come back in order and whole, whatever the
+ * number of threads; errors come with the batch that they belong to; failing allocations, and freeing the loader while it works,
  * do no harm. */
 #define _GNU_SOURCE
 #include "folder.h"
@@ -7,7 +7,7 @@
 
 /* ---- the tokenizer: a word is a token, its id 10 + its length; 1 before and 2 after every text ------------------- */
 struct lr_tokenizer {
-    int slow; /* milliseconds a text */
+    int slow; /* milliseconds for each text */
 };
 static const lr_tokenizer WORDS = {0}, SLOW = {1};
 
@@ -16,7 +16,7 @@ int lr_tokenizer_encode(const lr_tokenizer *tok, const char *text, int64_t size,
 {
     if (tok->slow > 0)
         nanosleep(&(struct timespec){.tv_nsec = tok->slow * 1000000L}, NULL);
-    void *scratch = lr_alloc(8); /* a real one allocates, too */
+    void *scratch = lr_alloc(8); /* as a real one does */
     if (scratch == NULL)
         return LR_ENOMEM;
     lr_free(scratch);
@@ -94,7 +94,7 @@ static int submit(lr_loader *l, int64_t number)
     return lr_loader_submit(l, SEQUENCES, rows, columns, keys);
 }
 
-/* A batch against what submit() asked for. */
+/* The batch must be what submit() asked for. */
 static void check_batch(const lr_batch *b, int64_t number, int64_t max_length)
 {
     int64_t tokens = 0, longest = 0, truncated = 0;
@@ -144,7 +144,7 @@ TEST(batches_come_in_order_and_whole)
                         CHECK_INT(submit(l, in++), LR_OK);
                     CHECK_INT(lr_loader_room(l), lr_max64(queue - (in - out), 0));
                     CHECK_INT(lr_loader_next(l, &b), LR_OK);
-                    if (in < 40) /* what next() gave stays while another is made in its stead */
+                    if (in < 40) /* the batch from next() stays while another is made */
                         CHECK_INT(submit(l, in++), LR_OK);
                     check_batch(&b, out, max_length);
                 }
@@ -154,7 +154,7 @@ TEST(batches_come_in_order_and_whole)
     lr_dataset_close(d);
 }
 
-/* ---- dealing ----------------------------------------------------------------------------------------------------- */
+/* ---- balancing over ranks ------------------------------------------------------------------------------------------ */
 /* SEQUENCES are three groups of three: 0 3 6, 1 4 7, 2 5 8. */
 enum { WIDTH = 3, GROUPS = SEQUENCES / WIDTH, MOST_RANKS = 5 };
 
@@ -163,7 +163,7 @@ static int64_t tokens_of(const lr_batch *b, int64_t sequence)
     return b->cu_seqlens[sequence + 1] - b->cu_seqlens[sequence];
 }
 
-/* A rank's share of a batch against the whole of it. */
+/* The share of a rank must be its part of the whole batch. */
 static void check_share(const lr_batch *share, const lr_batch *whole, int world, int rank)
 {
     int64_t weights[GROUPS] = {0}, tokens[MOST_RANKS] = {0}, kept = 0, longest = 0;
@@ -197,28 +197,28 @@ static void check_share(const lr_batch *share, const lr_batch *whole, int world,
     CHECK_INT(share->truncated, whole->truncated);
 }
 
-TEST(batches_are_dealt_out_whole)
+TEST(every_sequence_is_in_one_share)
 {
     lr_dataset *d = open_rows();
     for (int world = 1; world <= MOST_RANKS; world++)
         for (int rank = 0; rank < world; rank++) {
-            lr_loader *all, *dealt;
+            lr_loader *all, *balanced;
             CHECK_INT(lr_loader_new(&all, d, &WORDS, 40, PREFIXES, 1, 2), LR_OK);
-            CHECK_INT(lr_loader_new(&dealt, d, &WORDS, 40, PREFIXES, 1 + rank, 3), LR_OK);
-            CHECK_INT(lr_loader_balance(dealt, WIDTH, world, rank), LR_OK);
+            CHECK_INT(lr_loader_new(&balanced, d, &WORDS, 40, PREFIXES, 1 + rank, 3), LR_OK);
+            CHECK_INT(lr_loader_balance(balanced, WIDTH, world, rank), LR_OK);
             for (int64_t number = 0; number < 30; number++) {
                 lr_batch whole, share;
                 CHECK_INT(submit(all, number), LR_OK);
-                CHECK_INT(submit(dealt, number), LR_OK);
+                CHECK_INT(submit(balanced, number), LR_OK);
                 CHECK_INT(lr_loader_next(all, &whole), LR_OK);
-                CHECK_INT(lr_loader_next(dealt, &share), LR_OK);
+                CHECK_INT(lr_loader_next(balanced, &share), LR_OK);
                 CHECK(whole.owner == NULL && whole.lengths == NULL && whole.rank_tokens == NULL);
                 check_share(&share, &whole, world, rank);
                 if (world == 1)
                     check_batch(&share, number, 40);
             }
             lr_loader_free(all);
-            lr_loader_free(dealt);
+            lr_loader_free(balanced);
         }
     lr_dataset_close(d);
 }
@@ -235,7 +235,7 @@ TEST(wrong_shares)
     CHECK_INT(lr_loader_balance(l, 1, 0, 0), LR_EINVAL);
     CHECK_INT(lr_loader_balance(l, 2, 2, 1), LR_OK);
     CHECK_INT(submit(l, 0), LR_EINVAL);
-    CHECK_STR(lr_last_error(), "a batch of 9 sequences cannot be dealt out in groups of 2");
+    CHECK_STR(lr_last_error(), "a batch of 9 sequences cannot be divided into groups of 2");
     CHECK_INT(lr_loader_balance(l, WIDTH, 2, 1), LR_OK);
     CHECK_INT(submit(l, 0), LR_OK);
     CHECK_INT(lr_loader_balance(l, WIDTH, 2, 1), LR_EINVAL);
@@ -419,8 +419,8 @@ TEST(waiting_is_measured)
     lr_dataset_close(d);
 }
 
-/* With memory failing from the k-th allocation on, for every k: an error or the right batches, and those come after all
- * once there is memory again. */
+/* The k-th allocation and all later ones fail, for every k: an error or the right batches, which still come once there is memory
+ * again. */
 TEST(every_allocation_may_fail)
 {
     lr_dataset *d = open_rows();
@@ -431,7 +431,7 @@ TEST(every_allocation_may_fail)
             lr_memory_fail(after, after % 2 ? 1 : 100000);
             int failures = 0, status = lr_loader_new(&l, d, &WORDS, 20, PREFIXES, threads, 2);
             CHECK(status == LR_OK || (status == LR_ENOMEM && l == NULL));
-            if (l != NULL && threads > 1) /* one that deals, to a single rank: its share is the batch */
+            if (l != NULL && threads > 1) /* one that balances over a single rank: its share is the batch */
                 CHECK_INT(lr_loader_balance(l, WIDTH, 1, 0), LR_OK);
             for (int64_t batch = 0; l != NULL && batch < 3; batch++) {
                 while ((status = submit(l, batch)) == LR_ENOMEM) {
