@@ -51,7 +51,7 @@ local function evenness(world)
   end
   loader:close()
   set:close()
-  print(("%d ranks of %d pairs (%d to %d tokens, mean %.0f): %.2f%% even when balanced, %.2f%% in order; %.1f ms to tokenise a step on "
+  print(("%d ranks of %d pairs (%d to %d tokens, mean %.0f): %.2f%% even balanced, %.2f%% in order; %.1f ms to tokenise a step on "
     .. "each rank"):format(world, args.batch, shortest, longest, total / (100 * n), 100 * total / world / fullest,
     100 * total / world / fullest_in_order, seconds * 10))
 end

@@ -1,15 +1,15 @@
-/* comm.c: the collectives as lr.h has them: argument checks, what the ranks agree on, errors.
+/* comm.c: the collectives as lr.h has them: argument checks, the agreement of the ranks, errors.
  *
- * A collective is two steps. In the agreement every rank sends every other one what it wants of it (lr_comm_call), and small
- * operands with it; a barrier is nothing else. Then all of them either return an error that names who wanted what, or carry it
- * out, knowing that it will fit.
+ * A collective has two steps. In the agreement every rank sends every other one what it wants (lr_comm_call), with its operand
+ * if that is small; a barrier is only this step. Then either all ranks return an error that names who wanted what, or all carry
+ * it out, knowing that sizes and types fit.
  *
  * Invariants
- *   - A rank whose own arguments are wrong still takes part in the agreement, to tell the others. So after such an error all
- *     ranks have done the same collectives, and the next one works.
+ *   - A rank whose arguments are wrong still takes part in the agreement, to tell the others. So after such an error all ranks
+ *     have done the same collectives, and the next one works.
  *   - Nothing is written to an operand before the agreement.
- *   - Between agreement and end nothing can fail on one rank alone without breaking the communicator: what is needed is allocated
- *     before, but for the outputs of lr_comm_*_bytes, whose sizes the agreement tells. */
+ *   - After the agreement nothing can fail on one rank alone without breaking the communicator: what is needed is allocated
+ *     before, except the outputs of lr_comm_*_bytes, whose sizes are known only then. */
 #include "dist/comm.h"
 #include <stddef.h>
 #include <stdio.h>
@@ -85,7 +85,7 @@ static int fail_differing(lr_comm *c)
     return lr_fail(LR_EINVAL, "the ranks do not agree on collective %llu: %s", (unsigned long long)c->sequence, text);
 }
 
-/* Every rank computes the same from the same slots; only a rank with an error of its own returns that. */
+/* Every rank computes the same from the same slots, except that a rank with an error of its own returns that one. */
 static int judge(lr_comm *c)
 {
     const lr_comm_slot *own = &c->slots[c->rank];
@@ -115,8 +115,8 @@ static int judge(lr_comm *c)
     return LR_OK;
 }
 
-/* Begin a collective: exchange slots with all peers. call->status: that of the caller's own checks, whose message is
- * lr_last_error(). payload: `mine` bytes of host memory, which travel at once where they fit, or NULL. */
+/* Begin a collective: exchange slots with all peers. call->status is that of the caller's own checks, whose message is
+ * lr_last_error(). payload: `mine` bytes of host memory, which are sent along if they fit, or NULL. */
 static int agree(lr_comm *c, lr_comm_call *call, const void *payload, double *began)
 {
     *began = lr_time();
@@ -194,13 +194,13 @@ static int check_root(const lr_comm *c, const char *op, int root)
     return LR_OK;
 }
 
-/* `status`, or why this rank cannot do it where the tensor is. */
+/* `status`, or the reason why this rank cannot do it on the tensor's device. */
 static int check_device(const lr_comm *c, const lr_tensor *t, int status)
 {
     return status == LR_OK && t->device == LR_CUDA && c->world_size > 1 ? lr_nccl_available() : status;
 }
 
-/* The meta device has no bytes: planning a step there must not talk to anybody. */
+/* The meta device has no bytes: a step that is only planned must not use the network. */
 static bool is_meta(const lr_tensor *t)
 {
     return t != NULL && t->storage != NULL && t->device == LR_META;
@@ -211,7 +211,7 @@ static int64_t bytes_of(const lr_tensor *t)
     return t->elements * (int64_t)lr_dtype_size(t->dtype);
 }
 
-/* All gave so little that it came with the agreement. */
+/* All operands were small enough to come with the agreement. */
 static bool all_inline(const lr_comm *c)
 {
     for (int i = 0; i < c->world_size; i++)
@@ -252,7 +252,7 @@ int lr_comm_all_reduce(lr_comm *c, lr_tensor *t, int reduce)
             status = lr_nccl_all_reduce(c, t->data, t->elements, t->dtype, reduce, began);
         } else if (call.mine > LR_COMM_INLINE) {
             status = lr_host_all_reduce(c, t->data, t->elements, t->dtype, reduce, began);
-        } else { /* every rank reduces all operands in rank order: the same bits everywhere */
+        } else { /* every rank reduces all operands in rank order: the same bits on all ranks */
             memcpy(t->data, c->slots[0].payload, (size_t)call.mine);
             for (int i = 1; i < c->world_size; i++)
                 lr_host_reduce(t->data, c->slots[i].payload, t->elements, t->dtype, reduce);
@@ -261,7 +261,7 @@ int lr_comm_all_reduce(lr_comm *c, lr_tensor *t, int reduce)
     return finish(status);
 }
 
-/* With one rank: `in` is what all ranks give. */
+/* For one rank: the output is `in`. */
 static int copy_tensor(lr_tensor *out, const lr_tensor *in)
 {
     void *host = lr_alloc((size_t)bytes_of(in));
@@ -365,7 +365,7 @@ static int check_bytes(const char *op, const void *data, int64_t size)
     return LR_OK;
 }
 
-/* Room for the outcome. Sizes are known only now: where memory runs out the others are let go. */
+/* Room for the output, whose size is known only now. If memory runs out, the communicator breaks, so that no rank waits. */
 static char *new_output(lr_comm *c, int64_t size)
 {
     char *out = lr_alloc((size_t)size + 1);
@@ -470,7 +470,7 @@ static int check_options(const lr_store *store, const lr_comm_options *o)
     return LR_OK;
 }
 
-/* pthread_cond_timedwait measures with the clock that nobody sets. */
+/* pthread_cond_timedwait uses the monotonic clock, which nobody sets. */
 static void init_locks(lr_comm *c)
 {
     pthread_condattr_t attributes;
@@ -501,7 +501,7 @@ int lr_comm_new(lr_comm **out, lr_store *store, const lr_comm_options *options)
     status = c->lost != NULL ? LR_OK : LR_ENOMEM;
     if (status == LR_OK && c->world_size > 1)
         status = lr_comm_meet(c, store, options->host);
-    if (status == LR_OK) /* who returns knows that all are connected, and needs the store no more */
+    if (status == LR_OK) /* from here on all ranks are connected, and none needs the store */
         status = barrier(c, LR_COMM_JOIN);
     if (status != LR_OK) {
         lr_comm_free(c);

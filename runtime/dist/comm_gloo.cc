@@ -1,13 +1,12 @@
-// comm_gloo.cc: the mesh of comm_mesh.h over Gloo's TCP transport. The only C++ of lorarun, a module of its own.
+// comm_gloo.cc: the mesh of comm_mesh.h over Gloo's TCP transport. The only C++ of lorarun, in a module of its own.
 //
-// Of Gloo only the transport is used: pairs (connections) and unbound buffers (sends and receives between them). Its collectives
-// are left aside, because they end the process when ranks differ in sizes or a size is zero, cannot be interrupted and do not
-// say which peer they wait for.
+// Only Gloo's transport is used: pairs (connections) and unbound buffers (sends and receives between them). Its collectives are
+// not, because they end the process if the ranks differ in sizes or a size is zero, cannot be interrupted, and do not say which peer
+// they wait for.
 //
 // Invariants
-//   - No exception leaves a function of the table: guard() turns every one into a status and a text.
-//   - Gloo's thread takes no signals (they belong to the program's own threads) and a peer that is gone is an error, never a
-//     SIGPIPE.
+//   - No exception leaves a function of the table: guard() turns each into a status and a text.
+//   - Gloo's thread takes no signals, which are for the program's own threads. A peer that is gone is an error, never a SIGPIPE.
 #include "dist/comm_mesh.h"
 
 #include <gloo/transport/context.h>
@@ -48,7 +47,7 @@ struct lr_mesh {
     std::mutex mutex; // guards what follows: the transfer in progress, for abort()
     gloo::transport::UnboundBuffer *in = nullptr, *out = nullptr;
     bool aborted = false;
-    // A byte of every peer, which none ever sends: what was to be received over a connection that closes fails, and says so here.
+    // Waits for a byte of every peer, which no peer sends: when a connection closes, its receive fails, and that is noticed here.
     std::unique_ptr<gloo::transport::UnboundBuffer> vigil;
     char vigil_byte = 0;
 };
@@ -58,11 +57,11 @@ namespace
 
 milliseconds to_milliseconds(double seconds)
 {
-    const double longest = 1e9; // some thirty years; beyond it clocks overflow
+    const double longest = 1e9; // about thirty years; clocks overflow beyond
     return milliseconds(static_cast<int64_t>((seconds < longest ? seconds : longest) * 1e3));
 }
 
-// Whether Gloo writes ports as they travel, the high byte first, and so as other numbers on most machines.
+// Does Gloo print ports in network byte order, high byte first? On most machines they are then other numbers.
 bool ports_are_swapped()
 {
     sockaddr_in probe = {};
@@ -72,7 +71,7 @@ bool ports_are_swapped()
     return htons(1) != 1 && address.str().find("]:256") != std::string::npos;
 }
 
-// Gloo's text without the place in its sources that it begins with, "[enforce fail at device.cc:80] ", and with true ports:
+// Gloo's text with the right ports, and without the place in its sources that it begins with ("[enforce fail at device.cc:80] "):
 // "Connection closed by peer [127.0.0.1]:35328".
 void write_reason(char *why, const char *what)
 {
@@ -117,7 +116,7 @@ template <class Function> int guard(char *why, Function function)
     }
 }
 
-// While it lives the calling thread, and threads that it starts, take no signals.
+// While it exists, the calling thread and threads that it starts take no signals.
 class NoSignals
 {
   public:
@@ -138,7 +137,7 @@ class NoSignals
     sigset_t before_;
 };
 
-// While it lives the calling thread takes no SIGPIPE; one that its writes raised is gone afterwards.
+// While it exists, the calling thread takes no SIGPIPE; one that its writes raised is discarded at the end.
 class NoSigpipe
 {
   public:
@@ -166,8 +165,9 @@ class NoSigpipe
     bool mine_;
 };
 
-// While it lives the calling thread, and threads that it starts, are scheduled as batch work. Gloo's thread spins on a lock of the
-// thread that waits for it; as batch work it does not preempt that one. On few cores a small transfer takes a quarter of the time.
+// While it exists, the calling thread and threads that it starts are scheduled as batch work. Gloo's thread spins on a lock that
+// the thread waiting for it holds; as batch work it does not preempt that thread. On few cores a small transfer then takes a quarter
+// of the time.
 class BatchPriority
 {
   public:
@@ -191,8 +191,8 @@ class BatchPriority
     bool changed_ = false;
 };
 
-// Keep the connection with this address of ours from programs that this one starts. Gloo does not, and a child that outlives a
-// killed rank would keep its connections open: the other ranks would wait for it until their time is up.
+// Close the connection with this local address in programs that this one starts (close-on-exec). Gloo does not, and a child that
+// outlives a killed rank would keep its connections open: the other ranks would wait until their time is up.
 void close_on_exec(const sockaddr_storage &own)
 {
     DIR *folder = opendir("/proc/self/fd");
@@ -210,7 +210,7 @@ void close_on_exec(const sockaddr_storage &own)
     (void)closedir(folder);
 }
 
-// The buffers of a transfer, known to abort() while it lives.
+// The buffers of a transfer. abort() knows them while it exists.
 class Transfer
 {
   public:
@@ -285,7 +285,7 @@ int mesh_open(lr_mesh **out, int rank, int world_size, const char *address, cons
             mesh->device = gloo::transport::tcp::CreateDevice(attributes);
         }
         mesh->context = mesh->device->createContext(rank, world_size);
-        // For connecting, which waits five times as long; 0 would be for ever.
+        // For connecting, which waits five times as long. 0 would mean without limit.
         mesh->context->setTimeout(std::max(to_milliseconds(timeout / 5), milliseconds(1)));
         for (int peer = 0; peer < world_size; peer++)
             if (peer != rank)
@@ -332,7 +332,7 @@ void mesh_rouse(const void *bytes, int size)
         const int fd = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
         const timeval limit = {1, 0};
         if (fd >= 0) {
-            (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit); // of connecting too
+            (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit); // also limits connecting
             (void)connect(fd, reinterpret_cast<const sockaddr *>(&address),
                           address.ss_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6));
             (void)close(fd);
@@ -355,7 +355,7 @@ int mesh_transfer(lr_mesh *mesh, uint64_t tag, const lr_mesh_transfer *t, double
     return status == LR_MESH_FAILED && Clock::now() >= deadline ? static_cast<int>(LR_MESH_TIMEOUT) : status;
 }
 
-enum : uint64_t { LOST_TAG = UINT64_MAX, VIGIL_TAG = UINT64_MAX - 1 }; // no transfer's
+enum : uint64_t { LOST_TAG = UINT64_MAX, VIGIL_TAG = UINT64_MAX - 1 }; // tags that no transfer has
 
 int mesh_broken(lr_mesh *mesh)
 {
@@ -368,7 +368,7 @@ int mesh_broken(lr_mesh *mesh)
                        if (peer != mesh->rank)
                            mesh->vigil->recv(peer, VIGIL_TAG, 0, 1);
                }
-               mesh->vigil->abortWaitRecv(); // so that the wait ends at once; but first it looks for failures
+               mesh->vigil->abortWaitRecv(); // so the wait ends at once, after looking for failures
                (void)mesh->vigil->waitRecv(nullptr, milliseconds(1000));
                return static_cast<int>(LR_MESH_OK);
            }) == LR_MESH_FAILED;
@@ -379,7 +379,7 @@ void mesh_lost(lr_mesh *mesh, uint8_t *lost)
     const NoSigpipe sigpipe;
     char why[LR_MESH_WHY], byte;
     for (int peer = 0; peer < mesh->world_size; peer++)
-        if (peer != mesh->rank) // a closed pair refuses to receive; what an open one receives nobody will send
+        if (peer != mesh->rank) // a closed pair refuses; an open one waits for a message that no peer sends
             lost[peer] = guard(why, [&] {
                              const auto buffer = mesh->context->createUnboundBuffer(&byte, 1);
                              buffer->recv(peer, LOST_TAG, 0, 1);

@@ -1,13 +1,14 @@
 /* comm_host.c: the collectives on host memory, over the mesh.
  *
- * All ranks have agreed on kind, sizes and dtype before anything here runs, so what a rank sends is what its peer expects.
+ * All ranks have agreed on kind, sizes and dtype before anything here runs, so every rank sends what its peer expects.
  *
- * all_reduce: a ring (Patarasuk and Yuan, 2009). The operand is cut into as many chunks as there are ranks. In world_size - 1
- * steps each chunk travels once around, and every rank on its way reduces its own part into it; in as many further steps the
- * finished chunks travel around. Each rank sends 2 (world_size - 1) / world_size of the operand, whatever the number of ranks. A
- * chunk is reduced in the order of the ring by one rank at a time and then copied: all ranks end with the same bits, in every run.
+ * all_reduce: a ring (Patarasuk and Yuan, 2009). The operand is cut into one chunk for each rank. In world_size - 1 steps each
+ * chunk goes once around the ring, and every rank on its way reduces its own part into it; in world_size - 1 further steps the
+ * finished chunks go around. Each rank sends 2 (world_size - 1) / world_size of the operand, whatever the number of ranks. A
+ * chunk is reduced by one rank after the other, in the order of the ring, and then copied: all ranks get the same bits, in every
+ * run.
  *
- * all_gather: everybody sends its part to everybody. broadcast: a binomial tree. */
+ * all_gather: every rank sends its part to every other. broadcast: a binomial tree. */
 #include "dist/comm.h"
 #include <string.h>
 
@@ -34,7 +35,7 @@ static void reduce_f32(float *restrict into, const float *restrict from, int64_t
             into[i] = min_f32(into[i], from[i]);
 }
 
-/* 16-bit floats: widened, reduced, rounded. */
+/* 16-bit floats are widened, reduced and rounded. */
 static void reduce_16(uint16_t *into, const uint16_t *from, int64_t n, int dtype, int reduce)
 {
     enum { BLOCK = 1024 };
@@ -48,7 +49,7 @@ static void reduce_16(uint16_t *into, const uint16_t *from, int64_t n, int dtype
     }
 }
 
-/* Integers wrap around: added as unsigned numbers. */
+/* Integers wrap around: they are added as unsigned numbers. */
 #define REDUCE_INTEGERS(name, type, unsigned_type)                                                                     \
     static void name(type *restrict into, const type *restrict from, int64_t n, int reduce)                            \
     {                                                                                                                  \
@@ -159,8 +160,8 @@ int lr_host_all_gather(lr_comm *c, const void *own, char *out, double began)
 }
 
 /* ---- broadcast ---------------------------------------------------------------------------------------------------------- */
-/* In a binomial tree, ranks counted from the root: rank v hears from v without its lowest bit, then tells v + 1, v + 2, v + 4 ...
- * below that bit, farthest first. */
+/* A binomial tree, with ranks counted from the root: rank v receives from v without its lowest bit, then sends to v + 1, v + 2,
+ * v + 4 ... below that bit, farthest first. */
 int lr_host_broadcast(lr_comm *c, void *data, int64_t size, int root, double began)
 {
     const int n = c->world_size, v = (c->rank - root + n) % n;

@@ -1,10 +1,10 @@
-/* comm_link.c: a communicator's life once its ranks have met (comm_meet.c): the module with the mesh, transfers that end by
- * themselves when a peer is lost, time is up or somebody interrupts, and breaking.
+/* comm_link.c: a communicator after its ranks have met (comm_meet.c): the module with the mesh, breaking, and transfers, which
+ * end by themselves if a peer is lost, time is up or the user interrupts.
  *
  * Invariants
  *   - The first failure of a transfer closes all connections. So no rank waits for one that has given up: it sees the closed
  *     connection within milliseconds and gives up too.
- *   - Whoever touches c->mesh from another thread holds c->mutex; only the thread that uses the communicator closes it. */
+ *   - Another thread must hold c->mutex to use c->mesh. Only the thread that uses the communicator closes it. */
 #define _GNU_SOURCE
 #include "dist/comm.h"
 #include <dlfcn.h>
@@ -38,7 +38,7 @@ const char *lr_comm_ranks_text(const uint8_t *chosen, int world_size, char buf[1
         while (i + 1 < world_size && chosen[i + 1])
             i++;
         count += i - first + 1;
-        if (used + 32 > cap) { /* too many gaps to name them all */
+        if (used + 32 > cap) { /* too many ranges to name them all */
             used += (size_t)snprintf(buf + used, cap - used, ", ...");
             break;
         }
@@ -52,8 +52,8 @@ const char *lr_comm_ranks_text(const uint8_t *chosen, int world_size, char buf[1
 }
 
 /* ---- the module --------------------------------------------------------------------------------------------------------- */
-/* Where the module is: beside the program (a build folder), or in lib/ where it is installed; else the loader may find it. Naming
- * these folders in the program itself (an RPATH) would make every library of every start be looked for there first. */
+/* The module is beside the program (in a build folder) or in lib/ (when installed); otherwise the loader may find it. An RPATH
+ * in the program would make the loader look in these folders first for every library, at every start. */
 static const char *module_path(char *buf, size_t cap)
 {
     static const char *const FOLDERS[] = {".", LR_MODULE_PATH};
@@ -71,7 +71,7 @@ static const char *module_path(char *buf, size_t cap)
     return LR_MESH_MODULE;
 }
 
-/* It stays open: its threads may be about to return when a communicator is freed. */
+/* It stays open: its threads may still be about to return when a communicator is freed. */
 int lr_comm_load(const lr_mesh_calls **out)
 {
     char path[PATH_MAX + 64];
@@ -152,7 +152,7 @@ void lr_comm_abort(lr_comm *c, const char *why)
 }
 
 /* ---- interrupts --------------------------------------------------------------------------------------------------------- */
-/* A thread that waits for the network cannot look at the interrupt flag; this one does it meanwhile. */
+/* A thread that waits for the network cannot look at the interrupt flag; this one does so for it. */
 static void *watch(void *arg)
 {
     lr_comm *c = arg;
@@ -211,7 +211,7 @@ static int fail_aborted(lr_comm *c)
     return lr_comm_break(c, LR_EPEER, "%s", why);
 }
 
-/* why: in what a transfer failed, where no peer is lost. */
+/* why: how a transfer failed without a lost peer. */
 static int fail_lost(lr_comm *c, const char *why)
 {
     char ranks[160];
@@ -224,8 +224,8 @@ static int fail_lost(lr_comm *c, const char *why)
                          (unsigned long long)c->sequence, lr_comm_ranks_text(c->lost, c->world_size, ranks));
 }
 
-/* Who has not come: in the agreement those whose slot still holds an earlier collective, else all from whom something was due.
- * The mesh is closed, so nothing writes the slots any more. */
+/* The ranks that have not come: in the agreement, those whose slot still has an earlier collective; else all that had to send
+ * something. The mesh is closed, so nothing writes to the slots any more. */
 static void find_missing(const lr_comm *c, const lr_mesh_transfer *t, uint8_t *missing)
 {
     memset(missing, 0, (size_t)c->world_size);
@@ -279,7 +279,7 @@ int lr_comm_check(lr_comm *c, double began)
         return fail_lost(c, "a connection failed");
     if (lr_time() - began <= c->timeout)
         return LR_OK;
-    memset(c->lost, 1, (size_t)c->world_size); /* NCCL does not tell who is missing */
+    memset(c->lost, 1, (size_t)c->world_size); /* NCCL does not say which rank is missing */
     c->lost[c->rank] = 0;
     return fail_timeout(c, c->lost);
 }

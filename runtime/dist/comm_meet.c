@@ -1,14 +1,14 @@
 /* comm_meet.c: how the ranks of a job find and connect to each other.
  *
- * Each rank listens for every peer, publishes the addresses through the store, and connects when all have published theirs. Gloo
- * takes whoever connects first for the peer, and a port scanner, or anything else on the machine, may do that. So the ranks then
- * prove over each connection that they have read the store, and tell each other through the store how it went: where any of them
- * failed, all build the mesh again, at new ports and under new names, a few times.
+ * Each rank listens for every peer, publishes its addresses in the store, and connects when all have published theirs. Gloo
+ * takes the first to connect for the peer, but a port scanner, or any other program, may be first. So the ranks prove to each
+ * other over each connection that they have read the store, and then report in the store how it went. If any of them failed, all
+ * build the mesh again, at new ports and under new keys, a few times.
  *
  * Invariants
- *   - All ranks come to the same verdict of an attempt, because each has reported before there is one.
- *   - A rank that fails an attempt wakes those who may wait for it before it reports. So an attempt ends in milliseconds, or at its
- *     limit where a stranger holds a connection without a word. */
+ *   - All ranks get the same verdict about an attempt, because each reports before there is one.
+ *   - A rank that fails an attempt wakes the peers that may wait for it before it reports. So an attempt ends within
+ *     milliseconds, or at its limit if a stranger holds a connection and sends nothing. */
 #define _GNU_SOURCE
 #include "dist/comm.h"
 #include <math.h>
@@ -22,13 +22,13 @@
 
 enum {
     ATTEMPTS = 5,
-    FIRST_LIMIT = 10 /* seconds at most; twice as many for each further attempt */,
+    FIRST_LIMIT = 10 /* seconds of the first attempt; doubled for each further one */,
     PROOF = 16 /* bytes */
 };
 
-/* What a rank knows of each peer in an attempt: whom it proves itself to with what, and where to find it. */
+/* What a rank knows of each peer in an attempt. */
 typedef struct invitation {
-    uint8_t proof[PROOF]; /* the peer takes who sends it this */
+    uint8_t proof[PROOF]; /* proves to the peer that this rank is no stranger */
     int32_t size;         /* of the address */
     char address[LR_MESH_ADDRESS];
 } invitation;
@@ -36,8 +36,8 @@ typedef struct invitation {
 /* What a rank publishes: its proof, then for every peer, in rank order, the size of an address and the address. */
 enum { ENTRY = sizeof(int32_t) + LR_MESH_ADDRESS };
 
-/* The address of this machine from which `host` is reached: what the kernel would take for a datagram to it. A machine's own name
- * often leads to an address that no other machine can reach. */
+/* The address of this machine from which `host` is reached: the one that the kernel would use for a datagram to it. The
+ * machine's own name often gives an address that no other machine can reach. */
 static int local_address(const char *host, char *out, size_t cap)
 {
     const struct addrinfo hints = {.ai_socktype = SOCK_DGRAM};
@@ -130,7 +130,7 @@ static int connect_to(lr_comm *c, int peer, const invitation *to)
     return result == LR_MESH_OK ? LR_OK : mesh_failure(result, what, why);
 }
 
-/* Whoever is at the other end of each connection has read the store. */
+/* Checks that the other end of each connection has read the store. */
 static int prove(lr_comm *c, const invitation *of, const uint8_t own[PROOF], double limit)
 {
     const size_t n = (size_t)c->world_size;
@@ -157,10 +157,10 @@ static int prove(lr_comm *c, const invitation *of, const uint8_t own[PROOF], dou
     int status = LR_OK;
     if (result != LR_MESH_OK)
         status = mesh_failure(result, "a connection between the ranks failed while they met",
-                              result == LR_MESH_TIMEOUT ? "what is at its other end says nothing" : why);
+                              result == LR_MESH_TIMEOUT ? "the program at its other end sends nothing" : why);
     for (int peer = 0; peer < c->world_size && status == LR_OK; peer++)
         if (peer != c->rank && sodium_memcmp(in + (size_t)peer * PROOF, own, PROOF) != 0)
-            status = lr_fail(LR_EPEER, "what connected in place of rank %d is not that rank", peer);
+            status = lr_fail(LR_EPEER, "another program connected in place of rank %d", peer);
     lr_free(out);
     return status;
 }
@@ -173,7 +173,7 @@ static double attempt_limit(const lr_comm *c, int attempt, double deadline)
     return fmax(attempt + 1 == ATTEMPTS ? left : fmin(left, share), 0);
 }
 
-/* Connect to all and prove it. LR_EPEER: another attempt may do. */
+/* Connect to all peers and exchange proofs. LR_EPEER: another attempt may succeed. */
 static int attempt_once(lr_comm *c, lr_store *store, int attempt, const char *address, const char *interface,
                         double deadline, invitation *peers)
 {
@@ -198,8 +198,8 @@ static int attempt_once(lr_comm *c, lr_store *store, int attempt, const char *ad
     return status == LR_OK ? prove(c, peers, proof, limit) : status;
 }
 
-/* Tell the others how the attempt went here, and hear how it went in all: LR_OK, or LR_EPEER and whether to try again. The counts
- * of ranks that are well, failed, and gave up are one sum; who completes it writes the verdict. */
+/* Tell the others how the attempt went here, and learn the verdict: LR_OK, or LR_EPEER and whether to try again. The numbers
+ * of ranks that succeeded, failed and gave up are digits of one sum; the rank that completes it writes the verdict. */
 static int settle(lr_comm *c, lr_store *store, int attempt, int own, double deadline, bool *again)
 {
     enum { FAILED_SHIFT = 20, GONE_SHIFT = 40, MASK = (1 << 20) - 1 };
@@ -217,7 +217,7 @@ static int settle(lr_comm *c, lr_store *store, int attempt, int own, double dead
                               : failed > 0 ? "again"
                                            : "well",
                               gone > 0 || failed == 0 ? 4 : 5);
-    if (status != LR_OK || (own != LR_OK && own != LR_EPEER)) /* who gave up does not wait */
+    if (status != LR_OK || (own != LR_OK && own != LR_EPEER)) /* a rank that gave up does not wait */
         return status == LR_OK ? own : status;
     status = lr_store_get(store, key, lr_time() < deadline ? deadline - lr_time() : 0, &value, &size);
     if (status == LR_ETIMEOUT)
@@ -272,6 +272,6 @@ int lr_comm_meet(lr_comm *c, lr_store *store, const char *host)
     char reason[512];
     (void)snprintf(reason, sizeof reason, "%s", lr_last_error());
     return lr_fail(LR_EPEER,
-                   "%s (tried %d times; something that is no rank may connect to the ports of ranks while they meet)",
+                   "%s (tried %d times; another program may be connecting to the ports of the ranks while they meet)",
                    reason, ATTEMPTS);
 }

@@ -1,10 +1,10 @@
-/* comm_mesh.h: the connections between the ranks of a job, as the collectives need them: who sends which bytes to whom.
+/* comm_mesh.h: the connections between the ranks of a job, as the collectives use them: who sends which bytes to whom.
  *
- * The mesh is Gloo's TCP transport and lives in a module of its own, lorarun_gloo.so (comm_gloo.cc), which comm_link.c opens when
- * the first job of several ranks is joined: Gloo and what it links would cost every start of the program a millisecond. The two
- * sides share this header and nothing else; the module calls nothing of lorarun's, so it can be opened from any program.
+ * The mesh is Gloo's TCP transport. It is in a module of its own, lorarun_gloo.so (comm_gloo.cc), which comm_link.c opens when
+ * the first job of several ranks is joined: Gloo and its libraries would make every start of the program a millisecond slower.
+ * The two sides share this header and nothing else. The module calls nothing of lorarun's, so it can be opened from any program.
  *
- * After a call has failed, or `broken` said yes, the mesh is good for `lost` and `close` only. */
+ * After a call has failed, or `broken` returned 1, only `lost` and `close` may be called. */
 #ifndef LR_COMM_MESH_H
 #define LR_COMM_MESH_H
 
@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 enum {
-    LR_MESH_ABI = 3,       /* one more with every change of this header */
+    LR_MESH_ABI = 3,       /* add one with every change of this header */
     LR_MESH_ADDRESS = 256, /* room for an address */
     LR_MESH_WHY = 512      /* room for the reason of a failure */
 };
@@ -34,8 +34,8 @@ typedef struct lr_mesh_part {
     int64_t offset, size;
 } lr_mesh_part;
 
-/* Sends and receives that happen at once. What two ranks send each other arrives in the order sent; a message must not be larger
- * than the part that receives it (Gloo would end the process), but may be smaller. */
+/* Sends and receives that happen at the same time. Messages from one rank to another arrive in the order sent. A message may be
+ * smaller than the part that receives it, but not larger: Gloo would end the process. */
 typedef struct lr_mesh_transfer {
     const void *out;
     int64_t out_size;
@@ -50,21 +50,21 @@ typedef struct lr_mesh lr_mesh;
 
 typedef struct lr_mesh_calls {
     int abi;
-    /* Listen for every peer; whoever connects first is taken for the peer. address: the one of this machine to listen on;
+    /* Listen for every peer; the first to connect is taken for the peer. address: the one of this machine to listen on;
      * interface: instead of it, the name of a network interface, or NULL. timeout (seconds) is for each connect, at least 5 ms.
      * why: LR_MESH_WHY bytes, set on failure. */
     int (*open)(lr_mesh **out, int rank, int world_size, const char *address, const char *interface, double timeout,
                 char *why);
-    /* Where `peer` finds this rank: bytes that it gives to its connect. Returns their number, at most LR_MESH_ADDRESS. */
+    /* Where `peer` finds this rank: the bytes that it passes to connect. Returns their number, at most LR_MESH_ADDRESS. */
     int (*address)(const lr_mesh *mesh, int peer, void *bytes);
     int (*connect)(lr_mesh *mesh, int peer, const void *bytes, int size, char *why);
-    /* End a wait at that address of a peer: one that waits there to be connected to fails at once. */
+    /* End the wait of a peer at that address: a peer that waits there for a connection fails at once. */
     void (*rouse)(const void *bytes, int size);
     int (*transfer)(lr_mesh *mesh, uint64_t tag, const lr_mesh_transfer *t, double timeout, char *why);
-    /* 1 where some peer's connection has closed, though nothing is sent: for who waits for the peers in another way. Waits for
-     * nothing. */
+    /* 1: the connection to some peer has closed, also if nothing is being sent. For callers that wait for their peers in another
+     * way. Does not wait. */
     int (*broken)(lr_mesh *mesh);
-    /* lost[peer] = 1 where the connection to a peer is closed. */
+    /* lost[peer] = 1: the connection to that peer is closed. */
     void (*lost)(lr_mesh *mesh, uint8_t *lost);
     /* End the transfer that another thread is in, and all later ones. Any thread. */
     void (*abort)(lr_mesh *mesh);

@@ -1,13 +1,13 @@
-/* comm_nccl.c: the collectives on CUDA tensors, through NCCL. It has not run on a GPU yet; where there is none, tests run it
- * against a library of theirs (tests/nccl).
+/* comm_nccl.c: the collectives on CUDA tensors, through NCCL. It has not run on a GPU yet; without one, tests run it against a
+ * library of their own (tests/nccl).
  *
- * NCCL and the driver are opened when the first tensor on CUDA meets several ranks, so the program starts on machines that have
- * neither; the build needs NCCL's header only. Where that was missing, everything here is LR_EUNSUPPORTED.
+ * NCCL and the driver are opened at the first collective of several ranks on a CUDA tensor, so the program starts on machines
+ * that have neither. The build needs only NCCL's header; without it every function here returns LR_EUNSUPPORTED.
  *
- * The ranks have agreed on kind, sizes and dtype over the mesh before a call gets here, and NCCL's unique id travels over it too.
- * The communicator is non-blocking: no call of NCCL waits, and while it works this thread looks for errors of NCCL, lost peers
- * (which NCCL may not notice), the timeout, interrupts and lr_comm_abort; any of them aborts the communicator, which ends NCCL's
- * kernels as well.
+ * The ranks have agreed on kind, sizes and dtype over the mesh before a call gets here, and the mesh also carries NCCL's unique
+ * id. The communicator is non-blocking: no call of NCCL waits. While NCCL works, this thread looks for errors of NCCL, lost
+ * peers (which NCCL may not notice), the timeout, interrupts and lr_comm_abort. Any of them aborts the communicator, which also
+ * ends NCCL's kernels.
  *
  * Work goes to the compute stream, in order with the kernels before it, and is complete on return. */
 #include "core/device.h"
@@ -20,7 +20,7 @@
 #include <string.h>
 #include <time.h>
 
-/* What is used of NCCL: name in the library, and here. */
+/* The functions of NCCL that are used: their names in the library, and here. */
 #define NCCL_FUNCTIONS(X)                                                                                              \
     X(ncclGetUniqueId)                                                                                                 \
     X(ncclCommInitRankConfig)                                                                                          \
@@ -49,7 +49,7 @@ struct lr_nccl {
     ncclComm_t comm;
 };
 
-/* From CUDA's stable driver API. */
+/* From CUDA's driver API, which is stable. */
 enum { CU_SUCCESS = 0, CU_NOT_READY = 600 };
 
 /* ---- the libraries -------------------------------------------------------------------------------------------------------- */
@@ -89,15 +89,15 @@ static cudaStream_t stream(void)
 }
 
 /* ---- waiting -------------------------------------------------------------------------------------------------------------- */
-/* A failure of NCCL on this rank: usually a peer that is gone, whose rank NCCL does not tell. */
+/* A failure of NCCL on this rank: usually a peer is gone, but NCCL does not say which. */
 static int fail_nccl(lr_comm *c, const char *what, ncclResult_t result)
 {
-    const char *last = api.ncclGetLastError(NULL); /* of the process: also where no communicator came about */
+    const char *last = api.ncclGetLastError(NULL); /* of the process: there may be no communicator */
     return lr_comm_break(c, LR_EPEER, "%s (collective %llu): %s: %s %s", lr_comm_kind_name(c->slots[c->rank].call.kind),
                          (unsigned long long)c->sequence, what, api.ncclGetErrorString(result), last);
 }
 
-/* Short waits are polled for, longer ones leave the processor to others. */
+/* Short waits poll; longer ones give the processor to others. */
 static void pause_polling(int *turns)
 {
     const struct timespec nap = {0, 50000};
@@ -105,7 +105,7 @@ static void pause_polling(int *turns)
         (void)nanosleep(&nap, NULL);
 }
 
-/* Until NCCL has taken what was asked for. */
+/* Waits until NCCL has accepted the call. */
 static int settle(lr_comm *c, const char *what, ncclResult_t result, double began)
 {
     int turns = 0;
@@ -121,7 +121,7 @@ static int settle(lr_comm *c, const char *what, ncclResult_t result, double bega
     return result == ncclSuccess ? LR_OK : fail_nccl(c, what, result);
 }
 
-/* Until the device has done it. */
+/* Waits until the device is done. */
 static int complete(lr_comm *c, const char *what, ncclResult_t result, double began)
 {
     int status = settle(c, what, result, began), turns = 0;
@@ -142,7 +142,7 @@ static int complete(lr_comm *c, const char *what, ncclResult_t result, double be
 }
 
 /* ---- the communicator ------------------------------------------------------------------------------------------------------- */
-/* All ranks get here together: they have agreed on their first collective on CUDA. */
+/* All ranks call this together: they have agreed on their first collective on CUDA. */
 static int connect_nccl(lr_comm *c, double began)
 {
     if (c->nccl != NULL)
@@ -160,7 +160,7 @@ static int connect_nccl(lr_comm *c, double began)
     c->nccl = lr_calloc(1, sizeof *c->nccl);
     if (c->nccl == NULL)
         return lr_comm_break(c, LR_ENOMEM, "out of memory for an NCCL communicator");
-    (void)lr_memory_release_cached(LR_CUDA); /* NCCL allocates for itself */
+    (void)lr_memory_release_cached(LR_CUDA); /* NCCL allocates its own memory */
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     return settle(c, "connecting", api.ncclCommInitRankConfig(&c->nccl->comm, c->world_size, id, c->rank, &config),
@@ -175,7 +175,7 @@ void lr_nccl_free(lr_nccl *n, bool broken)
     if (n->comm != NULL && !broken && api.ncclCommFinalize(n->comm) == ncclInProgress) {
         int turns = 0;
         const double began = lr_time();
-        do { /* a peer that does not leave must not keep this rank */
+        do { /* a peer that does not leave must not hold this rank */
             pause_polling(&turns);
             (void)api.ncclCommGetAsyncError(n->comm, &result);
         } while (result == ncclInProgress && lr_time() - began < 5);
@@ -216,7 +216,7 @@ int lr_nccl_all_gather(lr_comm *c, const void *own, void *out, double began)
     if (equal)
         return complete(c, "ncclAllGather",
                         api.ncclAllGather(own, out, (size_t)mine, ncclInt8, c->nccl->comm, stream()), began);
-    /* Different sizes: one broadcast a rank, all at once. */
+    /* Different sizes: one broadcast from each rank, all at once. */
     ncclResult_t result = api.ncclGroupStart();
     char *at = out;
     for (int i = 0; i < c->world_size && (result == ncclSuccess || result == ncclInProgress); i++) {
@@ -264,7 +264,7 @@ int lr_nccl_available(void)
     return lr_fail(LR_EUNSUPPORTED, "lorarun was built without NCCL: several ranks work on the CPU only");
 }
 
-/* Nobody gets here without NCCL: lr_nccl_available is asked first. */
+/* Never called without NCCL: lr_nccl_available comes first. */
 int lr_nccl_all_reduce(lr_comm *c, void *data, int64_t elements, int dtype, int reduce, double began)
 {
     (void)c, (void)data, (void)elements, (void)dtype, (void)reduce, (void)began;

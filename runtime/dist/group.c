@@ -1,17 +1,17 @@
 /* group.c: the processes of a job on one machine, as their launcher holds them.
  *
- * Each rank leads a process group of its own: the terminal's Ctrl-C reaches the launcher alone, which decides what it
- * means, and SIGKILL to the group reaches whatever the rank has started. The launcher is also the subreaper of its
+ * Each rank leads a process group of its own. So Ctrl-C at the terminal reaches only the launcher, which decides what it means,
+ * and a SIGKILL to the group reaches everything that the rank has started. The launcher is also the subreaper of its
  * descendants, so that it can wait until orphans are gone, and the kernel kills a rank whose launcher dies (spawn.c).
  *
- * One rank may have the launcher's terminal instead of pipes (the prompt's): it stays in the launcher's process group, for
- * only the foreground group may read from a terminal; Ctrl-C reaches both.
+ * One rank may have the launcher's terminal instead of pipes (for the prompt). It stays in the launcher's process group, because
+ * only the foreground group may read from a terminal; Ctrl-C then reaches both.
  *
- * Signals and ended children are noted by handlers in a pipe, which one poll() watches together with what ranks write.
- * signalfd would need the signals blocked in every thread, and threads exist by the time a recipe calls lr.launch.
+ * Handlers note signals and ended children in a pipe. One poll() watches that pipe and the output of the ranks. signalfd would
+ * need the signals blocked in every thread, and there are threads by the time a recipe calls lr.launch.
  *
- * Invariant: a rank is reaped (its number given back to the system) only after its process group was killed, so a
- * group's number never names somebody else's processes. */
+ * Invariant: a rank is reaped, which frees its process id, only after its process group was killed. So the id of a group is
+ * never that of somebody else's processes. */
 #define _GNU_SOURCE
 #include "dist/spawn.h"
 #include "io/file.h"
@@ -28,15 +28,15 @@
 #include <unistd.h>
 
 enum { OUTPUT_BYTES = 1 << 16, LAST_WORDS = 1 << 20, MOST_PROCESSES = 4096 };
-static const double GONE_SECONDS = 2; /* in which what was killed is gone, unless it hangs in the kernel */
+static const double GONE_SECONDS = 2; /* killed processes are gone by then, unless they hang in the kernel */
 
 typedef struct process {
-    pid_t pid;     /* 0: does not run */
-    pid_t orphans; /* the process group of the one before: some of it may not be reaped yet; 0: none */
-    int pipes[2];  /* where its standard output and error are read; -1: closed */
-    bool terminal; /* it has the launcher's input and output, and no group of its own */
-    bool ended;    /* it is a zombie: what it wrote is being told, then its end */
-    int64_t told;  /* bytes since it ended */
+    pid_t pid;     /* 0: it does not run */
+    pid_t orphans; /* the process group of the rank before, not all of it reaped yet; 0: none */
+    int pipes[2];  /* its standard output and error, to read; -1: closed */
+    bool terminal; /* it has the launcher's input and output, and no process group of its own */
+    bool ended;    /* it is a zombie: the rest of its output comes first, then its end */
+    int64_t told;  /* bytes of output since it ended */
 } process;
 
 struct lr_group {
@@ -44,14 +44,14 @@ struct lr_group {
     process *processes;
     lr_rank_page **pages;
     struct pollfd *polled; /* the signal pipe, then two per process */
-    struct termios modes;  /* of the terminal, before a rank had it */
+    struct termios modes;  /* of the terminal before a rank had it */
     bool has_modes, deaf;  /* deaf: see lr_group_listen */
-    int turn;              /* the pipe that is looked at first next time: none can drown the others */
+    int turn;              /* the pipe that is read first next time, so that none is starved */
     char output[OUTPUT_BYTES];
 };
 
 /* ---- signals --------------------------------------------------------------------------------------------------------- */
-/* Those up to TOLD are events for the caller and stay ignored where they were. */
+/* The first TOLD of them are events for the caller. Those that were ignored stay ignored. */
 static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGTSTP, SIGCHLD, SIGWINCH, SIGPIPE};
 enum { TOLD = 6, SIGNALS = LR_COUNT_OF(numbers) };
 static struct sigaction before[SIGNALS];
@@ -61,7 +61,7 @@ static void note(int number)
 {
     const int saved = errno;
     const unsigned char byte = (unsigned char)number;
-    (void)!write(signal_pipe[1], &byte, 1); /* a full pipe: enough was noted already */
+    (void)!write(signal_pipe[1], &byte, 1); /* a full pipe already holds enough notes */
     errno = saved;
 }
 
@@ -107,7 +107,7 @@ static void release(lr_group *g)
     lr_free(g);
 }
 
-/* Memory of g is there; open what it needs. */
+/* Opens what g needs, once its memory is there. */
 static int open_group(lr_group *g)
 {
     g->pages_fd = lr_fd_moved_up(memfd_create("lorarun-ranks", MFD_CLOEXEC));
@@ -179,7 +179,7 @@ int lr_group_spawn(lr_group *g, int index, const char *const *argv, const char *
     return status;
 }
 
-/* A rank that was killed at its prompt has left the terminal as line editing wants it. */
+/* A rank that was killed at its prompt has left the terminal in the mode of line editing. */
 static void restore_terminal(lr_group *g, const process *p)
 {
     if (p->terminal && g->has_modes)
@@ -213,8 +213,8 @@ int lr_group_signal(lr_group *g, int index, int number)
     return LR_OK;
 }
 
-/* ---- what happens ---------------------------------------------------------------------------------------------------- */
-/* Find those that have ended, and kill what they leave behind while their number still belongs to them. */
+/* ---- events ---------------------------------------------------------------------------------------------------- */
+/* Find processes that have ended, and kill what they started while their process group still exists. */
 static void look_for_ends(lr_group *g)
 {
     for (int i = 0; i < g->size; i++) {
@@ -240,8 +240,8 @@ static void reap_orphans(process *p)
         p->orphans = 0;
 }
 
-/* The launcher stops as its terminal asked for, with its ranks, and goes on with them. The default action does it, which
- * knows better than to stop where no shell is there to continue it. */
+/* Stop the launcher together with its ranks, as the terminal asked, and continue with them. The default action of SIGTSTP does
+ * this; it does nothing if there is no shell that could continue the launcher. */
 static void stop_and_continue(lr_group *g)
 {
     struct sigaction caught;
@@ -253,7 +253,7 @@ static void stop_and_continue(lr_group *g)
     (void)lr_group_signal(g, -1, SIGCONT);
 }
 
-/* True: a signal is the event. */
+/* true: a signal is the event. */
 static bool next_signal(lr_group *g, lr_event *out)
 {
     unsigned char number;
@@ -272,7 +272,7 @@ static bool next_signal(lr_group *g, lr_event *out)
     return false;
 }
 
-/* True: the process wrote something, and that is the event. */
+/* true: output of the process is the event. */
 static bool next_output(lr_group *g, int index, int stream, lr_event *out)
 {
     process *p = &g->processes[index];
@@ -289,8 +289,7 @@ static bool next_output(lr_group *g, int index, int stream, lr_event *out)
     return false;
 }
 
-/* All that an ended process wrote, then its end. What escaped from its process group may write for ever: there is an
- * end to listening. */
+/* What an ended process has written, then its end. A program that left its process group may go on writing, so there is a limit. */
 static void last_words(lr_group *g, int index, lr_event *out)
 {
     process *p = &g->processes[index];
@@ -308,7 +307,7 @@ static void last_words(lr_group *g, int index, lr_event *out)
     reap_orphans(p);
 }
 
-/* True: a process wrote something or has ended, and that is the event. ready: what poll said. */
+/* true: output of a process, or its end, is the event. polled: g->polled has the results of poll. */
 static bool next_of_processes(lr_group *g, bool polled, lr_event *out)
 {
     for (int i = 0; i < g->size; i++)
@@ -350,7 +349,7 @@ int lr_group_wait(lr_group *g, double timeout, lr_event *out)
         if (ppoll(g->polled, 1 + 2 * (nfds_t)g->size, left > 0 ? &limit : &none, NULL) < 0 && errno != EINTR)
             return lr_fail_errno("cannot wait for the ranks");
     }
-    look_for_ends(g); /* a note that did not fit the pipe costs one timeout */
+    look_for_ends(g); /* for a note that did not fit into the pipe: it waited for one timeout */
     *out = (lr_event){.kind = LR_EVENT_NONE};
     return LR_OK;
 }

@@ -1,12 +1,11 @@
-/* outlet.c: the launcher's standard output and error, written without ever waiting for whoever reads them.
+/* outlet.c: the launcher's standard output and error, written without ever waiting for their readers.
  *
- * A terminal that is held (Ctrl-S, a connection that hangs) or a reader that does not read blocks a writer for as long as
- * it likes, and a launcher that is blocked neither sees a rank die nor passes on a signal. So terminals and pipes are
- * opened anew as non-blocking (O_NONBLOCK belongs to what was opened, and others share that), sockets are written with
- * send, and what does not go now is kept, in the order of the writes, whichever of the two streams they are for. Files
- * are written as they are.
+ * A terminal that is held (Ctrl-S, a connection that hangs), or a reader that does not read, blocks a writer for as long as it
+ * likes, and a launcher that is blocked neither sees a rank die nor passes on a signal. So terminals and pipes are opened again
+ * as non-blocking (O_NONBLOCK belongs to the open file, which other processes share), sockets are written with send, and what
+ * cannot be written now is kept, in the order of the writes to both streams. Files are written as usual.
  *
- * Invariant: kept is the sum of what is left of chunks head..count-1; a broken stream has none of them. */
+ * Invariant: kept is the sum of what remains of chunks head..count-1; a broken stream has none of them. */
 #define _GNU_SOURCE
 #include "dist/spawn.h"
 #include <errno.h>
@@ -46,7 +45,7 @@ static stream open_stream(int fd)
     if (S_ISFIFO(st.st_mode) || isatty(fd))
         s.fd = lr_fd_moved_up(open(fd == STDOUT_FILENO ? "/proc/self/fd/1" : "/proc/self/fd/2",
                                    O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
-    if (s.fd < 0) /* another user's pipe cannot be opened anew */
+    if (s.fd < 0) /* another user's pipe cannot be opened again */
         s.fd = lr_fd_moved_up(fcntl(fd, F_DUPFD_CLOEXEC, 0));
     return s;
 }
@@ -62,7 +61,7 @@ int lr_outlet_new(lr_outlet **out)
     return LR_OK;
 }
 
-/* The stream can no longer be written: forget what was for it. */
+/* The stream can no longer be written: drop what was kept for it. */
 static void give_up(lr_outlet *o, int which)
 {
     lr_fd_close(&o->streams[which].fd);
@@ -78,7 +77,7 @@ static void give_up(lr_outlet *o, int which)
     o->count = kept;
 }
 
-/* As much as goes now: bytes, or -1 with errno. */
+/* Write what can be written now: the number of bytes, or -1 with errno. */
 static ssize_t write_some(const stream *s, const char *data, size_t size)
 {
     ssize_t n;

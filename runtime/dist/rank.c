@@ -1,7 +1,7 @@
-/* rank.c: what a rank tells the launcher that started it, through a page of memory that both see.
+/* rank.c: what a rank tells the launcher that started it, through a page of memory that both share.
  *
- * Writing there costs nothing, never blocks and needs no connection, so the launcher knows of a rank that hangs or was
- * stopped just as well as of one that runs. A process that no launcher started has no page, and telling does nothing.
+ * Writing there costs nothing, never blocks and needs no connection, so the launcher knows as much about a rank that hangs or
+ * was stopped as about one that runs. A process that no launcher started has no page, and these functions do nothing.
  *
  * Invariant: the page is looked for once, and written by the thread that trains. */
 #define _GNU_SOURCE
@@ -36,7 +36,7 @@ static void look_for_page(void)
         return;
     }
     (void)close(LR_RANK_PAGE_FD);
-    (void)fcntl(LR_RANK_OUTPUT_FD, F_SETFD, FD_CLOEXEC); /* programs that the rank starts get neither */
+    (void)fcntl(LR_RANK_OUTPUT_FD, F_SETFD, FD_CLOEXEC); /* programs that the rank starts must not get these */
     own_page = page;
 }
 

@@ -1,10 +1,10 @@
-/* spawn.c: starting a rank: the program itself once more, with the same words.
+/* spawn.c: starting a rank, which is this program once more, with the same arguments.
  *
- * posix_spawn can do neither of two things that matter: lead a process group and die with the launcher.
+ * posix_spawn cannot do two things that matter: make the child lead a process group, and have it die with the launcher.
  *
  * Invariants
  *   - Between fork and exec only async-signal-safe calls are made, with all signals blocked.
- *   - Descriptors of the launcher are FIRST_FD and above, so that putting 0 to 4 in place for the rank overwrites none. */
+ *   - Descriptors of the launcher are FIRST_FD and above, so that setting up 0 to 4 for the rank overwrites none. */
 #define _GNU_SOURCE
 #include "dist/spawn.h"
 #include "core/limits.h"
@@ -29,7 +29,7 @@ int lr_fd_moved_up(int fd)
     if (fd < 0)
         return -1;
     const int high = fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FD);
-    const int saved = errno == EINVAL ? EMFILE : errno; /* what it says where the limit is below FIRST_FD */
+    const int saved = errno == EINVAL ? EMFILE : errno; /* EINVAL: the limit of files is below FIRST_FD */
     (void)close(fd);
     errno = saved;
     return high;
@@ -58,7 +58,7 @@ bool lr_fd_pipe(int ends[2], int flags)
     return false;
 }
 
-/* A file without a name that holds what a rank reads as its standard input. */
+/* A file without a name with what a rank reads as its standard input. */
 static int input_file(const char *input, int64_t size)
 {
     int fd = lr_fd_moved_up(memfd_create("lorarun-input", MFD_CLOEXEC));
@@ -80,8 +80,8 @@ static bool same_name(const char *variable, const char *setting)
     return strncmp(variable, setting, (size_t)(strchrnul(setting, '=') - setting) + 1) == 0;
 }
 
-/* The launcher's environment, with settings and one more in place of variables of the same names. lr_free the array; the
- * texts in it are borrowed. */
+/* The launcher's environment, in which settings and one_more replace variables of the same names. lr_free the array; the texts
+ * in it are borrowed. */
 static const char **environment_with(const char *const *settings, const char *one_more)
 {
     size_t own = 0, added = 0, used = 0;
@@ -110,17 +110,17 @@ static const char **environment_with(const char *const *settings, const char *on
 typedef struct child {
     const lr_spawn *s;
     const char **environment;
-    int input, output, error; /* input: -1 where it is empty */
+    int input, output, error; /* input: -1: empty */
     pid_t launcher;
     sigset_t mask; /* the launcher's */
 } child;
 
-/* In the child: become the rank. Returns only where something failed, with errno. */
+/* In the child: become the rank. Returns only on failure, with errno. */
 static void become_rank(const child *c)
 {
     if ((!c->s->terminal && setpgid(0, 0) != 0) || prctl(PR_SET_PDEATHSIG, SIGKILL) != 0)
         return;
-    if (getppid() != c->launcher) /* it died before the line above */
+    if (getppid() != c->launcher) /* the launcher died before the line above */
         _exit(EXIT_FAILURE);
     for (int number = 1; number < NSIG; number++) { /* the launcher's handlers must not run here */
         struct sigaction action;
@@ -139,10 +139,10 @@ static void become_rank(const child *c)
     (void)execve("/proc/self/exe", (char *const *)c->s->argv, (char *const *)c->environment);
 }
 
-/* Fork, and wait until the child runs the program: its process id, or -1 with errno. */
+/* Fork, and wait until the child has executed the program. Its process id, or -1 with errno. */
 static pid_t fork_and_exec(child *c)
 {
-    int report[2]; /* closed by exec; before that, the child writes errno there */
+    int report[2]; /* exec closes it; if exec fails, the child writes errno to it */
     if (!lr_fd_pipe(report, 0))
         return -1;
     c->launcher = getpid();
@@ -170,14 +170,14 @@ static pid_t fork_and_exec(child *c)
     return pid;
 }
 
-/* What the rank reads and writes; what the launcher keeps of it in reads. False with errno. */
+/* Open what the rank reads and writes. The launcher's ends go to reads. false: errno says why. */
 static bool open_streams(const lr_spawn *s, child *c, int reads[2])
 {
     if (s->terminal) {
         c->input = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, FIRST_FD);
         c->output = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, FIRST_FD);
         c->error = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, FIRST_FD);
-        return c->output >= 0 && c->error >= 0; /* a launcher without standard input has a rank without */
+        return c->output >= 0 && c->error >= 0; /* if the launcher has no standard input, neither has the rank */
     }
     if (s->input_size > 0 && (c->input = input_file(s->input, s->input_size)) < 0)
         return false;

@@ -1,10 +1,10 @@
 /* store_client.c: a member's connection to the store of its job.
  *
- * A call sends one request and waits for the reply with its sequence number. A get may end earlier, interrupted or out of time; its
- * reply, should it come yet, is thrown away by the call after it, which also ends the waiting on the server's side. Requests are
- * never cut short, so the connection stays in step whatever happens to a call.
+ * A call sends one request and waits for the reply with its sequence number. A get may end before, if it is interrupted or out
+ * of time. The next call discards its reply, should one still come, and also ends the wait on the server's side. Requests are
+ * always sent whole, so the connection stays usable whatever happens to a call.
  *
- * Waiting is done in slices, in which the interrupt flag is looked at. */
+ * Waiting is done in slices; the interrupt flag is looked at in between. */
 #define _GNU_SOURCE
 #include "dist/store.h"
 #include <errno.h>
@@ -19,29 +19,29 @@
 _Static_assert(sizeof LR_VERSION - 1 <= LR_STORE_VERSION, "a hello has room for this version");
 
 static const double SLICE = 0.1;                        /* seconds between looks at the interrupt flag */
-static const double PATIENCE = 30;                      /* seconds for an answer that does not wait for anybody */
-static const double MOST_WAIT = 1e9;                    /* seconds; what is longer is for ever */
+static const double PATIENCE = 30;                      /* seconds for an answer that waits for no other member */
+static const double MOST_WAIT = 1e9;                    /* seconds; more counts as for ever */
 static const double FIRST_PAUSE = 0.02, LAST_PAUSE = 1; /* seconds between attempts to connect */
-enum { NOWHERE = 4096 };                                /* bytes that are thrown away at a time */
-enum { RETRY = 1 };                                     /* of an attempt: nobody there yet, or somebody who went away */
+enum { NOWHERE = 4096 };                                /* bytes that are discarded at a time */
+enum { RETRY = 1 };                                     /* an attempt found no server yet, or one that went away */
 
 struct lr_store {
     int fd;            /* -1: lost */
     char *address;     /* "host:port" */
     uint32_t sequence; /* of the latest request */
     double patience;   /* seconds */
-    /* the reply that is coming in */
+    /* the reply that is being received */
     uint8_t head[LR_STORE_REPLY];
     size_t head_used, body_used;
     lr_store_reply reply;
-    char *value;                  /* of a reply that is wanted, NUL-terminated */
-    char text[LR_STORE_TEXT + 1]; /* of one that is an error */
+    char *value;                  /* of the reply to the latest request, NUL-terminated */
+    char text[LR_STORE_TEXT + 1]; /* of a reply that is an error */
     bool starved;                 /* there was no memory for the value */
 };
 
 /* ---- waiting ----------------------------------------------------------------------------------------------------- */
-/* Until fd (-1: nothing) is ready for one of events: LR_OK, LR_ETIMEOUT, or LR_EINTERRUPTED where interrupts count. The caller
- * words the error. */
+/* Waits until fd (-1: none) is ready for one of the events: LR_OK, LR_ETIMEOUT, or LR_EINTERRUPTED if interrupts count. The caller
+ * writes the message. */
 static int wait_for(int fd, short events, double deadline, bool interrupts)
 {
     for (;;) {
@@ -75,8 +75,7 @@ static void forget_value(lr_store *s)
     s->value = NULL;
 }
 
-/* Where the next bytes of the reply go, and how many are wanted there; 0: it is complete. What nobody wants goes to
- * nowhere[NOWHERE]. */
+/* Where the next bytes of the reply go, and how many; 0: it is complete. Bytes that nobody wants go to nowhere[NOWHERE]. */
 static size_t next_part(lr_store *s, char *nowhere, void **to)
 {
     if (s->head_used < sizeof s->head) {
@@ -93,7 +92,7 @@ static size_t next_part(lr_store *s, char *nowhere, void **to)
     return *to == nowhere && left > NOWHERE ? NOWHERE : left;
 }
 
-/* The fixed part of a reply is here: make room for the rest, if anybody waits for it. */
+/* The fixed part of a reply is here: make room for the rest, if it is wanted. */
 static int start_body(lr_store *s)
 {
     if (!lr_store_reply_unpack(s->head, &s->reply))
@@ -112,7 +111,7 @@ static int start_body(lr_store *s)
     return LR_OK;
 }
 
-/* Read what there is, past replies that came too late. *done: the reply to the latest request is complete. */
+/* Read what there is, and skip replies that came too late. *done: the reply to the latest request is complete. */
 static int read_reply(lr_store *s, bool *done)
 {
     *done = false;
@@ -162,9 +161,9 @@ static int send_request(lr_store *s, lr_store_request *r, const char *key, const
             return lost(s);
         if (sent == sizeof head + r->key_size + r->value_size)
             return LR_OK;
-        bool done; /* what comes in now is late; reading it lets the server go on to this request */
+        bool done; /* what comes now is a late reply; reading it lets the server go on to this request */
         if (wait_for(s->fd, POLLIN | POLLOUT, deadline, false) != LR_OK) {
-            lost(s); /* half a request was sent: the connection is of no more use */
+            lost(s); /* half a request was sent: the connection cannot be used any more */
             return silent(s, s->patience);
         }
         const int status = read_reply(s, &done);
@@ -173,8 +172,8 @@ static int send_request(lr_store *s, lr_store_request *r, const char *key, const
     }
 }
 
-/* Send a request and wait for its reply: LR_OK with s->reply and s->value, or the error that it is. wait: seconds that the server
- * may take beyond an immediate answer, during which an interrupt ends the call. */
+/* Send a request and wait for its reply: LR_OK with s->reply and s->value, or the error in the reply. wait: seconds that the
+ * server may take longer than for an immediate answer; an interrupt then ends the call. */
 static int call(lr_store *s, lr_store_request r, const char *key, const void *value, double wait)
 {
     if (s->fd < 0)
@@ -193,7 +192,7 @@ static int call(lr_store *s, lr_store_request r, const char *key, const void *va
         return status == LR_EINTERRUPTED ? lr_fail(status, "interrupted while waiting for key '%s'", key) : status;
     if (s->reply.status != LR_OK)
         return lr_fail(s->reply.status, "%s", *s->text ? s->text : lr_status_text(s->reply.status));
-    return s->starved ? LR_ENOMEM : LR_OK; /* of which lr_alloc has told */
+    return s->starved ? LR_ENOMEM : LR_OK; /* lr_alloc has set the error */
 }
 
 void lr_store_set_patience(lr_store *s, double seconds)
@@ -287,13 +286,13 @@ static int transfer(lr_store *s, bool out, void *bytes, size_t size, double dead
         if (status == LR_EINTERRUPTED)
             return lr_fail(status, "interrupted while connecting to the job's store at %s", s->address);
         if (status != LR_OK) {
-            lr_fail(LR_ETIMEOUT, "what listens there does not answer");
+            lr_fail(LR_ETIMEOUT, "the program that listens there does not answer");
             return RETRY;
         }
         const ssize_t n =
             out ? lr_store_send(s->fd, &part, 1, &done) : lr_store_receive(s->fd, (char *)bytes + done, size - done);
         if (n < 0) {
-            lr_fail(LR_EIO, "what listens there closed the connection");
+            lr_fail(LR_EIO, "the program that listens there closed the connection");
             return RETRY;
         }
         done += out ? 0 : (size_t)n;
@@ -310,7 +309,7 @@ static int handshake(lr_store *s, const lr_store_member *who, double deadline)
         return status;
     if (!lr_store_greeting_valid(greeting))
         return lr_fail(LR_EREFUSED,
-                       "what listens at %s is not the store of a job; is this the port of another program?",
+                       "the program that listens at %s is not the store of a job; is this the port of another program?",
                        s->address);
     lr_store_hello h = {.rank = who->rank, .world_size = who->world_size, .generation = who->generation};
     snprintf(h.version, sizeof h.version, "%s", lr_version());
@@ -324,7 +323,8 @@ static int handshake(lr_store *s, const lr_store_member *who, double deadline)
     uint32_t size;
     lr_store_verdict_unpack(verdict, &answer, &size);
     if (size > LR_STORE_TEXT)
-        return lr_fail(LR_EREFUSED, "what listens at %s does not speak like the store of a job", s->address);
+        return lr_fail(LR_EREFUSED, "the program that listens at %s does not speak like the store of a job",
+                       s->address);
     status = transfer(s, false, s->text, size, deadline);
     if (status != LR_OK)
         return status;
@@ -332,7 +332,8 @@ static int handshake(lr_store *s, const lr_store_member *who, double deadline)
     if (!lr_store_verdict_proven(verdict, s->text, greeting, hello, secret))
         return answer == LR_EREFUSED
                    ? lr_fail(LR_EREFUSED, "the job's store at %s refuses this process: the secret differs", s->address)
-                   : lr_fail(LR_EREFUSED, "what listens at %s does not prove that it knows the secret of this job",
+                   : lr_fail(LR_EREFUSED,
+                             "the program that listens at %s does not prove that it knows the secret of this job",
                              s->address);
     if (answer == LR_OK)
         return LR_OK;
@@ -341,7 +342,8 @@ static int handshake(lr_store *s, const lr_store_member *who, double deadline)
                : lr_fail(LR_EREFUSED, "the job's store at %s refuses this process: %s", s->address, s->text);
 }
 
-/* Where nobody listens at a port of this machine, the system may choose that very port for our end and connect us to ourselves. */
+/* If no program listens at a port of this machine, the system may choose that port for our end, and connect the socket to
+ * itself. */
 static bool is_own_echo(int fd)
 {
     struct sockaddr_storage here = {0}, there = {0};
@@ -351,7 +353,7 @@ static bool is_own_echo(int fd)
            memcmp(&here, &there, here_size) == 0;
 }
 
-/* One attempt at one address: LR_OK, RETRY (lr_last_error tells why) or a status that another attempt will not change. */
+/* One attempt at one address: LR_OK, RETRY (see lr_last_error) or a status that another attempt would not change. */
 static int attempt(lr_store *s, const struct addrinfo *a, const lr_store_member *who, double deadline)
 {
     deadline = fmin(deadline, lr_time() + LR_STORE_HANDSHAKE);
@@ -392,7 +394,7 @@ static int attempt(lr_store *s, const struct addrinfo *a, const lr_store_member 
     return status;
 }
 
-/* One attempt at each address that host has. */
+/* One attempt at each address of host. */
 static int attempt_all(lr_store *s, const char *host, int port, const lr_store_member *who, double deadline)
 {
     char service[16];
@@ -424,7 +426,7 @@ static int connect_until(lr_store *s, const char *host, int port, const lr_store
         char why[256];
         snprintf(why, sizeof why, "%s", lr_last_error());
         const double share =
-            0.5 + randombytes_uniform(1024) / 2048.0; /* so that a thousand ranks do not come at once */
+            0.5 + randombytes_uniform(1024) / 2048.0; /* so that a thousand ranks do not all come at the same time */
         status = lr_time() >= deadline ? LR_ETIMEOUT : wait_for(-1, 0, fmin(deadline, lr_time() + share * pause), true);
         if (status == LR_EINTERRUPTED)
             return lr_fail(status, "interrupted while connecting to the job's store at %s", s->address);

@@ -51,7 +51,7 @@ void lr_client_end_wait(lr_store_server *s, lr_client *c)
     lr_client_set_deadline(s, c, INFINITY);
 }
 
-/* It is a member no more: its rank is free, and its get waits no longer. */
+/* It is no longer a member: its rank is free, and its get is forgotten. */
 static void forget(lr_store_server *s, lr_client *c)
 {
     if (c->rank != LR_STORE_OBSERVER && s->ranks[c->rank] == c)
@@ -64,7 +64,7 @@ void lr_client_drop(lr_store_server *s, lr_client *c)
 {
     if (c->fd < 0)
         return;
-    /* Closing alone would not take it out of epoll while a process that was forked, and has not called exec yet, holds it too. */
+    /* Closing alone would not remove it from epoll while a forked process that has not called exec yet holds it too. */
     (void)epoll_ctl(s->epoll, EPOLL_CTL_DEL, c->fd, NULL);
     close(c->fd);
     c->fd = -1;
@@ -78,7 +78,7 @@ static void watch(lr_store_server *s, lr_client *c, uint32_t events)
         return;
     struct epoll_event e = {.events = events, .data.ptr = c};
     if (epoll_ctl(s->epoll, c->watched == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, c->fd, &e) != 0)
-        lr_client_drop(s, c); /* out of kernel memory */
+        lr_client_drop(s, c); /* the kernel is out of memory */
     else
         c->watched = events;
 }
@@ -121,7 +121,7 @@ void lr_client_leave(lr_store_server *s, lr_client *c)
     c->stage = LR_CLIENT_LEAVING;
     lr_clients_move(&s->pending, c);
     lr_client_set_deadline(s, c, lr_time() + LR_STORE_HANDSHAKE);
-    /* What it has sent meanwhile is still read: closing over unread bytes would take back what it was told last. */
+    /* What it has sent is still read: closing a socket with unread bytes would discard the last message to it. */
     if (c->out_size == 0)
         shutdown(c->fd, SHUT_WR);
 }

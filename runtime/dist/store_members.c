@@ -1,9 +1,9 @@
 /* store_members.c: who may join a job, and what its members ask of the store.
  *
  * Invariants
- *   - A client without proof of the secret learns that it is refused and nothing else, and changes nothing.
- *   - Once the job has failed, every request and every get that waits is answered with why, whoever asks.
- *   - A request ends the get that waited on the same connection: a client that was interrupted goes on as it likes. */
+ *   - A client without proof of the secret learns only that it is refused, and changes nothing.
+ *   - Once the job has failed, every request and every waiting get is answered with the reason.
+ *   - A new request ends the get that waits on the same connection: a client whose get was interrupted can go on. */
 #define _GNU_SOURCE
 #include "dist/store_server.h"
 #include <ctype.h>
@@ -18,7 +18,7 @@ static void reply(lr_store_server *s, lr_client *c, uint32_t sequence, int statu
     lr_client_send(s, c, LR_STORE_REPLY, v);
 }
 
-/* status and this thread's last error; where there is no memory even for that, the status alone. */
+/* Replies with status and this thread's last error; without memory for the text, with status alone. */
 static void reply_error(lr_store_server *s, lr_client *c, uint32_t sequence, int status)
 {
     const char *text = lr_last_error();
@@ -27,7 +27,7 @@ static void reply_error(lr_store_server *s, lr_client *c, uint32_t sequence, int
     lr_store_value_drop(v);
 }
 
-/* Answer the get that waits at c. */
+/* Answer the get of c that waits. */
 static void wake(lr_store_server *s, lr_client *c, int status, lr_store_value *v)
 {
     const uint32_t sequence = c->wait_sequence;
@@ -35,7 +35,7 @@ static void wake(lr_store_server *s, lr_client *c, int status, lr_store_value *v
     reply(s, c, sequence, status, 0, v);
 }
 
-/* What waited for key gets v. A client that cannot be written to drops out of the list on the way. */
+/* Every get that waits for key gets v. A client that cannot be written to leaves the list meanwhile. */
 static void wake_key(lr_store_server *s, const char *key, uint32_t size, lr_store_value *v)
 {
     for (lr_client *c = s->members.first, *next; c != NULL; c = next) {
@@ -58,7 +58,7 @@ static void wake_all(lr_store_server *s, int status, lr_store_value *v)
 static void fail_job(lr_store_server *s, const char *why, size_t size)
 {
     if (s->failed)
-        return; /* the first reason is the one to be read */
+        return; /* the first reason counts */
     s->failed = true;
     s->failure->size = (uint32_t)size;
     memcpy(s->failure->bytes, why, size);
@@ -85,7 +85,7 @@ static void peer_address(const lr_client *c, char *out)
     lr_store_address((struct sockaddr *)&a, size, false, out, LR_STORE_ADDRESS);
 }
 
-/* What a member that knows the secret has wrong; false: nothing, it belongs here. */
+/* In what does a client that knows the secret differ from this job? false: in nothing. */
 static bool differs(lr_store_server *s, const lr_client *c, const lr_store_hello *h, char *why)
 {
     char address[LR_STORE_ADDRESS], who[LR_STORE_ADDRESS + 32];
@@ -110,7 +110,7 @@ static bool differs(lr_store_server *s, const lr_client *c, const lr_store_hello
                         s->world_size - 1) > 0;
     if (h->rank == LR_STORE_OBSERVER || s->ranks[h->rank] == NULL)
         return false;
-    if (lr_client_has_left(s->ranks[h->rank])) { /* it came back before this server heard that it was gone */
+    if (lr_client_has_left(s->ranks[h->rank])) { /* it came back before this server noticed that it was gone */
         lr_client_drop(s, s->ranks[h->rank]);
         return false;
     }
@@ -121,7 +121,7 @@ static bool differs(lr_store_server *s, const lr_client *c, const lr_store_hello
                     address) > 0;
 }
 
-/* May it join? LR_OK, or the status that it is told and why. */
+/* May it join? LR_OK, or the status for its verdict, and why. */
 static int judge(lr_store_server *s, const lr_client *c, const lr_store_hello *h, char *why)
 {
     if (h->generation < s->generation) {
@@ -187,7 +187,7 @@ static void get(lr_store_server *s, lr_client *c, const lr_store_request *r)
     } else if (r->number == 0) {
         reply(s, c, r->sequence, LR_ETIMEOUT, 0, NULL);
     } else {
-        c->wait_key = c->body; /* the key is all there is in the body of a get */
+        c->wait_key = c->body; /* the body of a get is the key alone */
         c->wait_key_size = r->key_size;
         c->wait_sequence = r->sequence;
         c->body = NULL;

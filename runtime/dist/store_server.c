@@ -1,15 +1,15 @@
-/* store_server.c: serving a store: sockets, time and the thread. What clients say is for store_members.c, the sending for
+/* store_server.c: serving a store: sockets, time and the thread. What clients say is for store_members.c, sending is in
  * store_connections.c.
  *
- * One thread waits in epoll for all of them; nothing in it blocks, so no client can hold up another. A client is read from only
- * when nothing is on its way to it, a bounded amount in turn, and its frame grows as it arrives: a client that is slow, silent
- * or mad costs the others nothing and the server no more than it has really sent.
+ * One thread waits in epoll for all clients. Nothing in it blocks, so no client can hold up another. A client is read from only
+ * while nothing is being sent to it, a bounded amount in each turn, and its frame grows as it arrives. So a client that is slow,
+ * silent or broken costs the others nothing, and the server no more memory than the client has really sent.
  *
- * Clients that have not joined are few: beyond a limit, or when the process has no more files, the one that has been here
- * longest goes first. Each has LR_STORE_HANDSHAKE seconds.
+ * Few clients may be waiting to join: beyond a limit, or if the process has no more files, the one that has been here longest is
+ * dropped. Each has LR_STORE_HANDSHAKE seconds.
  *
  * Invariants
- *   - Clients, keys and members are touched by the thread alone; other threads post an order and wait until it is carried out.
+ *   - Only the thread touches clients, keys and members; other threads post an order and wait until it is carried out.
  *   - A client that is dropped is freed at the end of the round, since events and loops may still point to it. */
 #define _GNU_SOURCE
 #include "dist/store_server.h"
@@ -27,14 +27,14 @@
 
 enum {
     MOST_PENDING = 1024,   /* clients that have not joined */
-    LEAST_PENDING = 16,    /* the same where the process may open few files */
+    LEAST_PENDING = 16,    /* the same if the process may open few files */
     FILES_OF_OTHERS = 256, /* what the rest of the process may need to open */
     ACCEPTS = 64,          /* in one turn */
     READS = 16,            /* of one client in one turn */
     READ_BYTES = 64 << 10,
     EVENTS = 64
 };
-static const double ACCEPT_PAUSE = 0.1; /* seconds without files */
+static const double ACCEPT_PAUSE = 0.1; /* seconds until accepting goes on after open files ran out */
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 /* lr_store_receive; a client that is gone is dropped. */
@@ -49,13 +49,13 @@ static ssize_t read_some(lr_store_server *s, lr_client *c, void *out, size_t siz
 static void request_complete(lr_store_server *s, lr_client *c)
 {
     lr_client_request(s, c);
-    lr_free(c->body); /* members are mostly idle: they hold no buffers then */
+    lr_free(c->body); /* most members are idle, and should hold no buffers */
     c->body = NULL;
     c->head_used = c->body_used = c->body_cap = 0;
     c->skip = false;
 }
 
-/* One read of what comes next in its frame. false: nothing more to be had now. */
+/* One read of the next part of its frame. false: there is no more to read now. */
 static bool read_turn(lr_store_server *s, lr_client *c)
 {
     char scratch[READ_BYTES];
@@ -75,7 +75,7 @@ static bool read_turn(lr_store_server *s, lr_client *c)
             return true;
         }
         if (!lr_store_request_unpack(c->head, &c->request)) {
-            lr_client_drop(s, c); /* what follows cannot be made out */
+            lr_client_drop(s, c); /* what follows cannot be understood */
             return false;
         }
     }
@@ -137,12 +137,12 @@ static void accept_clients(lr_store_server *s)
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
             return;
         } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-            if (s->pending.first == NULL) { /* all files are those of members, or of others: come back later */
+            if (s->pending.first == NULL) { /* members, or other parts of the process, have all files: try later */
                 listen_to_new(s, false);
                 return;
             }
             lr_client_drop(s, s->pending.first);
-        } /* anything else is about that one connection, which is gone */
+        } /* any other error concerns one connection, which is gone */
     }
 }
 
@@ -177,12 +177,12 @@ static void reset(lr_store_server *s, const lr_store_order *order)
     s->failed = false;
 }
 
-/* Carry out what another thread ordered; false: to stop. */
+/* Carry out the order of another thread. false: to stop. */
 static bool obey(lr_store_server *s)
 {
     uint64_t count;
     if (read(s->wake, &count, sizeof count) < 0)
-        return true; /* nothing after all */
+        return true; /* there was no order */
     pthread_mutex_lock(&s->mutex);
     const bool stop = s->order->stop;
     if (!stop)
@@ -218,7 +218,7 @@ static void *serve(void *context)
     }
 }
 
-/* Have the thread carry out an order, and wait until it has. */
+/* Give the thread an order, and wait until it is carried out. */
 static void post(lr_store_server *s, const lr_store_order *order)
 {
     const uint64_t one = 1;
@@ -246,7 +246,7 @@ static bool is_loopback(const struct sockaddr *a)
            (IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr) && v6.sin6_addr.s6_addr[12] == 127);
 }
 
-/* A socket that listens at one address; -1: errno says why not. */
+/* A socket that listens at one address. -1: errno says why not. */
 static int listen_at(const struct addrinfo *a)
 {
     const int fd = socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -306,8 +306,8 @@ static int open_listener(lr_store_server *s, const char *host, int port)
     return status;
 }
 
-/* Raise the soft limit of open files, as far as the hard one lets us, to what a whole job needs. Where that is not enough, fewer
- * may wait to join. */
+/* Raise the soft limit of open files to what a whole job needs, or as far as the hard limit allows. If that is not enough, fewer
+ * clients may wait to join. */
 static void make_room_for_files(lr_store_server *s)
 {
     struct rlimit limit;

@@ -7,9 +7,9 @@
 #include "dist/store.h"
 
 typedef enum lr_client_stage {
-    LR_CLIENT_GREETED, /* its hello is awaited */
+    LR_CLIENT_GREETED, /* the server waits for its hello */
     LR_CLIENT_JOINED,  /* a member of the job */
-    LR_CLIENT_LEAVING  /* what it was told last is on its way; then it is let go */
+    LR_CLIENT_LEAVING  /* its last message is on its way; then the connection ends */
 } lr_client_stage;
 
 typedef struct lr_clients {
@@ -17,23 +17,23 @@ typedef struct lr_clients {
     int count;
 } lr_clients;
 
-/* The other end of one connection. It is always in one of its server's lists. */
+/* The other end of one connection. It is always in one of the server's lists. */
 typedef struct lr_client {
     struct lr_client *previous, *next;
     lr_clients *list;
     int fd; /* -1: dropped */
     lr_client_stage stage;
-    uint32_t watched; /* what epoll looks for */
-    double deadline;  /* INFINITY, or when its patience (a waiting get) or the server's (all but members) ends */
+    uint32_t watched; /* the events that epoll watches */
+    double deadline;  /* of a get that waits, or for a client that is no member; else INFINITY */
     int32_t rank;
     uint8_t greeting[LR_STORE_GREETING];
-    /* the frame that is coming in */
+    /* the frame that is being received */
     uint8_t head[LR_STORE_HELLO];
     size_t head_used, body_used, body_cap;
     lr_store_request request;
     char *body; /* key, then value */
     bool skip;  /* there was no memory for the body */
-    /* the frame that is going out; while there is one, nothing is read */
+    /* the frame that is being sent; meanwhile nothing is read */
     uint8_t out[LR_STORE_VERDICT];
     size_t out_size, out_sent; /* out_size 0: none */
     lr_store_value *out_value;
@@ -42,30 +42,30 @@ typedef struct lr_client {
     uint32_t wait_key_size, wait_sequence;
 } lr_client;
 
-/* What another thread has this one do. */
+/* An order to the server's thread. */
 typedef struct lr_store_order {
-    bool stop; /* else start over, with these */
+    bool stop; /* false: start over with these */
     int generation;
     lr_store_table *table;
     lr_store_value *failure;
 } lr_store_order;
 
 struct lr_store_server {
-    int listener, epoll, wake; /* wake: an eventfd that tells the thread of an order */
+    int listener, epoll, wake; /* wake: an eventfd, readable when there is an order */
     int port, world_size, generation;
     char *secret;
     int most_pending;
-    lr_clients pending, members, dropped; /* not joined or leaving; joined; to be freed at the end of the round */
-    lr_client **ranks;                    /* [world_size]: who is which rank, or NULL */
+    lr_clients pending, members, dropped; /* not joined, or leaving; joined; freed at the end of the round */
+    lr_client **ranks;                    /* [world_size]: the client that is this rank, or NULL */
     lr_store_table *table;
-    lr_store_value *failure; /* made beforehand: a job can fail when memory is out, too */
+    lr_store_value *failure; /* allocated beforehand: a job can also fail when memory runs out */
     bool failed;
-    double next_deadline; /* no later than the earliest of all deadlines */
-    double resume;        /* INFINITY, or when accepting goes on after files ran out */
+    double next_deadline; /* at or before the earliest deadline */
+    double resume;        /* when accepting goes on after open files ran out; else INFINITY */
     pthread_t thread;
     pthread_mutex_t mutex;
     pthread_cond_t done;
-    const lr_store_order *order; /* under mutex: what the thread is to do, one at a time, or NULL */
+    const lr_store_order *order; /* under mutex: one at a time, or NULL */
 };
 
 /* ---- store_connections.c ------------------------------------------------------------------------------------------- */
@@ -75,12 +75,12 @@ void lr_client_set_deadline(lr_store_server *s, lr_client *c, double deadline);
 void lr_client_end_wait(lr_store_server *s, lr_client *c); /* its get, if it has one, waits no longer */
 /* Close the connection, now. The client itself lives until the end of the round. */
 void lr_client_drop(lr_store_server *s, lr_client *c);
-/* Send out[0..size), then value (NULL: nothing), of which this takes a hold of its own. */
+/* Send out[0..size), then value (NULL: nothing). Holds the value itself until it is sent. */
 void lr_client_send(lr_store_server *s, lr_client *c, size_t size, lr_store_value *value);
-void lr_client_flush(lr_store_server *s, lr_client *c); /* send what can be sent now of what is to go out */
-/* Let it go as soon as it has read what was sent, or its time is over. It is a member no more. */
+void lr_client_flush(lr_store_server *s, lr_client *c); /* send what the socket takes now of the frame */
+/* End the connection once the client has read what was sent, or its time is over. It is no longer a member. */
 void lr_client_leave(lr_store_server *s, lr_client *c);
-bool lr_client_has_left(const lr_client *c); /* has the other end closed, though this was not read yet? */
+bool lr_client_has_left(const lr_client *c); /* has the other end closed, even if the server has not read that yet? */
 
 /* ---- store_members.c ------------------------------------------------------------------------------------------------- */
 void lr_client_hello(lr_store_server *s, lr_client *c);   /* its hello is in head */

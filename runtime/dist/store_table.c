@@ -1,4 +1,4 @@
-/* store_table.c: what the server of a store keeps, values by key: a chained hash table. One thread uses it. */
+/* store_table.c: the values by key that the server of a store keeps: a chained hash table, used by one thread. */
 #include "core/hash.h"
 #include "dist/store.h"
 #include <stdio.h>
@@ -76,7 +76,7 @@ lr_store_value *lr_store_table_get(const lr_store_table *t, const char *key, siz
     return e != NULL ? e->value : NULL;
 }
 
-/* Twice the slots. Where there is no memory for them the chains grow instead. */
+/* Double the slots. Without memory for them the chains grow instead. */
 static void grow(lr_store_table *t)
 {
     const size_t count = 2 * t->slot_count;
@@ -117,7 +117,7 @@ int lr_store_table_set(lr_store_table *t, const char *key, size_t size, lr_store
     return LR_OK;
 }
 
-/* The whole of text is a decimal integer that fits. */
+/* Is the whole value a decimal integer that fits? */
 static bool number_of(const lr_store_value *v, int64_t *out)
 {
     char text[32], canonical[32];

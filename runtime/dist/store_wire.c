@@ -1,4 +1,4 @@
-/* store_wire.c: the frames of store.h as bytes, proofs of the secret, and what both sides do with sockets. */
+/* store_wire.c: the frames of store.h as bytes, proofs of the secret, and the use of sockets on both sides. */
 #define _GNU_SOURCE
 #include "dist/store.h"
 #include <arpa/inet.h>
@@ -47,7 +47,7 @@ static void prove(uint8_t *proof, const char *side, const uint8_t *greeting, con
     crypto_auth_hmacsha256_update(&state, (const unsigned char *)side, strlen(side) + 1);
     crypto_auth_hmacsha256_update(&state, greeting, LR_STORE_GREETING);
     crypto_auth_hmacsha256_update(&state, hello, HELLO_SIGNED);
-    if (verdict != NULL) { /* it holds the size of text, which therefore cannot run into anything else */
+    if (verdict != NULL) { /* it has the size of text, so text cannot be mistaken for what follows */
         crypto_auth_hmacsha256_update(&state, verdict, VERDICT_SIGNED);
         crypto_auth_hmacsha256_update(&state, (const unsigned char *)text, size);
     }
@@ -197,7 +197,7 @@ int lr_secret_take(const char *variable, char **value)
         return LR_OK;
     if (*value == NULL)
         return LR_ENOMEM;
-    sodium_memzero(own, strlen(own)); /* others of this user read it in /proc */
+    sodium_memzero(own, strlen(own)); /* other programs of this user can read it in /proc */
     (void)unsetenv(variable);
     return LR_OK;
 }
@@ -205,7 +205,7 @@ int lr_secret_take(const char *variable, char **value)
 /* ---- sockets ----------------------------------------------------------------------------------------------------- */
 void lr_store_socket_tune(int fd)
 {
-    /* A peer whose machine is gone is noticed after half a minute of silence. Where the system does not know one of these, the
+    /* A peer whose machine is gone is noticed after half a minute of silence. If the system does not have one of these options, the
      * others still help. */
     static const struct {
         int level, name, value;
@@ -230,7 +230,7 @@ void lr_store_address(const struct sockaddr *a, socklen_t size, bool port, char 
     } else if (a->sa_family == AF_INET6 && size >= sizeof(struct sockaddr_in6)) {
         struct sockaddr_in6 v6;
         memcpy(&v6, a, sizeof v6);
-        if (IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr)) /* an IPv4 peer of a socket that takes both */
+        if (IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr)) /* an IPv4 peer of a socket for both */
             inet_ntop(AF_INET, &v6.sin6_addr.s6_addr[12], host, sizeof host);
         else
             inet_ntop(AF_INET6, &v6.sin6_addr, host, sizeof host);
