@@ -1,11 +1,10 @@
 /* lr_test.h: the whole test framework for C tests.
  *
- *   TEST(name) { CHECK(x > 0); CHECK_INT(lr_f(), LR_OK); CHECK_STR(lr_last_error(), "..."); }
- *   TEST_MAIN()
+ *   TEST(name) { CHECK(x > 0); CHECK_INT(lr_f(), LR_OK); CHECK_STR(lr_last_error(), "..."); } TEST_MAIN()
  *
- * A failed check prints both operands and the place and ends its test; the others go on. After each test the runtime
- * must hold no tensor and no more small allocations than before it: a leak fails the test that made it. The program
- * prints "N passed, N failed" and exits with 1 where a test failed or none ran. */
+ * A failed check prints both operands and the place, and ends its test; the others go on. After each test there must be no
+ * tensor and no more small allocations than before it: a leak fails the test that made it. The program prints "N passed, N
+ * failed" and exits with 1 if a test failed or none ran. */
 #ifndef LR_TEST_H
 #define LR_TEST_H
 
@@ -90,7 +89,8 @@ static int64_t lr_test_tensors(void)
 
 static const char *lr_test_name; /* of the test that runs */
 
-/* Run one test: 1 where it passed. On its own because setjmp leaves the locals of its function in doubt. */
+/* Run one test; 1: it passed. A function of its own, because after longjmp the locals of the function with setjmp are
+ * indeterminate. */
 static int lr_test_run(const lr_test *t)
 {
     const int64_t tensors_before = lr_test_tensors();

@@ -1,6 +1,5 @@
-/* test_repl.c: the prompt, driven through a pseudo-terminal the way a person at a keyboard drives it. LORARUN_PROGRAM
- * names the program. What is waited for is always what the program prints, never what the terminal echoes of the
- * typing. */
+/* test_repl.c: the prompt, driven through a pseudo-terminal as a person at a keyboard drives it. LORARUN_PROGRAM names the
+ * program. Tests wait for what the program prints, never for what the terminal echoes of the typing. */
 #define _GNU_SOURCE
 #include "terminal.h"
 #include <stdlib.h>
@@ -26,9 +25,9 @@ static void start(const char *term, const char *arg1, const char *arg2, const ch
     }
 }
 
-/* Between printing a prompt and listening to single keys the editor takes a moment, in which Ctrl-C and Ctrl-D go to
- * nobody. Like a person, press again when nothing happens. (While something is being evaluated there is no such moment:
- * tests press once.) */
+/* After it has printed a prompt, the editor takes a moment before it reads single keys; Ctrl-C and Ctrl-D in that moment are
+ * lost. Like a person, press again when nothing happens. (While something is being evaluated there is no such moment: tests
+ * press once.) */
 enum { PRESSES = 20 };
 static const double BETWEEN_PRESSES = 0.5; /* seconds */
 
@@ -43,7 +42,7 @@ static void press_until(const char *key, const char *text)
     LR_TEST_FAIL("\"%s\" was never printed", text);
 }
 
-/* Wait until the program's main thread sleeps: it is in the system call that it was going to. */
+/* Wait until the program's main thread sleeps: it has reached its system call. */
 static void wait_until_asleep(void)
 {
     char path[64], state = '?';
@@ -58,7 +57,7 @@ static void wait_until_asleep(void)
     }
 }
 
-/* Wait for the program to end, pressing Ctrl-D where asked; its exit status. */
+/* Wait for the program to end, pressing Ctrl-D if asked to. Returns its exit status. */
 static int exit_status(int press)
 {
     const double until = lr_time() + PATIENCE;
@@ -190,7 +189,7 @@ TEST(tab_lists_what_is_possible)
     EXPECT("\r\nonly_a_method  only_a_value\r\n");
     type("value\n");
     EXPECT("\r\n1\r\n");
-    type("v:only_a_\t"); /* after a colon only what can be called: certain */
+    type("v:only_a_\t"); /* after a colon only functions count, so this is certain */
     type("('called')\n");
     EXPECT("\tcalled\r\n");
     session_end();
@@ -248,7 +247,8 @@ TEST(ctrl_c_stops_ops_called_from_compiled_code)
     EXPECT("interrupted at loop.lua:5\r\n");
     type("6 * 6\n");
     EXPECT("\r\n36\r\n");
-    type("require('lorarun.tensor.tensor').full({ 2 }, 3):to_table()[2] + 40\n"); /* the flag is down again */
+    /* the interrupt flag is cleared again */
+    type("require('lorarun.tensor.tensor').full({ 2 }, 3):to_table()[2] + 40\n");
     EXPECT("\r\n43\r\n");
     session_end();
 }
@@ -258,7 +258,7 @@ TEST(ctrl_c_stops_waiting_for_the_keyboard)
     open_prompt();
     type("print('wait' .. 'ing') io.flush() io.read()\n");
     EXPECT("\r\nwaiting\r\n");
-    wait_until_asleep(); /* pressed before read() begins, Ctrl-C would wait for a line */
+    wait_until_asleep(); /* a Ctrl-C before read() begins would wait for a line */
     type(CTRL_C);
     EXPECT("interrupted");
     type("7 * 7\n");
@@ -299,7 +299,7 @@ TEST(history_is_kept_between_sessions)
     text[n] = 0;
     CHECK_STR(text, "remembered = 1100\nremembered + 11\n");
     struct stat st;
-    CHECK(stat(path, &st) == 0 && (st.st_mode & 0777) == 0600); /* what was typed is its owner's */
+    CHECK(stat(path, &st) == 0 && (st.st_mode & 0777) == 0600); /* only the owner may read what was typed */
     CHECK_INT(chmod(path, 0644), 0);                            /* as an older lorarun left it */
     start("xterm", NULL, NULL, NULL);
     EXPECT("> ");
@@ -408,7 +408,7 @@ TEST(ctrl_c_stops_all_ranks)
     press_until(CTRL_C, "> ");
     type("lr.comm.all_reduce(1) * 1001\n");
     EXPECT("\r\n3003\r\n");
-    /* a collective that one rank never reaches: the connections end with it, and are made anew */
+    /* a collective that one rank never reaches: it closes the connections, which are then made again */
     type("lr.comm.barrier() if lr.comm.rank == 0 then print('wait' .. 'ing') io.flush() end "
          "if lr.comm.rank == 1 then while true do end end lr.comm.barrier()\n");
     EXPECT("\r\nwaiting\r\n");

@@ -1,5 +1,5 @@
-/* dist_store.h: what the tests of the store share: servers and members, calls made in threads of their own, and a client that says
- * what it likes. Checks end a test by longjmp, so they are made on the main thread alone: threads keep what came out. */
+/* dist_store.h: what the tests of the store share: servers and members, calls in threads of their own, and a client that can
+ * send any bytes. A failed check ends a test by longjmp, so only the main thread checks; threads keep their results. */
 #ifndef DIST_STORE_H
 #define DIST_STORE_H
 
@@ -130,7 +130,7 @@ static inline int raw_connect(int port)
     return fd;
 }
 
-/* All of it: the number of bytes that came until the end, an error or `size`. */
+/* Reads until `size` bytes have come, the end or an error: the number of bytes. */
 static inline size_t raw_read(int fd, void *out, size_t size)
 {
     size_t n = 0;
@@ -139,7 +139,7 @@ static inline size_t raw_read(int fd, void *out, size_t size)
     return n;
 }
 
-/* Handshake with any hello: the verdict's status, and its text, whose proof is checked. */
+/* Handshake with the given hello. Returns the verdict's status and text, after checking its proof. */
 static inline int raw_join(int port, const char *secret, const lr_store_hello *h, char *text)
 {
     uint8_t greeting[LR_STORE_GREETING], hello[LR_STORE_HELLO], verdict[LR_STORE_VERDICT];

@@ -1,6 +1,6 @@
-/* test_comm.c: the collectives at the C level, where ranks can be threads of one process: nothing is left behind, also where memory
- * runs out in any place; aborting from another thread; tensors on CUDA where there is no NCCL. What they compute is
- * checked in test_comm.lua, between processes; strangers at the ports of ranks that meet. */
+/* test_comm.c: the collectives in C, where ranks can be threads of one process. Nothing is left behind, even if memory runs out
+ * at any place; another thread may abort; tensors on CUDA without NCCL are an error; strangers may connect to the ports of ranks
+ * that meet. What the collectives compute is checked in test_comm.lua, between processes. */
 #include "core/tensor.h"
 #include "dist/comm.h"
 #include "lr_test.h"
@@ -18,9 +18,9 @@ typedef struct rank_thread {
     int rank, port;
     double timeout;
     int (*work)(lr_comm *c, int rank, lr_tensor *t);
-    lr_tensor *tensor;     /* made by the main thread: the allocator of tensors serves one thread */
-    lr_comm *_Atomic comm; /* once joined, until freed */
-    int joined, status;    /* of joining; of the work */
+    lr_tensor *tensor;     /* made by the main thread, since tensors are allocated by one thread */
+    lr_comm *_Atomic comm; /* from joining until freed */
+    int joined, status;    /* of joining and of the work */
     char error[512];
 } rank_thread;
 
@@ -54,9 +54,9 @@ static void *run_rank(void *context)
     return NULL;
 }
 
-static void (*between)(int store_port); /* called when rank 0 runs and the others are about to start, unless NULL */
+static void (*between)(int store_port); /* called after rank 0 has started and before the others, unless NULL */
 
-/* Start the ranks, each with a tensor of LARGE floats that hold its number + 1; join_ranks waits for them. */
+/* Start the ranks, each with a tensor of LARGE floats of value rank + 1; join_ranks waits for them. */
 static lr_store_server *start_ranks(rank_thread ranks[RANKS], int (*work)(lr_comm *, int, lr_tensor *), double timeout)
 {
     const int64_t shape = LARGE;
@@ -133,7 +133,7 @@ TEST(ranks_leave_nothing_behind)
     }
 }
 
-/* Each allocation fails once: the ranks end, in order or with an error, and nothing is left (which the framework checks). */
+/* Each allocation fails once: the ranks end, with success or an error, and nothing is left (which lr_test.h checks). */
 TEST(every_allocation_may_fail)
 {
     rank_thread ranks[RANKS];
@@ -145,7 +145,7 @@ TEST(every_allocation_may_fail)
     int failed = 0;
     for (int64_t k = 0; k < attempts; k++) {
         lr_memory_fail(k, 1);
-        server = start_ranks(ranks, work_large, 0.35); /* who waits for one that could not join gives up soon */
+        server = start_ranks(ranks, work_large, 0.35); /* a rank that waits for one that could not join gives up soon */
         if (server != NULL)
             join_ranks(ranks, server);
         lr_memory_fail(-1, 0);
@@ -157,7 +157,7 @@ TEST(every_allocation_may_fail)
 /* ---- aborting ------------------------------------------------------------------------------------------------------------- */
 static atomic_bool released; /* rank 1 may go on */
 
-/* What rank 0 had said before it was aborted may still satisfy the next collective of rank 1, but no further one. */
+/* What rank 0 sent before it was aborted may still satisfy the next collective of rank 1, but no further one. */
 static int work_waiting(lr_comm *c, int rank, lr_tensor *t)
 {
     (void)t;
@@ -209,7 +209,7 @@ TEST(after_an_abort_nothing_works)
 }
 
 /* ---- CUDA without a GPU ---------------------------------------------------------------------------------------------------- */
-/* A tensor that says it is on CUDA: where there is no NCCL nobody looks at its bytes. */
+/* A tensor that claims to be on CUDA: without NCCL no code looks at its bytes. */
 static int work_cuda(lr_comm *c, int rank, lr_tensor *t)
 {
     char error[256];
@@ -237,10 +237,11 @@ TEST(cuda_without_nccl_is_an_error_on_all_ranks)
 }
 
 /* ---- strangers --------------------------------------------------------------------------------------------------------------- */
-static atomic_int strangers; /* connections to the ports of ranks that are still to be made */
+static atomic_int strangers; /* connections to the ports of ranks that are still to make */
 static int held[64], held_count, known[64], known_count;
 
-/* Connect to every port of this process that listens and is not the store's, once; close at once, or hold without a word. */
+/* Connect once to every listening port of this process, except the store's. Close at once, or hold the connection and send
+ * nothing. */
 static void disturb(int store_port, bool hold)
 {
     for (int fd = 3; fd < 1024; fd++) {
@@ -286,7 +287,7 @@ static void hold_first(int store_port)
     disturb_first(store_port, true);
 }
 
-/* A stranger comes before rank 1 does, several times, for which rank connects to which depends on their ports. */
+/* A stranger connects before rank 1 does. Several times, because which rank connects to which depends on their ports. */
 TEST(a_stranger_at_a_port_does_not_end_a_job)
 {
     for (int run = 0; run < 6; run++) {
@@ -307,7 +308,7 @@ TEST(a_stranger_at_a_port_does_not_end_a_job)
     }
 }
 
-/* While `ambush` is set, a stranger comes to each port of this process as soon as it listens. Both ends' ports. */
+/* While `ambush` is set, a stranger connects to each port of this process as soon as it listens. */
 static atomic_bool ambush;
 static atomic_int ambushed[1024], ambushed_count;
 
@@ -318,7 +319,7 @@ static void remember_port(const struct sockaddr_in *a)
         atomic_store(&ambushed[i], ntohs(a->sin_port));
 }
 
-/* In front of the system's, for Gloo's module too: whoever else wants to connect comes later than the stranger. */
+/* Replaces the system's function, for Gloo's module too, so that the stranger connects before any rank can. */
 __attribute__((visibility("default"))) int listen(int fd, int backlog)
 {
     struct sockaddr_in own, strangers_own;

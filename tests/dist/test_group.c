@@ -47,7 +47,7 @@ static void play(const char *part)
         say(2, "told");
         (void)pause();
     } else if (strcmp(part, "offspring") ==
-               0) { /* a child that ignores all but SIGKILL, and lets the rank's end be seen */
+               0) { /* a child that ignores all but SIGKILL, and shows when the rank ends */
         const pid_t child = fork();
         if (child == 0) {
             (void)signal(SIGTERM, SIG_IGN);
@@ -58,8 +58,8 @@ static void play(const char *part)
         say(2, word);
         _exit(0);
     } else if (strcmp(part, "runaway") ==
-               0) {  /* a child outside the process group that keeps the rank's pipe and writes */
-        int left[2]; /* closed once the child has left the group: before that it would be killed with it */
+               0) {  /* a child outside the process group that keeps writing to the rank's pipe */
+        int left[2]; /* closed once the child has left the group; before, it would be killed with it */
         char none;
         if (pipe(left) != 0)
             _exit(1);
@@ -81,7 +81,7 @@ static void play(const char *part)
         say(2, "ready");
         for (;;)
             (void)pause();
-    } else if (strcmp(part, "unprepared") == 0) { /* what signals do to a rank that catches none */
+    } else if (strcmp(part, "unprepared") == 0) { /* a rank that catches no signals */
         say(2, "ready");
         for (;;)
             (void)pause();
@@ -91,7 +91,7 @@ static void play(const char *part)
         say(1, word);
         _exit(0);
     } else if (strcmp(part, "heir") ==
-               0) { /* a program that a rank starts is no rank, though its environment says so */
+               0) { /* a program that a rank starts is no rank, although its environment says so */
         lr_rank_show();
         if (fork() == 0) {
             (void)setenv("PART", "is-rank", 1);
@@ -103,7 +103,7 @@ static void play(const char *part)
     } else if (strcmp(part, "is-rank") == 0) {
         say(2, lr_rank_launched() ? "rank" : "no rank");
         _exit(0);
-    } else if (strcmp(part, "launcher") == 0) { /* a launcher that is killed: see its_launcher_dies */
+    } else if (strcmp(part, "launcher") == 0) { /* a launcher that is killed: see a_rank_dies_with_its_launcher */
         lr_group *g;
         lr_event e;
         const char *const argv[] = {"test_group", NULL}, *const settings[] = {"PART=stubborn", NULL};
@@ -148,7 +148,7 @@ static void end(void)
 {
     lr_group_free(group);
     group = NULL;
-    CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD); /* no child is left, not even a dead one */
+    CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD); /* no child is left, not even a zombie */
 }
 
 static lr_event next(void)
@@ -158,7 +158,7 @@ static lr_event next(void)
     return e;
 }
 
-/* Wait until the process has ended: its status. What it wrote to a stream is put together in heard. */
+/* Wait until the process has ended: its status. `heard` gets what it wrote to a stream. */
 static char heard[2][2 << 20];
 static size_t heard_size[2];
 
@@ -186,7 +186,7 @@ static void hear(const char *text)
     CHECK(e.size == (int64_t)strlen(text) && memcmp(e.data, text, strlen(text)) == 0);
 }
 
-TEST(speaks_and_ends)
+TEST(output_and_end_are_events)
 {
     begin(1);
     start(0, "speak", NULL);
@@ -195,7 +195,7 @@ TEST(speaks_and_ends)
     CHECK_STR(heard[0], "out");
     CHECK_STR(heard[1], "err");
     CHECK_INT(lr_group_process(group, 0), 0);
-    start(0, "speak", NULL); /* a place may be taken again */
+    start(0, "speak", NULL); /* the place of an ended process is free again */
     CHECK_INT(outcome(0), 7);
     end();
 }
@@ -220,7 +220,7 @@ TEST(no_output_is_lost_before_the_end)
     end();
 }
 
-TEST(nobody_drowns_the_others)
+TEST(no_rank_starves_the_others)
 {
     begin(3);
     start(0, "runaway", NULL);
@@ -235,11 +235,11 @@ TEST(nobody_drowns_the_others)
         }
     }
     CHECK(statuses[0] == 5 && statuses[1] == 0 && statuses[2] == 7);
-    lr_group_free(group); /* the runaway left its process group: its pipe is closed now, which ends it */
+    lr_group_free(group); /* the runaway left its process group; closing its pipe ends it */
     CHECK(waitpid(-1, NULL, 0) > 0);
 }
 
-TEST(its_state_is_seen)
+TEST(the_state_of_a_rank_is_seen)
 {
     begin(2);
     start(1, "report", NULL);
@@ -251,14 +251,14 @@ TEST(its_state_is_seen)
     CHECK_STR(s.phase, "training");
     CHECK_STR(s.collective, "barrier");
     CHECK_STR(s.failure, "it broke");
-    CHECK_INT(lr_group_state(group, 0, &s), LR_OK); /* nothing told yet */
+    CHECK_INT(lr_group_state(group, 0, &s), LR_OK); /* nothing reported yet */
     CHECK(s.step == 0 && s.waiting < 0 && s.failed < 0 && s.failure[0] == 0);
     CHECK_INT(lr_group_signal(group, 1, SIGKILL), LR_OK);
     CHECK_INT(outcome(1), -SIGKILL);
     end();
 }
 
-TEST(telling_without_a_launcher_does_nothing)
+TEST(reporting_without_a_launcher_does_nothing)
 {
     CHECK_INT(lr_rank_launched(), 0);
     lr_rank_report(1, 2, "alone");
@@ -267,7 +267,7 @@ TEST(telling_without_a_launcher_does_nothing)
     CHECK_INT(lr_rank_show(), LR_OK);
 }
 
-TEST(offspring_goes_with_its_rank)
+TEST(what_a_rank_started_ends_with_it)
 {
     begin(1);
     start(0, "offspring", NULL);
@@ -279,7 +279,7 @@ TEST(offspring_goes_with_its_rank)
     CHECK(kill(child, 0) != 0 && errno == ESRCH);
 }
 
-TEST(stopped_and_stubborn_ones_are_killed)
+TEST(stopped_and_stubborn_ranks_are_killed)
 {
     begin(2);
     start(0, "stubborn", NULL);
@@ -293,7 +293,7 @@ TEST(stopped_and_stubborn_ones_are_killed)
     CHECK(kill(pids[0], 0) != 0 && kill(pids[1], 0) != 0);
 }
 
-TEST(save_signal_does_not_end_it_a_stop_signal_does)
+TEST(the_save_signal_does_not_end_a_rank_but_a_stop_signal_does)
 {
     begin(1);
     start(0, "unprepared", NULL);
@@ -318,7 +318,7 @@ TEST(the_launchers_signals_are_events)
     end();
     CHECK(signal(SIGINT, SIG_IGN) == SIG_DFL);
     begin(1);
-    CHECK(raise(SIGINT) == 0); /* ignored before: ignored now */
+    CHECK(raise(SIGINT) == 0); /* it was ignored before, so it still is */
     lr_event e;
     CHECK_INT(lr_group_wait(group, 0, &e), LR_OK);
     CHECK_INT(e.kind, LR_EVENT_NONE);
@@ -326,7 +326,7 @@ TEST(the_launchers_signals_are_events)
     (void)signal(SIGINT, before);
 }
 
-TEST(waiting_has_an_end)
+TEST(waiting_ends_with_its_timeout)
 {
     begin(1);
     lr_event e;
@@ -367,7 +367,7 @@ TEST(a_ranks_own_programs_are_no_ranks)
     end();
 }
 
-TEST(its_launcher_dies)
+TEST(a_rank_dies_with_its_launcher)
 {
     int out[2];
     CHECK(pipe(out) == 0);
@@ -391,7 +391,7 @@ TEST(its_launcher_dies)
     (void)close(out[0]);
 }
 
-TEST(mistakes_are_told)
+TEST(mistakes_are_errors)
 {
     lr_group *g = NULL;
     CHECK_INT(lr_group_new(&g, 0), LR_EINVAL);

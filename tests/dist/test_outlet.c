@@ -1,5 +1,5 @@
-/* test_outlet.c: the launcher's output towards readers that read, that do not, and that are gone. While a test has its own
- * standard output in place, it only collects; what it collected is checked once the real one is back. */
+/* test_outlet.c: the launcher's output to readers that read, that do not, and that are gone. While a test has replaced standard
+ * output, it only collects what is written; it checks that once the real one is back. */
 #define _GNU_SOURCE
 #include "lr_test.h"
 #include <errno.h>
@@ -12,7 +12,7 @@ enum { MUCH = 1 << 18 }; /* more than a pipe holds */
 
 static int saved[2];
 
-/* Standard output and error become these descriptors. */
+/* Make these descriptors standard output and error. */
 static void redirect(int out, int error)
 {
     (void)fflush(stdout);
@@ -30,7 +30,7 @@ static void restore(void)
     (void)close(saved[1]);
 }
 
-/* What comes out of fd until it ends. */
+/* Read fd until its end. */
 static char received[2 * MUCH + 1];
 static size_t receive(int fd)
 {
@@ -49,7 +49,7 @@ static char *much(char letter)
     return text;
 }
 
-/* Writes more than `ends` takes, then reads it while it is flushed: nothing waits, nothing is lost, the order is kept. */
+/* Writes more than the pipe takes, then reads it while the rest is flushed: no call waits, nothing is lost, the order is kept. */
 static void overfill(int read_end, int write_end)
 {
     lr_outlet *o = NULL;
@@ -89,7 +89,7 @@ TEST(a_pipe_that_is_not_read_does_not_hold_the_writer)
     overfill(ends[0], ends[1]);
 }
 
-TEST(nor_does_a_socket)
+TEST(a_socket_that_is_not_read_does_not_hold_the_writer)
 {
     int ends[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
@@ -114,7 +114,7 @@ TEST(the_order_is_that_of_the_writes)
     (void)close(ends[0]);
 }
 
-TEST(a_reader_that_is_gone_is_told_once_and_the_other_stream_goes_on)
+TEST(a_reader_that_is_gone_is_reported_once_and_the_other_stream_goes_on)
 {
     void (*const before)(int) = signal(SIGPIPE, SIG_IGN);
     int gone[2], kept[2];
@@ -124,7 +124,7 @@ TEST(a_reader_that_is_gone_is_told_once_and_the_other_stream_goes_on)
     int statuses[5];
     statuses[0] = lr_outlet_new(&o);
     statuses[1] = lr_outlet_write(o, STDOUT_FILENO, much('b'), MUCH);
-    statuses[2] = lr_outlet_write(o, STDERR_FILENO, "heard", 5); /* kept, since it comes after */
+    statuses[2] = lr_outlet_write(o, STDERR_FILENO, "heard", 5); /* kept, to stay in order */
     (void)close(gone[0]);
     int64_t left = -1;
     statuses[3] = lr_outlet_flush(o, 0, &left);
@@ -148,7 +148,7 @@ TEST(a_reader_that_is_gone_is_told_once_and_the_other_stream_goes_on)
     (void)close(kept[0]);
 }
 
-TEST(a_full_disk_is_told)
+TEST(a_full_disk_is_an_error)
 {
     const int full = open("/dev/full", O_WRONLY);
     CHECK(full >= 0);

@@ -1,5 +1,5 @@
-/* The store of a job: values across members, waiting gets, failures and how everybody hears of them, members that do not belong,
- * interrupts, memory that runs out. tests/dist/test_store_abuse.c has what strangers may try. */
+/* test_store.c: the store of a job: values between members, gets that wait, failures and how all members learn of them, members
+ * that do not belong to the job, interrupts, memory that runs out. What strangers may try is in test_store_abuse.c. */
 #define _GNU_SOURCE
 #include "dist_store.h"
 #include <sys/resource.h>
@@ -24,7 +24,7 @@ TEST(values_come_back_as_they_were_set)
         CHECK(memcmp(value, big, (size_t)size) == 0 && value[size] == 0);
         lr_free(value);
     }
-    /* many keys, so that the table grows, of which some differ in one byte only */
+    /* many keys, so that the table grows; some differ in one byte only */
     for (int i = 0; i < 500; i++) {
         char key[32], text[32];
         snprintf(key, sizeof key, "rank/%d", i);
@@ -90,7 +90,7 @@ TEST(sums)
     }
     CHECK_INT(lr_store_set(a, "n", "1\0", 2), LR_OK);
     CHECK_INT(lr_store_add(a, "n", 1, &sum), LR_EINVAL);
-    CHECK(sum == INT64_MAX); /* as the last success left it */
+    CHECK(sum == INT64_MAX); /* the value after the last success */
     lr_store_close(a);
     lr_store_server_stop(server);
 }
@@ -109,7 +109,7 @@ TEST(a_get_waits_for_its_key)
     CHECK_INT(g.status, LR_OK);
     CHECK_STR(g.value, "here");
     lr_free(g.value);
-    g = (getter){.store = b, .key = "count", .timeout = 60}; /* a sum wakes, too */
+    g = (getter){.store = b, .key = "count", .timeout = 60}; /* add wakes a get, too */
     get_start(&g);
     int64_t sum;
     sleep_ms(50);
@@ -136,7 +136,7 @@ TEST(a_get_ends_with_its_time)
     CHECK_STR(lr_last_error(), "nobody set key 'never' within 0.3 s");
     CHECK(lr_time() - start >= 0.3);
     CHECK(value == NULL);
-    CHECK_INT(lr_store_set(a, "never", "now", 3), LR_OK); /* and the connection is as good as before */
+    CHECK_INT(lr_store_set(a, "never", "now", 3), LR_OK); /* the connection still works */
     check_value(a, "never", "now");
     lr_store_close(a);
     lr_store_server_stop(server);
@@ -154,8 +154,7 @@ TEST(an_interrupt_ends_a_waiting_get_and_nothing_else)
         CHECK_INT(lr_store_get(b, "soon", 600, &value, &size), LR_EINTERRUPTED);
         interrupt_off();
         CHECK_HAS(lr_last_error(), "soon");
-        if (i ==
-            3) /* the answer comes although nobody waits any more: the next call takes it off the line and goes on */
+        if (i == 3) /* the reply comes although no call waits for it: the next call discards it */
             CHECK_INT(lr_store_set(a, "soon", big, sizeof big), LR_OK);
         CHECK_INT(lr_store_set(b, "after", big, sizeof big), LR_OK);
         CHECK_INT(lr_store_get(b, "after", 0, &value, &size), LR_OK);
@@ -168,7 +167,7 @@ TEST(an_interrupt_ends_a_waiting_get_and_nothing_else)
 }
 
 /* ---- failure ----------------------------------------------------------------------------------------------------- */
-TEST(a_failure_reaches_those_who_wait_those_who_ask_and_those_who_come)
+TEST(a_failure_reaches_waiting_calls_later_calls_and_new_members)
 {
     lr_store_server *server = serve(NULL, 3);
     lr_store *a = join(server, NULL, 0, 3), *b = join(server, NULL, 1, 3), *late = NULL;
@@ -210,7 +209,8 @@ TEST(a_reset_starts_over)
     CHECK_INT(g.status, LR_EPEER);
     CHECK_INT(lr_store_set(a, "k", "older", 5), LR_EPEER);
     CHECK_HAS(lr_last_error(), "lost");
-    lr_store_member who = {.secret = "s", .rank = 0, .world_size = 2, .generation = 0}; /* a straggler does no harm */
+    /* a late member of the old generation does no harm */
+    lr_store_member who = {.secret = "s", .rank = 0, .world_size = 2, .generation = 0};
     CHECK_INT(lr_store_connect(&c, "127.0.0.1", port, &who, 30), LR_EREFUSED);
     CHECK_HAS(lr_last_error(), "generation 1");
     who.generation = 1;
@@ -254,7 +254,7 @@ TEST(the_end_of_the_server_is_noticed)
 }
 
 /* ---- who may join ------------------------------------------------------------------------------------------------ */
-/* A member that knows the secret and is wrong: it is told, and so is everybody else, now and later. */
+/* A member that knows the secret but differs in something: it gets the reason, and so do all others, now and later. */
 static void check_fails_job(const lr_store_hello *wrong, const char *expected)
 {
     lr_store_server *server = serve("right", 4);
@@ -316,13 +316,13 @@ TEST(the_client_says_what_the_server_said)
     lr_store_server_stop(server);
 }
 
-TEST(who_does_not_know_the_secret_changes_nothing)
+TEST(a_client_without_the_secret_changes_nothing)
 {
     lr_store_server *server = serve("right", 2);
     lr_store *a = join(server, "right", 0, 2), *b = NULL;
     static const char *const secrets[] = {NULL, "", "wrong", "righ", "right ", "Right"};
     for (size_t i = 0; i < LR_COUNT_OF(secrets); i++) {
-        /* and a wrong world size besides, which must not be looked at */
+        /* its world size is wrong, too, which must not matter */
         const lr_store_member who = {.secret = secrets[i], .rank = 1, .world_size = i % 2 ? 2 : 3};
         CHECK_INT(lr_store_connect(&b, "127.0.0.1", lr_store_server_port(server), &who, 30), LR_EREFUSED);
         CHECK_HAS(lr_last_error(), "the secret differs");
@@ -333,7 +333,7 @@ TEST(who_does_not_know_the_secret_changes_nothing)
     lr_store_close(a);
     lr_store_close(b);
     lr_store_server_stop(server);
-    server = serve(NULL, 2); /* a secret nobody else has is none either */
+    server = serve(NULL, 2); /* a server without a secret refuses a client with one */
     const lr_store_member who = {.secret = "mine alone", .rank = 1, .world_size = 2};
     CHECK_INT(lr_store_connect(&b, "127.0.0.1", lr_store_server_port(server), &who, 30), LR_EREFUSED);
     CHECK_HAS(lr_last_error(), "the secret differs");
@@ -453,7 +453,8 @@ TEST(no_descriptor_is_inherited)
 }
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
-/* Serve, join, use everything. Each call either works or says LR_ENOMEM; while memory is out, a connection may be lost as well. */
+/* Serve, join, and use everything. Each call succeeds or returns LR_ENOMEM; while there is no memory, a connection may also be
+ * lost. */
 static int whole_story(void)
 {
     lr_store_server *server = NULL;
@@ -490,8 +491,8 @@ static double processor_seconds(const struct rusage *r)
            1e-6 * (double)(r->ru_utime.tv_usec + r->ru_stime.tv_usec);
 }
 
-/* A launcher forks all the time, and between fork and exec the child holds every descriptor too: the server must not hear of
- * clients that it has dropped. It would touch freed memory, and find no rest. */
+/* A launcher forks often, and between fork and exec the child holds every descriptor too. The server must get no events for
+ * clients that it has dropped: it would use freed memory, and never sleep. */
 TEST(a_client_that_a_forked_child_holds_is_gone)
 {
     int hold[2];
@@ -501,13 +502,14 @@ TEST(a_client_that_a_forked_child_holds_is_gone)
     CHECK_INT(raw_read(client, greeting, sizeof greeting), sizeof greeting);
     CHECK_INT(pipe2(hold, O_CLOEXEC), 0);
     const pid_t child = fork();
-    if (child == 0) { /* until the parent closes its end */
+    if (child == 0) { /* lives until the parent closes its end */
         close(hold[1]);
         (void)!read(hold[0], &byte, 1);
         _exit(0);
     }
     close(hold[0]);
-    const int shut = shutdown(client, SHUT_RDWR); /* the child holds this side too, so closing would not end it */
+    /* the child holds this end too, so closing it would not end the connection */
+    const int shut = shutdown(client, SHUT_RDWR);
     close(client);
     sleep_ms(100);
     struct rusage before, after;
@@ -523,7 +525,7 @@ TEST(a_client_that_a_forked_child_holds_is_gone)
     CHECK(processor_seconds(&after) - processor_seconds(&before) < 0.15);
 }
 
-TEST(memory_that_runs_out_is_an_error_and_no_more)
+TEST(memory_that_runs_out_is_only_an_error)
 {
     const int64_t before = lr_memory_attempts();
     CHECK_INT(whole_story(), LR_OK);
@@ -543,7 +545,7 @@ TEST(memory_that_runs_out_is_an_error_and_no_more)
     CHECK_INT(whole_story(), LR_OK);
 }
 
-/* All memory is out for a while: the job can still fail, and says so. */
+/* There is no memory for a while: the job can still fail, with its reason. */
 TEST(a_job_fails_without_memory)
 {
     lr_store_server *server = serve(NULL, 2);

@@ -1,6 +1,6 @@
-/* What strangers may do to a store, and members gone mad, while a job goes on: noise, forged and replayed hellos, connections that
- * are silent, slow, half closed or many, frames that are no frames, readers that do not read; and what a false server may do to a
- * client. Also how many members are served at once. Noise is drawn from fixed seeds. */
+/* test_store_abuse.c: what strangers and broken members may do to a store while a job goes on: noise, forged and replayed
+ * hellos, connections that are silent, slow, half closed or many, malformed frames, readers that do not read; and what a false
+ * server may do to a client. Also how many members are served at once. Noise is drawn from fixed seeds. */
 #define _GNU_SOURCE
 #include "dist_store.h"
 #include <errno.h>
@@ -22,7 +22,7 @@ static void fill(uint8_t *bytes, size_t size, uint32_t stream)
         bytes[i] = (uint8_t)draw(stream);
 }
 
-/* Send what the other end takes; it may close at any time. */
+/* Send as much as the other end takes; it may close at any time. */
 static void raw_send(int fd, const void *bytes, size_t size)
 {
     for (size_t sent = 0; sent < size;) {
@@ -33,7 +33,7 @@ static void raw_send(int fd, const void *bytes, size_t size)
     }
 }
 
-/* Is the connection closed by the other end within some seconds? What it still sends is read and thrown away. */
+/* Does the other end close the connection within some seconds? What it still sends is read and discarded. */
 static bool raw_closed(int fd, int seconds)
 {
     const double deadline = lr_time() + seconds;
@@ -46,7 +46,7 @@ static bool raw_closed(int fd, int seconds)
     return false;
 }
 
-/* A member without a client. */
+/* A member whose bytes the test sends itself. */
 static int raw_member(int port, int rank, int world_size)
 {
     uint8_t greeting[LR_STORE_GREETING], hello[LR_STORE_HELLO], verdict[LR_STORE_VERDICT];
@@ -63,7 +63,8 @@ static int raw_member(int port, int rank, int world_size)
     return fd;
 }
 
-/* Files for both ends of `connections`; where the system does not give them, the test says so and is left out. */
+/* Raises the limit of open files for both ends of `connections`. If the system does not allow that, the test says so and is
+ * skipped. */
 static bool files_for(int connections)
 {
     struct rlimit limit;
@@ -97,7 +98,7 @@ TEST(noise_is_shut_out)
     for (size_t i = 0; i < LR_COUNT_OF(speeches); i++) {
         uint8_t padded[4 * LR_STORE_HELLO] = {0};
         memcpy(padded, speeches[i], strlen(speeches[i]));
-        for (int whole = 0; whole < 2; whole++) { /* as it is; and made long enough to be taken for a hello */
+        for (int whole = 0; whole < 2; whole++) { /* as it is, and made long enough for a hello */
             const int fd = raw_connect(lr_store_server_port(server));
             raw_send(fd, padded, whole ? sizeof padded : strlen(speeches[i]));
             shutdown(fd, SHUT_WR);
@@ -105,7 +106,7 @@ TEST(noise_is_shut_out)
             close(fd);
         }
     }
-    for (int i = 0; i < 300; i++) { /* of all lengths, some with the right beginning, some hung up on at once */
+    for (int i = 0; i < 300; i++) { /* of all lengths, some with the right beginning, some closed at once */
         uint8_t bytes[2 * LR_STORE_HELLO];
         const size_t size = draw(1) % sizeof bytes;
         fill(bytes, sizeof bytes, 2);
@@ -124,7 +125,7 @@ TEST(noise_is_shut_out)
     lr_store_server_stop(server);
 }
 
-/* One flipped bit anywhere, in the hello or in what it answers, and the proof is none. */
+/* One flipped bit anywhere in the hello or in the greeting that it answers makes the proof invalid. */
 TEST(a_hello_that_was_tampered_with_proves_nothing)
 {
     lr_store_server *server = serve("secret", 4);
@@ -146,7 +147,7 @@ TEST(a_hello_that_was_tampered_with_proves_nothing)
         CHECK(memcmp(verdict + sizeof verdict - sizeof no_proof, no_proof, sizeof no_proof) == 0);
         close(fd);
     }
-    CHECK_INT(lr_store_set(a, "k", "v", 1), LR_OK); /* nobody was harmed */
+    CHECK_INT(lr_store_set(a, "k", "v", 1), LR_OK); /* the members are unharmed */
     lr_store_close(a);
     lr_store_server_stop(server);
 }
@@ -173,8 +174,8 @@ TEST(a_recorded_hello_is_worth_nothing)
     lr_store_server_stop(server);
 }
 
-/* Silent, slow and half closed connections are let go when their time is over, and hold up nobody until then. */
-TEST(who_does_not_finish_is_let_go)
+/* Silent, slow and half closed connections are closed when their time is over. Until then they hold up nobody. */
+TEST(a_handshake_that_is_not_finished_is_ended)
 {
     enum { EACH = 20 };
     lr_store_server *server = serve(NULL, 2);
@@ -185,7 +186,7 @@ TEST(who_does_not_finish_is_let_go)
         slow[i] = raw_connect(lr_store_server_port(server));
         stuck[i] = raw_connect(lr_store_server_port(server));
         raw_send(stuck[i], "lrstore\n", 8);
-        lr_store_hello nobody = {.rank = 1}; /* refused, and then neither reads nor closes */
+        lr_store_hello nobody = {.rank = 1}; /* it is refused, and then neither reads nor closes */
         uint8_t zeros[LR_STORE_GREETING] = {0}, hello[LR_STORE_HELLO];
         lr_store_hello_pack(hello, &nobody, zeros, "x");
         if (i % 2)
@@ -215,7 +216,7 @@ TEST(who_does_not_finish_is_let_go)
     lr_store_server_stop(server);
 }
 
-/* More strangers than the server keeps: the ones that have been there longest go, memory stays bounded, members get in. */
+/* More strangers than the server keeps: the oldest are dropped, memory stays bounded, members can still join. */
 TEST(a_flood_of_strangers_drops_the_oldest)
 {
     enum { FLOOD = 1500, KEPT = 1024 };
@@ -233,7 +234,7 @@ TEST(a_flood_of_strangers_drops_the_oldest)
         CHECK_INT(raw_read(fds[i], greeting, sizeof greeting), sizeof greeting);
     }
     CHECK_INT(lr_memory_stats(LR_CPU, &memory), LR_OK);
-    CHECK(memory.host_objects - before <= KEPT + 64); /* and those that are freed at the end of a round */
+    CHECK(memory.host_objects - before <= KEPT + 64); /* more are freed only at the end of a round */
     lr_store *b = join(server, NULL, 1, 2);
     CHECK_INT(lr_store_set(b, "k", "v", 1), LR_OK);
     check_value(a, "k", "v");
@@ -246,7 +247,7 @@ TEST(a_flood_of_strangers_drops_the_oldest)
     lr_store_server_stop(server);
 }
 
-/* A server in a process that may open few files. 0: all went well; otherwise the step that did not. */
+/* A server in a process that may open few files. 0: all went well; otherwise the step that failed. */
 static int with_few_files(void)
 {
     const struct rlimit few = {48, 48};
@@ -256,7 +257,7 @@ static int with_few_files(void)
         return 1;
     lr_store_member who = {.world_size = 64};
     int joined = 0;
-    for (int status = LR_OK; joined < 64; joined++) { /* both ends count here: members fill all there is */
+    for (int status = LR_OK; joined < 64; joined++) { /* both ends are in this process: members use up all files */
         who.rank = joined;
         status = lr_store_connect(&members[joined], "127.0.0.1", lr_store_server_port(server), &who, 5);
         if (status == LR_ETIMEOUT)
@@ -280,7 +281,7 @@ static int with_few_files(void)
     return 0;
 }
 
-TEST(running_out_of_files_stops_nobody_who_is_in)
+TEST(running_out_of_files_does_not_harm_members)
 {
     const pid_t child = fork();
     if (child == 0)
@@ -311,7 +312,7 @@ TEST(frames_beyond_the_limits_end_the_connection)
     lr_store *a = join(server, NULL, 0, 2);
     for (size_t i = 0; i < LR_COUNT_OF(wrong); i++) {
         uint8_t head[LR_STORE_REQUEST];
-        const int fd = raw_member(lr_store_server_port(server), 1, 2); /* whose rank is free again each time */
+        const int fd = raw_member(lr_store_server_port(server), 1, 2); /* its rank is free again each time */
         lr_store_request_pack(head, &wrong[i]);
         raw_send(fd, head, sizeof head);
         CHECK(raw_closed(fd, 60));
@@ -322,8 +323,8 @@ TEST(frames_beyond_the_limits_end_the_connection)
     lr_store_server_stop(server);
 }
 
-/* Streams of requests that are mostly well-formed, with noise in them, cut off anywhere, their replies read or not. */
-TEST(members_gone_mad)
+/* Streams of requests that are mostly well-formed, with some noise, cut off anywhere; their replies are read or not. */
+TEST(members_that_send_noise)
 {
     lr_store_server *server = serve(NULL, 2);
     const int port = lr_store_server_port(server);
@@ -379,7 +380,7 @@ TEST(readers_that_do_not_read)
                                                          .key_size = 3,
                                                          .value_size = half ? LR_STORE_VALUE : 0});
         memcpy(frame + LR_STORE_REQUEST, "big", 3);
-        for (int k = 0; k < (half ? 1 : 50); k++) /* the server takes one at a time */
+        for (int k = 0; k < (half ? 1 : 50); k++) /* the server handles one at a time */
             raw_send(fds[i], frame, sizeof frame);
     }
     for (int i = 0; i < 50; i++) {
@@ -387,7 +388,7 @@ TEST(readers_that_do_not_read)
         CHECK_INT(lr_store_add(a, "n", 1, &sum), LR_OK);
     }
     CHECK_INT(lr_memory_stats(LR_CPU, &after), LR_OK);
-    CHECK(after.host_objects - before.host_objects <= 3 * LAZY + 16); /* the value is there once */
+    CHECK(after.host_objects - before.host_objects <= 3 * LAZY + 16); /* the value exists once */
     for (int i = 0; i < LAZY; i++)
         close(fds[i]);
     check_value(a, "n", "50");
@@ -395,8 +396,8 @@ TEST(readers_that_do_not_read)
     lr_store_server_stop(server);
 }
 
-/* A rank that hung up in the middle of a reply, which the server cannot know from writing alone, is no second process. */
-TEST(a_rank_that_hung_up_unread_can_come_back)
+/* A rank may come back after it closed its connection in the middle of a reply, which the server cannot see by writing alone. */
+TEST(a_rank_that_closed_during_a_reply_can_come_back)
 {
     lr_store_server *server = serve(NULL, 2);
     lr_store *a = join(server, NULL, 0, 2);

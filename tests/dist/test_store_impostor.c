@@ -1,13 +1,13 @@
-/* What a false or broken server may do to a client of the store: it never joins one that cannot prove the secret, never waits
- * beyond its time, and nothing that is sent to it does more harm than a lost connection. */
+/* test_store_impostor.c: what a false or broken server may do to a client of the store. The client never joins a server that
+ * cannot prove the secret, never waits longer than its time, and nothing that it receives does more harm than a lost connection. */
 #define _GNU_SOURCE
 #include "dist_store.h"
 
 typedef struct impostor impostor;
 struct impostor {
-    void (*speak)(impostor *p, int fd); /* with one client, which is then hung up on */
-    const char *secret;                 /* that speak knows */
-    const void *bytes;                  /* what it may say */
+    void (*speak)(impostor *p, int fd); /* serves one client; then the connection is closed */
+    const char *secret;                 /* that speak uses */
+    const void *bytes;                  /* what it sends */
     size_t size;
     int listener, port, served, flipped;
     pthread_t thread;
@@ -37,7 +37,7 @@ static void impostor_start(impostor *p)
 
 static void impostor_stop(impostor *p)
 {
-    shutdown(p->listener, SHUT_RDWR); /* which ends its accept() */
+    shutdown(p->listener, SHUT_RDWR); /* ends its accept() */
     pthread_join(p->thread, NULL);
     close(p->listener);
 }
@@ -60,7 +60,7 @@ static void say(const impostor *p, int fd)
     }
 }
 
-/* Until the client hangs up. */
+/* Waits until the client closes. */
 static void hear_out(int fd)
 {
     char bytes[4096];
@@ -75,7 +75,7 @@ static void speak_bytes(impostor *p, int fd)
     hear_out(fd);
 }
 
-TEST(another_program_is_told_apart)
+TEST(another_program_is_recognized)
 {
     static const char banner[] =
         "220 mail.example.org ESMTP ready; and a good deal more, as mail servers like to say\r\n";
@@ -87,7 +87,7 @@ TEST(another_program_is_told_apart)
     impostor_stop(&p);
 }
 
-TEST(who_says_nothing_is_waited_for_only_so_long)
+TEST(waiting_for_a_silent_server_ends)
 {
     impostor p = {.speak = speak_bytes};
     lr_store *s = NULL;
@@ -103,7 +103,7 @@ static void speak_part(impostor *p, int fd)
     say(p, fd);
 }
 
-TEST(who_hangs_up_is_tried_again)
+TEST(a_server_that_closes_is_tried_again)
 {
     uint8_t greeting[LR_STORE_GREETING];
     CHECK_INT(lr_store_crypto(), LR_OK);
@@ -119,7 +119,7 @@ TEST(who_hangs_up_is_tried_again)
 }
 
 /* ---- the verdict ------------------------------------------------------------------------------------------------- */
-/* A good handshake up to the verdict, in which one byte is changed where flipped >= 0. false: the client left. */
+/* A correct handshake up to the verdict, of which byte `flipped` is changed if that is >= 0. false: the client left. */
 static bool handshake(impostor *p, int fd, int status, const char *text)
 {
     uint8_t greeting[LR_STORE_GREETING], hello[LR_STORE_HELLO], verdict[LR_STORE_VERDICT];
@@ -155,8 +155,7 @@ TEST(a_server_must_prove_the_secret)
         CHECK(s == NULL);
         impostor_stop(&p);
     }
-    impostor p = {
-        .speak = speak_welcome, .secret = "right", .flipped = -1}; /* it is the proof that makes the difference */
+    impostor p = {.speak = speak_welcome, .secret = "right", .flipped = -1}; /* only the proof differs */
     lr_store *s = NULL;
     impostor_start(&p);
     CHECK_INT(meet(&p, 60, &s), LR_OK);
@@ -176,7 +175,8 @@ TEST(a_verdict_that_was_tampered_with_is_not_believed)
         impostor p = {.speak = speak_refusal, .secret = "right", .flipped = at};
         lr_store *s = NULL;
         impostor_start(&p);
-        const int status = meet(&p, at >= 4 && at < 8 ? 0.3 : 60, &s); /* the size of the text: it may be waited for */
+        /* bytes 4 to 7 are the size of the text: the client may wait for a longer text */
+        const int status = meet(&p, at >= 4 && at < 8 ? 0.3 : 60, &s);
         CHECK(status == LR_EREFUSED || (status == LR_ETIMEOUT && at >= 4 && at < 8));
         CHECK(strstr(lr_last_error(), "so it is") == NULL);
         impostor_stop(&p);
@@ -220,13 +220,13 @@ TEST(replies_that_are_none_end_the_connection)
 {
     struct {
         lr_store_reply reply;
-        size_t cut; /* bytes that are kept back */
+        size_t cut; /* bytes at the end that are not sent */
     } const wrong[] = {{{.sequence = 1, .status = LR_OK, .size = LR_STORE_VALUE + 1}, 0},
                        {{.sequence = 1, .status = LR_OK, .size = UINT32_MAX}, 0},
                        {{.sequence = 1, .status = LR_EPEER, .size = LR_STORE_TEXT + 1}, 0},
                        {{.sequence = 1, .status = 1}, 0},
                        {{.sequence = 1, .status = INT32_MIN}, 0},
-                       {{.sequence = 7, .status = LR_OK}, 0}, /* to a question nobody asked */
+                       {{.sequence = 7, .status = LR_OK}, 0}, /* answers no request */
                        {{.sequence = 1, .status = LR_OK, .size = 1000}, 0},
                        {{.sequence = 1, .status = LR_EINVAL, .size = 10}, 0},
                        {{.sequence = 1, .status = LR_OK}, 1}};
@@ -249,7 +249,7 @@ TEST(replies_that_are_none_end_the_connection)
     }
 }
 
-/* Noise instead of replies: whatever becomes of the call, it ends. */
+/* Noise instead of replies: the call ends, whatever its result. */
 TEST(noise_for_replies)
 {
     for (uint32_t round = 0; round < 100; round++) {
@@ -259,7 +259,7 @@ TEST(noise_for_replies)
             lr_random(7, 1, round, i, word);
             noise[i] = (uint8_t)word[0];
         }
-        if (round % 2) /* so that some of it is taken for a beginning */
+        if (round % 2) /* so that some of it is taken for the beginning of a reply */
             lr_store_reply_pack(noise, &(lr_store_reply){.sequence = round % 4 == 1, .size = noise[0]});
         lr_random(7, 2, round, 0, word);
         impostor p = {.speak = speak_reply, .secret = "right", .flipped = -1, .bytes = noise, .size = word[0] % 256};

@@ -1,4 +1,4 @@
-/* encode.h: encoding a text, and the rules that hold for every tokenizer and text. */
+/* encode.h: encodes a text and checks the rules that hold for every tokenizer and text. */
 #include "fuzz.h"
 #include "text/unicode.h"
 
@@ -19,9 +19,9 @@ static void fuzz_encode(const lr_tokenizer *t, const char *text, size_t size)
     MUST(count >= 0 && count_again == count && memcmp(again, ids, n * sizeof *ids) == 0);
     for (size_t i = 0; i < n; i++)
         MUST(ids[i] >= 0 && ids[i] < lr_tokenizer_vocab_size(t) && lr_tokenizer_token(t, ids[i]) != NULL);
-    /* A limit keeps the first ids, where truncation is on the right. */
+    /* A limit keeps that many ids. */
     MUST(lr_tokenizer_encode(t, text, (int64_t)size, 0, FUZZ_LIMIT, cut, FUZZ_IDS, &count_cut) == LR_OK);
     MUST(count_cut == lr_min64(count, FUZZ_LIMIT));
-    /* With special tokens there are as many more whatever the text is. */
+    /* Special tokens only add ids. */
     MUST(lr_tokenizer_encode(t, text, (int64_t)size, 1, 0, cut, FUZZ_IDS, &count_cut) == LR_OK && count_cut >= count);
 }

@@ -21,7 +21,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
         }                                                                                                              \
     } while (0)
 
-/* A copy that ends with the last byte, so that AddressSanitizer sees what is read behind it. */
+/* A copy that ends with the last byte, so that AddressSanitizer sees a read past it. */
 static inline char *fuzz_copy(const uint8_t *data, size_t size)
 {
     char *copy = malloc(size > 0 ? size : 1);
@@ -30,7 +30,7 @@ static inline char *fuzz_copy(const uint8_t *data, size_t size)
     return copy;
 }
 
-/* The same with a NUL behind it, which the data may have, too. */
+/* A copy with a NUL after it; the data may also contain NULs. */
 static inline char *fuzz_string(const uint8_t *data, size_t size)
 {
     char *copy = malloc(size + 1);
@@ -60,7 +60,7 @@ static inline const char *fuzz_file(const char *suffix, const uint8_t *data, siz
     return fuzz_path;
 }
 
-/* Small allocations that are alive: an input must leave as many as it found. */
+/* The number of small allocations: it must be the same after an input as before. */
 static inline int64_t fuzz_objects(void)
 {
     lr_memory m;
@@ -68,7 +68,7 @@ static inline int64_t fuzz_objects(void)
     return m.host_objects;
 }
 
-/* Input in two parts: what stands before the first byte 0xFF, which no UTF-8 has, and what stands behind it. */
+/* The input in two parts: before and after the first byte 0xFF, which UTF-8 never has. */
 static inline const uint8_t *fuzz_split(const uint8_t *data, size_t size, size_t *first, size_t *second)
 {
     const uint8_t *mark = size > 0 ? memchr(data, 0xFF, size) : NULL;

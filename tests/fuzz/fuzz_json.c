@@ -1,9 +1,9 @@
-/* JSON: what is parsed can be walked, every member is found by its key, and strings come back from lr_json_quote. What is JSON
- * to us is so to Python. */
+/* JSON: a document that is parsed can be walked, every member is found by its key, and lr_json_quote gives back the same
+ * strings. What the strict reader accepts, the one that reads like Python accepts too. */
 #include "fuzz.h"
 #include "io/json.h"
 
-enum { LOOKED_UP = 20 }; /* members of an object: each look-up walks them all */
+enum { LOOKED_UP = 20 }; /* members to look up: each look-up walks over all of them */
 
 static void check_string(const lr_json_value *v)
 {
@@ -46,7 +46,7 @@ static bool try(parse *parse, const uint8_t *data, size_t size)
     char *text = fuzz_copy(data, size);
     lr_json *doc = NULL;
     const bool ok = parse(&doc, text, (int64_t)size, "input") == LR_OK;
-    free(text); /* the document does not need it */
+    free(text); /* the document must not need it */
     MUST(ok == (doc != NULL));
     if (ok)
         walk(lr_json_root(doc));

@@ -1,5 +1,5 @@
-/* safetensors: a file that opens has entries within it, and small ones can be read. The input is the JSON text of the header,
- * 0xFF, and what stands behind it; one that begins with 0xFF is what follows as it is. */
+/* safetensors: the entries of a file that opens are within it, and small ones can be read. The input is the JSON text of the
+ * header, 0xFF, and the data; an input that begins with 0xFF has the whole file after it. */
 #include "fuzz.h"
 
 enum { MOST = 1 << 16, READ = 4096 };
@@ -21,8 +21,8 @@ static void read_entry(const lr_safetensors *f, int64_t index)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static uint8_t file[MOST];
-    size_t header, behind;
-    const uint8_t *rest = fuzz_split(data, size, &header, &behind);
+    size_t header, data_size;
+    const uint8_t *rest = fuzz_split(data, size, &header, &data_size);
     if (size > MOST - 8)
         return -1;
     if (header > 0) {
@@ -31,10 +31,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         memcpy(file + 8, data, header);
         header += 8;
     }
-    memcpy(file + header, rest, behind);
+    memcpy(file + header, rest, data_size);
     const int64_t before = fuzz_objects();
     lr_safetensors *f = NULL;
-    if (lr_safetensors_open(&f, fuzz_file(".safetensors", file, header + behind)) == LR_OK) {
+    if (lr_safetensors_open(&f, fuzz_file(".safetensors", file, header + data_size)) == LR_OK) {
         lr_safetensors_metadata(f, "format");
         const int64_t n = lr_safetensors_count(f);
         for (int64_t i = 0; i < n; i++)

@@ -1,6 +1,7 @@
-/* The store's client: whatever a server says, a call ends, and what it gives back is whole.
+/* The store's client: whatever a server says, a call ends, and what it returns is complete.
  *
- * The first byte of the input says how far the server behaves; the rest is what it says then, before it hangs up. */
+ * The first byte of the input says how far the server behaves correctly. The rest is what it sends then, before it closes the
+ * connection. */
 #define _GNU_SOURCE
 #include "dist/store.h"
 #include "fuzz.h"
@@ -11,7 +12,7 @@ enum { SAY_REPLIES, SAY_BYTES, SAY_INSTEAD, SAY_FOR_A_VERDICT, SAY_IN_A_VERDICT,
 enum { CALLS = 8, MOST = 4096 };
 
 static int listener, port;
-/* What the server says to the next that connects: the input. A client whose time was over may still be in the queue. */
+/* What the server says to the next client: the input. A client that has given up may still be in the queue. */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static uint8_t input[MOST];
 static size_t input_size;
@@ -21,7 +22,7 @@ static void tell(int fd, const void *bytes, size_t size)
     (void)!send(fd, bytes, size, MSG_NOSIGNAL);
 }
 
-/* Replies in the order of the calls, unless a bit says otherwise: flags, status, size, and as many bytes. */
+/* Replies in the order of the calls, unless a bit says otherwise. Each is: flags, status, size, and that many bytes. */
 static void tell_replies(int fd, const uint8_t *at, const uint8_t *end)
 {
     for (uint32_t sequence = 1; end - at >= 3; sequence++) {
@@ -100,7 +101,7 @@ static void start(void)
          getsockname(listener, (struct sockaddr *)&a, &size) == 0);
     port = ntohs(a.sin_port);
     pthread_t thread;
-    MUST(lr_thread_start(&thread, serve, NULL) == LR_OK); /* whom no signal interrupts */
+    MUST(lr_thread_start(&thread, serve, NULL) == LR_OK); /* no signal interrupts it */
 }
 
 static int one_call(lr_store *s, int i)

@@ -1,6 +1,7 @@
-/* The store's server: whatever members and strangers send, a launcher can still join and be answered, or hears why the job failed.
+/* The store's server: whatever members and strangers send, a launcher can still join and gets answers, or the reason why the job
+ * failed.
  *
- * The input is a script: a byte says what to do, and what it needs follows. Two connections take turns. */
+ * The input is a script: a byte says what to do, and its arguments follow. Two connections take turns. */
 #define _GNU_SOURCE
 #include "dist/store.h"
 #include "fuzz.h"
@@ -44,17 +45,17 @@ static int dial(void)
         close(fd);
         return dial();
     }
-    /* Closed at once, with nothing left behind: there are only so many ports. */
+    /* Closing frees the port at once, since the number of ports is limited. */
     MUST(setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger)) == 0);
     return fd;
 }
 
 static void tell(int fd, const void *bytes, size_t size)
 {
-    (void)!send(fd, bytes, size, MSG_NOSIGNAL); /* it may have hung up */
+    (void)!send(fd, bytes, size, MSG_NOSIGNAL); /* the server may have closed the connection */
 }
 
-/* Read size bytes, or with size 0 all until the other side has no more to say. false: it hung up before. */
+/* Read size bytes, or with size 0 all until the other side ends. false: it closed before. */
 static bool hear(int fd, uint8_t *out, size_t size)
 {
     uint8_t sink[4096];
@@ -71,7 +72,7 @@ static bool hear(int fd, uint8_t *out, size_t size)
     return true;
 }
 
-/* The handshake: bits of `how` make it go wrong. */
+/* The handshake. Bits of `how` make it wrong. */
 static void greet(int fd, uint8_t how)
 {
     uint8_t greeting[LR_STORE_GREETING], hello[LR_STORE_HELLO];

@@ -1,4 +1,4 @@
-/* Texts for tokenizers of every kind, which the first byte chooses: those of tests/golden. */
+/* Texts for the tokenizers of tests/golden, which are of every kind. The first byte chooses one. */
 #include "encode.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

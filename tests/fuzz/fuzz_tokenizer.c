@@ -1,5 +1,5 @@
-/* tokenizer.json: whatever loads can encode. The input is the file, 0xFF, a text, and where there is another 0xFF, what stands
- * for parts of the file. */
+/* tokenizer.json: a tokenizer that loads can encode. The input is the file, 0xFF and a text; after another 0xFF there may be an
+ * object that replaces parts of the file. */
 #include "encode.h"
 
 static void use(lr_tokenizer *t, const uint8_t *text, size_t size)

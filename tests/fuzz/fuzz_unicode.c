@@ -1,5 +1,5 @@
-/* Normal forms: their text is UTF-8 and its own normal form, and the composed and the decomposed form of a text are each
- * other's. */
+/* Normal forms: they are UTF-8 and do not change when normalised again; the composed and the decomposed form of a text give each
+ * other. */
 #include "fuzz.h"
 #include "text/unicode.h"
 

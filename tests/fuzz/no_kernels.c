@@ -1,5 +1,5 @@
-/* no_kernels.c: what the runtime calls of the kernels, for programs that only read: they are built without kernels, oneDNN and
- * OpenMP, in seconds. */
+/* no_kernels.c: the functions of the kernels that the runtime calls, for programs that only read. These are built in seconds,
+ * without kernels, oneDNN and OpenMP. */
 #include "core/op.h"
 
 const lr_backend *lr_cpu_backend(void)

@@ -1,16 +1,15 @@
-/* fake_nccl.c: a libnccl.so.2, and the libcuda.so.1 that goes with it, for tests: ranks that are processes of this machine, and a
- * GPU that is a range of their own memory (kernels/cuda/host). It is written against NVIDIA's documentation of the interface, not
- * against runtime/dist/comm_nccl.c, and is stricter than NCCL is: what the documentation forbids ends the process with status 99.
+/* fake_nccl.c: a libnccl.so.2, and the libcuda.so.1 that goes with it, for tests. Ranks are processes of this machine, and a GPU
+ * is a range of their own memory (kernels/cuda/host). It is written from NVIDIA's documentation of the interface, not from
+ * runtime/dist/comm_nccl.c, and is stricter than NCCL: what the documentation forbids ends the process with status 99.
  *
- * Non-blocking, as comm_nccl.c asks for it: a call begins something and returns ncclInProgress; ncclCommGetAsyncError and
- * cuStreamQuery are what lets it go on. A collective is taken (ncclSuccess) after it was asked about a few times, and done
- * (cuStreamQuery) some more later.
+ * It is non-blocking, as comm_nccl.c requests: a call begins something and returns ncclInProgress; ncclCommGetAsyncError and
+ * cuStreamQuery let it go on. A collective is accepted (ncclSuccess) after a few queries, and done (cuStreamQuery) after some
+ * more.
  *
- * Every rank has a file of shared memory in /dev/shm, named by the unique id: an operation's number, what it is, and the bytes it
- * sends. The device's memory is closed to the processor; /proc/self/mem opens it.
+ * Every rank has a file of shared memory in /dev/shm, named by the unique id, with an operation's number, its description and
+ * the bytes that it sends. The processor cannot access the device's memory directly; /proc/self/mem can.
  *
- *   FAKE_NCCL_fails=3   the third collective of this rank fails, as when a peer is lost
- *   FAKE_NCCL_hangs=3   the third never ends */
+ *   FAKE_NCCL_fails=3   the third collective of this rank fails, as if a peer were lost FAKE_NCCL_hangs=3   the third never ends */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <limits.h>
@@ -38,7 +37,7 @@ enum { MOST_RANKS = 8, MOST_QUEUED = 8, POLLS = 3, FORBIDDEN = 99, MOST_BYTES = 
         }                                                                                                              \
     } while (0)
 
-/* What all ranks must give alike. */
+/* What must be the same on all ranks. */
 typedef struct operation {
     enum { ALL_REDUCE, ALL_GATHER, BROADCAST } kind;
     size_t count;
@@ -50,9 +49,8 @@ typedef struct operation {
 /* A rank's file. */
 typedef struct shared {
     _Atomic int joined;
-    _Atomic uint64_t posted,
-        done;       /* the newest operation whose bytes are here; that this rank needs nobody's bytes for any more */
-    operation what; /* posted */
+    _Atomic uint64_t posted, done; /* newest operation whose bytes are here; newest one that this rank has completed */
+    operation what;                /* posted */
     char bytes[];
 } shared;
 
@@ -68,11 +66,11 @@ struct ncclComm {
     shared *all[MOST_RANKS];
     bool connected, finalized;
     queued queue[MOST_QUEUED];
-    int waiting, polls; /* operations of the queue that are not done; times that somebody asked since the last call */
-    uint64_t number;    /* of the operation that is at work, or was last */
+    int waiting, polls; /* operations that are not done; queries since the last call */
+    uint64_t number;    /* of the current or the last operation */
     ncclResult_t broken;
 };
-static struct ncclComm *only; /* of this process: cuStreamQuery has no other way to it */
+static struct ncclComm *only; /* of this process, for cuStreamQuery */
 static int group_depth;
 
 /* ---- device memory --------------------------------------------------------------------------------------------------------- */
@@ -155,7 +153,7 @@ static bool set_for(const char *name, uint64_t number)
     return text != NULL && (uint64_t)atoll(text) == number;
 }
 
-/* Go on with the first of the queue as far as the other ranks let it. */
+/* Continue the first operation of the queue as far as the other ranks allow. */
 static void advance(struct ncclComm *c)
 {
     while (c->connected && c->waiting > 0 && c->broken == ncclSuccess) {
@@ -204,7 +202,7 @@ static shared *file_of(const struct ncclComm *c, int rank, bool make)
         return NULL;
     if (make)
         ALLOWED(ftruncate(fd, (off_t)size) == 0);
-    if (lseek(fd, 0, SEEK_END) < (off_t)size) { /* it is being made */
+    if (lseek(fd, 0, SEEK_END) < (off_t)size) { /* its rank is still making it */
         close(fd);
         return NULL;
     }
@@ -217,7 +215,7 @@ static shared *file_of(const struct ncclComm *c, int rank, bool make)
     return NULL;
 }
 
-/* Until all ranks have a file. */
+/* Waits until all ranks have a file. */
 static void connect_all(struct ncclComm *c)
 {
     c->connected = true;
@@ -256,7 +254,7 @@ EXPORT ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *state)
     return ncclSuccess;
 }
 
-/* The stream's work: it has none but the communicator's. */
+/* The stream has no work but the communicator's. */
 EXPORT int cuStreamQuery(void *stream)
 {
     (void)stream;
@@ -268,7 +266,7 @@ EXPORT int cuStreamQuery(void *stream)
 static ncclResult_t begin(ncclComm_t c, operation what, const void *send, void *receive)
 {
     ALLOWED(c != NULL && c == only && c->connected && !c->finalized && c->broken == ncclSuccess);
-    ALLOWED(c->polls > POLLS); /* not while the call before is in progress */
+    ALLOWED(c->polls > POLLS); /* not while the previous call is in progress */
     ALLOWED(c->waiting == 0 || group_depth > 0);
     ALLOWED(c->waiting < MOST_QUEUED);
     c->number += c->waiting == 0;
@@ -318,7 +316,7 @@ static void leave(struct ncclComm *c)
 {
     char path[128];
     snprintf(path, sizeof path, "/dev/shm/%s-%d", c->name, c->rank);
-    unlink(path); /* those who have it open keep it */
+    unlink(path); /* ranks that have it open keep it */
     for (int i = 0; i < c->ranks; i++)
         if (c->all[i] != NULL)
             munmap(c->all[i], sizeof(shared) + MOST_BYTES);

@@ -1,4 +1,4 @@
-/* Dealing work out to ranks: the outcome is that of the rule taken literally, ties included, and it is even. */
+/* test_balance.c: dividing work among ranks: the result is that of the rule taken literally, including ties, and it is even. */
 #include "data/balance.h"
 #include "lr_test.h"
 
@@ -14,7 +14,7 @@ static void draw(int64_t *weights, int64_t n, int64_t limit, uint32_t purpose)
     }
 }
 
-/* The rule, word by word: n times, the heaviest item that is left goes to the rank that has least. */
+/* The rule taken literally: n times, the heaviest remaining item goes to the rank that has the least. */
 static void deal_slowly(int64_t n, const int64_t *weights, int world, int32_t *owner, int64_t *loads)
 {
     memset(loads, 0, (size_t)world * sizeof *loads);
@@ -34,7 +34,7 @@ static void deal_slowly(int64_t n, const int64_t *weights, int world, int32_t *o
     }
 }
 
-TEST(a_small_deal_by_hand)
+TEST(a_small_case_by_hand)
 {
     static const int64_t weights[] = {3, 9, 3, 5, 9, 1};
     int32_t owner[6];
@@ -52,7 +52,7 @@ TEST(the_rule_taken_literally)
     static int64_t weights[MOST], heap[MOST], loads[RANKS], slow_loads[RANKS];
     static int32_t owner[MOST], slow[MOST];
     uint32_t purpose = 0;
-    for (int64_t limit = 1; limit <= 1000; limit *= 10) /* with 1 all are alike: everything is a tie */
+    for (int64_t limit = 1; limit <= 1000; limit *= 10) /* with 1 all weights are equal: everything is a tie */
         for (int world = 1; world <= RANKS; world++)
             for (int64_t n = 0; n <= MOST; n = n < 12 ? n + 1 : n * 2) {
                 draw(weights, n, limit, purpose++);
@@ -67,7 +67,7 @@ TEST(the_rule_taken_literally)
             }
 }
 
-/* Lengths as code has them: half of 64 pairs a rank below 100 tokens, a few at the limit of 512. */
+/* Lengths as in code: of 64 pairs for each rank, half have fewer than 100 tokens and a few the limit of 512. */
 TEST(tokens_come_out_even)
 {
     enum { PAIRS = 64 };
@@ -91,7 +91,7 @@ TEST(wrong_arguments)
 {
     int32_t owner[2] = {7, 7};
     CHECK_INT(lr_balance(2, (int64_t[]){1, 2}, 0, owner), LR_EINVAL);
-    CHECK_STR(lr_last_error(), "2 items to deal out to 0 ranks");
+    CHECK_STR(lr_last_error(), "2 items cannot be divided among 0 ranks");
     CHECK_INT(lr_balance(-1, NULL, 1, owner), LR_EINVAL);
     CHECK_INT(lr_balance(2, (int64_t[]){1, -2}, 3, owner), LR_EINVAL);
     CHECK_STR(lr_last_error(), "item 1 weighs -2, expected 0 or more and a sum below 2^63");

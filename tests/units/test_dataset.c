@@ -1,4 +1,5 @@
-/* Data sets: what is read, what is refused and how it is said, and that none of it depends on the number of threads. */
+/* test_dataset.c: data sets: what is read, what is refused and with which message, and that the number of threads changes
+ * nothing. */
 #define _GNU_SOURCE
 #include "data/rows.h"
 #include "folder.h"
@@ -27,7 +28,7 @@ static const char *text_of(const lr_dataset *d, int64_t row, int column)
     return buf;
 }
 
-/* Opening name with these contents fails and says so; place is what follows the file's path. */
+/* Opening a file with these contents fails with this message, which follows the file's path. */
 static void refuse(const char *name, const char *contents, int status, const char *message)
 {
     lr_dataset *d = NULL;
@@ -126,7 +127,7 @@ TEST(csv_is_read)
     lr_dataset_close(d);
 }
 
-TEST(bad_json_is_told)
+TEST(bad_json_is_an_error)
 {
     static const struct {
         const char *row, *why;
@@ -204,7 +205,7 @@ TEST(deep_nesting_is_refused)
     }
 }
 
-TEST(bad_csv_is_told)
+TEST(bad_csv_is_an_error)
 {
     static const struct {
         const char *row, *why;
@@ -312,7 +313,7 @@ TEST(bad_rows_are_skipped_on_request)
                                         ":3: the row has 1 field, the header has 2"};
     for (int f = 0; f < 2; f++) {
         const char *path = text_in_folder(files[f], contents[f]);
-        static const int64_t skipped[] = {4, 0, 2, 3, 4}; /* of the rows up to the last one that is wanted */
+        static const int64_t skipped[] = {4, 0, 2, 3, 4}; /* among the rows up to the last wanted one */
         for (int64_t max = 0; max <= 4; max++) {
             lr_dataset *d;
             CHECK_INT(open_two(&d, path, LR_BAD_ROW_SKIP, max), LR_OK);
@@ -331,7 +332,7 @@ TEST(bad_rows_are_skipped_on_request)
     CHECK_HAS(lr_last_error(), "none.jsonl:1: column 'text' is missing; the row has no columns");
 }
 
-TEST(rows_behind_the_last_wanted_are_not_judged)
+TEST(rows_after_the_last_wanted_one_are_not_checked)
 {
     lr_dataset *d;
     const char *path = text_in_folder("max.jsonl", "{\"text\":\"a\",\"score\":1}\n{\"text\":\"b\",\"score\":1}\nbad\n");
@@ -389,7 +390,7 @@ TEST(a_changed_file_is_noticed)
     lr_dataset_close(d);
 }
 
-/* Pages that the file no longer has are SIGBUS; within its last page, zeros. */
+/* Pages that the file no longer has raise SIGBUS; the rest of its last page is zeros. */
 TEST(a_file_cut_short_is_an_error)
 {
     enum { ROWS = 2000, ROW = 28, KEPT = 4096 + 100 };
@@ -423,7 +424,7 @@ TEST(a_file_cut_short_is_an_error)
     }
 }
 
-/* `kill -BUS` ends the program as if nobody took that signal. */
+/* `kill -BUS` ends the program as if it had no handler. */
 TEST(a_bus_error_that_is_sent_is_no_cut_file)
 {
     lr_dataset *d;
@@ -453,7 +454,7 @@ static void *cut_again_and_again(void *path)
     return NULL;
 }
 
-/* Never more than an error: the file's end comes and goes while it is opened. */
+/* Never more than an error: the file is cut and grows again while it is opened. */
 TEST(a_file_may_be_cut_while_it_is_opened)
 {
     static char text[1 << 20];

@@ -1,5 +1,5 @@
-/* Data sets of several chunks: the same result for every number of threads, against a plain model of what is in the
- * file; failing allocations; and the JSON scanner against another parser on mutated rows. */
+/* test_dataset_large.c: data sets of several chunks. Every number of threads gives the result of a simple model of the file;
+ * allocations fail; and the JSON scanner agrees with other parsers on mutated rows. */
 #define _GNU_SOURCE
 #include "data/dataset.h"
 #include "folder.h"
@@ -15,7 +15,7 @@ static uint32_t draw(uint64_t position)
     return out[0];
 }
 
-/* What a file should give: row r has the text "r:..." and a line, unless it is bad. */
+/* What a file should give: row r has the text "r:..." and a line, unless the row is bad. */
 typedef struct model {
     char *bytes;
     size_t size, cap;
@@ -37,8 +37,7 @@ static void put(model *m, const char *bytes, size_t size)
 
 enum { ROWS = 30000 };
 
-/* About five chunks. bad_every: one row in so many is bad, 0: none. quotes: a bad row leaves the parity of quotes odd.
- */
+/* About five chunks. bad_every = n: every n-th row is bad; 0: none. quotes: a bad row leaves an odd number of quotes. */
 static model make(bool csv, int bad_every, bool quotes)
 {
     model m = {0};
@@ -248,7 +247,7 @@ TEST(the_scanner_agrees_with_jansson)
     for (uint64_t i = 0; i < 300000; i++) {
         char row[512], why[LR_ROW_WHY];
         const size_t size = mutate(i, row);
-        char *exact = malloc(size); /* so that a sanitizer sees a read beyond the row */
+        char *exact = malloc(size); /* so that a sanitizer sees a read past the row */
         memcpy(exact, row, size);
         const char *next;
         const lr_row_state state = lr_jsonl_row(&any, exact, exact + size, &next, NULL, why);

@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Instead of libc's: the folders that were made durable, in order. */
+/* Replaces libc's function: notes the folders that are made durable, in order. */
 static char synced[16][256];
 static int synced_count;
 int fsync(int fd)
@@ -51,17 +51,17 @@ TEST(new_folders_are_made_durable)
     CHECK_HAS(synced[0], "/durable");
     CHECK(strstr(synced[0], "/checkpoints") == NULL);
     CHECK_HAS(synced[1], "/durable/checkpoints");
-    CHECK_INT(lr_dir_make(deep), LR_OK); /* it is there: nothing to do */
+    CHECK_INT(lr_dir_make(deep), LR_OK); /* it exists: nothing to do */
     CHECK_INT(synced_count, 2);
     char to[1200];
     (void)snprintf(to, sizeof to, "%s/moved", parent);
     synced_count = 0;
     CHECK_INT(lr_file_rename(deep, to), LR_OK);
-    CHECK_INT(synced_count, 2); /* the folder it went to, and the one it left */
+    CHECK_INT(synced_count, 2); /* the folder it moved to, and the one it moved from */
     CHECK_INT(lr_tree_remove(parent), LR_OK);
 }
 
-TEST(a_folder_may_be_one_that_is_written_and_not_read)
+TEST(a_folder_may_be_writable_but_not_readable)
 {
     const char *path = in_folder("drop");
     CHECK_INT(lr_dir_make(path), LR_OK);
@@ -83,7 +83,7 @@ TEST(a_folder_may_be_one_that_is_written_and_not_read)
     CHECK_INT(lr_tree_remove(path), LR_OK);
 }
 
-TEST(a_private_file_is_its_owners)
+TEST(only_its_owner_can_read_a_private_file)
 {
     struct stat st;
     const char *path = in_folder("private");
@@ -260,7 +260,7 @@ TEST(a_writer_that_is_killed_leaves_the_old_file_alone)
     lr_free(data);
     CHECK(old);
     const int nameless = open(lr_test_folder, O_WRONLY | O_TMPFILE | O_CLOEXEC, 0600);
-    CHECK_INT(names_in_folder(), nameless >= 0 ? 1 : 2); /* file systems that cannot keep a half file with its name */
+    CHECK_INT(names_in_folder(), nameless >= 0 ? 1 : 2); /* 2: the file system has no nameless files */
     (void)close(nameless);
     CHECK_INT(lr_tree_remove(lr_test_folder), LR_OK);
     CHECK_INT(lr_dir_make(lr_test_folder), LR_OK);
@@ -331,7 +331,7 @@ TEST(remove_never_follows_links)
     CHECK_INT(names_in_folder(), 0);
 }
 
-/* Functions that return a block, without it. */
+/* Functions that return a block, which is freed here. */
 static int read_only(const char *path)
 {
     char *data;

@@ -1,5 +1,4 @@
-/* test_json.c: the JSON reader below Lua: order, numbers of every size, errors with their place, allocations that fail.
- */
+/* test_json.c: the JSON reader in C: order, numbers of every size, errors with their place, allocations that fail. */
 #include "core/hash.h"
 #include "folder.h"
 #include "io/json.h"
@@ -63,7 +62,7 @@ TEST(numbers)
     CHECK(number_of("[9223372036854775808]").number == 0x1p63);
     CHECK(number_of("[-1000000000000000019884624838656]").number == -1e30);
     CHECK(number_of("[1e300]").number == 1e300);
-    /* Beside a number beyond 64 bits everything else stays as it was. */
+    /* A number beyond 64 bits changes nothing else. */
     CHECK(number_of("[7, 1000000000000000019884624838656]").integer);
     CHECK(number_of("[0.1000000000000000055511151231257827, 1000000000000000019884624838656]").number == 0.1);
     CHECK(number_of("[1e-0000000000000000000000005, 1000000000000000019884624838656]").number == 1e-5);
@@ -71,7 +70,7 @@ TEST(numbers)
           12345678901234567890123.5);
 }
 
-/* The text in ["..."], which must be `expected`. */
+/* The string in ["..."] must be `expected`. */
 static void check_string(const char *text, const char *expected)
 {
     lr_json *doc;
@@ -175,7 +174,7 @@ TEST(objects_of_every_size_refuse_a_second_key)
     }
 }
 
-/* Python's json keeps the last value of a key, at the place of its first. */
+/* Python's json keeps the last value of a key, at the place of the first one. */
 TEST(python_takes_the_last_of_equal_keys)
 {
     for (int n = 3; n < 3000; n = n < 40 ? n + 1 : n * 3) {
@@ -222,7 +221,7 @@ TEST(mutations)
                 size++;
             }
         }
-        char *exact = lr_alloc(size); /* so that a read beyond the end is seen */
+        char *exact = lr_alloc(size); /* so that a sanitizer sees a read past the end */
         CHECK(exact != NULL);
         memcpy(exact, text, size);
         lr_json *doc;
@@ -284,7 +283,7 @@ TEST(every_allocation_may_fail)
 }
 
 /* ---- the hash of keys ------------------------------------------------------------------------------------------------- */
-/* Keys that meet in one place under a hash that is known, FNV-1a, do not meet under ours. */
+/* Keys that collide under a known hash, FNV-1a, do not collide here. */
 TEST(keys_cannot_be_made_to_collide)
 {
     enum { KEYS = 64 };

@@ -1,12 +1,11 @@
-/* test_safetensors.c: files that must be read, every way in which one can be malformed, the writer's rules, a full
- * disk. */
+/* test_safetensors.c: files that must be read, all ways in which a file can be malformed, the rules of the writer, a full disk. */
 #include "folder.h"
 #include "io/file.h"
 #include <signal.h>
 #include <sys/resource.h>
 
 /* ---- making files and tensors --------------------------------------------------------------------------------------- */
-/* A file with this header (length given, so that it may lie) and `data` bytes that count up. */
+/* A file with this header, whose length is given and may be wrong, and `data` bytes that count up. */
 static const char *make_file(uint64_t length, const char *header, size_t header_size, size_t data)
 {
     const char *path = in_folder("model.safetensors");
@@ -27,7 +26,7 @@ static const char *make(const char *header, size_t data)
     return make_file(strlen(header), header, strlen(header), data);
 }
 
-/* LORARUN_TEST_DEVICE=cuda: tensors are there. */
+/* LORARUN_TEST_DEVICE=cuda: tensors are on CUDA. */
 static int device(void)
 {
     const char *name = getenv("LORARUN_TEST_DEVICE");
@@ -253,7 +252,7 @@ TEST(conversions)
             CHECK_INT(lr_safetensors_load(f, 0, row), LR_OK);
             check_counting(row, 200);
             lr_safetensors_close(f);
-            /* Beside the slice nothing was touched. */
+            /* Nothing outside the slice was changed. */
             lr_tensor *all = new_tensor(LR_F32, 2, 10, 50, device());
             CHECK_INT(lr_safetensors_open(&f, all_of_it), LR_OK);
             CHECK_INT(lr_safetensors_load(f, 0, all), LR_OK);
@@ -314,7 +313,7 @@ TEST(a_file_that_shrinks_while_open)
     CHECK_INT(write_one(path, "w", LR_BF16, t, NULL), LR_OK);
     CHECK_INT(lr_safetensors_open(&f, path), LR_OK);
     CHECK_INT(truncate(path, 200), 0);
-    for (int i = 0; i < 40; i++) /* more often than there are buffers on the way to a device */
+    for (int i = 0; i < 40; i++) /* more than there are buffers for copying to a device */
         CHECK_INT(lr_safetensors_load(f, 0, t), LR_EIO);
     CHECK_HAS(lr_last_error(), "tensor 'w': the file became shorter while it was read");
     lr_safetensors_close(f);
@@ -414,7 +413,7 @@ TEST(rules_of_the_writer)
     CHECK_INT(lr_safetensors_create(&w, path, "{"), LR_EFORMAT);
     CHECK_INT(lr_safetensors_create(&w, in_folder("no/folder"), NULL), LR_ENOTFOUND);
     CHECK_INT(write_one(path, "\xff", LR_F32, t, NULL), LR_EINVAL);
-    CHECK_INT(lr_safetensors_create(&w, path, "{}"), LR_OK); /* nothing in it is fine */
+    CHECK_INT(lr_safetensors_create(&w, path, "{}"), LR_OK); /* an empty object is allowed */
     CHECK_INT(lr_safetensors_finish(w), LR_OK);
     CHECK_INT(lr_safetensors_finish(w), LR_EINVAL);
     lr_safetensors_writer_free(w);
@@ -437,7 +436,7 @@ TEST(a_full_disk_leaves_the_old_file)
     struct rlimit before, limit;
     CHECK_INT(getrlimit(RLIMIT_FSIZE, &before), 0);
     void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
-    for (rlim_t bytes = 1; bytes < 800; bytes += 61) { /* in the length, the header, the data */
+    for (rlim_t bytes = 1; bytes < 800; bytes += 61) { /* within the length, the header and the data */
         limit = before;
         limit.rlim_cur = bytes;
         CHECK_INT(setrlimit(RLIMIT_FSIZE, &limit), 0);

@@ -1,5 +1,5 @@
-/* test_tokenizer.c: tokenizers under bad input, failing memory and several threads. Ids against the reference are in
- * test_tokenizer.lua. */
+/* test_tokenizer.c: tokenizers with bad input, failing allocations and several threads. test_tokenizer.lua compares ids with the
+ * reference. */
 #include "folder.h"
 #include <pthread.h>
 
@@ -160,14 +160,14 @@ TEST(loading_survives_every_failing_allocation)
     }
 }
 
-/* An encoder that was made before the failure stays with the tokenizer, so leaks show when that is freed. */
+/* The tokenizer keeps an encoder that was made before the failure, so leaks show when the tokenizer is freed. */
 TEST(encoding_survives_every_failing_allocation)
 {
     static char text[4 * sizeof TEXT + 2000];
     int32_t ids[8192], expected[8192];
     int64_t count, expected_count;
     strcpy(text, TEXT);
-    memset(text + strlen(text), 'q', 300); /* a long word takes another path */
+    memset(text + strlen(text), 'q', 300); /* long words are encoded differently */
     strcat(text, TEXT);
     for (size_t i = 0; i < LR_COUNT_OF(NAMES); i++) {
         int failures = 0, status = LR_ENOMEM;
@@ -184,7 +184,7 @@ TEST(encoding_survives_every_failing_allocation)
                 failures++;
                 CHECK_INT(lr_tokenizer_encode(tok, text, (int64_t)strlen(text), 1, 0, ids, 8192, &count), LR_OK);
             }
-            CHECK_INT(count, expected_count); /* a failure leaves nothing wrong behind */
+            CHECK_INT(count, expected_count); /* also after a failure */
             CHECK(memcmp(ids, expected, (size_t)count * sizeof ids[0]) == 0);
             lr_tokenizer_free(tok);
         }
@@ -200,7 +200,7 @@ static uint32_t dice(uint64_t *position, uint32_t sides)
     return words[0] % sides;
 }
 
-/* One damage, at the settings around the vocabulary more often than inside it. Returns the new size. */
+/* Damage the text once, more often in the settings around the vocabulary than in it. Returns the new size. */
 static size_t damage(char *text, size_t size, size_t cap, uint64_t *position)
 {
     static const char *const values[] = {
@@ -215,13 +215,13 @@ static size_t damage(char *text, size_t size, size_t cap, uint64_t *position)
     case 0:
         text[at] = (char)dice(position, 256);
         return size;
-    case 1: { /* take some out */
+    case 1: { /* remove some bytes */
         size_t n = 1 + dice(position, 40);
         n = n < size - at ? n : size - at - 1;
         memmove(text + at, text + at + n, size - at - n);
         return size - n;
     }
-    case 2: { /* copy some from elsewhere */
+    case 2: { /* copy bytes from another place */
         const size_t from = dice(position, (uint32_t)size), n = 1 + dice(position, 60);
         char part[64];
         if (from + n > size || size + n > cap)
@@ -231,7 +231,7 @@ static size_t damage(char *text, size_t size, size_t cap, uint64_t *position)
         memcpy(text + at, part, n);
         return size + n;
     }
-    default: { /* another value in the place of the next plain one */
+    default: { /* replace the next plain value */
         const char *value = values[dice(position, (uint32_t)LR_COUNT_OF(values))];
         while (at + 1 < size && (text[at] != ':' || text[at + 1] == '{' || text[at + 1] == '['))
             at++;
@@ -284,7 +284,7 @@ TEST(damaged_files_never_crash)
         lr_free(text);
     }
     printf("    %d damaged files were loaded, %d refused\n", loaded, refused);
-    CHECK(loaded > 100 && refused > 1000); /* both ways were taken */
+    CHECK(loaded > 100 && refused > 1000); /* both happened often */
 }
 
 /* ---- threads -------------------------------------------------------------------------------------------------------- */
@@ -298,7 +298,7 @@ typedef struct work {
     bool failed;
 } work;
 
-/* Encodes TEXTS slices of the text, sums up each one's ids. */
+/* Encodes TEXTS slices of the text, and sums up the ids of each. */
 static void *encode_all(void *argument)
 {
     work *w = argument;
@@ -321,7 +321,7 @@ TEST(threads_get_the_same_ids)
     char *text;
     int64_t size;
     CHECK_INT(lr_file_read(golden("gpt2"), &text, &size), LR_OK);
-    for (int64_t i = 0; i < size; i++) /* any valid UTF-8 will do, cut anywhere */
+    for (int64_t i = 0; i < size; i++) /* any valid UTF-8 that can be cut anywhere will do */
         text[i] = (char)(text[i] & 0x7F);
     for (size_t n = 0; n < LR_COUNT_OF(NAMES); n++) {
         lr_tokenizer *tok = load(NAMES[n]);
