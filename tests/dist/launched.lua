@@ -1,10 +1,10 @@
--- launched.lua: for tests: recipes that launch ranks, run as a user runs them:
+-- launched.lua: runs recipes that launch ranks as a user runs them, for tests:
 --   local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
 --   launched.run("lr.launch { processes = 2 } ...", function(r, folder) check.equal(r.status, 0) end)
 --
--- A recipe finds at hand: lr, C, ffi, `folder` (where it is), and
+-- A recipe has these names: lr, C, ffi, `folder` (where it is), and
 --   sleep(seconds), hang(), wait_for(condition), signal_self(number), signal_launcher(number)
---   mark "name"          leaves a file of that name in the folder, with its process id; marked "name": is there one?
+--   mark "name"          makes a file of that name in the folder, with its process id; marked "name": is there one?
 -- No rank waits for more than two minutes.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
@@ -18,7 +18,7 @@ launched.PREAMBLE = [[
 local lr = require "lorarun"
 local C, ffi = require "lorarun.base.c", require "ffi"
 ffi.cdef "int kill(int pid, int signal); int getpid(void); int getppid(void); int usleep(unsigned);"
-local function sleep(seconds) -- in short naps, since signals end one
+local function sleep(seconds) -- many short sleeps, since a signal ends one
   local stop = C.lr_time() + seconds
   while C.lr_time() < stop do ffi.C.usleep(5000) end
 end
@@ -46,7 +46,7 @@ local function marked(name)
 end
 ]]
 
--- What the launcher tells of its checks, and standard error without that.
+-- What the launcher prints about its checks, and standard error without that.
 local function take_checks(text)
   local checks, rest = {}, {}
   for line in text:gmatch "[^\n]*\n?" do
@@ -57,8 +57,8 @@ local function take_checks(text)
   return table.concat(checks), table.concat(rest)
 end
 
---- Run a recipe in a folder of its own, then look(result, folder). command: a shell command that runs $L ./recipe.lua, unless it is
---- just that. Result: status, out, err (without the checks), checks, all, seconds.
+--- Run a recipe in a folder of its own, then call look(result, folder). command: the shell command that runs it, by default
+--- $L ./recipe.lua. Result: status, out, err (without the checks), checks, all, seconds.
 function launched.run(code, look, command)
   shell.with_folder(function(folder)
     fs.write(folder .. "/recipe.lua", launched.PREAMBLE .. code)
@@ -73,7 +73,7 @@ end
 
 local function alive(pid) return ffi.C.kill(pid, 0) == 0 end
 
---- Every process whose number a rank left in a file pid0, pid1, ... is gone, soon.
+--- Every process whose id a rank wrote to a file pid0, pid1, ... must be gone within 30 seconds.
 function launched.expect_gone(folder, ranks)
   for rank = 0, ranks - 1 do
     local pid = tonumber(fs.read(folder .. "/pid" .. rank))

@@ -4,10 +4,10 @@
 --   local results = ranks.run { 4, [[ print(comm.all_reduce(rank)) ]] }
 --   check.equal(results[1].out, "6\n")           -- of rank 0; also .err, .status (137: killed), .seconds
 --
--- ranks.start gives the job while it runs: job:kill(rank, "STOP"), job:output(rank), job:wait(seconds).
--- The code of every rank starts with `lr`, `comm`, `rank` and `n` at hand and, unless join = false, joined. The store is served by
--- this process, as a launcher does, so there is a port of its own for every job. torchrun's variables are not set: by them the
--- program would join by itself.
+-- ranks.start returns the job while it runs: job:kill(rank, "STOP"), job:output(rank), job:wait(seconds).
+-- The code of every rank has `lr`, `comm`, `rank` and `n` and, unless join = false, has joined. This process serves the store, as a
+-- launcher does, so every job has a port of its own. torchrun's variables are not set, because with them the program would join by
+-- itself.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check_status = require "lorarun.base.check"
@@ -23,13 +23,13 @@ local JOIN = [[comm.join { rank = rank, world_size = n, local_rank = rank, local
 
 local function quote(text) return "'" .. tostring(text):gsub("'", "'\\''") .. "'" end
 
---- one_gpu(rank): variables with which NCCL lets ranks share a GPU. It refuses two ranks of a host on a device, so each says that
---- it is a host of its own, and they talk through sockets: slow, and the same arithmetic.
+--- one_gpu(rank): variables with which NCCL lets ranks share a GPU. It refuses two ranks of one host on one device, so each claims
+--- to be a host of its own, and they talk through sockets: that is slow, with the same arithmetic.
 function ranks.one_gpu(rank)
   return { NCCL_HOSTID = "host" .. rank, NCCL_SOCKET_IFNAME = "lo", NCCL_IB_DISABLE = 1, NCCL_MNNVL_ENABLE = 0 }
 end
 
---- free_port(): one that nobody listens on.
+--- free_port(): a port on which no program listens.
 function ranks.free_port()
   local server = ffi.new "lr_store_server *[1]"
   check_status(C.lr_store_serve(server, "127.0.0.1", 0, nil, 1))
@@ -46,8 +46,8 @@ local function path(job, what, rank) return ("%s/%s.%d"):format(job.folder, what
 local function read(file) return fs.exists(file) and fs.read(file) or "" end
 
 --- start { n, code, timeout = 60, join = true, env = { NAME = value }, serve = true }: n ranks that run the same Lua code.
----   timeout   of joining and of each collective, seconds
----   env       more variables; a function of the rank may give them
+---   timeout   seconds for joining and for each collective
+---   env       more variables, or a function of the rank that returns them
 ---   serve     false: no store is served, MASTER_PORT is not set
 function ranks.start(options)
   local n, code = options[1], options[2]
@@ -71,7 +71,7 @@ function ranks.start(options)
     local assignments = {}
     for name, value in pairs(env) do assignments[#assignments + 1] = name .. "=" .. quote(value) end
     local function file(what) return quote(path(job, what, rank)) end
-    -- the status is written under a temporary name: who sees the file sees all of it
+    -- the status is written under a temporary name, so that the file is always complete
     os.execute(("( %s %s %s >%s 2>%s </dev/null & echo $! >%s; wait $! 2>/dev/null; echo $? >%s; mv %s %s ) 2>/dev/null &"):format(
       table.concat(assignments, " "), quote(program), quote(script), file "out", file "err", file "pid", file "new", file "new",
       file "status"))
@@ -98,7 +98,7 @@ function Job:pid(rank) return assert(tonumber(read(path(self, "pid", rank))), "t
 --- Send a signal: "KILL" (default), "STOP", "CONT", "INT" ...
 function Job:kill(rank, signal) os.execute(("kill -%s %d 2>/dev/null"):format(signal or "KILL", self:pid(rank))) end
 
---- Wait for all ranks: { { out, err, status, seconds } of rank 0, ... }. Those that are not done after `seconds` (120) are killed,
+--- Wait for all ranks: { { out, err, status, seconds } of rank 0, ... }. Ranks that are not done after `seconds` (120) are killed,
 --- and their status is "timeout".
 function Job:wait(seconds)
   local deadline, results, left = C.lr_time() + (seconds or 120), {}, self.n

@@ -1,4 +1,5 @@
--- Accelerate's configuration files: those it writes pass untouched, the rest is refused with the key, the line and the remedy.
+-- test_accelerate.lua: Accelerate's configuration files. Those that it writes are accepted as they are; all else is refused with
+-- the key, the line and the remedy.
 local accelerate = require "lorarun.dist.accelerate"
 local fs = require "lorarun.base.fs"
 local settings = require "lorarun.dist.settings"
@@ -7,7 +8,7 @@ local SAMPLES = fs.join(os.getenv "LORARUN_TESTS", "dist", "accelerate")
 
 local function sample(name) return fs.join(SAMPLES, name .. ".yaml") end
 
--- The settings that follow from a sample, or from the text of a file.
+-- The settings that follow from a sample file, or from the text of a file.
 local function resolved(name_or_text, recipe, ...)
   settings.forget()
   local argv = { ... }
@@ -56,7 +57,7 @@ test("two machines", function()
   os.remove(secret)
 end)
 
-test("the command line beats the file, the file beats the recipe", function()
+test("the command line comes before the file, the file before the recipe", function()
   local s = resolved("multi_cpu", { processes = 7, precision = "bf16", max_restarts = 2 }, "--num-processes", "3")
   check.equal(s.num_processes, 3)
   check.equal(s.precision, "fp32")
@@ -89,7 +90,7 @@ test("sections that say nothing", function()
   check.raises("FILE:2: dynamo_config is set", resolved, "distributed_type: NO\ndynamo_config:\n  dynamo_backend: EAGER\n")
 end)
 
-test("keys of a newer Accelerate: a warning where they say nothing, an error where they say something", function()
+test("keys of a newer Accelerate: a warning if they change nothing, an error if they do", function()
   for _, value in ipairs { "{}", "null", "[]", "''", "false", "~", "{ a: false, b: [{}] }" } do
     local warnings = resolved("distributed_type: NO\nsome_config: " .. value .. "\n").warnings
     check.equal(#warnings, 1, value)
@@ -129,7 +130,7 @@ test("gpu_ids as a number, a text and a list", function()
   check.raises("FILE:2: gpu_ids is '[]'", ids, "[]")
 end)
 
-test("what Accelerate would read otherwise than it looks", function()
+test("values that Accelerate would not read as they look", function()
   check.equal(resolved("distributed_type: NO\nmixed_precision: null\nfp16: true\n").precision, "fp32")
   check.equal(resolved("distributed_type: NO\nmixed_precision: BF16\n").precision, "bf16")
   check.raises("FILE:2: fp16 is the text 'no', which Accelerate takes for true", resolved, "distributed_type: NO\nfp16: 'no'\n")
@@ -171,7 +172,7 @@ test("mistakes in a file", function()
   check.raises("FILE:2:1: the key 'debug' occurs twice", resolved, "debug: false\ndebug: true\n")
 end)
 
-test("what accelerate launch tells the programs it starts", function()
+test("the variables that accelerate launch sets for its programs", function()
   local function environment(variables)
     return accelerate.environment(function(name) return variables["ACCELERATE_" .. name:match "^ACCELERATE_(.*)"] end).values
   end
@@ -195,7 +196,7 @@ test("what accelerate launch tells the programs it starts", function()
     "ACCELERATE_MIXED_PRECISION is 'half', expected one of no, fp16, bf16", 1, true))
 end)
 
-test("words for values that YAML reads as others", function()
+test("words that YAML reads as other values", function()
   local s = resolved "distributed_type: NO\nmixed_precision: no\nuse_cpu: 'yes'\ngpu_ids: 0\nmain_process_ip: null\n"
   check.equal(s.precision, "fp32")
   check.equal(s.use_cpu, true)

@@ -1,9 +1,9 @@
--- lr.comm: what the collectives compute, on 1, 2 and 4 ranks; what happens where ranks differ, die or stall.
+-- test_comm.lua: what the collectives of lr.comm compute, on 1, 2 and 4 ranks, and what happens when ranks differ, die or stall.
 local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 local lr = require "lorarun"
 local comm = lr.comm
 
--- Run code on n ranks; every rank must end well. Returns what each printed.
+-- Run code on n ranks; every rank must succeed. Returns what each printed.
 local function outputs(n, code, options)
   options = options or {}
   options[1], options[2] = n, code
@@ -16,7 +16,7 @@ local function outputs(n, code, options)
 end
 
 -- ---- results ---------------------------------------------------------------------------------------------------------------
--- The ranks check their own results and print "ok": that of element i on rank r is (7 r + 3 i) % 11 - 5, exact in every dtype.
+-- The ranks check their own results and print "ok". Element i on rank r is (7 r + 3 i) % 11 - 5, exact in every dtype.
 local RESULTS = [[
   local ffi, C, check = require "ffi", require "lorarun.base.c", require "lorarun.base.check"
   local function value(r, i) return (7 * r + 3 * i) % 11 - 5 end
@@ -221,7 +221,7 @@ test("ranks that differ get one error each, and go on", function()
   end
 end)
 
-test("rank 0 works for all, and its failure is everybody's", function()
+test("rank 0 works for all, and all get its failure", function()
   local out = outputs(2, [[
     print("value", comm.on_rank_0(function() return 7, 8 end))
     print("error", pcall(comm.on_rank_0, function() error("disk full", 0) end))
@@ -268,7 +268,7 @@ test("a peer that is killed is named within 5 seconds", function()
   end
 end)
 
-test("a peer that is stopped ends the others when their time is up", function()
+test("the others end at their timeout when a peer is stopped", function()
   local results = lose(3, 2, "STOP", "comm.all_reduce(t)", 2)
   local named = 0
   for rank = 0, 1 do -- the first to give up says whom it waited for; the other may see that one leave
@@ -295,7 +295,7 @@ test("joining: a rank that never comes, a wrong number of ranks", function()
   end
 end)
 
-test("after a failure all ranks can start anew", function()
+test("after a failure all ranks can start again", function()
   local out = outputs(2, [[
     if rank == 1 then comm.rejoin() else
       local ok, err = pcall(comm.barrier)
@@ -308,7 +308,7 @@ test("after a failure all ranks can start anew", function()
   check.equal(out[2], "2\n")
 end)
 
-test("an interrupt ends a collective that waits, and others hear of it", function()
+test("an interrupt ends a waiting collective on all ranks", function()
   local results = ranks.run { 2, [[
     local C = require "lorarun.base.c"
     if rank == 0 then

@@ -1,9 +1,9 @@
--- test_faults.lua: what becomes of a job whose ranks work together when one of them does not: killed, failed, gone or stopped. Each
--- time the job ends soon, the right rank is blamed, and a restart goes through.
+-- test_faults.lua: jobs whose ranks work together, and one rank that is killed, fails, leaves or is stopped. Each time the job ends
+-- soon, the right rank is blamed, and a restart succeeds.
 local fs = require "lorarun.base.fs"
 local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
 
--- Four ranks add numbers 60 times; in the first generation rank 2 meets its fate on the way.
+-- Four ranks add numbers 60 times; in the first generation rank 2 fails on the way.
 local RECIPE = [[
 local job = lr.launch { processes = 4, timeout = TIMEOUT, max_restarts = RESTARTS }
 io.stderr:write("pid ", ffi.C.getpid(), "\n")
@@ -65,7 +65,7 @@ test("a rank that does not come to the start of the job is named", function()
   end)
 end)
 
-test("an error of rank 0 that all ranks raise is rank 0's", function()
+test("rank 0 is blamed for its error that all ranks raise", function()
   for _ = 1, 5 do
     launched.run([[
       lr.launch { processes = 3 }

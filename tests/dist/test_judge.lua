@@ -1,4 +1,4 @@
--- test_judge.lua: who is to blame and when a job ends, on views made up here, with a clock that the tests turn.
+-- test_judge.lua: which rank is to blame and when a job ends, on views that are made up here, with a clock that the tests set.
 local judges = require "lorarun.dist.launcher.failure_policy"
 
 local now, said
@@ -7,7 +7,7 @@ local function new_judge(timeout)
   return judges.new { timeout = timeout or 600, clock = function() return now end, say = function(text) said[#said + 1] = text end }
 end
 
--- A view of a rank that trains, with what is given in place of that.
+-- A view of a rank that trains, with the given fields changed.
 local function view(rank, given)
   local v = { rank = rank, host = "h" .. rank, machine = 0, step = 40, total = 100, phase = "training", collectives = 7,
     collective = "barrier" }
@@ -20,7 +20,7 @@ local function blamed(judge, views)
   return failure and failure.rank, failure and failure.what
 end
 
-test("while all is well there is nothing to do", function()
+test("while all ranks train there is nothing to do", function()
   local judge = new_judge()
   local orders = judge:look({ view(0), view(1, { waiting = 3 }) }, {})
   check.that(not orders.ending and not orders.stop and not orders.kill and orders.save == 0)
@@ -29,7 +29,7 @@ test("while all is well there is nothing to do", function()
   check.equal(judge:outcome({ view(0, { ended = 1, status = 0 }), view(1, { ended = 0, status = 0 }) }).status, 0)
 end)
 
-test("one that fails by itself ends the job at once, and its status is the job's", function()
+test("a rank that fails by itself ends the job at once, and its status is the job's", function()
   for _, case in ipairs { { { status = 3 }, 3, "ended with exit status 3" }, { { signal = 11 }, 139, "was killed by SIGSEGV" },
     { { signal = 24 }, 152, "was killed by SIGXCPU (its processor time is used up: ulimit -t)" },
     { { status = 1, failed = 2, failure = "boom" }, 1, "failed: boom" } } do
@@ -46,7 +46,7 @@ test("one that fails by itself ends the job at once, and its status is the job's
   check.that(judge:look({ view(0), view(1, { failed = 0, failure = "boom" }) }, {}).ending)
 end)
 
-test("the cause of a consequence is waited for, a little while", function()
+test("after a failure caused by another rank, the cause is waited for a little while", function()
   local judge = new_judge()
   local follower = view(0, { ended = 0.5, status = 1, failed = 0.6, failure = "lost rank 1", consequence = true })
   check.that(not judge:look({ follower, view(1) }, {}).ending)
@@ -61,7 +61,7 @@ test("the cause of a consequence is waited for, a little while", function()
   check.equal(blamed(judge, { follower, view(1, { ended = 0, signal = 15, told = true }) }), 0)
 end)
 
-test("of several the earliest is to blame, and none for what it was told to do", function()
+test("of several the earliest is to blame, and none for ending as it was told to", function()
   local judge = new_judge()
   local views = { view(0, { ended = 1, status = 1, failed = 2, failure = "late" }),
     view(1, { ended = 0.5, status = 1, failed = 5, failure = "early" }), view(2, { ended = 9, signal = 15, told = true }) }
@@ -69,7 +69,7 @@ test("of several the earliest is to blame, and none for what it was told to do",
   check.equal(blamed(judge, views), 1)
 end)
 
-test("who left before others lost it is to blame, who left after is not", function()
+test("a rank that left before others lost it is to blame; one that left after is not", function()
   local follower = { ended = 1, status = 1, failed = 1.5, failure = "lost rank 1", consequence = true }
   local rank, what = blamed(new_judge(), { view(0, follower), view(1, { ended = 2, status = 0 }) })
   check.equal(rank, 1)
@@ -78,7 +78,7 @@ test("who left before others lost it is to blame, who left after is not", functi
   check.equal(blamed(new_judge(), { view(0, follower), view(1, { ended = 0.2, status = 0 }) }), 0)
 end)
 
-test("who left is to blame once others have waited for it a while", function()
+test("a rank that left is to blame once others have waited for it a while", function()
   local judge = new_judge()
   check.that(not judge:look({ view(0, { waiting = 4 }), view(1, { ended = 30, status = 0 }) }, {}).ending)
   check.that(not judge:look({ view(0, { waiting = 40 }), view(1, { ended = 3, status = 0 }) }, {}).ending)
@@ -89,7 +89,7 @@ test("who left is to blame once others have waited for it a while", function()
   check.equal(what, "ended, with exit status 0, while rank 0 waits for it in barrier")
 end)
 
-test("after half a minute it is said who is waited for, every half minute, and at the timeout the job ends", function()
+test("every half minute a message says which rank the others wait for, and at the timeout the job ends", function()
   local judge = new_judge(100)
   local function at(seconds)
     now = 1000 + seconds
@@ -105,7 +105,7 @@ test("after half a minute it is said who is waited for, every half minute, and a
   check.equal(#said, 3)
 end)
 
-test("a stall is a failure of the slowest, who is killed", function()
+test("a stall is a failure of the slowest rank, which is killed", function()
   local judge = new_judge(100)
   now = 1100
   local views = { view(0, { waiting = 100 }), view(1), view(2, { waiting = 100 }) }
@@ -121,7 +121,7 @@ test("a stall is a failure of the slowest, who is killed", function()
   check.equal(judge:look({ view(0, { waiting = 101 }), view(1, { waiting = 101, collectives = 6 }) }, {}).hung, 1)
 end)
 
-test("time in which the whole job was stopped is nobody's waiting", function()
+test("time in which the whole job was stopped does not count as waiting", function()
   local judge = new_judge(100)
   now = 1200
   local views = { view(0, { waiting = 150 }), view(1) }
@@ -131,7 +131,7 @@ test("time in which the whole job was stopped is nobody's waiting", function()
   check.that(judge:look({ view(0, { waiting = 251 }), view(1) }, {}).ending)
 end)
 
-test("all ranks waiting speaks of the network", function()
+test("if all ranks wait, the message speaks of the network", function()
   local judge = new_judge()
   now = 1040
   judge:look({ view(0, { waiting = 35 }), view(1, { waiting = 35 }) }, {})
@@ -161,7 +161,7 @@ test("SIGHUP stops as SIGTERM does, SIGQUIT kills, SIGUSR1 saves each time", fun
   check.that(orders.save == 3 and not orders.stop and not orders.ending)
 end)
 
-test("stopping waits for those that save, and not for ever where one could not follow", function()
+test("stopping waits for ranks that save, but not for ever if one cannot", function()
   local judge = new_judge()
   judge:look({ view(0), view(1) }, { 15 })
   now = now + 500
@@ -170,7 +170,7 @@ test("stopping waits for those that save, and not for ever where one could not f
   check.that(judge:look({ view(0), view(1, { ended = 11, signal = 15 }) }, {}).ending)
 end)
 
-test("a status that speaks of a signal is given time for the signal to be heard of", function()
+test("a status that means a signal waits a while for that signal", function()
   local judge = new_judge()
   local views = { view(0), view(1, { ended = 0.1, status = 143 }) }
   check.that(not judge:look(views, {}).ending)
@@ -178,7 +178,7 @@ test("a status that speaks of a signal is given time for the signal to be heard 
   check.equal(judge:outcome({ view(0, { ended = 0, status = 143 }), view(1, { ended = 1, status = 143 }) }).status, 143)
 end)
 
-test("a failure that is none of the ranks' ends the job", function()
+test("a failure outside the ranks ends the job", function()
   local judge = new_judge()
   judge:fail { what = "machine 1 is lost", status = 1, final = true }
   check.that(judge:look({ view(0) }, {}).ending)

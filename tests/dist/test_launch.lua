@@ -1,5 +1,5 @@
--- test_launch.lua: lr.launch and the launcher, as a user sees them: what ranks are told, what is shown, how a job ends when a rank
--- fails and how when it gets signals. Ranks here do what the recipes below say; none needs a collective.
+-- test_launch.lua: lr.launch and the launcher as a user sees them: the environment of ranks, what is shown, and how a job ends when
+-- a rank fails or when signals come. Ranks run the recipes below; none uses a collective.
 local ffi = require "ffi"
 local fs = require "lorarun.base.fs"
 local C = require "lorarun.base.c"
@@ -39,7 +39,7 @@ test("ranks see torchrun's variables and know the job", function()
   end)
 end)
 
-test("cores are divided among the ranks, unless the user did", function()
+test("cores are divided among the ranks, unless the user sets threads", function()
   local code = [[
     lr.launch { processes = 2 }
     if os.getenv "RANK" == "0" then print(lr.threads(), lr.threads(0), C.lr_cores()) end
@@ -53,7 +53,7 @@ test("cores are divided among the ranks, unless the user did", function()
   launch(code, function(r) check.equal(r.out:match "^%d+", "3") end, "OMP_NUM_THREADS=3 $L ./recipe.lua")
 end)
 
-test("flags in front of the recipe decide, and the checks are told", function()
+test("flags before the recipe decide, and the checks are shown", function()
   launch([[
     local job = lr.launch { processes = 5, precision = "bf16" }
     print(job.rank, job.world_size, job.precision, job.device)
@@ -80,7 +80,7 @@ test("a recipe that never launches is launched when it needs the job", function(
   launch("print(lr.comm.rank, lr.comm.world_size)", function(r) expect(r, 0, "0\t1\n") end)
 end)
 
-test("a busy port of one machine is another's: a free one is taken", function()
+test("if the port is busy, one machine takes a free one", function()
   local server = ffi.new "lr_store_server *[1]"
   check.equal(C.lr_store_serve(server, "127.0.0.1", 0, nil, 1), 0)
   local port = C.lr_store_server_port(server[0])
@@ -111,7 +111,7 @@ test("ranks that others started join, serve the store themselves, and only rank 
   end, "RANK=0 WORLD_SIZE=3 $L --num-processes 2 recipe.lua")
 end)
 
-test("one process that others started alone starts the ranks it is told", function()
+test("one process that a scheduler started alone starts the ranks it is told", function()
   for _, variables in ipairs { "RANK=0 WORLD_SIZE=1", "SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0",
     "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=1 RANK=0 WORLD_SIZE=1" } do
     launch("local job = lr.launch {} io.stderr:write(job.rank, ' of ', job.world_size, '\\n')", function(r)
@@ -133,7 +133,7 @@ test("warnings of a configuration come once", function()
     .. "wait; (exit $s)"):format(21000 + C.lr_time() * 1000 % 9000))
 end)
 
-test("what was said about ranks is not passed over where others have started them", function()
+test("settings about ranks are not ignored when a scheduler has started the ranks", function()
   local function refused(flags, part)
     launch("lr.launch {}", function(r)
       expect(r, 1)
@@ -148,7 +148,7 @@ test("what was said about ranks is not passed over where others have started the
   end, "printf 'distributed_type: MULTI_CPU\\nnum_processes: 3\\n' >c.yaml; RANK=0 WORLD_SIZE=2 $L --config c.yaml recipe.lua")
 end)
 
-test("ranks of Open MPI find each other at an address of IPv6, and the machine's number is not their place on it", function()
+test("ranks of Open MPI find each other at an address of IPv6, and the machine's number is not the local rank", function()
   if not fs.exists "/proc/net/if_inet6" then return end
   local port = 21000 + C.lr_time() * 1000 % 9000
   local function rank(n)
@@ -192,7 +192,7 @@ test("a program that a rank starts is a program of its own", function()
   end)
 end)
 
-test("what is printed before comes once, then rank 0 is heard, and errors of the others with their number", function()
+test("output before the launch comes once, then that of rank 0, and errors of the others with their number", function()
   launch([[
     print "before"
     local job = lr.launch { processes = 3 }
@@ -287,7 +287,7 @@ test("a rank that ends with a status ends the job with that status", function()
   end)
 end)
 
-test("the rank to blame is the one that failed by itself, even where others were faster", function()
+test("the rank to blame is the one that failed by itself, even if others ended before it", function()
   launch([[
     local job = lr.launch { processes = 3 }
     mark("pid" .. job.rank)
@@ -305,7 +305,7 @@ test("the rank to blame is the one that failed by itself, even where others were
   end)
 end)
 
-test("a rank that leaves early is to blame for those that it leaves alone", function()
+test("a rank that leaves early is to blame when others wait for it", function()
   launch([[
     local job = lr.launch { processes = 3 }
     if job.rank == 1 then
@@ -376,7 +376,7 @@ test("what a rank has started goes with it", function()
   end)
 end)
 
--- A training loop's way with signals: step until one comes, leave with 128 + its number.
+-- How a training loop handles signals: it steps until one comes, then ends with 128 + its number.
 local LOOP = [[
   local job = lr.launch { processes = 2 }
   C.lr_signal_catch(1)
@@ -497,7 +497,7 @@ test("restarts: until it works, or none is left", function()
   end)
 end)
 
-test("a signal of the user's is no reason to restart", function()
+test("a signal from the user is no reason to restart", function()
   launch([[
     local job = lr.launch { processes = 2, max_restarts = 3 }
     if job.rank == 0 then signal_launcher(15) end
@@ -508,7 +508,7 @@ test("a signal of the user's is no reason to restart", function()
   end)
 end)
 
-test("one log a rank, with all that it wrote, without what was redrawn", function()
+test("each rank has a log, with all that it wrote except lines that were redrawn", function()
   launch([[
     local job = lr.launch { processes = 2, log_dir = folder .. "/new/logs" }
     io.write("out ", job.rank, "\n", "1%\r\27[K2%\r\27[K3%\n")
@@ -614,7 +614,7 @@ test("nothing stays: no process with the job's environment, nothing in the machi
 end)
 
 -- ---- training ---------------------------------------------------------------------------------------------------------
-test("signals to the launcher while its ranks train: saved and gone on, stopped and resumed to the same bits", function()
+test("signals to the launcher while its ranks train: they save and go on, or stop and resume to the same bits", function()
   local bert = fs.join(os.getenv "LORARUN_TESTS", "golden", "bert")
   local code = ([[
     if os.getenv "RANK" == nil then

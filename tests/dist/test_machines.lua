@@ -1,11 +1,11 @@
--- test_machines.lua: a job on two machines, played by two launchers on this one, over its loopback with a secret. What needs two
--- networks is in test_namespaces.sh.
+-- test_machines.lua: a job on two machines, played by two launchers on this machine, over its loopback interface with a secret.
+-- What needs two networks is in test_namespaces.sh.
 local fs = require "lorarun.base.fs"
 local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
 local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 
 -- Run a recipe on machines with two ranks each, then look(machine 0's result, machine 1's, folder, machine 2's ...).
--- flags, environment: of all machines; flags1, environment1: in their place on machine 1. numbers: { 0, 1 } unless told.
+-- flags, environment: of all machines; flags1, environment1: for machine 1 instead. numbers: { 0, 1 } by default.
 local function run(options, code, look)
   local flags = options.flags or "--num-processes 4 --num-machines 2"
   local environment = options.environment or "LORARUN_SECRET=open-sesame-open-sesame"
@@ -78,7 +78,7 @@ local WORK = [[
   print(sum)
 ]]
 
-test("a rank that fails on either machine ends the job on both, which both name it", function()
+test("a rank that fails on either machine ends the job on both, and both name it", function()
   for rank = 0, 3, 3 do
     run({}, WORK:gsub("FATE", ("job.rank == %d and signal_self(9)"):format(rank)), function(r, other, folder)
       check.equal(r.status, 137)
@@ -90,7 +90,7 @@ test("a rank that fails on either machine ends the job on both, which both name 
   end
 end)
 
-test("an error on the other machine comes with the last that its rank wrote", function()
+test("an error on the other machine is shown with the last lines of its rank", function()
   run({}, WORK:gsub("FATE", "job.rank == 2 and error 'over there'"), function(r, other)
     check.equal(r.status, 1)
     check.equal(other.status, 1)
@@ -186,7 +186,7 @@ test("what machines must agree on", function()
   refused({ flags = "--num-processes 3 --num-machines 3", numbers = { 0, 1, 1 } }, twice, twice)
 end)
 
-test("several machines without a secret, or at an address of nobody's, do not start", function()
+test("several machines without a secret, or at an address that no machine has, do not start", function()
   run({ environment = "" }, "lr.launch {}", function(r, other)
     for _, result in ipairs { r, other } do
       check.equal(result.status, 1)

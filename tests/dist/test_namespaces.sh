@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # test_namespaces.sh: two machines as two network namespaces with a cable between them: training over it, a cable that is pulled, a
-# secret that differs. All of it happens inside namespaces of this test's own (network, mounts, processes), with the rights of
-# whoever runs it: nothing of the machine is touched, and nothing outlives the test.
+# secret that differs. It uses namespaces of its own (network, mounts, processes) with the rights of its user, so it changes nothing of
+# the machine, and nothing is left after it.
 set -uo pipefail
 if [ "${1:-}" != inside ]; then
   own=(unshare --net --mount --pid --fork --kill-child --mount-proc)
@@ -30,7 +30,7 @@ for machine in 0 1; do
   ip -n "m$machine" address add "10.77.0.1$machine/24" dev "cable$machine" && ip -n "m$machine" link set "cable$machine" up || exit 1
 done
 
-# on MACHINE WORD...: start the program there, as that machine of two, in the background; its output goes to m0.txt, m1.txt
+# on MACHINE WORD...: start the program on that machine of the two, in the background; its output goes to m0.txt or m1.txt
 on() {
   local machine=$1
   shift
@@ -95,7 +95,7 @@ two_machines_train_as_one_does() {
   cmp one/adapter/adapter_model.safetensors two/adapter/adapter_model.safetensors || fail "the adapters differ"
 }
 
-# A recipe that works for a minute, and says when it has begun.
+# A recipe that works for a minute, and prints when it has begun.
 minute() {
   cat >minute.lua <<'LUA'
 local lr = require "lorarun"

@@ -1,5 +1,5 @@
--- Ranks that are killed at any moment, in twenty rounds: the launcher starts them again from the last checkpoint, and the run ends
--- in the bits of one that nobody disturbed.
+-- test_restarts.lua: ranks that are killed at random moments, in twenty rounds. The launcher starts them again from the last
+-- checkpoint, and the run ends with the bits of an undisturbed one.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local fs = require "lorarun.base.fs"
@@ -57,7 +57,7 @@ local function ended(folder)
   end)
 end
 
--- No file that was being written, no checkpoint that was begun.
+-- There is no half-written file and no unfinished checkpoint.
 local function check_whole(folder)
   for _, name in ipairs(fs.list(folder)) do
     local path = fs.join(folder, name)

@@ -1,5 +1,5 @@
--- test_run.lua: what a launcher does with the ranks of its machine, on processes made up here that end only when told, and with a
--- clock that the tests turn.
+-- test_run.lua: what a launcher does with the ranks of its machine, on processes that are made up here and end only when a test
+-- says so, with a clock that the tests set.
 local now, sent, living, events
 
 package.loaded["lorarun.dist.launcher.processes"] = { TERMINAL = {}, new = function(n)
@@ -57,7 +57,7 @@ test("orders are carried out once, however often they are given", function()
   check.equal(sent_now(), "9 to 0, 9 to 1")
 end)
 
-test("who does not end after SIGTERM is killed, who hangs at once", function()
+test("a rank that does not end after SIGTERM is killed; one that hangs is killed at once", function()
   local run = new_run(3)
   run:obey { ending = true, hung = 5 }
   check.equal(sent_now(), "15 to 0, 15 to 1, 9 to 1, 15 to 2")
@@ -72,7 +72,7 @@ test("who does not end after SIGTERM is killed, who hangs at once", function()
   check.equal(run.running, 1)
 end)
 
-test("a process that cannot be killed is left behind, with a word", function()
+test("a process that cannot be killed is left running, with a message", function()
   local run = new_run(2)
   run:obey { kill = true }
   ends(run, 0, { signal = 9 })
@@ -88,7 +88,7 @@ test("a process that cannot be killed is left behind, with a word", function()
   check.equal(run.running, 0)
 end)
 
-test("a view tells whether a rank ended before it was told to, and when", function()
+test("a view says whether a rank ended before it was told to, and when", function()
   local run = new_run(3)
   ends(run, 0, { status = 3 })
   now = now + 5

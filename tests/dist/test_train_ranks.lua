@@ -1,6 +1,6 @@
--- Training on several ranks, each a process: N ranks of batch b learn what one rank of batch N b learns, in losses to 1e-5; all
--- ranks hold the same bits after every step; evaluation is shared and exact; resuming, signals and errors keep the ranks together.
--- With LORARUN_TEST_DEVICE=cuda through NCCL, the ranks sharing a GPU.
+-- test_train_ranks.lua: training on several ranks, each a process. N ranks of batch b learn what one rank of batch N b learns, with
+-- losses equal to 1e-5; all ranks have the same bits after every step; evaluation is shared and exact; resuming, signals and errors
+-- keep the ranks together. With LORARUN_TEST_DEVICE=cuda they use NCCL and share a GPU.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
@@ -10,7 +10,7 @@ local device = os.getenv "LORARUN_TEST_DEVICE" or "cpu"
 local bert = fs.join(os.getenv "LORARUN_TESTS", "golden", "bert")
 
 -- ---- data and runs -----------------------------------------------------------------------------------------------------------
--- A data folder. Contexts differ in length, so that dealing by tokens moves pairs; labels follow from the text.
+-- A data folder. Contexts differ in length, so that balancing by tokens moves pairs; labels follow from the text.
 local function make_data(folder, rows)
   fs.make(folder)
   for _, split in ipairs { "train", "validation", "test" } do
@@ -26,7 +26,7 @@ local function make_data(folder, rows)
   return folder
 end
 
--- What every rank runs. `given` is a Lua table's text that is laid over the options of lr.train; `before` is code that sees them.
+-- What every rank runs. `given`, the text of a Lua table, overrides options of lr.train; `before` is code that sees them.
 local SCRIPT = [[
   local data_parallel = require "lorarun.dist.data_parallel"
   local folder = os.getenv "FOLDER"
@@ -48,7 +48,7 @@ local SCRIPT = [[
   lr.fs.write(("%%s/%%s-%%d.json"):format(folder, os.getenv "NAME", rank), lr.json.encode(seen))
 ]]
 
--- Train on n ranks. Returns what the ranks' processes did, and what each has seen where it came to the end.
+-- Train on n ranks. Returns the results of the processes, and what each rank that reached the end has seen.
 local function train(folder, name, n, given, options)
   options = options or {}
   local function env(rank)
@@ -73,7 +73,7 @@ local function check_all_ended(results, status)
   end
 end
 
--- A run that must come to its end on all ranks: what rank 0 has seen, which is what all have seen.
+-- A run that must reach its end on all ranks. Returns what rank 0 has seen; all must have seen the same.
 local function trained(folder, name, n, given, options)
   local results, seen = train(folder, name, n, given, options)
   check_all_ended(results)
@@ -107,7 +107,8 @@ local function adapter_bytes(folder, name)
 end
 
 -- ---- equivalence -------------------------------------------------------------------------------------------------------------
--- 45 rows: the last step of an epoch has 5 pairs of 8, or 13 of 16. So has it of 21, for CUDA's kernels on the CPU, which are slow.
+-- 45 rows: the last step of an epoch has 5 pairs of 8, or 13 of 16. The same with 21, for CUDA's kernels on the CPU, which are
+-- slow.
 local ROWS = os.getenv "LORARUN_SIMT" and 21 or 45
 
 local function check_equivalence(given_for)
@@ -133,7 +134,7 @@ test("1, 2 and 4 ranks: cosine similarity, weighted draws, dropout, uneven last 
   check_equivalence(function(batch) return ("{ batch = %d }"):format(batch) end)
 end)
 
--- All ranks see the same overflow, take or leave the same steps, and have the same scale of the loss.
+-- All ranks see the same overflow, make or skip the same steps, and have the same scale of the loss.
 if device == "cuda" then
   test("1, 2 and 4 ranks in fp16", function()
     with_data(ROWS, function(folder)
@@ -170,7 +171,7 @@ test("one rank short of memory: all take the batch in the same parts, and learn 
       local given = ("{ batch = %%d, columns = { 'current_line', 'context' }, loss = lr.loss.by_name %q }"):format(loss)
       local one, results = trained(folder, "one", 1, given:format(8))
       check.that(not results[1].out:find("in parts", 1, true), results[1].out)
-      -- What is free, as rank 1 is told, leaves room for half of what a batch of 200 tokens needs.
+      -- The free memory, as rank 1 sees it, has room for half of what a batch of 200 tokens needs.
       local two, short = trained(folder, "two", 2, given:format(4), { before = [[
         if rank == 1 then
           local f = require("lorarun.train.footprint").new { model = model, loss = options.loss, columns = 2 }
@@ -186,7 +187,7 @@ test("one rank short of memory: all take the batch in the same parts, and learn 
   end
 end)
 
-test("fewer pairs than ranks: some have nothing to do in a step, and stay in step", function()
+test("fewer pairs than ranks: some have nothing to do, and stay in step", function()
   for _, loss in ipairs { "cosine", "mnr" } do
     with_data(9, function(folder) -- 9 pairs (mnr: the 6 with score 1), 4 a step: the last step has 1 (2)
       local one = trained(folder, "one", 1, ("{ batch = 4, loss = lr.loss.by_name %q }"):format(loss))
@@ -286,7 +287,7 @@ test("SIGTERM to any rank in an evaluation: all leave, and the step is evaluated
   end)
 end)
 
-test("SIGUSR1 to any rank: a checkpoint, and on", function()
+test("SIGUSR1 to any rank: a checkpoint, and training goes on", function()
   with_data(48, function(folder)
     local given = "{ batch = 4, epochs = 1, evaluation_steps = 100 }"
     trained(folder, "whole", 2, given)
@@ -317,7 +318,7 @@ test("resumed on another number of ranks: the same order where the global batch 
   end)
 end)
 
-test("a group that was started again goes on from the last checkpoint without being asked", function()
+test("a restarted group resumes from the last checkpoint by itself", function()
   with_data(48, function(folder)
     local given = "{ batch = 4, epochs = 1, evaluation_steps = 2 }"
     trained(folder, "whole", 2, given)
@@ -327,7 +328,7 @@ test("a group that was started again goes on from the last checkpoint without be
     local _, again = trained(folder, "killed", 2, given, { env = { LORARUN_GENERATION = 1 } })
     check.that(again[1].out:find("step-00000004, step 4 of 6", 1, true), again[1].out)
     check.that(adapter_bytes(folder, "killed") == adapter_bytes(folder, "whole"), "the adapters differ")
-    -- nothing to go on from is no error
+    -- it is no error if there is no checkpoint
     local _, fresh = trained(folder, "fresh", 2, given, { env = { LORARUN_GENERATION = 1 } })
     check.that(not fresh[1].out:find("resuming", 1, true) and fresh[1].err == "", fresh[1].out .. fresh[1].err)
   end)
