@@ -54,8 +54,9 @@ typedef struct lr_memory {
     int64_t host_objects;   /* small allocations alive (files, tokenizers, handles), of all devices */
 } lr_memory;
 int lr_memory_stats(int device, lr_memory *out);
-int lr_memory_reset_peak(int device);
-int lr_memory_release_cached(int device); /* give cached buffers back to the system */
+int lr_memory_reset_peak(
+    int device); /* on the meta device scratch_bytes begins anew, too: each step's own is counted */
+int lr_memory_release_cached(int device); /* give cached buffers, and the working memory of ops, back to the system */
 /* Let the tensors of a device take at most so many bytes; more is LR_ENOMEM. What is kept for reuse is given back where it would come to
  * more. 0, as at first: no limit. */
 int lr_memory_limit(int device, int64_t bytes);
@@ -105,7 +106,8 @@ int lr_tensor_uniform(lr_tensor *t, uint64_t seed, uint32_t purpose, double lo, 
  * linear_backward). dtype: of the packed copy and of the activations it will meet. On a GPU it shares w's bytes where w has that dtype, also
  * those of a view of columns. */
 int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype);
-/* The meta device has no bytes; sizes that depend on the device are those of LR_CPU (at first) or LR_CUDA: packed weights. */
+/* The meta device has no bytes; sizes that depend on the device are those of LR_CPU (at first) or LR_CUDA: packed weights, and the
+ * working memory of ops. */
 int lr_meta_like(int device);
 int lr_device_like(int device); /* device; for LR_META the one that it is like */
 const char *lr_dtype_name(int dtype);

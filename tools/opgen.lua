@@ -1,10 +1,11 @@
 -- opgen.lua: kernels/ops.def -> everything that must agree with it. Run by CMake:
 --   luajit tools/opgen.lua kernels/ops.def OUTDIR
 -- writes  lr_ops.h           prototypes of lr_op_NAME, part of lr.h and of LuaJIT's cdef
---         lr_ops_backend.h   struct lr_backend, one pointer per op
---         lr_ops_dispatch.c  lr_op_NAME: check the arguments against the row, then call the device's kernel
---         lr_ops_cpu.inc, lr_ops_cpu_kernels.h     the table of the CPU's kernels and their prototypes: LR_CPU(NAME)
---         lr_ops_cuda.inc, lr_ops_cuda_kernels.h   the same for CUDA: lr_cuda_NAME
+--         lr_ops_backend.h   struct lr_backend: for each op its kernel and, where the row says so, the function that counts the
+--                            kernel's scratch; struct lr_NAME_call, the arguments of such an op
+--         lr_ops_dispatch.c  lr_op_NAME: checks the arguments against the row, takes the scratch, calls the device's kernel
+--         lr_ops_cpu.inc, lr_ops_cpu_kernels.h     the CPU's table, and the prototypes of what stands in it: LR_CPU(NAME)
+--         lr_ops_cuda.inc, lr_ops_cuda_kernels.h   the same for CUDA: lr_cuda_NAME, in the table LR_CUDA_KERNEL(lr_cuda_NAME)
 --         ops_spec.lua       the same rows as a Lua table, for gradients, tests and error messages
 -- A malformed row stops the build with its line number.
 
@@ -39,11 +40,14 @@ local ops, line = {}, 0
 for row in io.lines(source) do
   line = line + 1
   row = row:gsub("#.*", ""):gsub("%s+$", "")
+  local mark = row:match "|%s*(.*)$"
+  if mark and mark ~= "scratch" then fail(line, "'" .. mark .. "' after |, expected scratch") end
+  row = row:gsub("%s*|.*$", "")
   if row ~= "" then
     local name, outputs, rest = row:match("^([%a_][%w_]*)%s+(.-)%s+=%s+(.*)$")
-    if not name then fail(line, "expected: name outputs = inputs ; numbers") end
+    if not name then fail(line, "expected: name outputs = inputs ; numbers | scratch") end
     local inputs, numbers = rest:match("^(.-)%s*;%s*(.*)$")
-    local op = { name = name, args = {}, numbers = {} }
+    local op = { name = name, args = {}, numbers = {}, scratch = mark ~= nil }
     for t in outputs:gmatch("%S+") do op.args[#op.args + 1] = parse_tensor(t, true, line) end
     for t in (inputs or rest):gmatch("%S+") do op.args[#op.args + 1] = parse_tensor(t, false, line) end
     for n in (numbers or ""):gmatch("%S+") do
@@ -59,13 +63,19 @@ end
 local C_KEYWORD = { ["do"] = "d_o" }
 local function c_name(n) return C_KEYWORD[n] or n end
 
-local function params(op, with_exec)
+local function declarations(op)
   local p = {}
-  if with_exec then p[1] = "lr_exec *exec" end
   for _, t in ipairs(op.args) do p[#p + 1] = (t.output and "" or "const ") .. "lr_tensor *" .. c_name(t.name) end
   for _, n in ipairs(op.numbers) do p[#p + 1] = (n.integer and "int64_t " or "double ") .. c_name(n.name) end
-  return table.concat(p, ", ")
+  return p
 end
+
+local function params(op, with_exec)
+  return (with_exec and "lr_exec *exec, " or "") .. table.concat(declarations(op), ", ")
+end
+
+-- The parameters of the function that counts an op's scratch. It returns bytes, or a status below 0 with lr_fail called.
+local function scratch_params(op) return ("const lr_exec *exec, const lr_%s_call *call"):format(op.name) end
 
 local function names(op)
   local p = {}
@@ -93,24 +103,40 @@ local h = { HEAD }
 for _, op in ipairs(ops) do h[#h + 1] = ("int lr_op_%s(%s);\n"):format(op.name, params(op)) end
 write("lr_ops.h", table.concat(h))
 
-local b = { HEAD, "typedef struct lr_backend {\n" }
-for _, op in ipairs(ops) do b[#b + 1] = ("    int (*%s)(%s);\n"):format(op.name, params(op, true)) end
+local b = { HEAD }
+for _, op in ipairs(ops) do
+  if op.scratch then
+    b[#b + 1] = ("typedef struct lr_%s_call {\n    %s;\n} lr_%s_call;\n\n"):format(op.name,
+      table.concat(declarations(op), ";\n    "), op.name)
+  end
+end
+b[#b + 1] = "typedef struct lr_backend {\n"
+for _, op in ipairs(ops) do
+  b[#b + 1] = ("    int (*%s)(%s);\n"):format(op.name, params(op, true))
+  if op.scratch then b[#b + 1] = ("    int64_t (*%s_scratch)(%s);\n"):format(op.name, scratch_params(op)) end
+end
 b[#b + 1] = "} lr_backend;\n\n"
 write("lr_ops_backend.h", table.concat(b))
 
--- A backend's table and the prototypes of its kernels, which have the parameters of the table's entries.
-local function write_backend(backend, symbol)
+-- A backend's table and the prototypes of its functions, which have the parameters of the table's entries. entry: how the table
+-- names a kernel.
+local function write_backend(backend, symbol, entry)
   local entries, prototypes = { HEAD, ("static const lr_backend LR_%s_TABLE = {\n"):format(backend:upper()) }, { HEAD }
   for _, op in ipairs(ops) do
-    entries[#entries + 1] = ("    .%s = %s,\n"):format(op.name, symbol:format(op.name))
-    prototypes[#prototypes + 1] = ("int %s(%s);\n"):format(symbol:format(op.name), params(op, true))
+    local kernel, scratch = symbol:format(op.name), symbol:format(op.name .. "_scratch")
+    entries[#entries + 1] = ("    .%s = %s,\n"):format(op.name, entry:format(kernel))
+    prototypes[#prototypes + 1] = ("int %s(%s);\n"):format(kernel, params(op, true))
+    if op.scratch then
+      entries[#entries + 1] = ("    .%s_scratch = %s,\n"):format(op.name, scratch)
+      prototypes[#prototypes + 1] = ("int64_t %s(%s);\n"):format(scratch, scratch_params(op))
+    end
   end
   entries[#entries + 1] = "};\n"
   write(("lr_ops_%s.inc"):format(backend), table.concat(entries))
   write(("lr_ops_%s_kernels.h"):format(backend), table.concat(prototypes))
 end
-write_backend("cpu", "LR_CPU(%s)")
-write_backend("cuda", "lr_cuda_%s")
+write_backend("cpu", "LR_CPU(%s)", "%s")
+write_backend("cuda", "lr_cuda_%s", "LR_CUDA_KERNEL(%s)")
 
 local d = { HEAD, '#include "core/op.h"\n\n' }
 for _, op in ipairs(ops) do
@@ -127,6 +153,15 @@ for _, op in ipairs(ops) do
   d[#d + 1] = "};\n"
   local handles = {}
   for _, t in ipairs(op.args) do handles[#handles + 1] = c_name(t.name) end
+  local take = ""
+  if op.scratch then
+    take = ([[
+    if (status == LR_OK) {
+        const lr_%s_call call = {%s};
+        status = lr_op_scratch(exec, tensors[0], backend->%s_scratch(exec, &call));
+    }
+]]):format(op.name, names(op), op.name)
+  end
   d[#d + 1] = ([[
 int lr_op_%s(%s)
 {
@@ -134,12 +169,12 @@ int lr_op_%s(%s)
     const lr_backend *backend;
     lr_exec *exec;
     int status = lr_op_check("%s", args_%s, %d, tensors, &backend, &exec);
-    if (status != LR_OK || backend == NULL)
+%s    if (status != LR_OK || tensors[0]->device == LR_META)
         return status;
     return backend->%s != NULL ? backend->%s(exec, %s) : lr_op_missing("%s", tensors[0]);
 }
 
-]]):format(op.name, params(op), table.concat(handles, ", "), op.name, op.name, #op.args, op.name, op.name, names(op), op.name)
+]]):format(op.name, params(op), table.concat(handles, ", "), op.name, op.name, #op.args, take, op.name, op.name, names(op), op.name)
 end
 write("lr_ops_dispatch.c", table.concat(d))
 

@@ -62,7 +62,8 @@ typedef struct item {
 typedef struct attention_work {
     int64_t dim, wide_dim; /* head_dim, and that rounded up to whole panels */
     int64_t words, row;    /* that a row of a head has as an operand, and those rounded up to whole vectors */
-    int64_t heads, kv_heads, batch, longest;
+    int64_t heads, kv_heads, tokens, batch;
+    int64_t longest; /* tokens that a sequence may have */
     float scale;
     bool causal;
     bool pairs; /* operands are pairs of bf16, not f32 */
@@ -72,18 +73,16 @@ typedef struct attention_work {
     int64_t per_thread;
 } attention_work;
 
+/* From shapes alone: no value is read. */
 static int attention_setup(attention_work *w, const char *op, const lr_tensor *q, const lr_tensor *k,
                            const lr_tensor *lse, const lr_tensor *cu, int64_t head_dim, int64_t max_length,
                            double scale, int64_t causal)
 {
+    memset(w, 0, sizeof *w);
     LR_NEED_CPU_DTYPE(op, q);
-    int status = lr_check_attention(op, q, k, lse, cu, head_dim, LR_RUN, scale);
-    if (status == LR_OK)
-        status = lr_check_cu(op, cu, q->shape[0], max_length);
+    const int status = lr_check_attention(op, q, k, lse, cu, head_dim, LR_RUN, scale);
     if (status != LR_OK)
         return status;
-    const int32_t *start = cu->data;
-    memset(w, 0, sizeof *w);
     w->dim = head_dim;
     w->wide_dim = lr_round_up(head_dim, LR_PANEL);
     w->heads = q->shape[1] / head_dim;
@@ -94,8 +93,8 @@ static int attention_setup(attention_work *w, const char *op, const lr_tensor *q
     w->pairs = LR_HAS_PAIRS && q->dtype == LR_BF16 && head_dim % 2 == 0;
     w->words = lr_words_of(w->pairs, head_dim);
     w->row = lr_round_up(w->words, LR_LANES);
-    for (int64_t b = 0; b < w->batch; b++)
-        w->longest = lr_max64(w->longest, start[b + 1] - start[b]);
+    w->tokens = q->shape[0];
+    w->longest = lr_max64(1, lr_min64(max_length, w->tokens));
     return LR_OK;
 }
 
@@ -113,24 +112,36 @@ static void cut_items(attention_work *w, const sequence *sequences, int64_t grou
     }
 }
 
-/* Take all scratch at once: per_thread words for each thread, the sorted sequences and the items. */
-static int attention_scratch(attention_work *w, const lr_exec *exec, const lr_tensor *cu, int64_t group,
-                             int64_t per_thread)
+/* Lay the scratch out from block (NULL to count): per_thread words for each thread, the items, the sorted sequences. Heads
+ * are parted in groups only. Returns the bytes used. */
+static int64_t divide_scratch(attention_work *w, int threads, char *block, int64_t group, int64_t per_thread,
+                              sequence **sequences)
 {
-    const int32_t *start = cu->data;
     w->per_thread = lr_round_up(per_thread, 16);
-    const size_t bytes = (size_t)(w->per_thread * exec->threads) * sizeof(lr_word);
-    const size_t items = (size_t)(w->batch * (w->heads / group)) * sizeof(item);
-    char *block = lr_scratch(bytes + items + (size_t)w->batch * sizeof(sequence));
-    if (block == NULL)
-        return LR_ENOMEM;
-    w->scratch = (lr_word *)block;
-    w->items = (item *)(block + bytes);
-    sequence *sequences = (sequence *)(block + bytes + items);
+    const int64_t words = w->per_thread * threads * (int64_t)sizeof(lr_word);
+    const int64_t items = w->batch * (w->heads / group) * (int64_t)sizeof(item);
+    if (block != NULL) {
+        w->scratch = (lr_word *)block;
+        w->items = (item *)(block + words);
+        *sequences = (sequence *)(block + words + items);
+    }
+    return words + items + w->batch * (int64_t)sizeof(sequence);
+}
+
+/* The batch as items, longest first. */
+static int deal_out(attention_work *w, const char *op, const lr_exec *exec, const lr_tensor *cu, int64_t max_length,
+                    int64_t group, int64_t per_thread)
+{
+    const int status = lr_check_cu(op, cu, w->tokens, max_length);
+    if (status != LR_OK)
+        return status;
+    const int32_t *start = cu->data;
+    sequence *sequences = NULL;
+    divide_scratch(w, exec->threads, exec->scratch, group, per_thread, &sequences);
     for (int64_t b = 0; b < w->batch; b++)
         sequences[b] = (sequence){start[b], start[b + 1] - start[b]};
     sort_longest_first(sequences, w->batch);
-    cut_items(w, sequences, group, start[w->batch], exec->threads);
+    cut_items(w, sequences, group, w->tokens, exec->threads);
     return LR_OK;
 }
 
@@ -372,6 +383,16 @@ static void forward_item(const attention_work *w, const forward_buffers *f, cons
     }
 }
 
+int64_t LR_CPU(attention_scratch)(const lr_exec *exec, const lr_attention_call *call)
+{
+    attention_work w;
+    forward_buffers count;
+    const int status = attention_setup(&w, "attention", call->q, call->k, call->lse, call->cu, call->head_dim,
+                                       call->max_length, call->scale, call->causal);
+    return status == LR_OK ? divide_scratch(&w, exec->threads, NULL, 1, forward_layout(&w, NULL, &count), NULL)
+                           : status;
+}
+
 int LR_CPU(attention)(lr_exec *exec, lr_tensor *o, lr_tensor *lse, const lr_tensor *q, const lr_tensor *k,
                       const lr_tensor *v, const lr_tensor *cu, int64_t head_dim, int64_t max_length, double scale,
                       int64_t causal)
@@ -381,7 +402,7 @@ int LR_CPU(attention)(lr_exec *exec, lr_tensor *o, lr_tensor *lse, const lr_tens
     const inputs in = {{q, NULL}, k, v};
     int status = attention_setup(&w, "attention", q, k, lse, cu, head_dim, max_length, scale, causal);
     if (status == LR_OK)
-        status = attention_scratch(&w, exec, cu, 1, forward_layout(&w, NULL, &count));
+        status = deal_out(&w, "attention", exec, cu, max_length, 1, forward_layout(&w, NULL, &count));
     if (status != LR_OK)
         return status;
 #pragma omp parallel for num_threads(exec->threads) schedule(dynamic, 1)
@@ -551,6 +572,17 @@ static void backward_item(const attention_work *w, const backward_buffers *f, co
     }
 }
 
+int64_t LR_CPU(attention_backward_scratch)(const lr_exec *exec, const lr_attention_backward_call *call)
+{
+    attention_work w;
+    backward_buffers count;
+    const int status = attention_setup(&w, "attention_backward", call->q, call->k, call->lse, call->cu, call->head_dim,
+                                       call->max_length, call->scale, call->causal);
+    return status == LR_OK
+               ? divide_scratch(&w, exec->threads, NULL, w.heads / w.kv_heads, backward_layout(&w, NULL, &count), NULL)
+               : status;
+}
+
 int LR_CPU(attention_backward)(lr_exec *exec, lr_tensor *dq, lr_tensor *dk, lr_tensor *dv, const lr_tensor *d_o,
                                const lr_tensor *q, const lr_tensor *k, const lr_tensor *v, const lr_tensor *o,
                                const lr_tensor *lse, const lr_tensor *cu, int64_t head_dim, int64_t max_length,
@@ -561,7 +593,8 @@ int LR_CPU(attention_backward)(lr_exec *exec, lr_tensor *dq, lr_tensor *dk, lr_t
     const inputs in = {{q, d_o, o, NULL}, k, v};
     int status = attention_setup(&w, "attention_backward", q, k, lse, cu, head_dim, max_length, scale, causal);
     if (status == LR_OK)
-        status = attention_scratch(&w, exec, cu, q->shape[1] / k->shape[1], backward_layout(&w, NULL, &count));
+        status = deal_out(&w, "attention_backward", exec, cu, max_length, w.heads / w.kv_heads,
+                          backward_layout(&w, NULL, &count));
     if (status != LR_OK)
         return status;
 #pragma omp parallel for num_threads(exec->threads) schedule(dynamic, 1)

@@ -164,9 +164,10 @@ static int reorder_weight(lr_tensor *packed, const lr_tensor *w, lr_desc_ref pla
     const void *from = w->data;
     if (w->dtype == LR_F16) {
         const int64_t n = w->shape[0], k = w->shape[1];
-        float *values = lr_scratch((size_t)(n * k) * sizeof *values);
-        if (values == NULL)
-            return LR_ENOMEM;
+        float *values = NULL;
+        const int taken = lr_scratch_take((void **)&values, w->device, (size_t)(n * k) * sizeof *values);
+        if (taken != LR_OK)
+            return taken;
         for (int64_t i = 0; i < n; i++) {
             const int status = lr_convert(values + i * k, LR_F32, (const uint16_t *)w->data + i * w->ld, LR_F16, k);
             if (status != LR_OK)

@@ -35,36 +35,53 @@ static size_t matrix_bytes(const lr_tensor *x, int dtype)
     return ((size_t)x->elements * lr_dtype_size(dtype) + 63) & ~(size_t)63;
 }
 
-/* y = x w' + bias + beta y, where w' is either direction of a packed weight. oneDNN's packed products want the dtype
- * they were packed for and rows without gaps (with gaps it takes a reference path, a hundred times slower): where x or
- * y is otherwise, the product is made on copies. That is so for column views, and for bf16 on a machine that lacks its
- * products. */
+/* oneDNN's packed products want the dtype they were packed for and rows without gaps (with gaps it takes a reference path, a
+ * hundred times slower): where x or y is otherwise, the product is made on copies. That is so for column views, and for bf16
+ * on a machine that lacks its products. */
+static bool needs_copy(const lr_tensor *t, int dtype)
+{
+    return t->dtype != dtype || !lr_tensor_contiguous(t);
+}
+
+/* Bytes of t's copy in scratch; 0 where it needs none. */
+static int64_t copy_bytes(const lr_tensor *t, int dtype)
+{
+    return needs_copy(t, dtype) ? (int64_t)matrix_bytes(t, dtype) : 0;
+}
+
+static int64_t product_scratch(const lr_tensor *y, const lr_tensor *x, const lr_tensor *w)
+{
+    const int dtype = lr_gemm_packed_dtype(w);
+    return copy_bytes(x, dtype) + copy_bytes(y, dtype);
+}
+
+/* y = x w' + bias + beta y, where w' is either direction of a packed weight. */
 static int packed_product(const lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_tensor *w, const float *bias,
                           float beta)
 {
     const int dtype = lr_gemm_packed_dtype(w);
-    const bool copy_x = x->dtype != dtype || !lr_tensor_contiguous(x);
-    const bool copy_y = y->dtype != dtype || !lr_tensor_contiguous(y);
-    const size_t x_bytes = copy_x ? matrix_bytes(x, dtype) : 0, y_bytes = copy_y ? matrix_bytes(y, dtype) : 0;
+    const bool copy_y = needs_copy(y, dtype);
+    char *scratch = exec->scratch;
     lr_tensor src = *x, dst = *y;
-    if (copy_x || copy_y) {
-        char *scratch = lr_scratch(x_bytes + y_bytes);
-        if (scratch == NULL)
-            return LR_ENOMEM;
-        if (copy_x) {
-            src = matrix_like(x, dtype, scratch);
-            convert_rows(exec, &src, x);
-        }
-        if (copy_y) {
-            dst = matrix_like(y, dtype, scratch + x_bytes);
-            if (beta != 0.0f)
-                convert_rows(exec, &dst, y);
-        }
+    if (needs_copy(x, dtype)) {
+        src = matrix_like(x, dtype, scratch);
+        convert_rows(exec, &src, x);
+    }
+    if (copy_y) {
+        dst = matrix_like(y, dtype, scratch + copy_bytes(x, dtype));
+        if (beta != 0.0f)
+            convert_rows(exec, &dst, y);
     }
     const int status = lr_gemm_packed(w, x->shape[0], src.data, dst.data, bias, beta);
     if (status == LR_OK && copy_y)
         convert_rows(exec, y, &dst);
     return status;
+}
+
+int64_t LR_CPU(linear_scratch)(const lr_exec *exec, const lr_linear_call *call)
+{
+    (void)exec;
+    return product_scratch(call->y, call->x, call->w);
 }
 
 /* r is copied and the product added to it: as fast as a post-op of oneDNN that reads r. A norm that adds it is faster. */
@@ -75,6 +92,12 @@ int LR_CPU(linear)(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_ten
     if (r != NULL)
         convert_rows(exec, y, r);
     return packed_product(exec, y, x, w, b != NULL ? b->data : NULL, r != NULL ? 1.0f : 0.0f);
+}
+
+int64_t LR_CPU(linear_backward_scratch)(const lr_exec *exec, const lr_linear_backward_call *call)
+{
+    (void)exec;
+    return product_scratch(call->dx, call->dy, call->w);
 }
 
 int LR_CPU(linear_backward)(lr_exec *exec, lr_tensor *dx, const lr_tensor *dy, const lr_tensor *w, double beta)

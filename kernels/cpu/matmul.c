@@ -13,6 +13,9 @@
  * sums, lie DOWN_ROW and SUMS_ROW apart: odd numbers of cache lines, so that they do not all fall into a few sets. */
 enum { DEPTH = 192, ROWS = 192, COLUMNS = 384, DOWN_ROW = ROWS + 16, SUMS_ROW = COLUMNS + 16 };
 
+/* Words of scratch of a thread: rows of a, panels of b, sums. */
+enum { PER_THREAD = DEPTH * DOWN_ROW + DEPTH * COLUMNS + ROWS * SUMS_ROW };
+
 typedef struct product {
     int64_t m, n, k, words; /* words: of the whole depth */
     bool pairs, in_place;   /* in_place: the rows of a are operands as they lie */
@@ -21,8 +24,6 @@ typedef struct product {
     const lr_tensor *c;
     float alpha, beta;
     int64_t rows, columns; /* of an item */
-    lr_word *scratch;
-    int64_t per_thread;
 } product;
 
 typedef struct item {
@@ -123,6 +124,16 @@ static void cut(product *p, int threads)
     p->columns = lr_min64(COLUMNS, lr_round_up((p->n + across - 1) / across, LR_PANEL));
 }
 
+static int threads_for(const lr_exec *exec, const lr_tensor *c, int64_t k)
+{
+    return lr_threads_for(exec, c->elements * k / 32 + c->elements);
+}
+
+static int64_t product_scratch(const lr_exec *exec, const lr_tensor *c, int64_t k)
+{
+    return (int64_t)sizeof(lr_word) * PER_THREAD * threads_for(exec, c, k);
+}
+
 static int run_product(const lr_exec *exec, const char *op, lr_tensor *c, const lr_tensor *a, bool a_down,
                        const lr_tensor *b, bool b_down, double alpha, double beta)
 {
@@ -145,22 +156,24 @@ static int run_product(const lr_exec *exec, const char *op, lr_tensor *c, const 
                  .alpha = (float)alpha,
                  .beta = (float)beta};
     p.in_place = !a_down && (a->dtype == LR_F32 || pairs) && (uintptr_t)a->data % 4 == 0 && p.a.stride % 4 == 0;
-    const int threads = lr_threads_for(exec, m * n * k / 32 + m * n);
+    const int threads = threads_for(exec, c, k);
     cut(&p, threads);
-    p.per_thread = DEPTH * DOWN_ROW + DEPTH * COLUMNS + ROWS * SUMS_ROW;
-    p.scratch = lr_scratch((size_t)(p.per_thread * threads) * sizeof *p.scratch);
-    if (p.scratch == NULL)
-        return LR_ENOMEM;
+    lr_word *scratch = exec->scratch;
     const int64_t down = (m + p.rows - 1) / p.rows, across = (n + p.columns - 1) / p.columns;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < down * across; i++) {
         const int64_t row = i / across * p.rows, column = i % across * p.columns;
         const item at = {row, lr_min64(p.rows, m - row), column, lr_min64(p.columns, n - column)};
-        lr_word *rows = p.scratch + omp_get_thread_num() * p.per_thread, *panels = rows + DEPTH * DOWN_ROW;
+        lr_word *rows = scratch + omp_get_thread_num() * PER_THREAD, *panels = rows + DEPTH * DOWN_ROW;
         for (int64_t word = 0; word < p.words; word += DEPTH)
             product_step(&p, &at, word, rows, panels, (float *)(panels + DEPTH * COLUMNS));
     }
     return LR_OK;
+}
+
+int64_t LR_CPU(matmul_nt_scratch)(const lr_exec *exec, const lr_matmul_nt_call *call)
+{
+    return product_scratch(exec, call->c, call->a->shape[1]);
 }
 
 int LR_CPU(matmul_nt)(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
@@ -168,9 +181,19 @@ int LR_CPU(matmul_nt)(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_
     return run_product(exec, "matmul_nt", c, a, false, b, false, alpha, beta);
 }
 
+int64_t LR_CPU(matmul_nn_scratch)(const lr_exec *exec, const lr_matmul_nn_call *call)
+{
+    return product_scratch(exec, call->c, call->a->shape[1]);
+}
+
 int LR_CPU(matmul_nn)(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
 {
     return run_product(exec, "matmul_nn", c, a, false, b, true, alpha, beta);
+}
+
+int64_t LR_CPU(matmul_tn_scratch)(const lr_exec *exec, const lr_matmul_tn_call *call)
+{
+    return product_scratch(exec, call->c, call->a->shape[0]);
 }
 
 int LR_CPU(matmul_tn)(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)

@@ -7,17 +7,21 @@
 #include "cpu/vec.h"
 #include <omp.h>
 
-/* Row buffers: per thread `count` rows of H floats, in scratch. */
+/* Row buffers: per thread FORWARD_ROWS or BACKWARD_ROWS rows of H floats, in scratch. */
+enum { FORWARD_ROWS = 2, BACKWARD_ROWS = 3 };
 typedef struct lr_rows {
     float *base;
     int64_t stride;
 } lr_rows;
 
-static int rows_new(lr_rows *rows, const lr_exec *exec, int count, int64_t width)
+static int64_t row_stride(int64_t width)
 {
-    rows->stride = (width + 31) / 16 * 16;
-    rows->base = lr_scratch(sizeof(float) * (size_t)(exec->threads * count * rows->stride));
-    return rows->base == NULL ? LR_ENOMEM : LR_OK;
+    return (width + 31) / 16 * 16;
+}
+
+static int64_t rows_bytes(const lr_exec *exec, int count, const lr_tensor *x)
+{
+    return (int64_t)sizeof(float) * exec->threads * count * row_stride(x->shape[1]);
 }
 
 static inline float *row_buffer(const lr_rows *rows, int thread, int count, int i)
@@ -81,16 +85,13 @@ static int norm_forward(const lr_exec *exec, lr_tensor *y, lr_tensor *s, lr_tens
                         const lr_tensor *x, const lr_tensor *r, const lr_tensor *w, const lr_tensor *b, float eps)
 {
     const int64_t tokens = x->shape[0], width = x->shape[1];
-    lr_rows rows;
-    const int status = rows_new(&rows, exec, 2, width);
-    if (status != LR_OK)
-        return status;
+    const lr_rows rows = {exec->scratch, row_stride(width)};
     const float *weight = w->data, *bias = b != NULL ? b->data : NULL;
     float *means = mean != NULL ? mean->data : NULL, *rstds = rstd->data;
 #pragma omp parallel for num_threads(lr_threads_for(exec, x->elements)) schedule(static)
     for (int64_t t = 0; t < tokens; t++) {
         const int thread = omp_get_thread_num();
-        float *row = row_buffer(&rows, thread, 2, 0), *other = row_buffer(&rows, thread, 2, 1);
+        float *row = row_buffer(&rows, thread, FORWARD_ROWS, 0), *other = row_buffer(&rows, thread, FORWARD_ROWS, 1);
         const int64_t at = t * width;
         const float *v = residual_row(x, r, s, at, width, row, other);
         const float centre = means != NULL ? sum_of(v, width) / (float)width : 0.0f;
@@ -111,16 +112,14 @@ static int norm_backward(const lr_exec *exec, lr_tensor *dx, const lr_tensor *dy
                          const lr_tensor *w, const lr_tensor *mean, const lr_tensor *rstd, const lr_tensor *ds)
 {
     const int64_t tokens = s->shape[0], width = s->shape[1];
-    lr_rows rows;
-    const int status = rows_new(&rows, exec, 3, width);
-    if (status != LR_OK)
-        return status;
+    const lr_rows rows = {exec->scratch, row_stride(width)};
     const float *weight = w->data, *means = mean != NULL ? mean->data : NULL, *rstds = rstd->data;
 #pragma omp parallel for num_threads(lr_threads_for(exec, s->elements)) schedule(static)
     for (int64_t t = 0; t < tokens; t++) {
         const int thread = omp_get_thread_num();
-        float *dy_row = row_buffer(&rows, thread, 3, 0), *s_row = row_buffer(&rows, thread, 3, 1);
-        float *ds_row = row_buffer(&rows, thread, 3, 2);
+        float *dy_row = row_buffer(&rows, thread, BACKWARD_ROWS, 0),
+              *s_row = row_buffer(&rows, thread, BACKWARD_ROWS, 1);
+        float *ds_row = row_buffer(&rows, thread, BACKWARD_ROWS, 2);
         const int64_t at = t * width;
         const float centre = means != NULL ? means[t] : 0.0f, inverse = rstds[t];
         const float *g = lr_row_in(dy, t * dy->ld, width, dy_row), *v = lr_row_in(s, at, width, s_row);
@@ -149,11 +148,21 @@ static int norm_backward(const lr_exec *exec, lr_tensor *dx, const lr_tensor *dy
     return LR_OK;
 }
 
+int64_t LR_CPU(rms_norm_scratch)(const lr_exec *exec, const lr_rms_norm_call *call)
+{
+    return rows_bytes(exec, FORWARD_ROWS, call->x);
+}
+
 int LR_CPU(rms_norm)(lr_exec *exec, lr_tensor *y, lr_tensor *s, lr_tensor *rstd, const lr_tensor *x, const lr_tensor *r,
                      const lr_tensor *w, double eps)
 {
     LR_NEED_CPU_DTYPE("rms_norm", x);
     return norm_forward(exec, y, s, NULL, rstd, x, r, w, NULL, (float)eps);
+}
+
+int64_t LR_CPU(rms_norm_backward_scratch)(const lr_exec *exec, const lr_rms_norm_backward_call *call)
+{
+    return rows_bytes(exec, BACKWARD_ROWS, call->s);
 }
 
 int LR_CPU(rms_norm_backward)(lr_exec *exec, lr_tensor *dx, const lr_tensor *dy, const lr_tensor *s, const lr_tensor *w,
@@ -163,11 +172,21 @@ int LR_CPU(rms_norm_backward)(lr_exec *exec, lr_tensor *dx, const lr_tensor *dy,
     return norm_backward(exec, dx, dy, s, w, NULL, rstd, ds);
 }
 
+int64_t LR_CPU(layer_norm_scratch)(const lr_exec *exec, const lr_layer_norm_call *call)
+{
+    return rows_bytes(exec, FORWARD_ROWS, call->x);
+}
+
 int LR_CPU(layer_norm)(lr_exec *exec, lr_tensor *y, lr_tensor *s, lr_tensor *mean, lr_tensor *rstd, const lr_tensor *x,
                        const lr_tensor *r, const lr_tensor *w, const lr_tensor *b, double eps)
 {
     LR_NEED_CPU_DTYPE("layer_norm", x);
     return norm_forward(exec, y, s, mean, rstd, x, r, w, b, (float)eps);
+}
+
+int64_t LR_CPU(layer_norm_backward_scratch)(const lr_exec *exec, const lr_layer_norm_backward_call *call)
+{
+    return rows_bytes(exec, BACKWARD_ROWS, call->s);
 }
 
 int LR_CPU(layer_norm_backward)(lr_exec *exec, lr_tensor *dx, const lr_tensor *dy, const lr_tensor *s,

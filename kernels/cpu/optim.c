@@ -5,13 +5,22 @@
 enum { NORM_CHUNK = 16384 };
 
 /* Partial sums belong to fixed chunks, not to threads: the norm does not depend on the number of threads. */
+static int64_t norm_chunks(const lr_tensor *g)
+{
+    return (g->shape[0] + NORM_CHUNK - 1) / NORM_CHUNK;
+}
+
+int64_t LR_CPU(clip_factor_scratch)(const lr_exec *exec, const lr_clip_factor_call *call)
+{
+    (void)exec;
+    return norm_chunks(call->g) * (int64_t)sizeof(double);
+}
+
 int LR_CPU(clip_factor)(lr_exec *exec, lr_tensor *factor, lr_tensor *norm, const lr_tensor *g, const lr_tensor *scale,
                         double max_norm)
 {
-    const int64_t n = g->shape[0], chunks = (n + NORM_CHUNK - 1) / NORM_CHUNK;
-    double *partial = lr_scratch((size_t)chunks * sizeof *partial);
-    if (partial == NULL)
-        return LR_ENOMEM;
+    const int64_t n = g->shape[0], chunks = norm_chunks(g);
+    double *partial = exec->scratch;
     const float *x = g->data;
 #pragma omp parallel for num_threads(lr_threads_for(exec, n)) schedule(static)
     for (int64_t c = 0; c < chunks; c++) {

@@ -44,6 +44,7 @@ struct alignas(8) query_statistics {
     float log2_sum; /* lse in units of log 2 */
     float along;    /* sum of do o */
 };
+static_assert(sizeof(query_statistics) == LR_CUDA_STATISTICS_BYTES, "scratch.c counts them");
 
 template <class T> struct attention_backward_operands {
     attention_batch batch;
@@ -54,7 +55,6 @@ template <class T> struct attention_backward_operands {
     int64_t slots;
 };
 
-static constexpr int MAX_HEAD_DIM = 176; /* what attention_plain.cu has shared memory for */
 static constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
 /* ---- tiles of sequences ------------------------------------------------------------------------------------------------ */
@@ -67,7 +67,7 @@ struct sequence_tile {
 
 template <int TILE> static inline int64_t slots_of(const attention_batch &b)
 {
-    return b.tokens / TILE + b.sequences;
+    return lr_cuda_slots(TILE, b.tokens, b.sequences);
 }
 
 /* Are the bounds of sequence i what cu_seqlens has to hold there? */
@@ -114,7 +114,7 @@ static inline int attention_batch_of(attention_batch *b, const lr_exec *exec, co
                                      const lr_tensor *q, const lr_tensor *k, const lr_tensor *lse, const lr_tensor *cu,
                                      int64_t head_dim, int64_t max_length, double scale, int64_t causal)
 {
-    const int status = lr_check_attention(op, q, k, lse, cu, head_dim, MAX_HEAD_DIM, scale);
+    const int status = lr_check_attention(op, q, k, lse, cu, head_dim, LR_CUDA_MAX_HEAD_DIM, scale);
     if (status != LR_OK)
         return status;
     const int64_t heads = q->shape[1] / head_dim, kv_heads = k->shape[1] / head_dim;
@@ -141,14 +141,6 @@ template <class T> head_rows<T> rows_of_heads(const lr_tensor *t)
 template <int TILE> static inline dim3 attention_grid(const attention_batch &b, int heads)
 {
     return dim3(static_cast<unsigned>(slots_of<TILE>(b) * heads));
-}
-
-template <int TILE, class T> int take_statistics(attention_backward_operands<T> *a)
-{
-    a->slots = slots_of<TILE>(a->batch);
-    const size_t bytes = static_cast<size_t>(a->slots * TILE * a->batch.heads) * sizeof(query_statistics);
-    a->statistics = static_cast<query_statistics *>(lr_scratch_on(LR_CUDA, bytes));
-    return a->statistics != nullptr ? LR_OK : LR_ENOMEM;
 }
 
 /* Without tensor cores: every dtype, alignment and head_dim. attention_plain.cu */

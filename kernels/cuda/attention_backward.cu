@@ -229,11 +229,11 @@ __global__ void __launch_bounds__(TILE_THREADS, DIM > 64 ? 2 : 3) keys_kernel(co
 /* ---- launch ------------------------------------------------------------------------------------------------------------ */
 template <class T, int DIM> int launch(simt_stream stream, attention_backward_operands<T> a)
 {
-    int status = take_statistics<TILE_ROWS>(&a);
-    if (status == LR_OK)
-        status =
-            simt_launch("attention_backward", queries_kernel<T, DIM>, attention_grid<TILE_ROWS>(a.batch, a.batch.heads),
-                        dim3(TILE_THREADS), QUERY_RING * 2 * STEP * DIM * sizeof(T), stream, a);
+    static_assert(LR_CUDA_STATISTICS_TILE % TILE_ROWS == 0, "scratch.c counts tiles of this size or a multiple");
+    a.slots = slots_of<TILE_ROWS>(a.batch);
+    int status =
+        simt_launch("attention_backward", queries_kernel<T, DIM>, attention_grid<TILE_ROWS>(a.batch, a.batch.heads),
+                    dim3(TILE_THREADS), QUERY_RING * 2 * STEP * DIM * sizeof(T), stream, a);
     if (status == LR_OK)
         status = simt_launch("attention_backward", keys_kernel<T, DIM>,
                              attention_grid<TILE_ROWS>(a.batch, a.batch.heads / a.batch.group), dim3(TILE_THREADS),
@@ -265,7 +265,7 @@ int lr_cuda_attention_backward(lr_exec *exec, lr_tensor *dq, lr_tensor *dk, lr_t
                                                   rows_of_heads<const T>(v),
                                                   rows_of_heads<const T>(o),
                                                   data_of<float>(lse),
-                                                  nullptr,
+                                                  static_cast<query_statistics *>(exec->scratch),
                                                   0};
         const simt_stream stream = stream_of(exec);
         return by_head_dim<T>(

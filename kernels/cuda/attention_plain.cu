@@ -283,8 +283,8 @@ template <class T, int N> int launch_backward(simt_stream stream, const attentio
 
 template <class T> int attention_plain(simt_stream stream, const attention_operands<T> &a)
 {
-    static_assert(MAX_HEAD_DIM <= 6 * WARP, "a lane keeps up to six columns");
-    static_assert(shared_bytes(MAX_HEAD_DIM, 2, 2) <= 99 * 1024, "every GPU has so much");
+    static_assert(LR_CUDA_MAX_HEAD_DIM <= 6 * WARP, "a lane keeps up to six columns");
+    static_assert(shared_bytes(LR_CUDA_MAX_HEAD_DIM, 2, 2) <= 99 * 1024, "every GPU has so much");
     return simt_launch("attention", a.batch.dim > 4 * WARP ? plain_kernel<T, 6> : plain_kernel<T, 4>,
                        attention_grid<TILE>(a.batch, a.batch.heads), dim3(PLAIN_THREADS),
                        shared_bytes(a.batch.dim, 1, 1), stream, a);
@@ -292,9 +292,8 @@ template <class T> int attention_plain(simt_stream stream, const attention_opera
 
 template <class T> int attention_backward_plain(simt_stream stream, attention_backward_operands<T> a)
 {
-    const int status = take_statistics<TILE>(&a);
-    if (status != LR_OK)
-        return status;
+    static_assert(LR_CUDA_STATISTICS_TILE % TILE == 0, "scratch.c counts tiles of this size or a multiple");
+    a.slots = slots_of<TILE>(a.batch);
     return a.batch.dim > 4 * WARP ? launch_backward<T, 6>(stream, a) : launch_backward<T, 4>(stream, a);
 }
 

@@ -1,8 +1,8 @@
 /* cuda.h: what the files of the CUDA backend share on the host side. C and C++.
  *
  * Every op of ops.def is lr_cuda_NAME(exec, ...): it puts kernels on exec->stream and returns without waiting. Kernels neither allocate nor
- * wait, index in 64 bits, add in a fixed order (no float atomics: equal inputs give equal bits on one kind of GPU), take working memory
- * from lr_scratch_on(LR_CUDA, ...) and compute in f32 whatever the tensors hold, rounding once.
+ * wait, index in 64 bits, add in a fixed order (no float atomics: equal inputs give equal bits on one kind of GPU), have working memory
+ * at exec->scratch, of the size that scratch.c says, and compute in f32 whatever the tensors hold, rounding once.
  *
  * The same sources are built twice. With the CUDA toolkit: nvcc, driver.c (the CUDA runtime) and cublaslt.c. For the host: g++ and host/,
  * where threads are fibers (simt.h), driver.c's part is played by host/device_host.c and cuBLAS's by host/gemm_host.c. */
@@ -19,9 +19,7 @@ extern "C" {
 #include "core/device.h"
 #include "core/op.h"
 #include "cuda/fault.h"
-#include "lr_ops_cuda_kernels.h"
-
-const lr_backend *lr_cuda_backend(void);
+#include "cuda/scratch.h"
 
 /* What a call of the CUDA runtime returned, as a status: LR_OK; LR_ENOMEM where memory lacks and nothing else; or LR_EINTERNAL. what: the
  * call's purpose, "copying". driver.c */
@@ -54,7 +52,6 @@ typedef struct lr_cuda_product {
     const void *bias;
     void *workspace; /* LR_CUDA_GEMM_WORKSPACE bytes */
 } lr_cuda_product;
-enum { LR_CUDA_GEMM_WORKSPACE = 32 << 20 };
 int lr_cuda_gemm(lr_exec *exec, const lr_cuda_product *product);
 
 /* Load cuBLASLt now rather than at the first product; LR_EDEVICE where it is missing. cublaslt.c */

@@ -10,69 +10,33 @@ static lr_cuda_matrix matrix_of(const lr_tensor *t)
     return (lr_cuda_matrix){t->data, t->dtype, t->shape[0], t->shape[1], t->ld};
 }
 
-/* Working memory, handed out piece by piece. */
-typedef struct lr_arena {
-    char *at;
-} lr_arena;
-
-static size_t rounded_up(size_t bytes)
-{
-    return (bytes + 255) & ~(size_t)255;
-}
-
-static size_t copy_bytes(const lr_cuda_matrix *m, int dtype)
-{
-    return m->dtype == dtype ? 0 : rounded_up((size_t)(m->rows * m->columns) * lr_dtype_size(dtype));
-}
-
-/* m in `dtype`: itself, or a copy. */
-static int converted(lr_exec *exec, lr_cuda_matrix *m, int dtype, lr_arena *arena)
+/* m in `dtype`: itself, or a copy at *room, which moves on past it. */
+static int converted(lr_exec *exec, lr_cuda_matrix *m, int dtype, char **room)
 {
     if (m->dtype == dtype)
         return LR_OK;
-    const lr_cuda_matrix copy = {arena->at, dtype, m->rows, m->columns, m->columns};
-    arena->at += copy_bytes(m, dtype);
+    const lr_cuda_matrix copy = {*room, dtype, m->rows, m->columns, m->columns};
+    *room += lr_cuda_copy_bytes(m->rows * m->columns, m->dtype, dtype);
     const int status = lr_cuda_convert(exec, &copy, m);
     *m = copy;
     return status;
 }
 
-/* The dtype that the operands of a product of these are given: 16-bit where one of them is. */
-static int operand_dtype(const char *op, const lr_cuda_product *p, int *dtype)
-{
-    const int dtypes[3] = {p->a.dtype, p->b.dtype, p->c.dtype};
-    *dtype = LR_F32;
-    for (int i = 0; i < 3; i++)
-        if (dtypes[i] != LR_F32) {
-            if (*dtype != LR_F32 && *dtype != dtypes[i])
-                return lr_fail(LR_EDTYPE, "%s: bf16 and f16 in one product", op);
-            *dtype = dtypes[i];
-        }
-    return LR_OK;
-}
-
 /* Convert what must be, then multiply. bias: f32, c's columns, or NULL. */
 static int multiply(lr_exec *exec, const char *op, lr_cuda_product *p, const lr_tensor *bias)
 {
-    int dtype;
-    int status = operand_dtype(op, p, &dtype);
+    int dtype = LR_F32;
+    int status = lr_cuda_operand_dtype(op, p->a.dtype, p->b.dtype, p->c.dtype, &dtype);
     if (status != LR_OK)
         return status;
-    lr_cuda_matrix b = {NULL, LR_F32, 1, p->c.columns, p->c.columns};
-    if (bias != NULL)
-        b.data = bias->data;
-    const size_t bytes = LR_CUDA_GEMM_WORKSPACE + copy_bytes(&p->a, dtype) + copy_bytes(&p->b, dtype) +
-                         (bias != NULL ? copy_bytes(&b, p->c.dtype) : 0);
-    lr_arena arena = {lr_scratch_on(LR_CUDA, bytes)};
-    if (arena.at == NULL)
-        return LR_ENOMEM;
-    p->workspace = arena.at;
-    arena.at += LR_CUDA_GEMM_WORKSPACE;
-    status = converted(exec, &p->a, dtype, &arena);
+    char *room = (char *)exec->scratch + LR_CUDA_GEMM_WORKSPACE;
+    lr_cuda_matrix b = {bias != NULL ? bias->data : NULL, LR_F32, 1, p->c.columns, p->c.columns};
+    p->workspace = exec->scratch;
+    status = converted(exec, &p->a, dtype, &room);
     if (status == LR_OK)
-        status = converted(exec, &p->b, dtype, &arena);
+        status = converted(exec, &p->b, dtype, &room);
     if (status == LR_OK && bias != NULL)
-        status = converted(exec, &b, p->c.dtype, &arena);
+        status = converted(exec, &b, p->c.dtype, &room);
     p->bias = b.data;
     return status == LR_OK ? lr_cuda_gemm(exec, p) : status;
 }
@@ -90,48 +54,37 @@ int lr_cuda_linear(lr_exec *exec, lr_tensor *y, const lr_tensor *x, const lr_ten
     return multiply(exec, "linear", &p, b);
 }
 
+/* c = alpha a' b' + beta c, where a' and b' are a and b or their transposes. */
+static int matmul(lr_exec *exec, const char *op, lr_tensor *c, const lr_tensor *a, bool a_transposed,
+                  const lr_tensor *b, bool b_transposed, double alpha, double beta)
+{
+    lr_cuda_product p = {.a = matrix_of(a),
+                         .b = matrix_of(b),
+                         .c = matrix_of(c),
+                         .r = matrix_of(c),
+                         .a_transposed = a_transposed,
+                         .b_transposed = b_transposed,
+                         .alpha = (float)alpha,
+                         .beta = (float)beta};
+    return multiply(exec, op, &p, NULL);
+}
+
 int lr_cuda_linear_backward(lr_exec *exec, lr_tensor *dx, const lr_tensor *dy, const lr_tensor *w, double beta)
 {
-    lr_cuda_product p = {.a = matrix_of(dy),
-                         .b = matrix_of(w),
-                         .c = matrix_of(dx),
-                         .r = matrix_of(dx),
-                         .alpha = 1.0f,
-                         .beta = (float)beta};
-    return multiply(exec, "linear_backward", &p, NULL);
+    return matmul(exec, "linear_backward", dx, dy, false, w, false, 1.0, beta);
 }
 
 int lr_cuda_matmul_nt(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
 {
-    lr_cuda_product p = {.a = matrix_of(a),
-                         .b = matrix_of(b),
-                         .c = matrix_of(c),
-                         .r = matrix_of(c),
-                         .b_transposed = true,
-                         .alpha = (float)alpha,
-                         .beta = (float)beta};
-    return multiply(exec, "matmul_nt", &p, NULL);
+    return matmul(exec, "matmul_nt", c, a, false, b, true, alpha, beta);
 }
 
 int lr_cuda_matmul_nn(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
 {
-    lr_cuda_product p = {.a = matrix_of(a),
-                         .b = matrix_of(b),
-                         .c = matrix_of(c),
-                         .r = matrix_of(c),
-                         .alpha = (float)alpha,
-                         .beta = (float)beta};
-    return multiply(exec, "matmul_nn", &p, NULL);
+    return matmul(exec, "matmul_nn", c, a, false, b, false, alpha, beta);
 }
 
 int lr_cuda_matmul_tn(lr_exec *exec, lr_tensor *c, const lr_tensor *a, const lr_tensor *b, double alpha, double beta)
 {
-    lr_cuda_product p = {.a = matrix_of(a),
-                         .b = matrix_of(b),
-                         .c = matrix_of(c),
-                         .r = matrix_of(c),
-                         .a_transposed = true,
-                         .alpha = (float)alpha,
-                         .beta = (float)beta};
-    return multiply(exec, "matmul_tn", &p, NULL);
+    return matmul(exec, "matmul_tn", c, a, true, b, false, alpha, beta);
 }

@@ -7,7 +7,8 @@
 namespace
 {
 
-enum { NORM_THREADS = 256, NORM_CHUNK = 16384 };
+enum { NORM_THREADS = 256 };
+constexpr int64_t NORM_CHUNK = LR_CUDA_NORM_CHUNK;
 
 __global__ void __launch_bounds__(NORM_THREADS) square_sums(double *partial, const float *g, int64_t n)
 {
@@ -87,9 +88,7 @@ int lr_cuda_clip_factor(lr_exec *exec, lr_tensor *factor, lr_tensor *norm, const
 {
     const int64_t n = g->shape[0];
     const unsigned chunks = blocks_for(n, NORM_CHUNK);
-    double *partial = static_cast<double *>(lr_scratch_on(LR_CUDA, chunks * sizeof *partial));
-    if (partial == nullptr)
-        return LR_ENOMEM;
+    double *partial = static_cast<double *>(exec->scratch);
     const int status = simt_launch("clip_factor", square_sums, dim3(chunks), dim3(NORM_THREADS), 0, stream_of(exec),
                                    partial, data_of<float>(g), n);
     if (status != LR_OK)

@@ -1,4 +1,4 @@
-/* memory.c: storages, the buffers that tensors share, and the working memory of ops. Both are pieces of a device's pools (pools.c).
+/* memory.c: storages, the buffers that tensors share: pieces of a device's pools (pools.c).
  *
  * Invariants
  *   - live_bytes counts pieces, not requests: what the table shows is what is taken.
@@ -76,25 +76,4 @@ void lr_storage_release(lr_storage *s)
     m->stats.live_bytes -= (int64_t)s->piece->bytes;
     lr_pool_give(s->device, pool_of(s->bytes), s->piece);
     lr_free(s);
-}
-
-/* ---- scratch --------------------------------------------------------------------------------------------------------- */
-void *lr_scratch_on(int device, size_t bytes)
-{
-    lr_pools *m = lr_pools_of(device);
-    if (m->scratch == NULL || bytes >= m->scratch->bytes) {
-        const size_t grown = bytes + bytes / 8;
-        if (m->scratch != NULL)
-            lr_pool_give(device, LR_POOL_LARGE, m->scratch);
-        m->scratch = NULL;
-        m->stats.scratch_bytes = 0;
-        if (lr_memory_injected()) {
-            lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for an op", lr_device_name(device), grown);
-            return NULL;
-        }
-        if (lr_pool_take(device, LR_POOL_LARGE, grown, "an op's working memory", &m->scratch) != LR_OK)
-            return NULL;
-        m->stats.scratch_bytes = (int64_t)m->scratch->bytes;
-    }
-    return lr_pool_address(device, LR_POOL_LARGE, m->scratch);
 }

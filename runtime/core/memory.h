@@ -19,12 +19,8 @@ int lr_storage_new(lr_storage **out, size_t bytes, int device, const char *name)
 void lr_storage_release(
     lr_storage *s); /* drop one reference; the last one frees the buffer, for the next on the compute stream */
 
-/* Working memory of one op on a device: grows, is kept, never shrinks below the largest need seen. The bytes are valid until the next
- * call, which on a GPU means: for what is put on the compute stream before it. NULL: lr_fail was called. */
-void *lr_scratch_on(int device, size_t bytes);
-static inline void *lr_scratch(size_t bytes)
-{
-    return lr_scratch_on(LR_CPU, bytes);
-}
+/* Working memory of one op on a device: kept, and as large as the largest need so far. The bytes are valid until the next call, which
+ * on a GPU means: for what is put on the compute stream before it. On the meta device they are counted, and *out is NULL. */
+int lr_scratch_take(void **out, int device, size_t bytes);
 
 #endif

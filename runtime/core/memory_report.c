@@ -21,6 +21,8 @@ int lr_memory_reset_peak(int device)
     if (device < 0 || device >= LR_DEVICE_COUNT)
         return lr_fail(LR_EINVAL, "there is no device number %d", device);
     lr_pools_of(device)->stats.peak_bytes = lr_pools_of(device)->stats.live_bytes;
+    if (device == LR_META)
+        lr_scratch_drop(device);
     return LR_OK;
 }
 

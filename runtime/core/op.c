@@ -1,5 +1,6 @@
-/* op.c: checks an op's arguments against its row in ops.def. One checker for all ops and devices: a wrong shape is reported in
- * the same words whether the op would have run on the CPU, on a GPU or not at all. */
+/* op.c: what every op does before its kernel runs: the arguments are checked against the op's row in ops.def, and the kernel's scratch is
+ * taken. One checker serves all ops and devices: a wrong shape is reported in the same words whether the op would have run on the CPU, on
+ * a GPU or, on the meta device, not at all. */
 #include "core/op.h"
 #include "core/device.h"
 #include <stdio.h>
@@ -122,14 +123,24 @@ int lr_op_check(const char *op, const lr_op_arg *args, int n, const lr_tensor *c
     }
     if (first == NULL)
         return lr_fail(LR_EINVAL, "%s: no tensor was given", op);
-    const lr_driver *driver = lr_driver_of(first->device);
     *exec = &exec_now;
-    *backend = NULL;
-    if (driver != NULL) {
+    if (first->device == LR_META) {
+        exec_now.threads = lr_threads(); /* scratch of the CPU's kernels depends on them */
+        *backend = lr_device_like(LR_META) == LR_CPU ? lr_cpu_backend() : lr_cuda_backend();
+    } else {
+        const lr_driver *driver = lr_driver_of(first->device);
         driver->prepare(&exec_now);
         *backend = driver->kernels();
     }
     return LR_OK;
+}
+
+int lr_op_scratch(lr_exec *exec, const lr_tensor *t, int64_t bytes)
+{
+    exec->scratch = NULL;
+    if (bytes <= 0)
+        return (int)bytes;
+    return lr_scratch_take(&exec->scratch, t->device, (size_t)bytes);
 }
 
 int lr_op_missing(const char *op, const lr_tensor *t)

@@ -6,7 +6,8 @@
 
 /* What a kernel gets besides its tensors and numbers. */
 typedef struct lr_exec {
-    int threads;              /* on the CPU: how many threads it may use */
+    int threads;   /* on the CPU: how many threads it may use */
+    void *scratch; /* as many bytes as NAME_scratch of the table asked for, 256-byte aligned, contents undefined */
     struct lr_stream *stream; /* on a GPU: where its work goes, */
     struct lr_fault *fault;   /* and where it says that a value is out of range (kernels/cuda/fault.h) */
 } lr_exec;
@@ -40,16 +41,23 @@ typedef struct lr_op_arg {
     lr_op_dim dims[LR_MAX_DIMS];
 } lr_op_arg;
 
-/* Check n tensors against their row: present, not freed, one device, dtype, shape, contiguity; outputs that share memory with
- * nothing they may not. *backend is NULL on the meta device, where checking is all there is to do. */
+/* Check n tensors against their row: present, not freed, one device, dtype, packing, contiguity, shape. Whether an output shares
+ * memory with an input is not checked: where it may, its row says so. *backend and *exec are those of the tensors' device; on the
+ * meta device, those of the device that it is like. */
 int lr_op_check(const char *op, const lr_op_arg *args, int n, const lr_tensor *const *tensors,
                 const lr_backend **backend, lr_exec **exec);
+
+/* Take the scratch of an op on t's device: exec->scratch. bytes: what NAME_scratch returned; a status below 0 is passed on. The
+ * meta device counts the bytes and has none. */
+int lr_op_scratch(lr_exec *exec, const lr_tensor *t, int64_t bytes);
 
 /* LR_EUNSUPPORTED: the device of t has no kernel for the op. */
 int lr_op_missing(const char *op, const lr_tensor *t);
 
-/* The table of CPU kernels for the instruction set of this machine, chosen once. */
+/* The tables of kernels. The CPU's is that of this machine's instruction set, chosen once. CUDA's is in every build, so that a plan
+ * for a GPU can be made anywhere: without CUDA it has no kernels, but the sizes of their scratch. */
 const lr_backend *lr_cpu_backend(void);
+const lr_backend *lr_cuda_backend(void);
 const char *lr_cpu_isa(void); /* "avx512bf16", "avx512", "avx2" or "baseline" */
 
 /* Packing on the CPU (kernels/cpu/gemm.c), behind lr_tensor_pack. */

@@ -103,6 +103,7 @@ int lr_memory_release_cached(int device)
 {
     if (device < 0 || device >= LR_DEVICE_COUNT)
         return lr_fail(LR_EINVAL, "there is no device number %d", device);
+    lr_scratch_drop(device);
     trim(&devices[device], 0);
     return LR_OK;
 }
@@ -193,4 +194,30 @@ void *lr_pool_address(int device, lr_pool_kind kind, const lr_piece *piece)
 {
     const lr_pool *pool = &devices[device].pool[kind];
     return pool->base != NULL ? pool->base + piece->offset : NULL;
+}
+
+/* ---- scratch --------------------------------------------------------------------------------------------------------- */
+void lr_scratch_drop(int device)
+{
+    lr_pools *m = &devices[device];
+    if (m->scratch != NULL)
+        lr_pool_give(device, LR_POOL_LARGE, m->scratch);
+    m->scratch = NULL;
+    m->stats.scratch_bytes = 0;
+}
+
+int lr_scratch_take(void **out, int device, size_t bytes)
+{
+    lr_pools *m = &devices[device];
+    if (m->scratch == NULL || bytes >= m->scratch->bytes) {
+        lr_scratch_drop(device);
+        if (lr_memory_injected())
+            return lr_fail(LR_ENOMEM, "out of %s memory: %zu bytes for an op", lr_device_name(device), bytes);
+        const int status = lr_pool_take(device, LR_POOL_LARGE, bytes, "an op's working memory", &m->scratch);
+        if (status != LR_OK)
+            return status;
+        m->stats.scratch_bytes = (int64_t)m->scratch->bytes;
+    }
+    *out = lr_pool_address(device, LR_POOL_LARGE, m->scratch);
+    return LR_OK;
 }

@@ -7,6 +7,11 @@ const lr_backend *lr_cpu_backend(void)
     return NULL;
 }
 
+const lr_backend *lr_cuda_backend(void)
+{
+    return NULL;
+}
+
 const char *lr_cpu_isa(void)
 {
     return "none";

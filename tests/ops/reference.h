@@ -97,8 +97,7 @@ static double normal(void)
     return (((double)r[0] + r[1] + r[2] + r[3]) * 0x1p-32 - 2.0) * sqrt(3.0);
 }
 
-/* ---- elements
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- elements --------------------------------------------------------------------------------------------------- */
 static double rounded(double x, int dtype)
 {
     return dtype == LR_F32    ? (double)(float)x
@@ -166,16 +165,21 @@ static double *elements_of(const lr_tensor *t)
     return x;
 }
 
-/* ---- mats
- * ------------------------------------------------------------------------------------------------------------ */
-/* An uninitialised mat is full of NaN, so that an op which reads it by mistake is found out. rows 0: a vector of cols.
- */
-static mat *mat_new(int64_t rows, int64_t cols, int dtype, bool strided)
+/* ---- mats ------------------------------------------------------------------------------------------------------- */
+/* A mat without anything, to be destroyed by release(). */
+static mat *holder(void)
 {
     mat *m = calloc(1, sizeof *m);
     if (m == NULL || made_count == MAX_MADE)
         LR_TEST_FAIL("too many mats in one case");
-    made[made_count++] = m;
+    return made[made_count++] = m;
+}
+
+/* An uninitialised mat is full of NaN, so that an op which reads it by mistake is found out. rows 0: a vector of cols.
+ */
+static mat *mat_new(int64_t rows, int64_t cols, int dtype, bool strided)
+{
+    mat *m = holder();
     m->rows = rows > 0 ? rows : 1;
     m->cols = cols;
     m->v = doubles(m->rows * cols);
@@ -223,10 +227,7 @@ static mat *mat_scaled(int64_t rows, int64_t cols, int dtype, bool strided, doub
 /* Some columns of a mat, with values of their own. */
 static mat *mat_slice(const mat *of, int64_t column, int64_t cols)
 {
-    mat *m = calloc(1, sizeof *m);
-    if (m == NULL || made_count == MAX_MADE)
-        LR_TEST_FAIL("too many mats in one case");
-    made[made_count++] = m;
+    mat *m = holder();
     *m = (mat){.rows = of->rows, .cols = cols, .v = doubles(of->rows * cols)};
     const int64_t shape[2] = {of->rows, cols};
     CHECK_INT(lr_tensor_view(&m->t, of->t, column, 2, shape, of->t->ld), LR_OK);
@@ -262,8 +263,7 @@ static mat *mat_cu(const int *lengths, int64_t sequences)
     return mat_put(m);
 }
 
-/* ---- comparison
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- comparison ------------------------------------------------------------------------------------------------- */
 /* Every element within `relative` of itself and of the largest element, at least `largest` (sums of terms of that size
  * round on that scale), plus, where the result is stored in bf16, one unit of its 8-bit significand: half for the
  * rounding, half for ties that the f32 error tips over. terms, if given: sums of the absolute values of each element's
@@ -316,8 +316,7 @@ static const double CLOSE = 2e-6; /* 32 units of f32's 24 bits: sums of some hun
         CHECK_INT(device == LR_CPU || status_ != LR_OK ? status_ : lr_device_wait(device), LR_EINVAL);                 \
     } while (0)
 
-/* ---- derivatives
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- derivatives ------------------------------------------------------------------------------------------------ */
 /* d f(x) / dx[i] by central differences in double, for every i: exact to some 1e-9 of f. */
 static double *derivative(double *x, int64_t n, double (*f)(const void *context), const void *context)
 {
@@ -341,8 +340,31 @@ static double inner(const double *a, const double *b, int64_t n)
     return sum;
 }
 
-/* ---- configurations
- * -------------------------------------------------------------------------------------------------- */
+/* ---- the rows of ops.def ------------------------------------------------------------------------------------------- */
+static FILE *ops_open(void)
+{
+    char path[4096];
+    const char *tests = getenv("LORARUN_TESTS");
+    CHECK(tests != NULL); /* ctest sets it to the folder of the tests */
+    snprintf(path, sizeof path, "%s/../kernels/ops.def", tests);
+    FILE *f = fopen(path, "r");
+    CHECK(f != NULL);
+    return f;
+}
+
+/* The name of the next op, and whether its row says that kernels have scratch; false after the last. */
+static bool ops_next(FILE *f, char name[64], bool *scratch)
+{
+    char line[1024];
+    while (fgets(line, sizeof line, f) != NULL)
+        if (sscanf(line, "%63[a-z0-9_]", name) == 1) {
+            *scratch = strstr(line, "| scratch") != NULL;
+            return true;
+        }
+    return false;
+}
+
+/* ---- configurations ------------------------------------------------------------------------------------------------ */
 typedef struct config {
     bool half;
     int64_t rows, cols;

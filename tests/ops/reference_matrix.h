@@ -21,14 +21,9 @@ static void round_values(const mat *m, int dtype)
 
 static lr_tensor *packed(const mat *w, int direction, int dtype)
 {
-    lr_tensor *t = NULL;
-    OK(lr_tensor_pack(&t, w->t, direction, dtype));
-    mat *holder = calloc(1, sizeof *holder); /* so that release() destroys it */
-    if (holder == NULL || made_count == MAX_MADE)
-        LR_TEST_FAIL("too many mats in one case");
-    holder->t = t;
-    made[made_count++] = holder;
-    return t;
+    mat *m = holder(); /* so that release() destroys it */
+    OK(lr_tensor_pack(&m->t, w->t, direction, dtype));
+    return m->t;
 }
 
 static const int64_t PRODUCTS[][3] = {{1, 1, 1},    {3, 5, 17},   {17, 33, 3},     {1, 64, 96},
