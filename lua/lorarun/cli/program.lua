@@ -36,7 +36,8 @@ ranks (in front of the recipe; accelerate's names and spellings do as well):
 environment:
   LORARUN_TRACEBACK=1    as --traceback
   LORARUN_JIT=off        interpret Lua without compiling it
-  LORARUN_LUA_PATH=DIR   use DIR/lorarun/*.lua in place of the modules inside the program
+  LORARUN_LUA_PATH=DIR   use DIR/lorarun/*.lua in place of the modules inside the program, and DIR/models/*.lua for models that
+                         it does not have (docs/adding-a-model.md)
   LORARUN_ISA=avx2       keep the kernels to these instructions: baseline, avx2, avx512 or avx512bf16
   OMP_NUM_THREADS=N      compute threads
 ]=]

@@ -29,7 +29,9 @@ local OURS = {
   SECRET = any, SECRET_FILE = any, TRACEBACK = one_of("0", "1"), JIT = one_of("on", "off"),
   ISA = one_of("baseline", "avx2", "avx512", "avx512bf16"),
   LUA_PATH = function(value)
-    if not fs.is_directory(fs.join(value, "lorarun")) then return "a folder with lorarun/*.lua" end
+    if not fs.is_directory(fs.join(value, "lorarun")) and not fs.is_directory(fs.join(value, "models")) then
+      return "a folder with lorarun/*.lua or models/*.lua"
+    end
   end,
 }
 -- Of the launcher, of tests and of tools.

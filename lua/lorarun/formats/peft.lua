@@ -249,10 +249,6 @@ local function pattern_of(raw, rule, key, path)
   return json.object(members)
 end
 
--- PEFT's targets where the file names none.
-local DEFAULT_TARGETS = { bert = { "query", "value" }, roberta = { "query", "value" }, ["xlm-roberta"] = { "query", "value" } }
-for _, kind in ipairs { "qwen2", "qwen3", "llama", "mistral", "gemma3_text" } do DEFAULT_TARGETS[kind] = { "q_proj", "v_proj" } end
-
 --- check_targets(targets, what): an error where they are neither a list of texts, nor "all-linear", nor a regular expression.
 function peft.check_targets(targets, what)
   if type(targets) == "string" then
@@ -265,9 +261,9 @@ function peft.check_targets(targets, what)
   end
 end
 
-local function check_selection(config, path, model_type)
+local function check_selection(config, path, model_type, default_targets)
   local function at(key) return ("%s: '%s'"):format(path, key) end
-  config.target_modules = config.target_modules or model_type and DEFAULT_TARGETS[model_type]
+  config.target_modules = config.target_modules or default_targets
   local targets = config.target_modules
   if targets == nil and model_type then
     check.fail("%s is missing, and PEFT knows none for model_type '%s': name the layers", at "target_modules", model_type)
@@ -286,10 +282,11 @@ local function check_selection(config, path, model_type)
   for _, pattern in ipairs(layers_pattern or {}) do check_regex(pattern, at "layers_pattern", true) end
 end
 
---- read(folder, model_type): the adapter_config.json in an adapter folder, checked: { r, lora_alpha, lora_dropout, use_rslora,
---- rank_pattern, alpha_pattern (json.objects in file order), target_modules, exclude_modules, layers_to_transform, layers_pattern,
---- init_lora_weights, base_model_name_or_path, revision, path }. model_type: of the base, for targets that the file leaves to PEFT.
-function peft.read(folder, model_type)
+--- read(folder, model_type, default_targets): the adapter_config.json in an adapter folder, checked: { r, lora_alpha, lora_dropout,
+--- use_rslora, rank_pattern, alpha_pattern (json.objects in file order), target_modules, exclude_modules, layers_to_transform,
+--- layers_pattern, init_lora_weights, base_model_name_or_path, revision, path }. model_type: of the base; default_targets: those
+--- that PEFT takes for such a model where the file names none.
+function peft.read(folder, model_type, default_targets)
   local path = fs.join(folder, "adapter_config.json")
   if not fs.is_file(path) then check.fail("%s is missing: this is no PEFT adapter folder", path) end
   local raw = json.decode_file(path, "python")
@@ -319,7 +316,7 @@ function peft.read(folder, model_type)
         .. "another one without; %s; or remove the key if it is of no consequence", path, key, shown(value), MERGE)
     end
   end
-  check_selection(config, path, model_type)
+  check_selection(config, path, model_type, default_targets)
   return config
 end
 

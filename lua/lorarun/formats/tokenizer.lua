@@ -123,9 +123,9 @@ end
 
 -- A folder's tokenizer with what stands beside tokenizer.json; false where nothing does. Also the class, and the special tokens
 -- around a text where code of the folder's own puts them there.
-local function load_folder(out, folder, model_type)
+local function load_folder(out, folder, model_type, tokenizer_class)
   local path = fs.join(folder, "tokenizer.json")
-  local facts = fs.is_file(path) and config.facts(folder, model_type)
+  local facts = fs.is_file(path) and config.facts(folder, model_type, tokenizer_class)
   if not facts then return false end
   local doc = json.parse(fs.read(path), path)
   local file, read, class, own_code = parts_of(doc, path), {}, nil, nil
@@ -137,16 +137,17 @@ local function load_folder(out, folder, model_type)
   return true, class, own_code and read.post_processor or nil
 end
 
-local LOAD_OPTIONS = { model_type = options.text }
+local LOAD_OPTIONS = { model_type = options.text, tokenizer_class = options.text }
 
 -- path: a folder, whose tokenizer is what transformers' AutoTokenizer makes of it, or a tokenizer.json, which counts alone.
--- options: model_type, which counts where the folder has no config.json.
+-- options: model_type, which counts where the folder has no config.json; tokenizer_class, which counts where no file of the folder
+-- names one and the model_type is not one of tokenizer_classes.lua's.
 function tokenizer.load_tokenizer(path, given)
   if type(path) ~= "string" then check.fail("load_tokenizer: the folder must be a string, got a %s", type(path)) end
   given = options.check("lr.load_tokenizer", given, LOAD_OPTIONS)
   local out = ffi.new "lr_tokenizer *[1]"
   local loaded, class, own_code
-  if fs.is_directory(path) then loaded, class, own_code = load_folder(out, path, given.model_type) end
+  if fs.is_directory(path) then loaded, class, own_code = load_folder(out, path, given.model_type, given.tokenizer_class) end
   if not loaded then check.call(C.lr_tokenizer_load, out, path) end
   local handle = ffi.gc(out[0], C.lr_tokenizer_free)
   local max_length = tonumber(C.lr_tokenizer_file_max_length(handle))

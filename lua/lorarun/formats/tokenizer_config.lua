@@ -30,10 +30,11 @@ function config.array(values, key)
   return v
 end
 
---- facts(folder, model_type): all that counts, or nil where nothing stands beside tokenizer.json. config and model: the values of
---- tokenizer_config.json and config.json (empty ones where there is no such file); map and added: of special_tokens_map.json and
---- added_tokens.json, nil where there is none; model_type: that of config.json, else the argument.
-function config.facts(folder, model_type)
+--- facts(folder, model_type, tokenizer_class): all that counts, or nil where nothing is beside tokenizer.json. config, model: the
+--- values of tokenizer_config.json and config.json (empty ones where there is no such file); map and added: of
+--- special_tokens_map.json and added_tokens.json, nil where there is none; model_type: that of config.json, else the argument;
+--- tokenizer_class: the argument, the class of such a model's tokenizer where no file names one.
+function config.facts(folder, model_type, tokenizer_class)
   local function read(name)
     local path = fs.join(folder, name)
     return fs.is_file(path) and model_config.read_any(path) or nil, path
@@ -44,6 +45,7 @@ function config.facts(folder, model_type)
   local facts = { config = own or model_config.wrap({}, own_path), model = model or model_config.wrap({}, model_path),
     map = read "special_tokens_map.json", added = read "added_tokens.json" }
   facts.model_type = config.text(facts.model, "model_type") or model_type
+  facts.tokenizer_class = tokenizer_class
   return facts
 end
 

@@ -280,9 +280,12 @@ local function shown_ids(list)
   return table.concat(texts, " ")
 end
 
+-- The class that a model's tokenizer has where no file names one, or nil.
+local function registered_class(facts) return classes.of_model[facts.model_type or ""] or facts.tokenizer_class end
+
 local function refuse(facts, file, name, what)
   local remedy = classes.overruled[facts.model_type or ""] and ("transformers 5 makes a %s of every %s model's: only a "
-    .. "tokenizer.json like that class's own is read alike"):format(classes.of_model[facts.model_type], facts.model_type)
+    .. "tokenizer.json like that class's own is read alike"):format(registered_class(facts), facts.model_type)
     or "where tokenizer.json is right, write PreTrainedTokenizerFast as tokenizer_class, which leaves it as it is"
   check.fail("%s: transformers 4 and transformers 5 read this tokenizer differently (tokenizer_class %s, model_type %s): they "
     .. "differ in %s. lorarun cannot know with which of them the model was trained. Make this file and %s say the same; %s",
@@ -300,7 +303,7 @@ local function readings(facts, file)
       .. "tokenizer.json alone says how texts become tokens, remove that entry", config.path, remote)
   end
   local holder = files.text(config, "tokenizer_class") and config or model
-  local name, registered = files.text(holder, "tokenizer_class"), classes.of_model[facts.model_type or ""]
+  local name, registered = files.text(holder, "tokenizer_class"), registered_class(facts)
   local a, b, reason
   if not name and not registered then
     if facts.model_type then

@@ -13,7 +13,9 @@ local bert = {
   prefixes = { "", "bert." },
   probe = "embeddings.word_embeddings.weight",
   attention = { "query", "key", "value" },
+  peft_targets = { "query", "value" },
   unused = { ["pooler.dense"] = true }, -- linear layers of the checkpoint that no embedding depends on
+  heads = { ["cls.predictions.transform.dense"] = true, ["cls.predictions.decoder"] = true, ["cls.seq_relationship"] = true },
 }
 
 --- The name that the oldest checkpoints have for a tensor (made from TensorFlow's), or nil.
@@ -78,10 +80,6 @@ function bert.build(c, source)
   end
   return model
 end
-
-function bert.max_length(c) return c.positions end
-
-function bert.prepare() end -- every table is a weight
 
 -- One layer up to its last product: see nn.layers. BERT normalises the stream itself, so a layer begins with the norm that ends the
 -- one before it.

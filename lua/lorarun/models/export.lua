@@ -81,14 +81,17 @@ local function write_tokenizer(model, folder)
   fs.write(file_path, encode(file))
 end
 
--- config.json as the base has it. Where code of the folder's own was known here to be the plain model without its causal mask, that
--- code is not copied: what transformers' own class reads says the same.
+-- What the architecture wants said of it: { config = keys of config.json, note = text of the model card }.
+local function exported(model) return model.arch.exported and model.arch.exported(model.sizes) or {} end
+
+-- config.json as the base has it. Where code of the folder's own is known here, that code is not copied: the keys that the
+-- architecture adds tell transformers' own class the same.
 local function write_config(model, folder)
   local from, to = fs.join(model.weights_folder, "config.json"), fs.join(folder, "config.json")
   if model.config:is_empty "auto_map" then return fs.copy(from, to) end
   local config = finite(json.decode_file(from, "python"))
   config.auto_map = nil
-  if model.sizes.causal == false then config.is_causal = false end
+  for key, value in pairs(exported(model).config or {}) do config[key] = value end
   for _, key in ipairs { "initializer_range", "rms_norm_eps", "layer_norm_eps" } do -- transformers 5 takes no 1 for 1.0
     if type(config[key]) == "number" then config[key] = json.float(config[key]) end
   end
@@ -96,8 +99,8 @@ local function write_config(model, folder)
 end
 
 local function write_card(model, folder, form, text)
-  local needs = model.sizes.causal == false and "Needs transformers 5.2 or later: the attention is bidirectional (`is_causal` is "
-    .. "false in config.json), which earlier versions do not read; they give other embeddings without a word.\n" or ""
+  local note = exported(model).note
+  local needs = note and note .. "\n" or ""
   fs.write(fs.join(folder, "README.md"), table.concat({
     "---", "tags:", "- sentence-transformers", "- sentence-similarity", "- feature-extraction",
     form == "adapter" and "- lora" or "- lorarun", "base_model: " .. model.name, "pipeline_tag: sentence-similarity",

@@ -191,9 +191,9 @@ end
 guard.methods(Adapter, "model.lora")
 
 -- ---- reading -------------------------------------------------------------------------------------------------------------------
--- Heads of the models that adapters are trained on; no embedding depends on them.
+-- Heads of transformers' classes for tasks, which adapters are trained with; no embedding depends on them. An architecture adds
+-- those of its own (`heads`).
 local HEADS = { lm_head = true, score = true, classifier = true, ["classifier.dense"] = true, ["classifier.out_proj"] = true,
-  ["cls.predictions.transform.dense"] = true, ["cls.predictions.decoder"] = true, ["cls.seq_relationship"] = true,
   qa_outputs = true }
 
 local FOREIGN = { { "lora_embedding_", "a LoRA on an embedding table" }, { "lora_magnitude_vector", "DoRA's magnitude" },
@@ -226,7 +226,9 @@ local function modules_of(file, model)
     if not whole then refuse_tensor(file, key) end
     whole = whole:gsub("^base_model%.model%.", "")
     local prefix, name = split_name(model, whole, linears)
-    if not name and not HEADS[whole] then check.fail("%s: the model has no linear layer '%s'", file.path, whole) end
+    if not name and not HEADS[whole] and not model.arch.heads[whole] then
+      check.fail("%s: the model has no linear layer '%s'", file.path, whole)
+    end
     if name and (found.prefix or prefix) ~= prefix then
       check.fail("%s: '%s' and '%s' are modules of different models", file.path, first, whole)
     end
@@ -330,7 +332,7 @@ end
 --- module, of the rank that the configuration gives it. in_auto_model: the folder is a sentence-transformers model with an adapter;
 --- an error where its configuration means another adapter there than in PEFT.
 function lora.load(model, folder, in_auto_model)
-  local config = peft.read(folder, model.config.model_type)
+  local config = peft.read(folder, model.config.model_type, model.arch.peft_targets)
   return with_file(folder, function(file)
     local found = modules_of(file, model)
     compare_modules(model, config, file, found)

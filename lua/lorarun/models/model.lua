@@ -4,8 +4,8 @@
 --   local e = model:encode { "x = 1", "x == 1" }       -- tensor [2, dim]
 --   model:add_lora { rank = 16, alpha = 32, targets = { "q_proj", "k_proj", "v_proj" } }
 --
--- The architecture is the module lorarun.models.<model_type> of config.json. It gives configure, build, forward, max_length and
--- prepare, and knows nothing of files, pooling or LoRA.
+-- The architecture is the file models/<model_type>.lua, which architectures.lua finds. It gives configure, build and forward, and
+-- knows nothing of files, pooling or LoRA.
 local ffi = require "ffi"
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
@@ -24,12 +24,14 @@ local prompts = require "lorarun.models.prompts"
 local say = require "lorarun.base.say"
 local sentence_transformers = require "lorarun.formats.sentence_transformers"
 
+local architectures = require "lorarun.models.architectures"
+
 local Model = {}
 Model.__index = Model
 
 local OPTIONS = { precision = kinds.any, max_length = kinds.any, pooling = kinds.text, normalize = kinds.boolean,
   device = kinds.choice { "cpu", "cuda", "meta" }, revision = kinds.text, settings = kinds.table, tokenizer_folder = kinds.text,
-  as_base = kinds.boolean, stands_for = kinds.choice { "cpu", "cuda" } }
+  adapter = kinds.text, stands_for = kinds.choice { "cpu", "cuda" } }
 local ENCODE_OPTIONS = { prompt = prompts.KINDS.prompt, prompt_name = prompts.KINDS.prompt_name, batch_tokens = kinds.whole(1) }
 local CONTEXT_OPTIONS = { training = kinds.boolean, seed = kinds.whole(0), step = kinds.whole(0), recompute = kinds.whole(0) }
 local PRECISION = { fp32 = "f32", bf16 = "bf16", fp16 = "f16" }
@@ -38,48 +40,32 @@ local function names_of(set)
   return table.concat(sorted.keys(set), ", ")
 end
 
-local function architecture(config)
-  local kind = config:get "model_type"
-  local ok, arch = false, nil
-  if type(kind) == "string" and kind:find("^[%w_]+$") then ok, arch = pcall(require, "lorarun.models." .. kind) end
-  if not ok then
-    if type(arch) == "string" and not arch:find("module 'lorarun.models", 1, true) then error(arch, 0) end
-    if type(kind) ~= "string" then config:text "model_type" end
-    check.fail("%s: model_type '%s' is not supported; lorarun has qwen2 and bert. docs/adding-a-model.md tells how to add one",
-      config.path, kind)
+-- The architecture of a config.json and its name. folders: those of the model.
+local function architecture(config, folders)
+  local kind = config:text "model_type"
+  local arch, name = architectures.find(kind, folders)
+  if not arch then
+    check.fail("%s: model_type '%s' is not supported; lorarun has %s, and there is no models/%s.lua %s. "
+      .. "docs/adding-a-model.md tells how to add one", config.path, kind, table.concat(architectures.names(), " and "),
+      (kind:gsub("-", "_")), architectures.places())
   end
-  for _, name in ipairs(config:list("architectures", "string") or {}) do
-    if not arch.architectures[name] then
-      check.fail("%s: architecture '%s' is not supported; for model_type '%s' lorarun has %s", config.path, name, kind,
+  for _, class in ipairs(config:list("architectures", "string") or {}) do
+    if not arch.architectures[class] then
+      check.fail("%s: architecture '%s' is not supported; for model_type '%s' lorarun has %s", config.path, class, kind,
         names_of(arch.architectures))
     end
   end
-  return arch
+  return arch, name
 end
 
--- What every architecture here needs of its heads.
-local MOST_WIDTH = 2 ^ 20 -- of all heads together: see model_config
-local MOST_HEAD_DIM = 2048 -- of the CPU's attention (kernels/cpu); a GPU's takes fewer, and says so
-local function check_heads(config, c)
-  if not config:get "head_dim" and c.hidden % c.heads ~= 0 then
-    config:refuse("hidden_size", "%d is no multiple of 'num_attention_heads' %d", c.hidden, c.heads)
-  elseif c.heads % c.kv_heads ~= 0 then
-    config:refuse("num_key_value_heads", "%d does not divide 'num_attention_heads' %d", c.kv_heads, c.heads)
-  elseif c.head_dim > MOST_HEAD_DIM then
-    config:refuse(config:get "head_dim" and "head_dim" or "num_attention_heads", "makes heads of %d dimensions; attention takes up "
-      .. "to %d", c.head_dim, MOST_HEAD_DIM)
-  elseif c.heads * c.head_dim > MOST_WIDTH then
-    config:refuse("num_attention_heads", "%d with heads of %d dimensions is beyond any model", c.heads, c.head_dim)
-  end
-end
-
--- The frozen layers. o: { load = function(name, t), dtype, device, max_length }
+-- The frozen layers. o: { load = function(name, t), dtype, device, max_length, name = the architecture's }
 local function assemble(arch, sizes, o)
   local source = nn.source(o)
   local built = arch.build(sizes, source)
-  arch.prepare(built, o.max_length, o.device)
-  return setmetatable({ arch = arch, sizes = sizes, built = built, linears = source.linears, frozen = source.count,
-    dtype = o.dtype, device = o.device, max_length = o.max_length }, Model)
+  if type(built) ~= "table" then check.fail("models/%s.lua: build() returns %s, expected a table", o.name, tostring(built)) end
+  if arch.prepare then arch.prepare(built, o.max_length, o.device) end
+  return setmetatable({ arch = arch, arch_name = o.name, sizes = sizes, built = built, linears = source.linears,
+    frozen = source.count, dtype = o.dtype, device = o.device, max_length = o.max_length }, Model)
 end
 
 local MOST_TOKENS = 65535 -- of a text: the loader's
@@ -95,7 +81,7 @@ local function longest(arch, c, asked, of_folder, tokenizer_folder, config)
   end
   local length = asked or of_folder
     or math.min(c.positions, sentence_transformers.tokenizer_length(tokenizer_folder) or c.positions)
-  local limit = math.min(arch.max_length(c), MOST_TOKENS)
+  local limit = math.min(architectures.longest(arch, c), MOST_TOKENS)
   if length > limit then
     local why = limit == MOST_TOKENS and ("lorarun takes texts of up to %d tokens"):format(limit)
       or ("%s has %d positions"):format(config.path, limit)
@@ -148,7 +134,7 @@ local function load_adapted(folder, settings, options)
   local inner = {}
   for key, value in pairs(options) do inner[key] = value end
   local base, revision = adapter_folder.base(folder, options.device == "meta")
-  inner.revision, inner.settings, inner.as_base = revision, settings.modules and settings or nil, true
+  inner.revision, inner.settings, inner.adapter = revision, settings.modules and settings or nil, folder
   inner.tokenizer_folder = adapter_folder.has_tokenizer(folder) and folder or nil
   return with_adapter(load(base, inner), folder, settings.modules)
 end
@@ -170,7 +156,8 @@ local function check_base(folder, arch, c)
   local path = type(base) == "string" and base ~= "" and fs.join(base, "config.json")
   if not path or not fs.is_file(path) then return end
   local config = model_config.read(path)
-  local theirs = architecture(config) == arch and arch.configure(config) or {}
+  local there, name = architecture(config, { folder, base })
+  local theirs = there == arch and architectures.sizes(arch, name, config) or {}
   for _, one in ipairs { c, theirs } do
     for _, key in ipairs(sorted.keys(one)) do
       if c[key] ~= theirs[key] then
@@ -187,17 +174,16 @@ function load(name, options)
   local folder = hub.resolve(name, options.revision, options.device == "meta")
   local own = sentence_transformers.read(folder)
   local weights_folder = fs.join(folder, own.transformer)
-  local adapted = has_adapter(folder, weights_folder) and not options.as_base
+  local adapted = has_adapter(folder, weights_folder) and not options.adapter
   if adapted and not weights.any(weights_folder, options.device == "meta") then
     return load_adapted(weights_folder, own, options)
   end
   local settings = options.settings or own
   local config = model_config.read(fs.join(weights_folder, "config.json"))
-  local arch = architecture(config)
+  local arch, arch_name = architecture(config, { folder, weights_folder, options.adapter })
   model_config.refuse_others(config)
-  local c = arch.configure(config)
+  local c = architectures.sizes(arch, arch_name, config)
   if adapted then check_base(weights_folder, arch, c) end
-  check_heads(config, c)
   local precision = options.precision or "fp32"
   local dtype = PRECISION[precision]
   if not dtype then check.fail("there is no precision '%s'; there are fp32, bf16, and on a GPU fp16", tostring(precision)) end
@@ -221,11 +207,12 @@ function load(name, options)
   local model = tensor.persistent(function()
     local model, prefix
     if device == "meta" then
-      model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = function() end })
+      model = assemble(arch, c, { name = arch_name, dtype = dtype, device = device, max_length = max_length,
+        load = function() end })
     else
       local opened = weights.open(weights_folder, arch, c)
       local ok, err = pcall(function()
-        model = assemble(arch, c, { dtype = dtype, device = device, max_length = max_length, load = opened.load })
+        model = assemble(arch, c, { name = arch_name, dtype = dtype, device = device, max_length = max_length, load = opened.load })
       end)
       opened.file:close()
       if not ok then error(err, 0) end
@@ -233,7 +220,8 @@ function load(name, options)
     end
     local tokenizer
     if device ~= "meta" or fs.is_file(fs.join(tokenizer_folder, "tokenizer.json")) then
-      tokenizer = require("lorarun.formats.tokenizer").load_tokenizer(tokenizer_folder, { model_type = config:text "model_type" })
+      tokenizer = require("lorarun.formats.tokenizer").load_tokenizer(tokenizer_folder, {
+        model_type = config:text "model_type", tokenizer_class = arch.tokenizer_class })
       if tokenizer.vocab_size > c.vocabulary then
         config:refuse("vocab_size", "is %d, but the tokenizer of %s has ids up to %d", c.vocabulary, tokenizer_folder,
           tokenizer.vocab_size - 1)
@@ -254,7 +242,7 @@ end
 local POOLED_TOKEN = { cls = function(cu_seqlens, i) return cu_seqlens[i] end,
   last = function(cu_seqlens, i) return cu_seqlens[i + 1] - 1 end }
 
--- The rows that pooling takes and their dropout keys: all that the last layer need compute behind its attention. nil where pooling
+-- The rows that pooling takes and their dropout keys: all that the last layer need compute after its attention. nil where pooling
 -- reads every row.
 local function pooled_rows(model, batch)
   local token, n, device = POOLED_TOKEN[model.pooling], batch.sequences, model.device
@@ -289,6 +277,12 @@ end
 function Model:forward(ctx)
   if type(ctx) ~= "table" or not ctx.cu_seqlens then check.fail("model:forward takes what model:context(batch) gives") end
   local hidden = self.arch.forward(self.built, ctx)
+  local rows = ctx.pooled and ctx.pooled.rows.shape[1] or ctx.ids.shape[1]
+  if getmetatable(hidden) ~= tensor.Tensor or hidden.shape[1] ~= rows or hidden.shape[2] ~= self.dimension then
+    check.fail("models/%s.lua: forward() gives %s, expected hidden states [%d, %d]%s", self.arch_name,
+      getmetatable(hidden) == tensor.Tensor and "a tensor [" .. table.concat(hidden.shape, ", ") .. "]" or tostring(hidden), rows,
+      self.dimension, ctx.pooled and ": of the rows ctx.pooled.rows alone" or "")
+  end
   local e = ctx.pooled and ops.cast(hidden, "f32") or ops.pool(hidden, ctx.cu_seqlens, self.pooling)
   hidden:release()
   if not self.normalize then return e end
@@ -365,7 +359,7 @@ function Model:add_lora(spec) return require("lorarun.models.lora").add(self, sp
 --- attention_targets(): what this architecture calls its layers of queries, keys and values: targets for add_lora.
 function Model:attention_targets()
   return { unpack(self.arch.attention or check.fail("models/%s.lua does not say what its layers of queries, keys and values are "
-    .. "called (attention = { ... }); name the targets", tostring(self.config.model_type))) }
+    .. "called (attention = { ... }); name the targets", self.arch_name)) }
 end
 
 --- load_adapter(folder): put a PEFT adapter on the model. in_auto_model: lora.load's, for the folder of a whole model.
@@ -381,8 +375,8 @@ function Model:parameters() return self.lora and self.lora.parameters or nil end
 --- A model of the same shapes, adapters included, on the meta device: what a step of this one will take can be tried on it.
 function Model:without_bytes()
   return tensor.persistent(function()
-    local twin = assemble(self.arch, self.sizes, { dtype = self.dtype, device = "meta", max_length = self.max_length,
-      load = function() end })
+    local twin = assemble(self.arch, self.sizes, { name = self.arch_name, dtype = self.dtype, device = "meta",
+      max_length = self.max_length, load = function() end })
     for _, field in ipairs { "name", "config", "dimension", "precision", "pooling", "normalize", "layer_count" } do
       twin[field] = self[field]
     end

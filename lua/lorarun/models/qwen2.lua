@@ -11,7 +11,7 @@ local qwen2 = {
   prefixes = { "", "model." },
   probe = "embed_tokens.weight",
   attention = { "q_proj", "k_proj", "v_proj" },
-  unused = {}, -- linear layers of the checkpoint that no embedding depends on
+  peft_targets = { "q_proj", "v_proj" },
 }
 
 -- Code of folders' own that auto_map names and that is known here: gte-Qwen2's and stella's, Qwen2 without the causal mask.
@@ -160,7 +160,7 @@ function qwen2.build(c, source)
   return model
 end
 
---- Longest sequence these weights can take: RoPE is computed for any position.
+--- Longest text these weights can take: RoPE is computed for any position.
 function qwen2.max_length() return math.huge end
 
 --- prepare(model, max_length): tables that depend on the longest sequence.
@@ -192,6 +192,13 @@ end
 function qwen2.forward(model, ctx)
   return nn.layers(model.layers, ops.embedding(model.embeddings, ctx.ids), model.norm, ctx,
     function(layer, stream, own) return block(model, layer, stream, own) end)
+end
+
+--- exported(sizes): what a folder that is written must say so that transformers computes the same.
+function qwen2.exported(c)
+  if c.causal then return {} end
+  return { config = { is_causal = false }, note = "Needs transformers 5.2 or later: the attention is bidirectional (`is_causal` is "
+    .. "false in config.json), which earlier versions do not read; they give other embeddings without a word." }
 end
 
 return qwen2
