@@ -40,7 +40,7 @@ end
 local function weights_of(model, revision)
   local folder = require("lorarun.formats.hub").resolve(model, revision)
   local at = fs.join(folder, require("lorarun.formats.sentence_transformers").read(folder).transformer)
-  if fs.is_file(fs.join(at, "adapter_config.json")) and not require("lorarun.models.weights").any(at) then
+  if fs.is_file(fs.join(at, "adapter_config.json")) and not require("lorarun.formats.hub").has_weights(at) then
     return folder, select(2, weights_of(require("lorarun.formats.adapter_folder").base(at)))
   end
   if not fs.is_file(fs.join(at, "config.json")) then

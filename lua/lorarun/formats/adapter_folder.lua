@@ -2,7 +2,6 @@
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
 local hub = require "lorarun.formats.hub"
-local weights = require "lorarun.models.weights"
 local peft = require "lorarun.formats.peft"
 local say = require "lorarun.base.say"
 
@@ -54,7 +53,7 @@ function adapter_folder.base(folder, without_weights)
   local config = peft.read(folder)
   local base, name = find(config, folder, without_weights)
   if fs.is_file(fs.join(base, "adapter_config.json")) then
-    if weights.any(base, without_weights) then
+    if hub.has_weights(base, without_weights) then
       warn("%s: '%s' is %s, which has an adapter beside its weights: as in transformers, that one is not applied", config.path, KEY,
         name)
       return name, config.revision

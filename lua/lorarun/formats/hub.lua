@@ -249,4 +249,15 @@ function hub.resolve(model, revision, without_weights)
   check.fail("model '%s' is neither a folder nor in the Hugging Face cache (%s). %s", model, table.concat(where, ", "), remedy)
 end
 
+--- has_weights(folder, meta): does the folder hold a model's weights, or with `meta` the config.json that is enough there?
+function hub.has_weights(folder, meta)
+  if not fs.is_file(fs.join(folder, "config.json")) then return false end
+  if meta then return true end
+  for _, name in ipairs { "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json" } do
+    if fs.is_file(fs.join(folder, name)) then return true end
+  end
+  return false
+end
+
 return hub

@@ -3,11 +3,12 @@
 local C = require "lorarun.base.c"
 local adapter_folder = require "lorarun.formats.adapter_folder"
 local check = require "lorarun.base.check"
+local class = require "lorarun.models.class"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local lora = require "lorarun.models.lora"
+local hub = require "lorarun.formats.hub"
 local kinds = require "lorarun.base.options"
-local weights = require "lorarun.models.weights"
 local probes = require "lorarun.models.probes"
 local safetensors = require "lorarun.formats.safetensors"
 local say = require "lorarun.base.say"
@@ -159,7 +160,7 @@ function export.refuse_mixture(folder, form, own)
       check.fail("%s holds an adapter (adapter_config.json), which would be applied once more on the merged weights by whoever "
         .. "loads the folder; choose another folder, or remove the adapter's files", folder)
     end
-  elseif fs.is_directory(folder) and weights.any(folder) and not (own and fs.real(own) == fs.real(folder)) then
+  elseif fs.is_directory(folder) and hub.has_weights(folder) and not (own and fs.real(own) == fs.real(folder)) then
     check.fail("%s holds weights, on which the adapter would be applied by whoever loads the folder; choose another folder, or "
       .. "remove the weights", folder)
   end
@@ -176,7 +177,7 @@ local OPTIONS = { base = kinds.text, card = kinds.text, probes = kinds.any, chec
 --- The folder is loaded again, with the base that it names, and must give the model's embeddings. Returns the line that tells so,
 --- or nil where that could not be.
 function export.adapter(model, folder, options)
-  require("lorarun.models.model").expect(model, "save_adapter")
+  class.expect(model, "save_adapter")
   options = kinds.check("save_adapter", options, OPTIONS)
   export.refuse_mixture(folder, "adapter", model.weights_folder)
   made_whole(folder, function()
@@ -225,7 +226,7 @@ end
 --- merged(model, folder, options): config.json and model.safetensors with W + s B A (computed in f32, rounded once to the dtype of
 --- the base file), in shards above options.max_bytes (5e9). Other options, and what is returned, as of adapter().
 function export.merged(model, folder, options)
-  require("lorarun.models.model").expect(model, "save")
+  class.expect(model, "save")
   options = kinds.check("save", options, OPTIONS)
   export.refuse_mixture(folder, "merged")
   local coarse = made_whole(folder, function() return write_merged(model, folder, options) end)

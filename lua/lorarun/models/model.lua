@@ -25,9 +25,9 @@ local say = require "lorarun.base.say"
 local sentence_transformers = require "lorarun.formats.sentence_transformers"
 
 local architectures = require "lorarun.models.architectures"
+local class = require "lorarun.models.class"
 
-local Model = {}
-Model.__index = Model
+local Model = class.Model
 
 local OPTIONS = { precision = kinds.any, max_length = kinds.any, pooling = kinds.text, normalize = kinds.boolean,
   device = kinds.choice { "cpu", "cuda", "meta" }, revision = kinds.text, settings = kinds.table, tokenizer_folder = kinds.text,
@@ -49,9 +49,9 @@ local function architecture(config, folders)
       .. "docs/adding-a-model.md tells how to add one", config.path, kind, table.concat(architectures.names(), " and "),
       (kind:gsub("-", "_")), architectures.places())
   end
-  for _, class in ipairs(config:list("architectures", "string") or {}) do
-    if not arch.architectures[class] then
-      check.fail("%s: architecture '%s' is not supported; for model_type '%s' lorarun has %s", config.path, class, kind,
+  for _, one in ipairs(config:list("architectures", "string") or {}) do
+    if not arch.architectures[one] then
+      check.fail("%s: architecture '%s' is not supported; for model_type '%s' lorarun has %s", config.path, one, kind,
         names_of(arch.architectures))
     end
   end
@@ -175,7 +175,7 @@ function load(name, options)
   local own = sentence_transformers.read(folder)
   local weights_folder = fs.join(folder, own.transformer)
   local adapted = has_adapter(folder, weights_folder) and not options.adapter
-  if adapted and not weights.any(weights_folder, options.device == "meta") then
+  if adapted and not hub.has_weights(weights_folder, options.device == "meta") then
     return load_adapted(weights_folder, own, options)
   end
   local settings = options.settings or own
@@ -385,6 +385,9 @@ function Model:without_bytes()
   end)
 end
 
+--- another(folder): the model of another folder, on this one's device and in its precision.
+function Model:another(folder) return load(folder, { precision = self.precision, device = self.device }) end
+
 --- Number of frozen weights.
 function Model:frozen_count() return self.frozen end
 
@@ -417,15 +420,4 @@ guard.methods(Model, "model", function(self, name)
   if self.freed and name ~= "free" then check.fail("model:%s: the model %s was freed", name, self.name) end
 end)
 
---- is(value): is it a model? expect(value, what): an error where it is none that is alive; what: who wants it.
-local function is(value) return getmetatable(value) == Model end
-
-local function expect(value, what)
-  if not is(value) then
-    check.fail("%s takes a model, got %s%s", what, kinds.shown(value), type(value) == "string"
-      and (": load it first, lr.load_model(%q)"):format(value) or "")
-  end
-  if value.freed then check.fail("%s: the model %s was freed", what, value.name) end
-end
-
-return { load = load, is = is, expect = expect, Model = Model }
+return { load = load, is = class.is, expect = class.expect, Model = Model }

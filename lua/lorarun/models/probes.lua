@@ -182,7 +182,7 @@ function probes.again(model, folder)
     return nil, ("loading it beside the model takes %s, and %s are free"):format(memory.size_text(bytes), memory.size_text(free))
   end
   local ok, result = pcall(function()
-    local other = require("lorarun.models.model").load(folder, { precision = model.precision, device = model.device })
+    local other = model:another(folder)
     local done, why = pcall(probes.compare, probes.read(folder), other)
     other:free()
     if not done then error(why, 0) end

@@ -2,7 +2,6 @@
 -- all that the architecture wants is looked for in the file: what is missing, has another shape, or a dtype that is no float of
 -- ours is one error. What the file has beside that is left alone, as transformers leaves it.
 local check = require "lorarun.base.check"
-local fs = require "lorarun.base.fs"
 local nn = require "lorarun.models.nn"
 local safetensors = require "lorarun.formats.safetensors"
 local say = require "lorarun.base.say"
@@ -63,17 +62,6 @@ local function warn_of_layers(file, wants)
 end
 
 local function shown(shape) return "[" .. table.concat(shape, ", ") .. "]" end
-
---- any(folder, meta): does the folder hold a model's weights, or with `meta` the config.json that is enough there?
-function weights.any(folder, meta)
-  if not fs.is_file(fs.join(folder, "config.json")) then return false end
-  if meta then return true end
-  for _, name in ipairs { "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-    "pytorch_model.bin.index.json" } do
-    if fs.is_file(fs.join(folder, name)) then return true end
-  end
-  return false
-end
 
 --- open(folder, arch, sizes): the folder's weights: { file, prefix, name_of = function(name): the file's name of a tensor,
 --- load = function(name, t) }. The caller closes the file.
