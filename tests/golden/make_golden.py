@@ -1,7 +1,11 @@
 #!/usr/bin/env python3
 """Makes the small models of this folder and what Hugging Face's libraries compute with them.
 
-    venv=$(tests/interop/setup.sh) && "$venv/bin/python" tests/golden/make_golden.py [FOLDER]
+    venv=$(tests/interop/setup.sh) && "$venv/bin/python" tests/golden/make_golden.py [--model NAME]... [FOLDER]
+
+--model writes the files of that model alone (NAME/, NAME.json, NAME.safetensors, adapters/NAME_*) and reads texts.json, which must be
+there. Without it, all is written anew, texts.json included. To add a model, add a row to MODELS: what it computes depends on the
+texts and on its own seeds, never on the other models.
 
 Everything follows from the fixed seeds below: two runs with the pinned versions on one kind of processor write the same
 bytes. Models are written as sentence-transformers writes them, adapters as PEFT writes them, and every number is what
@@ -9,14 +13,15 @@ those libraries give in fp32 on the CPU, texts encoded one at a time. README.md 
 optimizer, schedule and metric values have a script of their own, make_numbers.py.
 """
 
+import argparse
 import json
 import os
 import re
 import shutil
-import sys
 import unicodedata
 import warnings
 from collections import Counter
+from typing import Callable, NamedTuple
 
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
@@ -456,27 +461,55 @@ def write_json(path, value):
         file.write("{\n" + ",\n".join(members) + "\n}\n")
 
 
+class Golden(NamedTuple):
+    """make(folder) writes the model's folder. With adapters: the targets, queries, keys and values, and their seed."""
+
+    make: Callable[[str], None]
+    targets: tuple[str, ...] = ()
+    seed: int = 0
+
+
+MODELS = {
+    "qwen2": Golden(make_qwen2, ("q_proj", "k_proj", "v_proj"), 10),
+    "bert": Golden(make_bert, ("query", "key", "value"), 20),
+    "qwen2_tied": Golden(lambda folder: make_qwen2_causal(folder, True, torch.bfloat16, 3)),
+    "qwen2_head": Golden(lambda folder: make_qwen2_causal(folder, False, torch.float16, 4)),
+}
+
+
+def make(root, name, texts, pairs, triplets):
+    """All files of one model."""
+    golden, folder = MODELS[name], os.path.join(root, name)
+    golden.make(folder)
+    if not golden.targets:
+        write(root, name, *golden_plain(folder, texts))
+        return
+    values, tensors = golden_plain(folder, texts, hidden_of=2)
+    lora_values, lora_tensors = golden_lora(root, name, texts, pairs, triplets, list(golden.targets), golden.seed)
+    write(root, name, {**values, **lora_values}, {**tensors, **lora_tensors})
+
+
 def main():
-    root = sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__))
+    parser = argparse.ArgumentParser(description="Makes golden models: see the head of this file.")
+    parser.add_argument("--model", action="append", choices=MODELS, help="write this model alone; may be given several times")
+    parser.add_argument("folder", nargs="?", default=os.path.dirname(os.path.abspath(__file__)))
+    given = parser.parse_args()
+    root = given.folder
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     os.makedirs(root, exist_ok=True)
 
-    texts = make_texts(qwen2_tokenizer(append_end=False).backend_tokenizer)
-    pairs, triplets = make_rows()
-    write_json(os.path.join(root, "texts.json"), {"texts": texts, "pairs": pairs, "triplets": triplets})
-
-    make_qwen2(os.path.join(root, "qwen2"))
-    make_bert(os.path.join(root, "bert"))
-    make_qwen2_causal(os.path.join(root, "qwen2_tied"), True, torch.bfloat16, 3)
-    make_qwen2_causal(os.path.join(root, "qwen2_head"), False, torch.float16, 4)
-
-    for name in ("qwen2_tied", "qwen2_head"):
-        write(root, name, *golden_plain(os.path.join(root, name), texts))
-    for name, targets, seed in (("qwen2", ["q_proj", "k_proj", "v_proj"], 10), ("bert", ["query", "key", "value"], 20)):
-        values, tensors = golden_plain(os.path.join(root, name), texts, hidden_of=2)
-        lora_values, lora_tensors = golden_lora(root, name, texts, pairs, triplets, targets, seed)
-        write(root, name, {**values, **lora_values}, {**tensors, **lora_tensors})
+    path = os.path.join(root, "texts.json")
+    if given.model:
+        with open(path, encoding="utf-8") as file:
+            rows = json.load(file)
+        texts, pairs, triplets = rows["texts"], rows["pairs"], rows["triplets"]
+    else:
+        texts = make_texts(qwen2_tokenizer(append_end=False).backend_tokenizer)
+        pairs, triplets = make_rows()
+        write_json(path, {"texts": texts, "pairs": pairs, "triplets": triplets})
+    for name in given.model or MODELS:
+        make(root, name, texts, pairs, triplets)
 
 
 if __name__ == "__main__":
