@@ -41,6 +41,19 @@ test("the line: percent, bar, counts, times, rate, fields in order", function()
   check.equal(text:sub(-#tail), tail)
 end)
 
+test("a bar that counts something says what", function()
+  local bar, stream, clock = new { total = 9000, unit = "texts", width = 100 }
+  bar:update(0)
+  check.that(stream:take():find("[00:00<?, ? texts/s]", 1, true))
+  clock.now = clock.now + 2
+  bar:update(1624)
+  check.that(stream:take():find("1624/9000 [00:02<00:09, 812 texts/s]", 1, true))
+  bar, stream, clock = new { total = 9, unit = "texts", width = 100 }
+  clock.now = clock.now + 8
+  bar:update(2)
+  check.that(stream:take():find(", 0.25 texts/s]", 1, true))
+end)
+
 test("a full bar, a half one, and the steps between two columns", function()
   local bar, stream, clock = new { total = 1000, width = 60 }
   local widths = {}

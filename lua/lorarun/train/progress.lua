@@ -2,16 +2,20 @@
 --     1%|▍         | 100/79686 [02:10<28:49:12, 4.59it/s] loss 0.123 lr 3.0e-04 1234 tok/s
 --
 --   local bar = progress.new { total = 79686, description = "training" }
---   bar:update(step, { { "loss", "0.123" }, { "tok/s", "1234" } })   fields in order: name and text; a rate shows as
---   "1234 tok/s" bar:print "text"                                                 a line above the bar
+--   bar:update(step, { { "loss", "0.123" }, { "tok/s", "1234" } })   fields in order, each a name and a text; a rate shows as
+--                                                                   "1234 tok/s"
+--   bar:print "text"                                                 a line above the bar
 --   bar:close()
 --
--- On a terminal the line is redrawn in place, at most ten times a second, and always fits the width: fields that do not
--- fit are left out from the end. Elsewhere (a log file, a pipe) it prints whole lines without control characters, now
--- and then. Options of new: total (nil where unknown), initial (the step a resumed run begins with), description,
--- transient (nothing stays when it is closed), stream (a file; else standard output, or standard error where only that
--- is a terminal), every_seconds and every_steps (lines in a log: at most one in so many seconds, 10, or one in so many
--- steps), width (columns; asked from the terminal unless given) and clock (a function that returns seconds).
+-- On a terminal the line is redrawn in place, at most ten times a second, and always fits the width: fields that do not fit are
+-- left out from the end. Elsewhere (a log file, a pipe) it prints whole lines without control characters, now and then.
+-- Options of new:
+--   total          nil where unknown                 initial        the step at which a resumed run begins
+--   description    text before the bar               unit           what is counted, in the plural: "texts" gives 812 texts/s
+--   transient      nothing stays when it is closed   stream         a file; else standard output, or standard error where only
+--                                                                   that is a terminal
+--   every_seconds, every_steps                       lines in a log: at most one in this many seconds (10), or in this many steps
+--   width          columns; the terminal's unless given             clock          a function that returns seconds
 local C = require "lorarun.base.c"
 local kinds = require "lorarun.base.options"
 local say = require "lorarun.base.say"
@@ -27,7 +31,7 @@ local EIGHTHS = { "▏", "▎", "▍", "▌", "▋", "▊", "▉" }
 local ERASE_LINE = "\r\27[K"
 local DESCRIPTORS = { [io.stdout] = 1, [io.stderr] = 2 }
 
--- Block characters unless the locale says that it has none; no locale at all is no such statement.
+-- Block characters, unless the locale says that it has none. Where no locale is set, they are assumed to be there.
 local function has_blocks()
   for _, name in ipairs { "LC_ALL", "LC_CTYPE", "LANG" } do
     local value = os.getenv(name)
@@ -52,7 +56,8 @@ local function time_text(seconds)
   return ("%02d:%02d"):format(minutes, seconds % 60)
 end
 
-local function rate_text(rate)
+local function rate_text(rate, unit)
+  if unit then return ("%s %s/s"):format(rate and (rate < 100 and "%.3g" or "%.0f"):format(rate) or "?", unit) end
   if not rate then return "?it/s" end
   if rate >= 1 then return ("%.2fit/s"):format(rate) end
   return ("%.2fs/it"):format(1 / rate)
@@ -93,8 +98,9 @@ local function field_text(field)
   return name:find("/", 1, true) and text .. " " .. name or name .. " " .. text
 end
 
-local OPTIONS = { total = kinds.from(0), description = kinds.text, transient = kinds.boolean, stream = kinds.any,
-  clock = kinds.func, initial = kinds.from(0), every_seconds = kinds.from(0), every_steps = kinds.whole(1), width = kinds.whole(0) }
+local OPTIONS = { total = kinds.from(0), description = kinds.text, unit = kinds.text, transient = kinds.boolean,
+  stream = kinds.any, clock = kinds.func, initial = kinds.from(0), every_seconds = kinds.from(0), every_steps = kinds.whole(1),
+  width = kinds.whole(0) }
 
 function progress.new(options)
   options = kinds.check("progress.new", options, OPTIONS)
@@ -104,7 +110,8 @@ function progress.new(options)
   local initial = options.initial or 0
   local now = clock()
   return setmetatable({
-    total = options.total, description = options.description or "", transient = options.transient, stream = stream,
+    total = options.total, description = options.description or "", unit = options.unit, transient = options.transient,
+    stream = stream,
     text_stream = options.stream or io.stdout, every_seconds = options.every_seconds or 10, every_steps = options.every_steps,
     fixed_width = options.width, clock = clock, fine = has_blocks(),
     step = initial, fields = {}, started = now, updated = now, -- the last update
@@ -118,9 +125,9 @@ end
 function Bar:counts()
   local rate = self.recent_steps > 0 and self.recent_seconds > 0.01 and self.recent_steps / self.recent_seconds or nil
   local elapsed = time_text(self.updated - self.started)
-  if not self.total then return ("%d [%s, %s]"):format(self.step, elapsed, rate_text(rate)) end
+  if not self.total then return ("%d [%s, %s]"):format(self.step, elapsed, rate_text(rate, self.unit)) end
   local left = rate and time_text(math.max(0, self.total - self.step) / rate) or "?"
-  return ("%d/%d [%s<%s, %s]"):format(self.step, self.total, elapsed, left, rate_text(rate))
+  return ("%d/%d [%s<%s, %s]"):format(self.step, self.total, elapsed, left, rate_text(rate, self.unit))
 end
 
 function Bar:fraction()
@@ -170,7 +177,7 @@ function Bar:due()
   return waited >= self.every_seconds
 end
 
--- step: how many are done; fields and total replace the former ones where given.
+-- step: how many are done. fields and total replace the former ones where they are given.
 function Bar:update(step, fields, total)
   local now = self.clock()
   local seconds = now - self.updated
@@ -182,7 +189,7 @@ function Bar:update(step, fields, total)
   if self:due() then self:draw() end
 end
 
--- Time that passes between now and the next update is none of the steps' (an evaluation between two of them).
+-- The time since the last update does not count for the rate: it was spent on something else, such as an evaluation.
 function Bar:skip_time() self.updated = self.clock() end
 
 -- A line above the bar. It goes to standard output even where the bar is on standard error.
