@@ -93,7 +93,7 @@ for group in "$@"; do
 done
 find_missing "$@"
 [ ${#missing[@]} -gt 0 ] || exit 0
-command="apt-get install --no-install-recommends ${missing[*]}"
+command="apt-get update && apt-get install --no-install-recommends ${missing[*]}"
 
 if ! has apt-get; then
   {

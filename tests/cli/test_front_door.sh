@@ -52,7 +52,7 @@ on_machine() { run env -i PATH="$PWD/bin" HOME="$PWD" "$@"; }
 unprivileged_user_gets_the_one_command() {
   machine && echo 'echo 1000' | script id && echo 'exit 99' | script apt-get || return 1
   on_machine "$tools/setup.sh" build model lint
-  expect_status 1 && expect "apt-get install --no-install-recommends gcc libc6-dev g++ cmake" &&
+  expect_status 1 && expect "apt-get update && apt-get install --no-install-recommends gcc libc6-dev g++ cmake" &&
     expect " libdnnl-dev libgloo-dev " && expect " python3-pip " && expect " lua-check " || return 1
   [ "$(grep -c 'apt-get install' <<<"$output")" -eq 1 ] || fail "expected one command"
 }
