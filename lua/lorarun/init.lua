@@ -80,7 +80,16 @@ local FUNCTIONS = {
   end,
 }
 
-return setmetatable(lr, { __index = function(t, name)
+-- Every name that lr.NAME may have, in no order.
+local function names()
+  local list = { "comm" }
+  for name in pairs(FUNCTIONS) do list[#list + 1] = name end
+  for name in pairs(MODULES) do list[#list + 1] = name end
+  return list
+end
+
+-- __names: what TAB offers at the prompt for names that are made when they are first read.
+return setmetatable(lr, { __names = names, __index = function(t, name)
   local value = FUNCTIONS[name]
   if name == "comm" then
     job()
@@ -97,13 +106,7 @@ return setmetatable(lr, { __index = function(t, name)
   end
   if value == nil then
     require("lorarun.base.check").fail("lorarun has no '%s'%s", tostring(name),
-      require("lorarun.base.suggest").did_you_mean(tostring(name), (function()
-        local names = {}
-        for n in pairs(FUNCTIONS) do names[#names + 1] = n end
-        for n in pairs(MODULES) do names[#names + 1] = n end
-        names[#names + 1] = "comm"
-        return names
-      end)()))
+      require("lorarun.base.suggest").did_you_mean(tostring(name), names()))
   end
   rawset(t, name, value)
   return value

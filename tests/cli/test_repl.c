@@ -195,6 +195,37 @@ TEST(tab_lists_what_is_possible)
     session_end();
 }
 
+TEST(tab_knows_the_names_of_lr)
+{
+    open_prompt();
+    type("lr.simil\t\n"); /* made when it is first read */
+    EXPECT("\r\nfunction <");
+    type("lr.lo\t");
+    EXPECT("\r\nload_model      load_tokenizer  loss\r\n");
+    type("ss.multiple_neg\t {}.name\n");
+    EXPECT("\r\nmultiple_negatives_ranking\r\n");
+    stop();
+}
+
+TEST(help_tells_more_and_exit_and_quit_leave)
+{
+    static const char *const ways[] = {"exit\n", " quit()\n"};
+    for (size_t i = 0; i < 2; i++) {
+        open_prompt();
+        type("help\n");
+        EXPECT("TAB completes, and lists");
+        EXPECT("> ");
+        type(ways[i]);
+        CHECK_INT(exit_status(0), 0);
+        stop();
+    }
+    open_prompt();
+    type("quit = 33\n");
+    type("quit\n"); /* a name that the user has given a value is the user's */
+    EXPECT("\r\n33\r\n");
+    stop();
+}
+
 TEST(ctrl_c_drops_the_line_being_typed)
 {
     open_prompt();

@@ -1,8 +1,9 @@
 -- complete.lua: what TAB offers at the prompt.
 --   complete(before) -> insert, candidates    before: the text left of the cursor
--- `insert` is what all candidates go on with; `candidates` is nil unless there are several and nothing more can be
--- inserted. Names are found in the globals, in fields through __index tables, and in the modules that `require` could
--- load. Only plain paths (a.b.c:d) are looked up: nothing the user wrote is run, but for __index functions.
+-- `insert` is what all candidates have in common after what is typed. `candidates` is nil unless there are several and nothing
+-- more can be inserted. Names are found in the globals, in fields through __index tables, in what a metatable's __names() lists
+-- (lr's), and in the modules that `require` could load. Only plain paths (a.b.c:d) are looked up: nothing that the user wrote is
+-- run, except __index functions.
 local host = require "lorarun.host"
 
 local KEYWORDS = { "and", "break", "do", "else", "elseif", "end", "false", "for", "function", "if", "in", "local", "nil",
@@ -38,6 +39,10 @@ local function field_names(value, methods_only)
       end
     end
     local mt = debug.getmetatable(value)
+    local listed = type(mt) == "table" and rawget(mt, "__names")
+    if listed and not methods_only then
+      for _, name in ipairs(listed()) do names[name] = true end
+    end
     local parent = type(mt) == "table" and rawget(mt, "__index")
     if type(parent) ~= "table" or parent == value then break end
     value = parent

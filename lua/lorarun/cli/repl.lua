@@ -1,11 +1,11 @@
--- repl.lua: the prompt. Reads Lua, runs it, prints what it yields, until Ctrl-D.
+-- repl.lua: the prompt. Reads Lua, runs it, prints the values, until Ctrl-D or `exit`.
 --   require("lorarun.cli.repl").run()
 --
--- A chunk may take several lines: as long as it can be continued, the prompt asks for more. An expression prints its
--- values; `=expression` does too. Ctrl-C drops what is typed or stops what is running. What is typed runs interpreted,
--- never compiled, so that a loop can be stopped; functions of modules and recipes it calls are compiled as ever.
--- On a terminal, lines are edited with libedit and kept in a history file; without one, lines are read as they come.
--- Where there are several ranks, rank 0 has the prompt and every rank runs what is typed there (prompt_ranks.lua).
+-- A chunk may take several lines: as long as it can be continued, the prompt asks for more. An expression prints its values, and
+-- so does `=expression`. Ctrl-C drops the line being typed, or stops what runs. What is typed runs interpreted, never compiled, so
+-- that a loop can be stopped; functions of modules and recipes that it calls are compiled as always.
+-- On a terminal, lines are edited with libedit and kept in a history file; without one they are read as they come.
+-- With several ranks, rank 0 has the prompt and every rank runs what is typed there (prompt_ranks.lua).
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local complete = require "lorarun.cli.complete"
@@ -20,10 +20,18 @@ local repl = {}
 local PROMPT, CONTINUATION = "> ", ">> "
 local HISTORY_LINES = 1000 -- kept in the file; it may grow to twice that between two trims
 local CHUNK_NAME = "=stdin"
+local HELP = [[
+Type Lua: it runs, and an expression prints its value. lr is lorarun. To try:
+  model = lr.load_model("all-MiniLM-L6-v2")         a folder, or a Hugging Face id that is in the local cache
+  e = model:encode { "a cat", "a kitten", "tax" }   one embedding for each text
+  lr.similarity(e, e)                               the cosine of each with each
+  model:add_lora { rank = 8, alpha = 16, targets = "all-linear" }, then lr.train { model = model, data = ..., output = ... }
+Keys: TAB completes, and lists what there is (lr. and TAB: all of lorarun); Ctrl-C stops what runs; Ctrl-D, exit or quit leaves.
+More: docs/getting-started.md, docs/reference.md for every function, lorarun --help for the program's options.
+]]
 
--- ---- history --------------------------------------------------------------------------------------------------------
--- A plain text file, one line each, appended to as lines are typed: several prompts may share it and a crash loses
--- nothing.
+-- ---- history --------------------------------------------------------------------------------------------------------------------
+-- A plain text file, one line each, appended to as lines are typed: several prompts may share it, and a crash loses nothing.
 
 local function history_path()
   local state, home = os.getenv "XDG_STATE_HOME", os.getenv "HOME"
@@ -40,7 +48,7 @@ local function open_history()
     for line in f:lines() do lines[#lines + 1] = line end
     f:close()
   elseif C.lr_dir_make(folder) < 0 then
-    return nil -- a home that cannot be written to is no reason to complain at every start
+    return nil -- without a word: a home that cannot be written to would be told at every start
   end
   local first = math.max(1, #lines - HISTORY_LINES + 1)
   for i = first, #lines do host.edit_remember(lines[i]) end
@@ -52,7 +60,7 @@ local function open_history()
   return io.open(path, "a")
 end
 
--- ---- lines ----------------------------------------------------------------------------------------------------------
+-- ---- lines ----------------------------------------------------------------------------------------------------------------------
 
 local function in_columns(words)
   local width, longest = math.max(C.lr_terminal_width(1), 20), 0
@@ -105,7 +113,7 @@ local function plain_lines()
   end
 end
 
--- ---- chunks ---------------------------------------------------------------------------------------------------------
+-- ---- chunks ---------------------------------------------------------------------------------------------------------------------
 
 local function incomplete(message) return message:find "'?<eof>'?$" ~= nil end
 
@@ -121,7 +129,15 @@ local function compile(text)
   return nil, statement_error, incomplete(statement_error) or incomplete(expression_error)
 end
 
--- read -> chunk, its text; nil, message; nil, nil where there is nothing to run; nil, nil, true at the end of input
+-- "help", "exit" or "quit" where the line is that word, with or without brackets; nil for all else, and where the user has given
+-- the name a value.
+local function command(line)
+  local word = line:match "^%s*(%l+)%s*$" or line:match "^%s*(%l+)%s*%(%s*%)%s*;?%s*$"
+  if (word == "help" or word == "exit" or word == "quit") and rawget(_G, word) == nil then return word end
+end
+
+-- read -> chunk, its text; nil, message; nil, nil where there is nothing to run; nil, nil, true at the end of input;
+-- nil, nil, "exit" or "quit" where that was typed
 local function read_chunk(read)
   local text
   while true do
@@ -134,6 +150,13 @@ local function read_chunk(read)
       if not text then return nil, nil, true end
       local _, message = compile(text)
       return nil, message
+    end
+    local word = not text and command(line)
+    if word == "help" then
+      io.write(HELP)
+      return nil
+    elseif word then
+      return nil, nil, word
     end
     text = text and text .. "\n" .. line or line
     if not text:find "%S" then return nil end
@@ -181,7 +204,7 @@ local function run_and_print(chunk)
   return not results[1] and results[2] or nil
 end
 
--- Run a chunk here and, where there are other ranks, there. What went wrong is told.
+-- Run a chunk here and on the other ranks, where there are any, and print every rank's error.
 local function run_everywhere(chunk, text, ranks)
   if ranks then ranks.tell(text) end
   local message = run_and_print(chunk)
@@ -189,10 +212,10 @@ local function run_everywhere(chunk, text, ranks)
   for rank, theirs in sorted(ranks and ranks.settle(message) or {}) do
     if theirs ~= message then complain(("[rank %d] %s"):format(rank, theirs)) end
   end
-  if ranks then host.interrupted() end -- a Ctrl-C that another rank needed is no reason to drop the next line
+  if ranks then host.interrupted() end -- a Ctrl-C that was meant for another rank must not drop the next line
 end
 
--- A rank that has no prompt: runs what rank 0 tells it until that ends. What a line yields is rank 0's to print.
+-- A rank without a prompt: runs what rank 0 sends, until there is no more. Only rank 0 prints the values.
 local function follow(ranks)
   for text in ranks.hear do
     local chunk = compile(text)
@@ -214,18 +237,18 @@ function repl.run()
   local read
   if host.edit_open(offer) then read = edited_lines() else read = plain_lines() end
   if C.lr_terminal_width(0) > 0 then
-    io.write(("lorarun %s, %s. lr is lorarun; TAB completes, Ctrl-C stops, Ctrl-D leaves.\n"):format(
+    io.write(("lorarun %s, %s. lr is lorarun; help tells more, TAB completes, Ctrl-C stops, Ctrl-D leaves.\n"):format(
       ffi.string(C.lr_version()), jit.version))
     if ranks then io.write(("%d ranks run every line; rank 0 prints.\n"):format(comm.world_size)) end
   end
-  while true do
-    local chunk, text, ended = read_chunk(read)
-    if ended then break end
+  local chunk, text, ended
+  repeat
+    chunk, text, ended = read_chunk(read)
     if chunk then run_everywhere(chunk, text, ranks) elseif text then complain(text) end
     io.flush()
-  end
+  until ended
   if ranks then ranks.tell(nil) end
-  if C.lr_terminal_width(0) > 0 then io.write "\n" end
+  if ended == true and C.lr_terminal_width(0) > 0 then io.write "\n" end -- Ctrl-D leaves the cursor after the prompt
   host.edit_close()
   host.interrupts(false)
 end
