@@ -80,7 +80,7 @@ local FUNCTIONS = {
   end,
 }
 
--- Every name that lr.NAME may have, in no order.
+-- Every public name, in no order.
 local function names()
   local list = { "comm" }
   for name in pairs(FUNCTIONS) do list[#list + 1] = name end

@@ -1,10 +1,11 @@
--- program.lua: the command line of lorarun: which code is run, in which order, and what the exit status is.
+-- program.lua: the command line of lorarun: which code runs, in which order, and what the exit status is.
 --   main(argv) -> exit status    argv[0] is the program, argv[1..] its words
--- A recipe is strict about undeclared variables (strict.lua) and says itself what it needs. Code given with -e, typed
--- at the prompt or read from standard input may make globals and finds `lr` in them.
+-- A recipe may not use undeclared variables (strict.lua) and requires what it needs. Code given with -e, typed at the prompt or
+-- read from standard input may make globals, and `lr` is one of them.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local failure = require "lorarun.cli.failure"
+local fs = require "lorarun.base.fs"
 local launch = require "lorarun.dist.launch"
 local say = require "lorarun.base.say"
 local secret = require "lorarun.dist.secret"
@@ -14,14 +15,15 @@ local suggest = require "lorarun.base.suggest"
 
 local USAGE = [=[
 usage: lorarun [options] [RECIPE.lua [arguments of the recipe]]
-       lorarun RECIPE.lua --help      what a recipe can be told
-       lorarun plan RECIPE.lua ...    what a run needs and how long it takes: --gpu-memory 80GB, --gpu h100, --gpus 1,2,4,8
-       lorarun verify FOLDER          whether a folder that lorarun wrote computes what the model did; --python: the lines that ask
+       lorarun RECIPE.lua --help      the options of a recipe
+       lorarun plan RECIPE.lua ...    the memory and time that a run will take: --gpu-memory 80GB, --gpu h100, --gpus 1,2,4,8
+       lorarun verify FOLDER          does a folder that lorarun wrote compute what the model did? --python: the lines that ask
                                       sentence-transformers
        lorarun doctor [--json]        what this machine has for training, what is wrong with it, and the cure
        lorarun config [--show]        write the file for --config; show the settings in effect
 
-With neither a recipe nor -e, a prompt for Lua opens; where standard input is no terminal, Lua code is read from it.
+With neither a recipe nor -e, a prompt for Lua opens; where standard input is not a terminal, Lua code is read from it.
+recipes/NAME.lua is the installed recipe of that name where the working directory has none.
 
 options:
   -e CODE        run CODE; may be given several times; lr is lorarun
@@ -31,14 +33,14 @@ options:
   --version      show the versions of lorarun and its Lua and exit
   --help         show this and exit
 
-ranks (in front of the recipe; accelerate's names and spellings do as well):
+ranks (before the recipe; accelerate's names and spellings are understood):
 %s
 environment:
   LORARUN_TRACEBACK=1    as --traceback
   LORARUN_JIT=off        interpret Lua without compiling it
   LORARUN_LUA_PATH=DIR   use DIR/lorarun/*.lua in place of the modules inside the program, and DIR/models/*.lua for models that
                          it does not have (docs/adding-a-model.md)
-  LORARUN_ISA=avx2       keep the kernels to these instructions: baseline, avx2, avx512 or avx512bf16
+  LORARUN_ISA=avx2       use no newer instructions in the kernels: baseline, avx2, avx512 or avx512bf16
   OMP_NUM_THREADS=N      compute threads
 ]=]
 local OPTIONS = { "-e", "-i", "-", "--traceback", "--version", "--help" }
@@ -111,15 +113,28 @@ local function set_arg(argv, script)
   _G.arg = arg
 end
 
--- Modules that lie beside the recipe can be required, wherever it is started from.
+-- Modules beside the recipe can be required, whatever the working directory is.
 local function search_beside(path)
   local folder = path:match("^(.*)/[^/]*$")
   if folder then package.path = ("%s/?.lua;%s/?/init.lua;%s"):format(folder, folder, package.path) end
 end
 
-local function load_recipe(path)
+-- Of a path that leads nowhere, the installed recipe with that name, if there is one: in share/lorarun/recipes, a neighbour of the
+-- program's bin. Returns the path to run. recipes/x.lua, as the documentation writes it, is then the installed one; for any other
+-- path the second value says where the recipe is.
+local function installed_recipe(path)
+  local name, f = path:match "([^/]+)$", io.open(path, "r")
+  if f then f:close() end
+  if f or not name then return path end
+  local here = fs.join(fs.dirname(fs.dirname(fs.real "/proc/self/exe")), "share/lorarun/recipes", name)
+  if not fs.is_file(here) then return path end
+  if path == "recipes/" .. name then return here end
+  return path, ("; there is %s"):format(here)
+end
+
+local function load_recipe(path, hint)
   local f, why = io.open(path, "r")
-  if not f then return nil, "cannot open the recipe: " .. why end
+  if not f then return nil, ("cannot open the recipe: %s%s"):format(why, hint or "") end
   local readable, read_error = f:read(0), nil
   if not readable then readable, read_error = f:read(1) end
   f:close()
@@ -129,7 +144,7 @@ local function load_recipe(path)
   return loadfile(path)
 end
 
--- lorarun plan: the recipe runs, and its lr.train plans.
+-- lorarun plan: the recipe runs, and lr.train plans instead of training.
 local function plan_recipe(argv, options)
   local ok, recipe, words, planned = failure.call(require("lorarun.plan").read, { unpack(argv, options.planning + 1) })
   if not ok then
@@ -139,8 +154,10 @@ local function plan_recipe(argv, options)
     io.write(require("lorarun.plan").USAGE)
     return EXIT_OK
   end
+  local hint
+  recipe, hint = installed_recipe(recipe)
   set_arg({ [0] = argv[0], recipe, unpack(words) }, 1)
-  local chunk, load_error = load_recipe(recipe)
+  local chunk, load_error = load_recipe(recipe, hint)
   if not chunk then
     complain(load_error)
     return EXIT_FAILED
@@ -151,7 +168,7 @@ local function plan_recipe(argv, options)
   if ran then
     complain(("%s never called lr.train: there is nothing to plan"):format(recipe))
   elseif done then
-    complain("the recipe went on after lr.train, which has planned and gives no results, and stopped: " .. report.message)
+    complain("the recipe failed after lr.train, which only planned and returns no results: " .. report.message)
     return EXIT_OK
   else
     complain(options.traceback and failure.text(report) or report.message)
@@ -159,7 +176,7 @@ local function plan_recipe(argv, options)
   return EXIT_FAILED
 end
 
--- The environment: an error, or warnings that come once, from the process that the user started.
+-- Check the environment: an error, or warnings, which only the process that the user started prints.
 local function look_at_variables()
   local warnings = require("lorarun.cli.variables").check()
   if os.getenv "LORARUN_LAUNCHER" then return end
@@ -202,7 +219,7 @@ local function main(argv)
   if plan.verify then return require("lorarun.cli.verify").run { unpack(argv, plan.verify + 1) } end
   if plan.planning then return plan_recipe(argv, plan) end
 
-  -- true where the chunk ran to its end; otherwise the error has been reported
+  -- Returns whether the chunk ran to its end; if not, the error has been printed.
   local function run(chunk, load_error, ...)
     if not chunk then
       complain(load_error)
@@ -217,9 +234,13 @@ local function main(argv)
   end
 
   if not run(launch.prepare) then return EXIT_FAILED end
+  local script = plan.script and argv[plan.script]
+  if script and script ~= "-" then
+    script, plan.hint = installed_recipe(script)
+    argv[plan.script] = script
+  end
   set_arg(argv, plan.script)
   local words = { unpack(argv, (plan.script or #argv) + 1) }
-  local script = plan.script and argv[plan.script]
   local terminal = C.lr_terminal_width(0) > 0 or launch.at_prompt()
   if not script and #plan.code == 0 then
     if terminal then plan.interactive = true elseif not plan.interactive then script = "-" end
@@ -237,7 +258,7 @@ local function main(argv)
     local chunk, load_error = loadstring(text:gsub("^#[^\n]*", "", 1), "=stdin")
     ok = run(chunk, load_error, unpack(words))
   elseif ok and script then
-    local chunk, load_error = load_recipe(script)
+    local chunk, load_error = load_recipe(script, plan.hint)
     ok = run(chunk, load_error, unpack(words))
   end
   if plan.interactive then
