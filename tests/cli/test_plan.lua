@@ -212,7 +212,7 @@ test("a recipe of one's own: --help, what comes after lr.train, several training
     check.equal(select(2, own("train() train()").out:gsub("the largest batch that fits", "")), 2)
     r = own "local p = train() print(p.test.spearman)"
     check.equal(r.status, 0)
-    has(r, "the recipe went on after lr.train, which has planned and gives no results, and stopped: ", "own.lua:5: ")
+    has(r, "the recipe failed after lr.train, which only planned and returns no results: ", "own.lua:5: ")
     r = own "print 'nothing'"
     check.equal(r.status, 1)
     has(r, "own.lua never called lr.train: there is nothing to plan")

@@ -121,7 +121,7 @@ test("verify tells an adapter that is left out, another pooling, a lost base, an
     local flagged = shell.run("$L --cpu verify " .. adapter)
     check.equal(flagged.status, 2)
     check.that(flagged.err:find("--cpu says how ranks run, and lorarun verify has none", 1, true), flagged.err)
-    expect(1, "is no folder", fs.join(folder, "nothing"))
+    expect(1, "is not a folder", fs.join(folder, "nothing"))
 
     for _, m in ipairs(model.lora.modules) do m.b:fill(0) end
     check.that(model:save_adapter(adapter) == nil, "an adapter that has learnt nothing is no error, and is said")

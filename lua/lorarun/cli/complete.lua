@@ -72,7 +72,7 @@ local function context(before)
     if debug.getmetatable(_G) then names.lr = true end
     return names, path
   end
-  -- what comes out of a call, an index or a literal is not known without running it
+  -- the value of a call, an index or a literal is not known without running it
   if not owner:find "^[%a_]" or before:sub(1, -#path - 1):find "[%]%)}\"']$" then return {}, typed end
   local value = resolve(owner)
   return value ~= nil and field_names(value, separator == ":") or {}, typed

@@ -1,5 +1,5 @@
--- config.lua: `lorarun config`: asks how ranks shall run and writes the answers as a configuration file of Accelerate, so that the
--- same file serves both; `lorarun config --show` prints the settings in effect and where each came from.
+-- config.lua: `lorarun config`: asks how ranks are to run and writes the answers as an Accelerate configuration file, which both
+-- programs read. `lorarun config --show` prints the settings in effect and where each came from.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
@@ -15,7 +15,7 @@ usage: lorarun config [--config FILE]        asks, and writes FILE (accelerate_c
        lorarun config --show [options]       the settings in effect, and where each came from
 ]]
 
--- Ask until the answer will do. parse(text) -> value, or raises an error that tells what is wrong.
+-- Ask until the answer is valid. parse(text) -> value, or an error that says what is wrong.
 local function ask(question, default, parse)
   while true do
     io.write(question, default ~= nil and (" [%s] "):format(tostring(default)) or " ")
@@ -46,13 +46,13 @@ local function questions()
     main_training_function = "main", rdzv_backend = "static", same_network = true }
   file.num_machines = ask("How many machines take part?", 1, setting "num_machines")
   if file.num_machines > 1 then
-    file.machine_rank = ask("Which number has this machine, counted from 0?", nil, function(text)
+    file.machine_rank = ask("Which number does this machine have, counted from 0?", nil, function(text)
       local rank = settings.checked("machine_rank", text)
       if rank >= file.num_machines then error(("the last of %d is %d"):format(file.num_machines, file.num_machines - 1), 0) end
       return rank
     end)
     file.main_process_ip = ask("What is the address of machine 0?", nil, setting "main_process_ip")
-    file.main_process_port = ask("On which port shall machine 0 listen?", 29500, function(text)
+    file.main_process_port = ask("On which port does machine 0 listen?", 29500, function(text)
       local port = settings.checked("main_process_port", text)
       if port == 0 then error("the other machines must know the port", 0) end
       return port
@@ -63,7 +63,9 @@ local function questions()
   file.num_processes = ask(gpus and "How many ranks on all machines together (one for each GPU)?"
     or "How many ranks on all machines together?", file.num_machines, function(text)
     local ranks = settings.checked("num_processes", text)
-    if ranks % file.num_machines ~= 0 then error(("every machine runs as many: a multiple of %d"):format(file.num_machines), 0) end
+    if ranks % file.num_machines ~= 0 then
+      error(("every machine runs the same number: give a multiple of %d"):format(file.num_machines), 0)
+    end
     return ranks
   end)
   if gpus then file.gpu_ids = ask("Which GPUs of this machine (numbers with commas, or all)?", "all", setting "gpu_ids") end
@@ -83,7 +85,9 @@ function config.run(words)
       return
     else
       local taken, mistake = settings.take_flag(words, i)
-      if not taken then check.fail("%s", mistake or ("lorarun config does not know '%s'"):format(words[i])) end
+      if not taken then
+        check.fail("%s", mistake or ("lorarun config does not know '%s' (lorarun config --help)"):format(words[i]))
+      end
       i = i + taken
     end
   end

@@ -1,18 +1,18 @@
--- diagnose.lua: what is wrong with a machine for training, and the cure of each thing. It asks nobody: facts come in, so that
--- tests make them up.
+-- diagnose.lua: what keeps a machine from training, or from training well, and the cure of each. It asks the machine nothing: facts
+-- are passed in, so that tests can make them up.
 --   diagnose.of(facts)      facts as doctor.lua gathers them -> { { level = "error" or "warning", what =, cure = } ... }
---   diagnose.verdict(facts) -> works, text   would training work, and on what
--- An error keeps a GPU, or all training, from working; a warning makes it slower or will be in the way of several ranks.
+--   diagnose.verdict(facts) -> works, text   does training work, and on what
+-- An error keeps a GPU, or all training, from working. A warning makes training slower, or will hinder several ranks.
 local memory = require "lorarun.tensor.memory"
 local report = require "lorarun.train.report"
 
 local diagnose = {}
 
 local GIB = 2 ^ 30
-local LEAST_FREE = 2 * GIB       -- of a GPU's or the machine's memory: less holds no model, its adapters and a batch
-local OTHERS_SHARE = 0.1         -- of a GPU's memory in the hands of others is worth a word
+local LEAST_FREE = 2 * GIB       -- of a GPU's or the machine's memory: a model with its adapters and a batch needs more
+local OTHERS_SHARE = 0.1         -- of a GPU's memory: where other processes hold more, that is a warning
 local LEAST_FILE = 2 * GIB       -- a model's weights are one file
-local LEAST_SHM = GIB            -- of /dev/shm for NCCL between the GPUs of a machine; containers have 64 MiB unless told otherwise
+local LEAST_SHM = GIB            -- of /dev/shm, for NCCL between the GPUs of a machine; containers have 64 MiB by default
 local OLDEST = { 8, 0 }          -- compute capability: bf16 tensor cores
 local gib = report.gib
 
@@ -21,7 +21,7 @@ local function older(a, b) return a[1] < b[1] or a[1] == b[1] and a[2] < b[2] en
 
 local function gpu_text(g) return ("GPU %d%s"):format(g.number, g.name and (" (%s)"):format(g.name) or "") end
 
--- How many GPUs the machine has, used or not, by whoever sees most.
+-- How many GPUs the machine has, used or not: the larger of what NVML and the PCI bus show.
 local function present(facts) return math.max(#facts.gpus, facts.pci_gpus) end
 local function gpus_text(n) return n == 1 and "an NVIDIA GPU" or ("%d NVIDIA GPUs"):format(n) end
 
@@ -44,7 +44,7 @@ local function look_at_driver(facts, add)
     add("error", ("NVIDIA's driver does not answer: %s"):format(d.missing),
       "run nvidia-smi; where it says the same, restart the machine or install the driver again")
   end
-  if built and d.cuda and d.cuda[1] < built[1] then -- within one major version an older driver runs newer programs
+  if built and d.cuda and d.cuda[1] < built[1] then -- an older driver runs newer programs of the same major version
     add("error", ("the driver %s runs CUDA up to %s, and this lorarun was built with CUDA %s"):format(d.version or d.kernel or "",
       version_text(d.cuda), facts.cuda.built),
       ("install a driver for CUDA %d, or build lorarun with the toolkit of CUDA %d"):format(built[1], d.cuda[1]))
@@ -59,13 +59,13 @@ local function look_at_visibility(facts, add)
     add("error", ("this lorarun was built without CUDA, and the machine has %s"):format(gpus_text(present(facts))),
       "install the CUDA toolkit (12.4 or later) and make again")
   elseif facts.cuda.devices == 0 and hidden then
-    add("error", ("CUDA_VISIBLE_DEVICES is '%s', which leaves no GPU"):format(hidden), "unset it, or name GPUs that are there")
+    add("error", ("CUDA_VISIBLE_DEVICES is '%s', which hides every GPU"):format(hidden), "unset it, or name GPUs that are there")
   elseif facts.cuda.devices == 0 and (facts.cuda.missing or ""):find "not yet initialized" then
     add("error", ("CUDA: %s"):format(facts.cuda.missing),
       "GPUs behind NVSwitch need NVIDIA's Fabric Manager of the driver's version: systemctl start nvidia-fabricmanager")
   elseif facts.cuda.devices == 0 then
     add("error", ("CUDA finds no GPU: %s"):format(facts.cuda.missing or "it gives no reason"),
-      "see that this user may open /dev/nvidia0 and /dev/nvidiactl, that a container was given the GPUs, what nvidia-smi says")
+      "check that this user may open /dev/nvidia0 and /dev/nvidiactl, that a container was given the GPUs, what nvidia-smi says")
   end
 end
 
@@ -76,12 +76,13 @@ local function holders(g)
     texts[i] = ("process %d%s%s"):format(p.pid, p.name and (" (%s)"):format(p.name) or "",
       p.used and " holds " .. gib(p.used) or "")
   end
-  return #texts > 0 and table.concat(texts, ", ") or "the driver does not tell who holds the rest"
+  return #texts > 0 and table.concat(texts, ", ") or "the driver does not tell who holds the memory"
 end
 
 local function look_at_gpu(g, add)
   if g.error then
-    add("error", ("%s does not answer: %s"):format(gpu_text(g), g.error), "restart the machine; if it stays so, the GPU is broken")
+    add("error", ("%s does not answer: %s"):format(gpu_text(g), g.error),
+      "restart the machine; if that does not help, the GPU is broken")
     return
   end
   if g.capability and older(g.capability, OLDEST) then
@@ -94,7 +95,7 @@ local function look_at_gpu(g, add)
       "end those processes or wait for them, or choose other GPUs with CUDA_VISIBLE_DEVICES or --gpu-ids")
   elseif used and used > total * OTHERS_SHARE then
     add("warning", ("%s has %s of %s in use: %s"):format(gpu_text(g), gib(used), gib(total), holders(g)),
-      "training gets what is left, and shares the GPU's time with whoever computes there")
+      "training gets what is left, and shares the GPU's time with those processes")
   end
   if g.ecc_uncorrected and g.ecc_uncorrected > 0 then
     add("warning", ("%s had %d memory errors that it could not correct"):format(gpu_text(g), g.ecc_uncorrected),
@@ -118,7 +119,7 @@ local function look_at_exchange(facts, add)
   end
   if #apart > 0 then
     add("warning", ("GPUs %s cannot reach each other's memory: sums of gradients go through the processor"):format(
-      table.concat(apart, ", ")), "in a virtual machine or with IOMMU on, see that peer-to-peer is allowed; consumer GPUs lack it")
+      table.concat(apart, ", ")), "in a virtual machine, or with the IOMMU on, allow peer-to-peer; consumer GPUs lack it")
   end
 end
 
@@ -130,7 +131,7 @@ local function look_at_locked(facts, add)
   end
 end
 
--- CUDA gives a process addresses for the memory of all its GPUs and the machine's.
+-- CUDA reserves addresses for the memory of all GPUs and of the machine.
 local function look_at_addresses(facts, add)
   for _, limit in ipairs(facts.limits.process or {}) do
     if limit:find "^ulimit %-v" and present(facts) > 0 then
@@ -143,7 +144,7 @@ end
 local function look_at_cpu(facts, add)
   local c = facts.cpu
   if c.quota and c.quota < c.threads then
-    add("warning", ("%d threads share the time of %.1f processors: this container gets no more"):format(c.threads, c.quota),
+    add("warning", ("%d threads share the time of %.1f processors: this container is given no more"):format(c.threads, c.quota),
       ("set OMP_NUM_THREADS=%d, or give the container more processors"):format(math.max(1, math.floor(c.quota))))
   end
   if c.available and c.available < LEAST_FREE then
@@ -152,7 +153,7 @@ local function look_at_cpu(facts, add)
   end
   local largest = facts.limits.file_size
   if largest and largest < LEAST_FILE then
-    add("warning", ("a file may have %s at most (ulimit -f), which a model may not fit in"):format(memory.size_text(largest)),
+    add("warning", ("a file may have %s at most (ulimit -f), and a model may be larger"):format(memory.size_text(largest)),
       "ulimit -f unlimited, or LimitFSIZE=infinity for a service")
   end
   if not facts.libraries.gloo then
@@ -175,7 +176,7 @@ local function look_at_tests(facts, add)
   end
 end
 
--- Is it known which of the GPUs CUDA finds here?
+-- Is it known which GPUs CUDA uses here?
 local function mapped(facts)
   for _, g in ipairs(facts.gpus) do
     if g.cuda then return true end
@@ -183,7 +184,7 @@ local function mapped(facts)
   return false
 end
 
---- of(facts): everything that is wrong, in the order in which it is best mended.
+--- of(facts): everything that is wrong, in the order in which it is best cured.
 function diagnose.of(facts)
   local list = {}
   local function add(level, what, cure) list[#list + 1] = { level = level, what = what, cure = cure } end
@@ -192,7 +193,7 @@ function diagnose.of(facts)
     if not unusable or not facts.cuda.built then look_at_visibility(facts, add) end
   end
   for _, g in ipairs(facts.gpus) do
-    if g.cuda or not mapped(facts) then look_at_gpu(g, add) end -- one that is hidden from CUDA may do as it likes
+    if g.cuda or not mapped(facts) then look_at_gpu(g, add) end -- one that is hidden from CUDA does not matter
   end
   if facts.cuda.devices > 0 and facts.cuda.built and facts.cublas.missing then
     add("error", ("products on GPUs need cuBLASLt: %s"):format(facts.cublas.missing),
@@ -206,7 +207,7 @@ function diagnose.of(facts)
   return list
 end
 
---- verdict(facts): training would take all GPUs that CUDA finds, and the CPU where that are none.
+--- verdict(facts): training uses all GPUs that CUDA finds, and the CPU where it finds none.
 function diagnose.verdict(facts)
   local device = facts.cuda.devices > 0 and "cuda" or "cpu"
   local tried, failed = 0, {}

@@ -1,7 +1,8 @@
--- doctor.lua: `lorarun doctor`: what this machine has for training, whether it computes what it should, what is wrong, and a cure.
---   lorarun doctor [--json]      exit status 0 where training would work, on the CPU alone too; 1 where it would not
--- Each device is tested by a child process, this program again: a process here uses one GPU, and one that hangs or kills it takes
--- nothing else along.
+-- doctor.lua: `lorarun doctor`: what this machine has for training, whether it computes the right results, what is wrong, and the
+-- cure (diagnose.lua).
+--   lorarun doctor [--json]      exit status 0 where training works, even on the CPU alone; 1 where it does not
+-- Each device is tested by a child process, which is this program again: one process uses one GPU, and a GPU that hangs or kills
+-- the child does no harm to the rest.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -15,15 +16,15 @@ local say = require "lorarun.base.say"
 local doctor = {}
 
 local USAGE = [[
-usage: lorarun doctor [--json]     what this machine has for training, a second's test of each device, what is wrong and its cure
-       --json                      the same for programs and bug reports
+usage: lorarun doctor [--json]     what this machine has for training, a test of each device (a second), what is wrong, and the cure
+       --json                      the same as JSON, for programs and bug reports
 ]]
-local TEST_SECONDS = 60 -- starting a GPU and its libraries takes some
+local TEST_SECONDS = 60 -- most that one test may take; starting a GPU and its libraries takes several
 local gib = report.gib
 
 -- ---- the self-tests ----------------------------------------------------------------------------------------------------------
--- Run this program with these words, for at most so many seconds. Returns what it wrote to each stream, its exit status (negative:
--- the signal that killed it), or nil and why it was ended.
+-- Run this program with these words, for at most `seconds`. Returns what it wrote to each stream and its exit status; where it was
+-- ended, the status is nil and a third value says why.
 local function run_child(words, seconds)
   local out = ffi.new "lr_group *[1]"
   check.call(C.lr_group_new, out, 1)
@@ -61,12 +62,12 @@ end
 
 -- The child's part.
 local function self_test(device, index)
-  check(C.lr_rank_show()) -- its standard output is heard from here on
+  check(C.lr_rank_show()) -- the parent reads standard output from here on
   io.write(json.encode(require("lorarun.cli.self_test").run(device, tonumber(index))), "\n")
 end
 
 -- ---- facts -------------------------------------------------------------------------------------------------------------------
--- The number of NVML of what CUDA calls `index`, for one name in all that is printed.
+-- A GPU is called by NVML's number everywhere in what is printed; `index` is CUDA's.
 local function gpu_name(gpus, index)
   for _, g in ipairs(gpus) do
     if g.cuda == index then return ("GPU %d"):format(g.number) end
@@ -76,7 +77,7 @@ end
 
 local function gather()
   local devices = C.lr_device_count(C.LR_CUDA)
-  local missing = devices == 0 and ffi.string(C.lr_device_missing(C.LR_CUDA)) or nil -- asking would start a GPU that is there
+  local missing = devices == 0 and ffi.string(C.lr_device_missing(C.LR_CUDA)) or nil -- asking starts a GPU that is there
   local gpus = hardware.gpus()
   local facts = { lorarun = require "lorarun.base.version", lua = jit.version, driver = hardware.driver(), gpus = gpus,
     links = hardware.links(gpus), pci_gpus = hardware.pci_gpus(), cpu = hardware.cpu(), limits = hardware.limits(),
@@ -118,7 +119,7 @@ local function gpu_text(g)
   return table.concat(parts, ", ")
 end
 
--- GPUs that reach each other alike, in one line a kind of way.
+-- The links between GPUs, one line for each kind.
 local function link_rows(links)
   local ways, order = {}, {}
   for _, link in ipairs(links) do

@@ -1,9 +1,9 @@
--- failure.lua: runs the user's code and, where it fails, says so the way a user wants to read it: one message that
--- begins with the place, and separately the calls that led there, without lorarun's own frames below the user's code.
+-- failure.lua: runs the user's code and, where it fails, reports it as a user wants to read it: one message that begins with the
+-- place, and apart from it the calls that led there, without lorarun's own frames below the user's code.
 --   failure.call(fn, ...)         -> true, results...
 --                                 or false, { message =, place = "recipe.lua:12" or nil where none is known,
 --                                             calls = { "recipe.lua:12: in function 'f'", ... } }
---   failure.call_by(call, fn, ...)  the same through another xpcall, such as one that can be interrupted
+--   failure.call_by(call, fn, ...)  the same with another function in place of xpcall, such as one that can be interrupted
 --   failure.text(report)          -> the message and the calls, as many lines as it takes
 -- Only for the main thread.
 local host = require "lorarun.host"
@@ -22,7 +22,7 @@ local function describe_call(info)
   return ("%s: in function <%s:%d>"):format(place, info.short_src, info.linedefined)
 end
 
--- How many levels the main thread's stack has. Finding a level costs its number, hence the bisection.
+-- How many levels the main thread's stack has. Looking at level n costs time proportional to n, hence the bisection.
 local function stack_depth()
   local known, beyond = 0, 1
   while debug.getinfo(host.main_thread, beyond, "l") do known, beyond = beyond, beyond * 2 end
@@ -61,10 +61,10 @@ local function describe(err, first, last)
   end
   local own_place = message:match("^[^\n:]+:%d+: ")
   if own_place then
-    -- coroutine.wrap puts the place of its caller before every message; the same place twice says no more than once
+    -- coroutine.wrap puts the place of its caller before every message, which may be the same place again
     while message:sub(#own_place + 1, 2 * #own_place) == own_place do message = message:sub(#own_place + 1) end
-    if place and own_place:find("lua/lorarun[./][%w_./]+%.lua:%d+: $") then -- one of Lua's: an argument that nobody looked at
-      message = ("%s: %s (lorarun was given something there that it does not expect; docs/reference.md says what it does)"):format(
+    if place and own_place:find("lua/lorarun[./][%w_./]+%.lua:%d+: $") then -- Lua's own, about an argument that was not checked
+      message = ("%s: %s (lorarun was given something there that it does not expect; docs/reference.md says what it takes)"):format(
         place, message)
     end
   elseif place then
@@ -73,13 +73,13 @@ local function describe(err, first, last)
   return { message = message, place = place, calls = calls }
 end
 
--- The handler for an xpcall made by the caller's caller. The work is done in a coroutine, which has a stack of its own: after a
--- stack overflow nothing else has room to.
+-- The handler for an xpcall made by the caller's caller. It works in a coroutine, which has its own stack: after a stack overflow
+-- there is no room on the other.
 local function new_handler()
-  local base = stack_depth() - 3 -- the caller and what is below it; above are getinfo, stack_depth and this function
+  local base = stack_depth() - 3 -- the caller and what is below it; on top are getinfo, stack_depth and this function
   local handler
   local report = coroutine.wrap(function(err)
-    local last = stack_depth() - base - 2 -- levels count from 0, and between that caller and the user's code is xpcall
+    local last = stack_depth() - base - 2 -- levels count from 0, and xpcall is between that caller and the user's code
     local first = 0
     repeat first = first + 1 until debug.getinfo(host.main_thread, first - 1, "f").func == handler
     return describe(err, first, last)
@@ -94,10 +94,10 @@ end
 local function finish(ok, ...)
   if ok then return true, ... end
   local report = ...
-  -- where memory ran out or the handler itself failed, Lua hands over a plain text
+  -- where memory ran out, or the handler itself failed, Lua passes a plain text
   if type(report) ~= "table" then report = { message = message_of(report), calls = {} } end
   if report.message == "not enough memory" then
-    collectgarbage() -- for what comes now
+    collectgarbage() -- room for the message
     local limit = require("lorarun.tensor.memory").limit_text(require("lorarun.base.c").LR_LIMIT_ADDRESSES)
     report.message = "not enough memory for Lua's tables and strings" .. (limit and (" (%s)"):format(limit) or "")
   end

@@ -1,9 +1,9 @@
--- prompt_ranks.lua: one prompt for many ranks. What is typed on rank 0 goes to the others through the job's store, where they may
--- wait for it as long as somebody thinks; after every line all ranks meet, so that none runs ahead of another.
---   ranks.tell(text)       on rank 0: the next line for the others; nil: there will be none
---   ranks.hear()           elsewhere: that line, or nil at the end
---   ranks.settle(message)  on all: done with the line; message: what went wrong here, or nil. -> { [rank] = message } of those
---                          where something did
+-- prompt_ranks.lua: one prompt for many ranks. What is typed on rank 0 goes to the others through the job's store, where they wait
+-- for it without a time limit. After every line all ranks meet, so that none runs ahead of the others.
+--   ranks.tell(text)       on rank 0: send the next line to the others; nil: there are no more
+--   ranks.hear()           on the others: that line, or nil at the end
+--   ranks.settle(message)  on all: this rank has run the line; message: what went wrong here, or nil. -> { [rank] = message } of
+--                          the ranks where something went wrong
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -14,7 +14,7 @@ local ranks = {}
 local FOREVER = 1e9 -- seconds
 local LINE, END = "+", "."
 
-local told = 0 -- lines so far; all ranks count alike
+local told = 0 -- lines so far; every rank counts them
 local function next_key()
   told = told + 1
   return ("prompt/%d"):format(told)
@@ -36,9 +36,9 @@ function ranks.hear()
   return message:sub(1, 1) == LINE and message:sub(2) or nil
 end
 
--- The meeting may fail: a rank that left the line early meets others that still wait for it in a collective (all of them get an
--- error, and come here), or Ctrl-C has ended a collective and with it the connections. Each rank fails as often as the others, so
--- that they meet in the end; a rank that is gone for good is the launcher's business.
+-- The meeting may fail. A rank whose line failed comes here while others still wait for it in one of the line's collectives: all of
+-- them get an error, and then come here too. Or Ctrl-C has ended a collective, and the connections with it. Each rank fails as
+-- often as the others, so that they meet in the end. A rank that has died is the launcher's business.
 function ranks.settle(message)
   while true do
     local ok, messages = pcall(comm.all_gather_bytes, message or "")

@@ -1,6 +1,6 @@
--- self_test.lua: does a device compute what it should, and how fast? About a second.
+-- self_test.lua: does a device compute the right results, and how fast? Takes about a second.
 --   self_test.run("cuda", 1) -> { right, wrong = { "..." }, flops, dtype, to_device, from_device (bytes a second) }
--- A small product in each precision and a norm are compared with sums in doubles, large products and copies are timed. An error of
+-- A small product in each precision and a norm are compared with sums in doubles; large products and copies are timed. An error of
 -- the device itself is raised.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
@@ -17,7 +17,7 @@ local DTYPE = { f32 = C.LR_F32, bf16 = C.LR_BF16 }
 local DEVICE = { cpu = C.LR_CPU, cuda = C.LR_CUDA }
 local TOLERANCE = { f32 = 1e-5, bf16 = 2 ^ -7 } -- of a value, or of 1 where it is smaller
 
--- Numbers in [-1, 1) that are the same everywhere.
+-- Numbers in [-1, 1), the same on every machine.
 local function numbers(count, purpose)
   local list, four = {}, ffi.new "uint32_t[4]"
   for i = 1, count do
@@ -33,7 +33,7 @@ local function pack(w, dtype)
   return tensor.adopt(out[0], "self-test")
 end
 
--- The largest of the differences, each as a share of its tolerance.
+-- The largest difference, as a multiple of its tolerance.
 local function worst(got, expected, tolerance)
   local most = 0
   for i = 1, #expected do
@@ -79,8 +79,8 @@ local function norm_differs(device)
   end)
 end
 
--- Best rate of work(), which is `amount` each time, and the seconds of the last time. The first time, when libraries start and
--- pages are made, does not count.
+-- The best rate of work(), which does `amount` in each call, and the seconds that the last call took. The first call, in which
+-- libraries start and pages are mapped, does not count.
 local function best_rate(device, seconds, amount, work)
   local function once()
     work()
@@ -97,7 +97,7 @@ local function best_rate(device, seconds, amount, work)
   return best, taken
 end
 
--- Products of growing size, as long as there is time. Returns the best rate, and whether all values were right.
+-- Products of growing size while there is time. Returns the best rate, and whether all values were right.
 local function large_products(device, dtype)
   local best, right, size, ends = 0, true, SMALLEST, C.lr_time() + GEMM_SECONDS
   repeat
@@ -113,7 +113,7 @@ local function large_products(device, dtype)
       return rate, taken
     end)
     best, size = math.max(best, rate), size * 2
-  until size > LARGEST or C.lr_time() + 9 * taken > ends -- eight times the work, and a warm-up
+  until size > LARGEST or C.lr_time() + 9 * taken > ends -- eight times the work, and a first call
   return best, right
 end
 

@@ -1,8 +1,8 @@
 -- show.lua: values as text for people: what the prompt prints.
 --   show(value [, { depth = 4, width = 100, items = 60 }]) -> text
--- Tables come with sorted keys, on one line where they fit the width, indented where not, cut at `depth` levels and
--- `items` entries; a table inside itself reads <cycle>. A value with __tostring (tensors, models, cdata types) shows as
--- it wants to.
+-- Tables have sorted keys, are on one line where they fit the width and indented where not, and are cut at `depth` levels and
+-- `items` entries; a table inside itself is shown as <cycle>. A value with __tostring (tensors, models, cdata types) is shown by
+-- it.
 local KEYWORDS = {}
 for word in ([[and break do else elseif end false for function goto if in local nil not or repeat return then true until
   while]]):gmatch "%a+" do KEYWORDS[word] = true end
@@ -44,7 +44,7 @@ local function key_text(key)
   return "[" .. (type(key) == "table" and tostring(key) or scalar(key)) .. "]"
 end
 
--- One text per entry: the array part without keys, then the rest sorted.
+-- One text for each entry: the array part without keys, then the rest, sorted.
 local function entries_of(t, state, depth, indent)
   local texts, keys, length = {}, {}, 0
   while rawget(t, length + 1) ~= nil do length = length + 1 end

@@ -1,16 +1,16 @@
 -- strict.lua: in a recipe a mistyped name is an error with its place, not a nil an hour later.
 --
--- Chunks loaded from now on get an environment in front of the globals. Reading what does not exist, or assigning to it
--- without `local`, raises; `_G.name = value` is how a recipe says that it wants a global. Lorarun's own modules and C
--- libraries are not affected, and names that only other versions of Lua have read as nil, since libraries ask for them
--- to learn where they are.
+-- Chunks that are loaded after strict.enable(true) get an environment that checks names before it reads or writes the globals.
+-- Reading a name that does not exist is an error, and so is assigning to one without `local`; `_G.name = value` makes a global.
+-- lorarun's own modules and C libraries are not affected. Names that only other versions of Lua have are nil, because libraries
+-- read them to find out which version they run in.
 local suggest = require "lorarun.base.suggest"
 
 local strict = {}
 
 local OTHER_VERSIONS = { _ENV = true, utf8 = true, bit32 = true, warn = true, rawlen = true }
 
--- Every name that the function at this stack level may have meant: its locals, its upvalues, the globals.
+-- Every name that the function at this stack level can see: its locals, its upvalues, the globals.
 local function names_in_reach(level)
   local names = {}
   local function add(name)
@@ -54,7 +54,7 @@ end
 
 local environment = setmetatable({}, { __index = read, __newindex = assign, __metatable = "strict" })
 
--- From now on chunks are loaded with the strict environment (on) or with the plain globals.
+--- enable(on): from now on chunks are loaded with the strict environment, or (false) with the plain globals.
 function strict.enable(on) setfenv(0, on and environment or _G) end
 
 return strict

@@ -1,7 +1,7 @@
--- variables.lua: the environment variables that this program reads are understood or refused before anything runs: a value that
--- means nothing, or a name that nobody reads, would be passed over in silence where it is looked up.
+-- variables.lua: checks the environment variables that lorarun reads, before anything runs. A value without a meaning is an error,
+-- and a LORARUN_ name that nothing reads a warning: where they are used, both would go unnoticed.
 --   variables.check([environment])   -> warnings, a list of lines; an error names the variable, its value and what it may be.
---                                       environment: name -> value; this process's own unless told
+--                                       environment: name -> value; by default this process's own
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
@@ -24,7 +24,7 @@ end
 
 local function any() end
 
--- Of users, without LORARUN_ in front: name -> function(value) -> what was expected, where it is something else.
+-- Variables for users, without LORARUN_: name -> function(value) -> what was expected, or nil where the value is valid.
 local OURS = {
   SECRET = any, SECRET_FILE = any, TRACEBACK = one_of("0", "1"), JIT = one_of("on", "off"),
   ISA = one_of("baseline", "avx2", "avx512", "avx512bf16"),
@@ -34,14 +34,14 @@ local OURS = {
     end
   end,
 }
--- Of the launcher, of tests and of tools.
+-- Variables of the launcher, of tests and of tools.
 local INTERNAL = {}
 for _, name in ipairs { "LAUNCHER", "PROMPT", "GENERATION", "GROUP", "RUN_LOCK", "SIMT", "SIMT_SEED", "TESTS", "PROGRAM",
   "NVML", "REGISTERS", "SOURCE", "GPU", "VENV", "BUILD" } do
   INTERNAL[name] = true
 end
 
--- As libgomp reads it: a number, perhaps with those of nested levels after it.
+-- As libgomp reads it: a number, or a list with one for each nested level.
 local function threads(value)
   local n = tonumber(value:match "^%s*(%d+)%s*$" or value:match "^%s*(%d+)%s*,[%d%s,]*$")
   if not n or n < 1 or n > MOST_THREADS then return ("a whole number from 1 to %d"):format(MOST_THREADS) end
@@ -53,12 +53,12 @@ local function own_environment()
   return list
 end
 
--- CUDA reads a list up to what it does not understand, and says nothing.
+-- CUDA ignores everything in this list after the first entry that it does not understand, and says nothing.
 local function look_at_gpus(value, warnings)
   for device in (value .. ","):gmatch "%s*([^,]*),%s*" do
     if not (device:find "^%-?%d+%s*$" or device:find "^GPU%-%x[%x-]*%s*$" or device:find "^MIG%-%S+%s*$") then
-      warnings[#warnings + 1] = ("CUDA_VISIBLE_DEVICES is '%s': '%s' is no number and no name of a GPU, and CUDA leaves out all "
-        .. "from there on"):format(value, device)
+      warnings[#warnings + 1] = ("CUDA_VISIBLE_DEVICES is '%s': '%s' is neither a number nor a name of a GPU, and CUDA ignores "
+        .. "it and all after it"):format(value, device)
       return
     end
   end

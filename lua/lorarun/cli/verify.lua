@@ -1,4 +1,4 @@
--- verify.lua: `lorarun verify`: does a folder that lorarun wrote compute what the model did that wrote it? See probes.lua.
+-- verify.lua: `lorarun verify`: does a folder that lorarun wrote compute what the model in memory did? See models/probes.lua.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
@@ -14,19 +14,19 @@ local USAGE = [=[
 usage: lorarun verify [options] FOLDER...
 
 Loads a folder that lorarun wrote (merged weights or an adapter) and compares the embeddings of the texts in its lorarun_probes.json
-with those of the model that wrote it. An adapter that is left out, another base, pooling, tokenizer or length all show.
+with those of the model that was saved. A missing adapter, another base, pooling, tokenizer or length show as a difference.
 
   --python           print the three lines of Python that compare with sentence-transformers, and load nothing
-  --precision P      fp32, bf16, fp16; default: the one the model had, or fp32 where this machine lacks it
+  --precision P      fp32, bf16 or fp16; default: the model's own, or fp32 where this machine lacks that
   --device D         cpu or cuda; default: the GPU where there is one
   --help             show this and exit
 
-Exit status: 0 the same embeddings; 1 others, or the folder does not load; 2 wrong usage; 3 it cannot be told: the folder has no
+Exit status: 0 the same embeddings; 1 other embeddings, or the folder does not load; 2 wrong usage; 3 unknown: the folder has no
 probes, or its adapter changes nothing.
 ]=]
 
--- Three lines, as long as they must be. torch_dtype is what every version of transformers understands; without it version 5 would
--- compute in the weights' 16 bits.
+-- Three lines, however long. Every version of transformers understands torch_dtype; without it version 5 computes in the weights'
+-- 16 bits.
 local PYTHON = {
   'import json, numpy as np; from sentence_transformers import SentenceTransformer; folder, n = FOLDER, np.linalg.norm\n',
   'p = json.load(open(folder + "/lorarun_probes.json", encoding="utf-8")); a, b = np.array(p["embeddings"]), np.array(p["base"]); ',
@@ -47,7 +47,7 @@ end
 function verify.folder(path, options)
   options = options or {}
   suggest.refuse_unknown("lr.verify", options, { precision = true, device = true })
-  if not fs.is_directory(path) then check.fail("'%s' is no folder", path) end
+  if not fs.is_directory(path) then check.fail("'%s' is not a folder", path) end
   local stored = probes.read(path)
     or check.fail("%s has no %s: it was not written by lorarun, or by an older one", path, probes.FILE)
   local device = options.device or require("lorarun.tensor.tensor").default_device
@@ -66,7 +66,7 @@ local STATUS = { same = 0, other = 1, unlearned = 3, unclear = 3 }
 local function read(words)
   local given, i, flag = { folders = {} }, 1, settings.any_given()
   if flag then
-    check.fail("%s says how ranks run, and lorarun verify has none: --device and --precision stand behind the word verify", flag)
+    check.fail("%s says how ranks run, and lorarun verify has none: --device and --precision go after the word verify", flag)
   end
   while i <= #words do
     local word = words[i]
@@ -89,7 +89,7 @@ end
 
 -- One folder: its exit status.
 local function one(folder, given)
-  if not fs.is_directory(folder) then check.fail("'%s' is no folder", folder) end
+  if not fs.is_directory(folder) then check.fail("'%s' is not a folder", folder) end
   if not probes.read(folder) then
     say.note("%s has no %s: it was not written by lorarun, or by an older one", folder, probes.FILE)
     return 3
