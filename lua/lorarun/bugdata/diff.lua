@@ -1,27 +1,26 @@
 -- diff.lua: the difference of two texts, line by line, without lines of context.
 --
 --   local hunks = diff.lines(a, b)     -- a, b: arrays of strings
---   hunks[i] = { a_start, a_count, b_start, b_count }   -- in order; between two hunks stands at least one common line
+--   hunks[i] = { a_start, a_count, b_start, b_count }   -- in order; at least one common line is between two hunks
 --
--- a_start is the first differing line of a, from 1; where a_count is 0 it is the line of a before which b's lines were
--- inserted (#a + 1 at the end). b_start and b_count likewise.
+-- a_start is the first differing line of a, from 1; where a_count is 0 it is the line of a before which b's lines were inserted
+-- (#a + 1 at the end). b_start and b_count are the same for b.
 --
--- Method: lines become small integers, those that occur on one side only are set aside (they differ whatever the
--- others do), and the rest goes through E. Myers, "An O(ND) Difference Algorithm and Its Variations" (1986), in its
--- linear-space form: common prefix and suffix off, find a point in the middle of a shortest edit path, divide there,
--- conquer. O(N) memory, O(N D) time for D differences.
+-- Method: lines are numbered, those that occur on one side only are set aside (they differ in any case), and the rest is compared
+-- with E. Myers, "An O(ND) Difference Algorithm and Its Variations" (1986), in its linear-space form: cut off the common prefix and
+-- suffix, find a point in the middle of a shortest edit path, and do the same on both sides of it. O(N) memory, O(N D) time for D
+-- differences.
 --
--- Bound: a search that has gone MAX_COST steps from both ends without meeting divides where the forward paths got
--- furthest. The result stays a valid edit script but may be longer than the shortest. Up to 2 * MAX_COST differences
--- (after setting aside) it is the shortest; what edits make of a file is below that, two unrelated files may not be.
+-- Bound: a search that has made MAX_COST steps from both ends without meeting divides where the forward paths are furthest. The
+-- result is still a valid edit script, but may be longer than the shortest. Up to 2 * MAX_COST differences (after setting aside) it
+-- is the shortest. Edited files have fewer; two unrelated files may have more.
 local diff = {}
 
 diff.MAX_COST = 512
 
--- A point (x, y) that a shortest edit path between the sub-sequences a[a0+1..a0+n] and b[b0+1..b0+m] passes through, 0
--- <= x <= n, 0 <= y <= m, neither corner. Both sub-sequences are non-empty and differ at both ends. Paths from the
--- start keep, for each diagonal k = x - y, the furthest x reached in forward[k]; paths from the end theirs in
--- backward[k].
+-- A point (x, y) on a shortest edit path between the sub-sequences a[a0+1..a0+n] and b[b0+1..b0+m], 0 <= x <= n, 0 <= y <= m,
+-- neither corner. Both sub-sequences are non-empty and differ at both ends. For each diagonal k = x - y, forward[k] is the furthest
+-- x that a path from the start has reached, backward[k] the same for paths from the end.
 local function middle(a, a0, n, b, b0, m, forward, backward)
   local delta = n - m
   local odd = delta % 2 == 1
@@ -30,7 +29,7 @@ local function middle(a, a0, n, b, b0, m, forward, backward)
   local cost = 0
   while true do
     cost = cost + 1
-    -- One more difference: the range of diagonals widens, or shrinks by parity where it met the rectangle's edge.
+    -- One more difference: the range of diagonals grows by one at each end, or shrinks where it has met the rectangle's edge.
     if f_low > -m then f_low = f_low - 1 forward[f_low - 1] = -1 else f_low = f_low + 1 end
     if f_high < n then f_high = f_high + 1 forward[f_high + 1] = -1 else f_high = f_high - 1 end
     for k = f_high, f_low, -2 do
@@ -63,7 +62,7 @@ local function middle(a, a0, n, b, b0, m, forward, backward)
   end
 end
 
--- Marks in s.removed and s.added what has to go from a[a_low..a_high] and come from b[b_low..b_high].
+-- Marks in s.removed the lines of a[a_low..a_high] that go, and in s.added those of b[b_low..b_high] that come.
 local function compare(s, a_low, a_high, b_low, b_high)
   local a, b = s.a, s.b
   while a_low <= a_high and b_low <= b_high and a[a_low] == b[b_low] do a_low, b_low = a_low + 1, b_low + 1 end

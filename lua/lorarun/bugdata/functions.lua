@@ -1,14 +1,13 @@
--- functions.lua: where the functions and classes of a source file begin and end, in lines.
+-- functions.lua: the lines in which the functions and classes of a source file begin and end.
 --
 --   local ranges = functions.find(tokens)       -- tokens of scanner.scan
 --   ranges[i] = { first, last, kind = "function" | "class" }   -- lines, inclusive, in order of their first line
 --   local innermost = functions.by_line(ranges)
---   innermost[line]   -> the innermost function around a line; where there is none the innermost class; else nil
+--   innermost[line]   -> the innermost function around a line; where there is none, the innermost class; else nil
 --
--- Python goes by indentation of logical lines, Lua by its block words, everything else by braces. Decorators belong to
--- what they decorate. A function written on one line is no range outside Python: its line says nothing that the line
--- around it does not. Any two ranges are nested or disjoint. Source that does not balance yields what could be
--- matched, never an error.
+-- In Python indentation decides, in Lua the block words, in all else the braces. Decorators belong to what they decorate. A
+-- function on a single line is a range in Python only: elsewhere it would add nothing to the range around it. Any two ranges are
+-- nested or disjoint. For source that does not balance the result is what could be matched, never an error.
 local scanner = require "lorarun.bugdata.scanner"
 
 local functions = {}
@@ -31,7 +30,7 @@ end
 local OPENING = { ["("] = true, ["["] = true, ["{"] = true }
 local CLOSING = { [")"] = true, ["]"] = true, ["}"] = true }
 
--- The width of the white space before a token on its line; a tab goes to the next multiple of 8, as Python counts.
+-- The width of the white space before a token on its line; a tab goes to the next multiple of 8, as in Python.
 local function indentation(tokens, i)
   local at = tokens.first[i]
   local start = at
@@ -44,8 +43,8 @@ local function indentation(tokens, i)
   return width
 end
 
--- The logical lines of Python: { first, last } token indices, without comments between them. A logical line goes on
--- while a bracket is open or a backslash ends the line.
+-- The logical lines of Python: { first, last } token indices, without the comments between them. A logical line continues while a
+-- bracket is open, or where a backslash ends the line.
 function functions.logical_lines(tokens)
   local list, depth, previous = {}, 0, nil
   for i = 1, tokens.n do
@@ -126,8 +125,7 @@ end
 local CLASS_WORDS = set "class struct interface namespace union enum extern record new"
 local CONTROL_WORDS = set "if for while switch catch else do try synchronized select foreach using"
 
--- What a brace opens, told by the tokens of its statement up to it. inside: the kind of the nearest enclosing function
--- or class.
+-- What a brace opens, by the tokens of its statement before it. inside: the kind of the nearest function or class around it.
 local function brace_kind(head, inside)
   local first_word = head.words[1]
   if head.arrow or head.functions then return "function" end
@@ -137,8 +135,8 @@ local function brace_kind(head, inside)
   return inside ~= "function" and "function" or "block"
 end
 
--- Braces. A statement's head is what stands between the last ; { or } and the brace, and decides what the brace opens.
--- Of the branches of an #if only the last counts for the nesting: each begins from the state at the #if.
+-- Braces. A statement's head is what is between the last ; { or } and the brace; it decides what the brace opens. Each branch of an
+-- #if begins in the state at the #if, and only the last branch counts for the nesting after it.
 local function find_braces(tokens)
   local ranges, stack, conditionals = {}, {}, {}
   local function_word = ({ javascript = "function", go = "func" })[tokens.language]

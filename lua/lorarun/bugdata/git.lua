@@ -9,8 +9,8 @@
 -- The repository may be anybody's, and its configuration can name programs: to page, to verify signatures, to convert or filter
 -- files, to watch for changes, to fetch what a partial clone lacks. So its configuration is read by `git rev-parse` alone, which
 -- runs none of them and tells where its objects are (and refuses repositories of other users, see git's safe.directory). All else
--- is read through a git directory of our own, made for each call and empty but for the name of the repository's object folder, in
--- an environment of our own: there is no configuration, attribute file, hook, replaced object or remote that git could find.
+-- is read through a git directory of our own, made for each call and empty except for the name of the repository's object folder,
+-- in an environment of our own: there is no configuration, attribute file, hook, replaced object or remote that git could find.
 --
 -- Two processes do the work, however many commits: one `git log --raw`, which names the blobs, and one `git cat-file --batch`,
 -- which streams them. Every argument goes through quote().
@@ -23,7 +23,7 @@ Repository.__index = Repository
 
 local CHUNK = 65536 -- bytes of a blob that is too large, thrown away at a time
 
--- One word for a POSIX shell, whatever bytes are in it (a NUL cannot be passed at all).
+-- One word for a POSIX shell, whatever bytes are in it (a NUL cannot be passed, and is left out).
 function git.quote(text)
   return "'" .. text:gsub("%z", ""):gsub("'", "'\\''") .. "'"
 end
@@ -34,7 +34,7 @@ local function quoted(words)
   return table.concat(parts, " ")
 end
 
--- Output and exit status. popen tells no status in Lua 5.1, so the shell appends it.
+-- Output and exit status. In Lua 5.1 popen gives no status, so the shell appends it.
 local function run(command)
   local pipe = io.popen("{ " .. command .. "; }; printf '\\n%d' $?", "r")
   if not pipe then check.fail("no process can be started for git") end
@@ -48,8 +48,8 @@ end
 local function one_line(text) return (text:gsub("%s+$", ""):gsub("%s+", " ")) end
 
 -- ---- the repository's own directory -------------------------------------------------------------------------------------
--- Variables that would lead git to another repository than the one named. Configuration in variables is the user's own and stays:
--- safe.directory may stand there.
+-- Variables that would lead git to another repository than the one named. Configuration that is given in variables is the user's
+-- own and stays: safe.directory may be among it.
 local MISLEADING = { "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES",
   "GIT_INDEX_FILE", "GIT_NAMESPACE", "GIT_PREFIX", "GIT_SHALLOW_FILE", "GIT_GRAFT_FILE", "GIT_REPLACE_REF_BASE" }
 
@@ -99,8 +99,8 @@ function Repository:command(words)
     :format(git.quote(CONFIG[self.format]), quoted(environment), quoted(words))
 end
 
--- What `git log` printed as changes, and the number of commits. The output is a row of texts that end in NUL, which is in no
--- message and no path, so no commit can pass for what it is not.
+-- What `git log` printed, as changes, and the number of commits. The output is a row of texts that end in NUL, which is in no
+-- message and no path, so a commit's message cannot be taken for anything else.
 local function parse_log(output, wanted)
   local changes, commits = {}, 0
   local at, commit = 1, nil

@@ -4,19 +4,19 @@
 --   local summary = bugdata.make { mutate = { "/usr/lib/python3" }, output = "data", seed = 1, max_rows = 30000 }
 --   print(bugdata.describe(summary))
 --
--- It writes train.jsonl, validation.jsonl, test.jsonl and summary.json to the output folder. docs/data.md tells what
--- is in them and every option (OPTIONS below holds the defaults). The same input, options and seed give the same bytes.
+-- It writes train.jsonl, validation.jsonl, test.jsonl and summary.json to the output folder. docs/data.md describes them and every
+-- option (OPTIONS below holds the defaults). The same input, options and seed give the same bytes.
 --
--- A row shows a line with a context and says whether it is buggy; bugdata/rows.lua tells how rows come about from a
--- pair of texts, bugdata/sources.lua where pairs come from. A planted bug makes such a pair, too: the mutated text is
--- before, the original after.
+-- A row shows a line with its context and says whether the line is buggy. bugdata/sources.lua finds pairs of texts, before and
+-- after a fix; bugdata/rows.lua makes rows of a pair. A planted bug makes such a pair as well: the mutated text is before, the
+-- original after.
 --
--- The splits have no text in common: bugdata/splits.lua deals out files so that no function is in two of them, and a
--- row whose kind, line and context were already written to another split is dropped here, and counted.
+-- The splits have no text in common: bugdata/splits.lua puts files into splits so that no function is in two of them, and a row
+-- whose kind, line and context are already in another split is dropped here, and counted.
 --
--- What makes a small planted set learnable: bugs and correct lines in equal number, half of the correct ones lines
--- where a bug could have been planted (else "is it code?" would answer most rows), at most one bug per function, so a
--- context shows what is normal around it, and kinds weighted towards those that the text betrays (mutate.lua).
+-- Why a model can learn from a small set of planted bugs: there are as many correct lines as buggy ones; half of the correct ones
+-- are lines where a bug could have been planted (otherwise "is it code?" would answer most rows); a function has at most one bug,
+-- so the context shows what is normal there; and kinds of bugs that can be seen in the text are more frequent (mutate.lua).
 local check = require "lorarun.base.check"
 local C = require "lorarun.base.c"
 local fs = require "lorarun.base.fs"
@@ -32,14 +32,13 @@ local functions = require "lorarun.bugdata.functions"
 local sources = require "lorarun.bugdata.sources"
 local rows = require "lorarun.bugdata.rows"
 local splits = require "lorarun.bugdata.splits"
-local suggest = require "lorarun.base.suggest"
 local text_hash = require "lorarun.base.text_hash"
 
 local bugdata = {}
 
--- What draws are for (the purpose of lr_random).
+-- Purposes of random draws (lr_random's second number).
 local PURPOSE_ORDER, PURPOSE_BUGS = 0x42440001, 0x42440002
-local CHUNK = 256 -- items loaded before it is asked again whether their split is full
+local CHUNK = 256 -- items that are loaded between two checks whether their split is full
 
 bugdata.OPTIONS = {
   seed = 1, extensions = "py,c,lua", max_files = 0, max_rows = 0, max_file_size = 262144, max_context = 2000,
@@ -47,7 +46,19 @@ bugdata.OPTIONS = {
   message_pattern = sources.MESSAGE_PATTERN,
 }
 
--- ---- options --------------------------------------------------------------------------------------------------------
+-- ---- options --------------------------------------------------------------------------------------------------------------------
+
+local FOLDERS = kinds.either(kinds.text, kinds.table)
+local KINDS = {
+  output = kinds.text, pairs = kinds.text, git = kinds.text, mutate = FOLDERS, seed = kinds.whole(0), extensions = FOLDERS,
+  max_files = kinds.whole(0), max_rows = kinds.whole(0), max_file_size = kinds.whole(1), max_context = kinds.whole(80),
+  bugs_per_file = kinds.whole(1), max_commits = kinds.whole(0), message_pattern = kinds.text,
+  similar = { test = function(v) return kinds.number.test(v) and v >= 0 and v <= 1 end, text = "a share between 0 and 1" },
+  correct_per_buggy = { text = "a number from 0 (all correct lines) up, or auto", test = function(v)
+    local number = tonumber(v)
+    return v == "auto" or number ~= nil and number >= 0 and number < math.huge
+  end },
+}
 
 local function list_of(value)
   if type(value) == "table" then return value end
@@ -59,21 +70,12 @@ local function list_of(value)
   return list
 end
 
-local function whole(options, name, least)
-  local value = options[name]
-  if type(value) ~= "number" or value % 1 ~= 0 or value < least then
-    check.fail("--%s must be a whole number of at least %d, not %s", name:gsub("_", "-"), least, tostring(value))
-  end
-end
-
-local KNOWN = { pairs = true, git = true, mutate = true, output = true }
-for name in pairs(bugdata.OPTIONS) do KNOWN[name] = true end
-
+-- The options, with defaults, checked: mutate is a list, extensions a set, correct_per_buggy a number, source names the one given.
 local function checked(given)
-  if type(given) ~= "table" then check.fail("bugdata.make takes a table of options, got a %s", type(given)) end
+  if given == nil then check.fail "bugdata.make takes a table of options" end
+  kinds.check("bugdata.make", given, KINDS)
   local options = {}
   for name, value in pairs(bugdata.OPTIONS) do options[name] = value end
-  suggest.refuse_unknown("bugdata.make", given, KNOWN)
   for name, value in pairs(given) do options[name] = value end
   for _, name in ipairs { "pairs", "git", "mutate" } do
     if options[name] == "" or (type(options[name]) == "table" and #options[name] == 0) then options[name] = nil end
@@ -105,31 +107,15 @@ local function checked(given)
     options.extensions[extension] = true
   end
   if not next(options.extensions) then check.fail("--extensions is empty: name at least one, such as py") end
-
-  for name, least in sorted { seed = 0, max_files = 0, max_rows = 0, max_file_size = 1, max_context = 80,
-    bugs_per_file = 1, max_commits = 0 } do
-    whole(options, name, least)
-  end
-  if type(options.similar) ~= "number" or not (options.similar >= 0 and options.similar <= 1) then
-    check.fail("--similar must be a share between 0 and 1, not %s", tostring(options.similar))
-  end
-  if options.correct_per_buggy == "auto" then
-    options.correct_per_buggy = options.mutate and 1 or 0
-  else
-    local number = tonumber(options.correct_per_buggy)
-    if not number or number ~= number or number < 0 or number == math.huge then
-      check.fail("--correct-per-buggy must be a number from 0 (all correct lines) up, or auto, not %s",
-        tostring(options.correct_per_buggy))
-    end
-    options.correct_per_buggy = number
-  end
+  options.correct_per_buggy = options.correct_per_buggy == "auto" and (options.mutate and 1 or 0)
+    or tonumber(options.correct_per_buggy)
   return options
 end
 
--- ---- writing --------------------------------------------------------------------------------------------------------
+-- ---- writing --------------------------------------------------------------------------------------------------------------------
 
--- Writes a file piece by piece under a temporary name; publish() makes it appear under its own, whole. mark: what tells
--- the temporary files of two processes apart that make the same data at once.
+-- Writes a file piece by piece under a temporary name; publish() renames it, so that it appears whole. mark: part of the temporary
+-- name, different for every process, since two may make the same data at once.
 local function open_writer(path, mark)
   local partial = ("%s.%s.partial"):format(path, mark)
   local file, reason = io.open(partial, "wb")
@@ -164,7 +150,7 @@ local function is_full(state, split)
   return limit > 0 and state.summary.rows[split].total >= limit
 end
 
--- The rows of one item, into its split.
+-- Write the rows of one item to its split.
 local function write_item(state, item, before, after)
   local options, summary, split = state.options, state.summary, item.split
   if text_hash.key(before .. "\0" .. after) ~= item.key then
@@ -177,7 +163,7 @@ local function write_item(state, item, before, after)
     local mutated, planted, site_lines = mutate.plant(tokens, pair.ranges, rng, options.bugs_per_file)
     if #planted == 0 then return state.skip("no place for a bug", item.name) end
     for _, bug in ipairs(planted) do summary.planted[bug.kind] = (summary.planted[bug.kind] or 0) + 1 end
-    -- ranges anew: a lost line moves what is below it
+    -- found again: a lost line moves what is below it
     pair.before, pair.ranges = mutated, functions.find(scanner.scan(mutated, item.language))
     pair.site_lines, pair.mark_insertions = site_lines, true
   end
@@ -197,16 +183,15 @@ local function write_item(state, item, before, after)
   end)
 end
 
--- ---- the whole ------------------------------------------------------------------------------------------------------
+-- ---- from sources to files ------------------------------------------------------------------------------------------------------
 
 local function make_in(options, state)
   local summary, skip = state.summary, state.skip
   local source = sources[options.source](options, skip)
   source.kind = options.source
   if #source.items == 0 then
-    local extensions = {}
-    for extension in pairs(options.extensions) do extensions[#extensions + 1] = "." .. extension end
-    table.sort(extensions)
+    local extensions = sorted.keys(options.extensions)
+    for i, extension in ipairs(extensions) do extensions[i] = "." .. extension end
     local what = { mutate = "no file ends in %s",
       pairs = "there are no *_before_merge files ending in %s with their *_after_merge",
       git = "no commit that fixes a bug changes a file ending in %s (see --message-pattern)" }
@@ -217,7 +202,7 @@ local function make_in(options, state)
   end
   summary.files, summary.commits = #source.items, source.commits
 
-  -- A seeded order, so that a bounded run draws from everywhere and not from the top of the folder.
+  -- A seeded random order, so that a bounded run reads files from everywhere, not those at the top of the folder.
   local rank = {}
   for _, item in ipairs(source.items) do
     rank[item] = random.generator(options.seed, PURPOSE_ORDER, item.name)(2 ^ 32)
@@ -236,7 +221,7 @@ local function make_in(options, state)
   for _, split in ipairs(splits.NAMES) do
     state.writers[split] = open_writer(fs.join(options.output, split .. ".jsonl"), state.mark)
   end
-  -- Split by split, so that reading stops where one is full.
+  -- Split by split, so that reading stops when one is full.
   for _, split in ipairs(splits.NAMES) do
     local own = {}
     for _, item in ipairs(kept) do
@@ -258,7 +243,7 @@ local function make_in(options, state)
   end
 end
 
--- Makes the data; options as in OPTIONS plus output and one of pairs, git, mutate. Returns the summary.
+--- make(options): makes the data. Options: those of OPTIONS, output, and one of pairs, git, mutate. Returns the summary.
 function bugdata.make(given)
   local started = C.lr_time()
   local options = checked(given)
@@ -268,7 +253,7 @@ function bugdata.make(given)
   local state = { options = options, summary = summary, row_owner = {}, writers = {},
     mark = ("%x"):format(text_hash.key(os.time() .. tostring({}) .. started)) }
   local reported = {}
-  function state.skip(reason, name) -- items are loaded twice; each counts once
+  function state.skip(reason, name) -- items are loaded twice; each is counted once
     local key = reason .. "\0" .. name
     if not reported[key] then
       reported[key] = true
@@ -307,7 +292,7 @@ local function sorted_counts(counts)
   return names
 end
 
--- "; skipped: 3 binary, 1 empty", or "" where nothing was.
+-- "; skipped: 3 binary, 1 empty", or "" where nothing was skipped.
 function bugdata.describe_skipped(summary)
   local parts = {}
   for _, reason in ipairs(sorted_counts(summary.skipped)) do
@@ -316,7 +301,7 @@ function bugdata.describe_skipped(summary)
   return #parts > 0 and "; skipped: " .. table.concat(parts, ", ") or ""
 end
 
--- The summary as lines of text for a person.
+--- describe(summary): the summary as lines of text.
 function bugdata.describe(summary)
   local out = {}
   local function line(fmt, ...) out[#out + 1] = fmt:format(...) end
@@ -339,7 +324,7 @@ function bugdata.describe(summary)
   return table.concat(out, "\n")
 end
 
--- ---- the small preset -----------------------------------------------------------------------------------------------
+-- ---- the small preset -----------------------------------------------------------------------------------------------------------
 
 -- Folders that hold Python's standard library where this machine has one.
 local function python_folders()
@@ -351,7 +336,7 @@ local function python_folders()
       if name:find("^python3") and fs.is_directory(folder) then found[#found + 1] = folder end
     end
   end
-  -- and wherever the python3 of the PATH has its own (a folder that is named twice is read once)
+  -- and where the python3 on the PATH has it (a folder that is found twice is read once)
   local pipe = io.popen("python3 -I -c 'import os; print(os.path.dirname(os.__file__))' 2>/dev/null", "r")
   local own = pipe and pipe:read("*l")
   if pipe then pipe:close() end
@@ -361,9 +346,10 @@ end
 
 local HERE = { seed = kinds.whole(0), max_rows = kinds.whole(0), folders = kinds.table, output = kinds.text }
 
--- Data made of this machine's own Python sources, for trying things out without data; made once and kept in lorarun's
--- cache, by one rank of each machine. given: seed, max_rows, folders (to look elsewhere), output. Contexts are short, for a
--- model of 128 tokens; a sample of the files is enough for the rows. Returns the folder, and the summary where it was made now.
+--- from_this_machine(options): data made of this machine's own Python sources, to try things out without data. One rank of each
+--- machine makes it, once; it is kept in lorarun's cache. Options: seed, max_rows, folders (to read others), output. Contexts are
+--- short, for a model of 128 tokens, and a sample of the files is enough for the rows. Returns the folder, and the summary where it
+--- was made by this call.
 function bugdata.from_this_machine(given)
   given = kinds.check("bugdata.from_this_machine", given, HERE)
   local seed, max_rows = given.seed or bugdata.OPTIONS.seed, given.max_rows or 30000

@@ -1,19 +1,18 @@
--- mutate.lua: plants bugs in correct source, each a small change of the kind that people make and reviewers miss.
+-- mutate.lua: plants bugs in correct source, each a small change of the kind that people make and reviewers overlook.
 --
 --   local sites = mutate.sites(tokens, ranges)         -- every place where a bug could be planted
 --   local text, planted, site_lines = mutate.plant(tokens, ranges, rng, 8)
 --   planted[i] = { kind = "comparison", line = 12 }    -- line in the ORIGINAL text
 --
--- A site is { kind, line, edits = { { first, last, text }, ... } }: bytes to replace; line is where its first byte
--- stands. All edits of a site lie on that one line, never inside a string, a comment, a directive, an import or the
--- head of a definition, and always change the program: adding 0, exchanging equal arguments and the like are not
--- offered. Brackets stay balanced and a name becomes a name, so the result still reads as source of its language.
+-- A site is { kind, line, edits = { { first, last, text }, ... } }: bytes to replace, and the line of the first. All edits of a
+-- site are on that one line, never inside a string, a comment, a directive, an import or the head of a definition, and always
+-- change the program: adding 0, exchanging equal arguments and the like are not offered. Brackets stay balanced and a name becomes
+-- a name, so the result still reads as source of its language.
 --
--- plant() chooses at most one site per function (and one outside all of them), the kind first, by KINDS' weights among
--- those the function offers, then one of its sites: otherwise the kinds with many sites (any name can be misspelt)
--- would crowd out the rest. The weights lean towards what a line and its context can tell apart: a misspelt or
--- misplaced name is visible from the text, a changed constant seldom is. Randomness comes from rng(n) alone, a whole
--- number below n.
+-- plant() chooses at most one site for each function (and one outside all of them): first the kind, by KINDS' weights among those
+-- that the function offers, then one of its sites. Otherwise the kinds with many sites (any name can be misspelt) would leave no
+-- room for the rest. The weights favour what can be seen in a line and its context: a misspelt or misplaced name is visible in the
+-- text, a changed constant seldom is. Randomness comes from rng(n) alone, a whole number below n.
 local scanner = require "lorarun.bugdata.scanner"
 local functions = require "lorarun.bugdata.functions"
 
@@ -45,7 +44,7 @@ local KEYWORDS = {
     final abstract boolean byte null super func defer go chan map range select type nil string async await export
     foreach]],
 }
--- Statements without bugs of interest: definitions and declarations of where things come from.
+-- Statements in which no bug is planted: definitions, and declarations of where things come from.
 local PASSIVE_STARTS = {
   python = set "def class async import from global nonlocal @ pass",
   lua = set "function goto ::",
@@ -75,8 +74,8 @@ local function family(language)
   return "c"
 end
 
--- Marks the tokens that no bug may touch and those that start a logical line or statement. In braces and Lua a physical
--- line stands in for a statement.
+-- Marks the tokens that no bug may touch, and those that start a logical line or statement. In Lua and in languages with braces a
+-- physical line is taken for a statement.
 local function survey(tokens, ranges)
   local of = family(tokens.language)
   local barred, statement, statements = {}, {}, {}
@@ -120,8 +119,8 @@ local function survey(tokens, ranges)
   return { barred = barred, statement = statement, statements = statements, family = of }
 end
 
--- What the finders below share: the tokens with their texts, questions about them, and add, replace and draw, which
--- record a site.
+-- What the finders below share: the tokens with their texts, functions that ask about them, and add, replace and draw, which record
+-- a site.
 local function site_finder(tokens, ranges)
   local self = survey(tokens, ranges)
   self.tokens, self.sites = tokens, {}
@@ -362,7 +361,7 @@ local function is_type_or_declared(f, i)
   return false
 end
 
--- A variable: a name that is read, not called, not an attribute, not a keyword argument's, not the target of an
+-- A variable: a name that is read; not called, not an attribute, not the name of a keyword argument, not the target of an
 -- assignment.
 local function is_variable(f, i)
   local before, after = f.text[i - 1], f.text[i + 1]
@@ -407,7 +406,7 @@ for row in ("qwertyuiop asdfghjkl zxcvbnm"):gmatch("%S+") do
   end
 end
 
--- A misspelling of `word` made by rng: two letters exchanged, one lost, one doubled, or one replaced by its neighbour.
+-- A misspelling of `word`, chosen by rng: two letters exchanged, one lost, one doubled, or one replaced by its neighbour.
 local function misspell(word, rng)
   local at = 1 + rng(#word - 1) -- the first letter of a pair
   local how = rng(4)
@@ -466,8 +465,8 @@ local function find_lost_lines(f, in_function)
   end
 end
 
--- Every site of a file, in order of tokens but for lost lines at the end. site.range: the function or class it is in,
--- or `ranges`.
+-- Every site of a file, in the order of the tokens, with the lost lines at the end. site.range: the function or class that it is
+-- in, or `ranges`.
 function mutate.sites(tokens, ranges)
   local f = site_finder(tokens, ranges)
   local innermost = functions.by_line(ranges)
@@ -523,8 +522,8 @@ local function choose(sites, rng)
   end
 end
 
--- Plants at most `most` bugs. Returns the new text, what was planted (in order of lines) and the set of lines of the
--- new text that had a site.
+-- Plants at most `most` bugs. Returns the new text, what was planted (in the order of lines), and the set of lines of the new text
+-- that had a site.
 function mutate.plant(tokens, ranges, rng, most)
   local sites = mutate.sites(tokens, ranges)
   local groups, order, site_lines = {}, {}, {}

@@ -4,9 +4,8 @@
 -- every other line that is not blank is correct (score 1). Each line makes three rows that differ in the context:
 --   context_before   the line and up to 3 lines above it
 --   context_after    the line and up to 3 lines below it
---   context_full     the function around it, else the class, else the file; at most options.max_context bytes: of a
---                    longer one, as many whole lines around the line as fit (a model would cut it elsewhere, and often
---                    cut the line itself away)
+--   context_full     the function around it, else the class, else the file; at most options.max_context bytes: of a longer one, as
+--                    many whole lines around the line as fit (a model would cut off its end, and often the line itself with it)
 local diff = require "lorarun.bugdata.diff"
 local random = require "lorarun.base.random"
 local functions = require "lorarun.bugdata.functions"
@@ -15,11 +14,11 @@ local rows = {}
 
 rows.CONTEXTS = { "context_before", "context_after", "context_full" }
 local NEAR = 3 -- lines above or below in context_before and context_after
-local PURPOSE_CORRECT = 0x42440003 -- what the draws are for (see lr_random)
+local PURPOSE_CORRECT = 0x42440003 -- the purpose of these draws (lr_random's second number)
 
--- The lines of `before` that the step to `after` removes or changes. An insertion alone removes none; with
--- mark_insertions the line that stands where the missing ones belong counts (the last one, at the end of the file): a
--- planted lost line would be invisible else.
+-- The lines of `before` that are not in `after`, or changed. Where lines are only inserted, none is; with mark_insertions it is the
+-- line that is now in the place of the missing ones (the last one, at the end of the file): otherwise a planted lost line would be
+-- invisible.
 local function buggy_lines(before, after, mark_insertions)
   local buggy = {}
   for _, hunk in ipairs(diff.lines(before, after)) do
@@ -35,8 +34,8 @@ local function buggy_lines(before, after, mark_insertions)
   return buggy
 end
 
--- Whole lines around `line` within first..last: all of them where that is at most `limit` bytes, else as many as fit,
--- above and below in turn.
+-- Whole lines around `line` within first..last: all of them where they have at most `limit` bytes, else as many as fit, added above
+-- and below in turn.
 local function full_context(lines, line, first, last, limit)
   local size = last - first
   for i = first, last do
@@ -60,8 +59,8 @@ local function full_context(lines, line, first, last, limit)
   end
 end
 
--- The correct lines to keep: all, or correct_per_buggy for each buggy one, drawn at random; `similar` of them from
--- pair.site_lines where there are any.
+-- The correct lines to keep: all, or correct_per_buggy for each buggy one, drawn at random; the share `similar` of them from
+-- pair.site_lines, where there are any.
 local function choose_correct(options, pair, lines, buggy)
   local buggy_count, alike, others = 0, {}, {}
   for i = 1, #lines do
@@ -92,8 +91,8 @@ local function choose_correct(options, pair, lines, buggy)
   return chosen
 end
 
--- Calls emit(row) for each row of a pair, in order of lines, three to a line; stops where emit returns false. A row is
--- a table with the fields of the JSON rows.
+-- Calls emit(row) for each row of a pair, in the order of lines, three rows a line; stops where emit returns false. A row is a
+-- table with the fields of the JSON rows.
 function rows.each(pair, options, emit)
   local lines = diff.split(pair.before)
   local buggy = buggy_lines(lines, diff.split(pair.after), pair.mark_insertions)

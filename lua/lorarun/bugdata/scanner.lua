@@ -1,15 +1,13 @@
--- scanner.lua: source text cut into tokens, as far as the data maker needs: where names, numbers, strings,
--- comments and operators are. It serves Python, Lua and the languages that look like C; it is no parser and accepts
--- any text.
+-- scanner.lua: source text cut into tokens, as far as the data maker needs: where names, numbers, strings, comments and operators
+-- are. It knows Python, Lua and the languages that look like C. It is not a parser, and accepts any text.
 --
 --   local tokens = scanner.scan(text, "python")
---   tokens.n, tokens.kind[i], tokens.first[i], tokens.last[i] (bytes, inclusive), tokens.line[i] (of its first byte,
---   from 1) scanner.text(tokens, i)
+--   tokens.n, tokens.kind[i], tokens.first[i], tokens.last[i] (bytes, inclusive), tokens.line[i] (of its first byte, from 1)
+--   scanner.text(tokens, i)
 --
--- Invariants: tokens are in order and do not overlap; between two of them stands only white space; a string or a
--- comment is ONE token whatever it holds, which is why nothing downstream can mistake its contents for code. An
--- unclosed string ends with its line (an unclosed long one with the text). Preprocessor directives of C are single
--- tokens of their own kind, continuations included.
+-- Invariants: tokens are in order and do not overlap; only white space is between two of them; a string or a comment is ONE token,
+-- whatever it holds, so its contents are never taken for code. An unclosed string ends with its line (an unclosed long one with the
+-- text). Preprocessor directives of C are single tokens of their own kind, continuations included.
 local scanner = {}
 
 local byte, find, sub = string.byte, string.find, string.sub
@@ -106,7 +104,7 @@ local function long_bracket_end(text, at)
   return closed or #text
 end
 
--- The end of a C directive: of the last line that no backslash continues. A block comment inside may span lines, too.
+-- The end of a C directive: that of the first line without a backslash at its end. A block comment inside may span lines as well.
 local function directive_end(text, at)
   local from = at
   while true do
@@ -212,7 +210,7 @@ function scanner.scan(text, language)
   return { n = n, kind = kinds, first = firsts, last = lasts, line = lines, source = text, language = language }
 end
 
--- The text of token i; "" past either end, so that neighbours can be asked for without a guard.
+-- The text of token i; "" past either end, so that neighbours can be looked at without a check.
 function scanner.text(tokens, i)
   if i < 1 or i > tokens.n then return "" end
   return sub(tokens.source, tokens.first[i], tokens.last[i])

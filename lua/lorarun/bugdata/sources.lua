@@ -1,25 +1,24 @@
--- sources.lua: where the pairs of files come from. Each source is a list of items in a fixed order and a way
--- to load them:
+-- sources.lua: where the pairs of files come from. Each source is a list of items in a fixed order, and a way to load them:
 --
 --   local source = sources.pairs(options, skip)  -- or .git, .mutate
 --   source.items[i] = { name = , language = , group = }   -- items of equal group must stay in one split (nil: none)
 --   source.each(items, function(item, before, after) ... end)   -- loads the given items, in order
 --
--- before and after are texts that have passed `screen`; an item that did not is reported to skip(reason, name) and
--- left out. For mutate they are the same text: bugs are planted later, when it is known which function belongs to
--- which split. Nothing a folder holds can stop a run: unreadable entries are skipped and counted, a folder is entered
--- once however many links lead to it.
+-- before and after are texts that have passed `screen`; an item that has not is reported to skip(reason, name) and left out. For
+-- mutate they are the same text: bugs are planted later, when it is known which split a function is in. Nothing in a folder can
+-- stop a run: unreadable entries are skipped and counted, and a folder is entered once, however many links lead to it.
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
 local git = require "lorarun.bugdata.git"
 local scanner = require "lorarun.bugdata.scanner"
+local sorted = require "lorarun.base.sorted"
 
 local sources = {}
 
-local LONGEST_LINE = 2000 -- bytes; a longer line was made by a program
-local GENERATED_HEAD = 1000 -- bytes at the top in which a generated file says so
+local LONGEST_LINE = 2000 -- bytes; a longer line was written by a program
+local GENERATED_HEAD = 1000 -- bytes at the top, in which a generated file says that it is one
 
--- Folders that hold no source of their own.
+-- Folders without source of their own.
 local IGNORED_FOLDERS = { ["__pycache__"] = true, ["node_modules"] = true, ["CVS"] = true }
 
 -- Whether a text is UTF-8 by RFC 3629: no overlong form, no surrogate, nothing above U+10FFFF.
@@ -64,8 +63,7 @@ function sources.screen(text, max_file_size)
   end
 end
 
--- All files below a folder with one of the extensions: { path, name } with name relative to the folder, sorted folder
--- by folder.
+-- All files below a folder with one of the extensions: { path, name }, name relative to the folder, sorted within each folder.
 local function walk(root, prefix, wanted, skip, visited, out)
   local function enter(folder, relative)
     local known, real = pcall(fs.real, folder)
@@ -80,7 +78,7 @@ local function walk(root, prefix, wanted, skip, visited, out)
       local extension = name:match("%.([^.]+)$")
       local hidden = name:sub(1, 1) == "."
       if not hidden and not IGNORED_FOLDERS[name] then
-        local known_too, stat = pcall(fs.stat, path) -- raises where a folder on the way may not be entered
+        local known_too, stat = pcall(fs.stat, path) -- an error where a folder on the way may not be entered
         if not known_too or not stat then
           if extension and wanted[extension:lower()] then skip("unreadable", below) end
         elseif stat.kind == "directory" then
@@ -167,11 +165,10 @@ function sources.pairs(options, skip)
   return source
 end
 
--- What says in a commit message that a bug was fixed, as an extended regular expression for git, whole words in either
--- case ...
+-- What says in a commit message that a bug was fixed: an extended regular expression for git, whole words in either case ...
 sources.MESSAGE_PATTERN = "(^|[^[:alnum:]_])(fix(e[sd]|ing)?|bug(s|fix|fixes)?|defects?|faults?|regressions?"
   .. "|cve-[0-9]+-[0-9]+|(issue|close[sd]?|resolve[sd]?) #[0-9]+)([^[:alnum:]_]|$)"
--- ... and what in its subject says that it was none in the code.
+-- ... and words of its subject which say that the bug was not in the code.
 local NOT_CODE = { "typo", "spelling", "docs?", "documentation", "docstrings?", "comments?", "readme", "changelog",
   "whitespace",
   "formatting", "lint", "merge" }
@@ -186,10 +183,7 @@ end
 
 function sources.git(options, skip)
   local repo = git.open(options.git)
-  local extensions = {}
-  for extension in pairs(options.extensions) do extensions[#extensions + 1] = extension end
-  table.sort(extensions)
-  local changes, commits = repo:changes { pattern = options.message_pattern, extensions = extensions,
+  local changes, commits = repo:changes { pattern = options.message_pattern, extensions = sorted.keys(options.extensions),
     max_commits = options.max_commits, wanted = is_code_fix }
   local source = { items = {}, commits = commits }
   for _, change in ipairs(changes) do

@@ -1,8 +1,8 @@
 -- splits.lua: which file goes to train, validation or test.
 --
--- Whole files are dealt out, never lines, and what shares text stays together: files with a function in common (a copy,
--- a vendored library, two versions of one file), equal texts and items of one group make one group, which goes to one
--- split. A model that remembers its training text gains nothing by it on the others.
+-- Whole files go to a split, never lines, and what shares text stays together: files with a function in common (a copy, a vendored
+-- library, two versions of one file), equal texts, and items of one group are in one split. So a model gains nothing on validation
+-- and test by remembering its training text.
 local diff = require "lorarun.bugdata.diff"
 local scanner = require "lorarun.bugdata.scanner"
 local functions = require "lorarun.bugdata.functions"
@@ -13,10 +13,10 @@ local splits = {}
 splits.NAMES = { "train", "validation", "test" }
 local SHARES = { train = 0.70, validation = 0.15, test = 0.15 }
 
--- Functions that tie two files together have at least this much text: shorter ones are alike by nature.
+-- A function that ties two files together has at least this much text: shorter ones are often equal by chance.
 local SHARED_FUNCTION_LINES, SHARED_FUNCTION_BYTES = 5, 160
 
--- Union-find over item numbers, tied by keys: whatever shares a key is one group.
+-- Union-find over item numbers: items that share a key are one group.
 local function new_groups()
   local groups, parent, first_with = {}, {}, {}
   local function find(i)
@@ -37,8 +37,7 @@ local function new_groups()
   return groups
 end
 
--- Calls tie(key) for each function of a text that is long enough to be nobody's coincidence. Indentation does not
--- count.
+-- Calls tie(key) for each function of a text that is too long to be equal by chance. Indentation does not count.
 local function tie_functions(lines, ranges, tie)
   for _, range in ipairs(ranges) do
     if range.kind == "function" then
@@ -55,9 +54,9 @@ local function tie_functions(lines, ranges, tie)
   end
 end
 
--- Reads all items once; leaves out what is unusable or a duplicate; sets item.split. Groups are dealt out in the order
--- of their first item, each to the split that is furthest below its share so far of what the rows will come from
--- (lines; for planted bugs, the functions that will get one), so that small sets get all three splits, too.
+-- Reads all items once, leaves out what is unusable or a duplicate, and sets item.split. In the order of their first item, each
+-- group goes to the split that is furthest below its share so far, so that small sets have all three splits as well. Shares are
+-- counted in what rows come from: lines, or, for planted bugs, the functions that will get one.
 function splits.assign(source, items, options, skip)
   local groups, kept, seen = new_groups(), {}, {}
   source.each(items, function(item, before, after)
