@@ -1,10 +1,10 @@
-# Makefile: the front door. It decides nothing: each target is a few calls of the scripts in tools/, which check what is there
-# before they act, so that a second call has nothing to do. The real build is CMakeLists.txt.
+# Makefile: the front door. Each target is a few calls of the scripts in tools/, which check what is there before they act, so a
+# second call has nothing to do. The build itself is CMakeLists.txt.
 #
 #   make run ARGS="--max-steps 10"       options of the recipe
 #   make install PREFIX=/usr DESTDIR=... staged installs
-#   make fuzz SECONDS=600                so long each
-#   make -j4                             is passed on to the build
+#   make fuzz SECONDS=600                time for each fuzzer
+#   make -j4                             passed on to the build
 BUILD   ?= build
 PREFIX  ?= /usr/local
 ARGS    ?=
@@ -19,13 +19,13 @@ all: ## install what is missing, build build/lorarun
 	@tools/setup.sh build
 	@TARGET=lorarun tools/build.sh "$(BUILD)"
 
-run: ## the same, fetch the small model, fine-tune it: recipes/bugdetect.lua (options: ARGS="...")
+run: ## build, fetch the small model, fine-tune it with recipes/bugdetect.lua (options: ARGS="...")
 	@tools/setup.sh build model
 	@tools/fetch_model.sh
 	@TARGET=lorarun tools/build.sh "$(BUILD)"
 	@"$(BUILD)/lorarun" recipes/bugdetect.lua $(ARGS)
 
-test: ## the same set-up, then every test
+test: ## set up as for run, then every test
 	@tools/setup.sh build model test
 	@tools/fetch_model.sh
 	@tools/build.sh "$(BUILD)"
@@ -40,12 +40,12 @@ bench: ## the benchmarks: kernels, tokenizer, a whole training step
 	@tools/build.sh "$(BUILD)"
 	@tools/bench.sh "$(BUILD)" $(ARGS)
 
-bench-gpu: ## the benchmarks that want a GPU: ceilings, products, kernels, steps of a 7B; skipped where there is none
+bench-gpu: ## the benchmarks that need a GPU: ceilings, products, kernels, steps of a 7B; skipped where there is none
 	@tools/setup.sh build
 	@TARGET=lorarun tools/build.sh "$(BUILD)"
 	@"$(BUILD)/lorarun" bench/gpu/run.lua $(ARGS) || [ $$? -eq 77 ]
 
-interop: ## folders written here load in sentence-transformers and PEFT, and theirs here
+interop: ## do folders written here load in sentence-transformers and PEFT, and theirs here?
 	@tools/setup.sh build model interop
 	@tools/fetch_model.sh
 	@TARGET=lorarun tools/build.sh "$(BUILD)"

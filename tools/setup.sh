@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # setup.sh GROUP...: installs what the named groups need and this machine lacks.
-#   build     compiler, CMake, libraries        model     what fetching the small model needs, until it is there
-#   test      what the tests call               lint      formatters and linters
-#   interop   Python with virtual environments              fuzz      clang with libFuzzer
+#   build     compiler, CMake, libraries          model     what fetching the small model needs, until the model is there
+#   test      what the tests call                 lint      formatters and linters
+#   interop   Python with virtual environments    fuzz      clang with libFuzzer
 #
-# What is missing is found by trying it (does a program with this header compile? does pkg-config know the module?), not by asking
-# the package manager: a hand-built library counts, and where nothing is missing neither network nor root is needed. Debian and
-# Ubuntu: installed with apt-get as root or through sudo that asks nothing; else the one command to run is printed, status 1.
+# What is missing is found by trying (does a program with this header compile? does pkg-config know the module?), not by asking the
+# package manager: a hand-built library counts, and where nothing is missing neither network nor root is needed. On Debian and
+# Ubuntu it is installed with apt-get, as root or through a sudo that asks no password; otherwise the command to run is printed and
+# the status is 1.
 set -euo pipefail
 export LC_ALL=C
 here=$(cd "$(dirname "$0")" && pwd)
@@ -37,7 +38,7 @@ check_build() {
   # Ninja is quicker than make, but no reason to ask for root by itself.
   [ ${#missing[@]} -eq 0 ] || has ninja || want ninja-build
 }
-check_model() { # the recipe's data is made from Python sources too, hence python3 in any case
+check_model() { # python3 in any case: the recipe's data is made from its sources
   has python3 || want python3
   "$here/fetch_model.sh" --check || python3 -m pip --version >/dev/null 2>&1 || want python3-pip
 }
@@ -74,7 +75,7 @@ find_missing() {
   fi
 }
 
-# apt-get, quiet, patient while another apt or dpkg holds a lock; its output is in $log.
+# apt-get without output, which is in $log; waits while another apt or dpkg holds a lock.
 apt() {
   local tries=0
   until "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
@@ -116,7 +117,7 @@ fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 echo "setup: installing ${missing[*]}" >&2
-# The package lists are fetched where they do not know a package yet, or where what they name is gone from the archive.
+# The package lists are fetched where they do not know a package, or where the archive no longer has what they name.
 if ! apt-cache show "${missing[@]}" >/dev/null 2>&1; then
   apt update || true
 fi
@@ -124,12 +125,12 @@ if ! apt install --no-install-recommends "${missing[@]}"; then
   apt update || true
   if ! apt install --no-install-recommends "${missing[@]}"; then
     tail -n 20 "$log" >&2
-    echo "setup: the installation failed; the lines above say why. Mend that, or run as root: $command" >&2
+    echo "setup: the installation failed; the lines above say why. Correct that, or run as root: $command" >&2
     exit 1
   fi
 fi
 find_missing "$@"
 if [ ${#missing[@]} -gt 0 ]; then
-  echo "setup: installed, yet still not usable: ${missing[*]}. Does another version come first on PATH or PKG_CONFIG_PATH?" >&2
+  echo "setup: installed, but still not usable: ${missing[*]}. Does another version come first on PATH or PKG_CONFIG_PATH?" >&2
   exit 1
 fi
