@@ -143,7 +143,7 @@ static void measure_machine(void)
            (long long)longest);
 }
 
-/* Lengths evenly from 12 to 512. */
+/* Lengths spread evenly from 12 to 512. */
 static void make_batch(void)
 {
     int32_t start[SEQUENCES + 1] = {0};
@@ -164,8 +164,7 @@ static void make_batch(void)
     }
 }
 
-/* ---- single ops ----------------------------------------------------------------------------------------------------
- */
+/* ---- single ops ------------------------------------------------------------------------------------------------------- */
 static void bench_movement(void)
 {
     const double size = (double)lr_dtype_size(dtype), n = size * (double)(tokens * INNER);
@@ -295,8 +294,7 @@ static void bench_optimiser(void)
         lr_tensor_destroy(all[i]);
 }
 
-/* ---- a whole layer --------------------------------------------------------------------------------------------------
- */
+/* ---- a whole layer ---------------------------------------------------------------------------------------------------- */
 typedef struct layer {
     lr_tensor *x, *y, *s, *qkv, *q, *k, *v, *o, *lse, *inner, *active, *gradient, *mean, *rstd, *norm, *bias;
     lr_tensor *w_qkv[2], *w_o[2], *w_up[2], *w_down[2];

@@ -2,7 +2,7 @@
  *
  * Cold is the first pass with a new tokenizer, warm the best of the next ones, in texts of up to 4000 bytes as training
  * reads them; "whole" is the text as one. Without arguments: this repository's small tokenizers on its own C sources,
- * which shows changes, while a real vocabulary is faster, because its words are fewer tokens. */
+ * which is enough to see changes; a real vocabulary is faster, because a word then has fewer tokens. */
 #include "core/core.h"
 #include <stdio.h>
 #include <string.h>

@@ -2,7 +2,7 @@
 --   lorarun bench/launch.lua [--ranks 2] [--rounds 5]
 -- Both load the small model, add LoRA and train on the first rows; both have run once before, so that files are in memory. Without
 -- the environment of `make interop` there is no comparison. (Accelerate starts several ranks of one machine's CPU by mpirun alone;
--- --multi_gpu with ACCELERATE_USE_CPU takes the way that it takes for GPUs.)
+-- --multi_gpu with ACCELERATE_USE_CPU starts them as it starts ranks on GPUs.)
 local C = require "lorarun.base.c"
 local lr = require "lorarun"
 local fs = lr.fs

@@ -4,8 +4,8 @@
 -- Without --model a folder of 2 GB of bf16 is written first (bench/gpu/make_model.lua) and removed at the end. Files are read once
 -- before anything is timed, so what is measured is not the disk; with --cold they are dropped from memory before each round.
 -- "Tensors" are loaded one after the other and freed again; "model" is lr.load_model, which on the CPU also packs every weight
--- twice. Each case is a process of its own; its peak of resident memory is told beyond what it had when loading began. That is what
--- the host needs for a GPU; on the CPU it holds the largest tensor, or the model.
+-- twice. Each case is a process of its own; the figure is its peak of resident memory less the memory it had when loading began.
+-- That is what the host needs for a GPU; on the CPU it includes the largest tensor, or the model.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local lr = require "lorarun"
@@ -45,7 +45,7 @@ local function shards(folder)
   return list, bytes
 end
 
--- What the system holds of the files in memory goes.
+-- Drops the files from the memory of the system.
 local function drop(files)
   for _, path in ipairs(files) do
     local command = ("dd if=%s iflag=nocache count=0 status=none"):format(quote(path))
@@ -100,7 +100,7 @@ local function seconds_of(command, files)
   return best
 end
 
--- Plain reading by n processes, each its part of every file.
+-- Plain reading by n processes, each of which reads its part of every file.
 local function plain_read(files, n)
   local parts, block = {}, 4 * 2 ^ 20
   for i = 0, n - 1 do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# bench.sh FOLDER [PART]: builds and runs every benchmark whose name has PART in it (all without): CMake's targets bench_*, then
-# bench/*.lua in the built program. Each prints its own figures and what they are measured against; the first to fail ends it.
+# bench.sh FOLDER [PART]: builds and runs every benchmark whose name has PART in it (without PART: all): CMake's targets bench_*, then
+# bench/*.lua in the built program. Each prints its own figures and what to compare them with. The first that fails ends the script.
 set -euo pipefail
 folder=$1
 part=${2:-}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# build.sh FOLDER [CMAKE-OPTION...]: configures FOLDER when that is due, then builds what changed: all, or $TARGET. $SOURCE: the folder
-# with the CMakeLists.txt, where it is not the root's.
+# build.sh FOLDER [CMAKE-OPTION...]: configures FOLDER if that is due, then builds what changed: everything, or $TARGET. $SOURCE is the
+# folder with the CMakeLists.txt, if it is not the root.
 #
-# CMake itself notices changed CMake files and new sources. What it cannot mend is done here: a folder that was configured for
+# CMake itself notices changed CMake files and new sources. This script handles what it cannot: a folder that was configured for
 # another place (the tree was moved or copied), with other options than last time, or before there was a CUDA toolkit.
 set -euo pipefail
 folder=$1

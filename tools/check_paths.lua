@@ -132,6 +132,8 @@ end
 local function found(known, name)
   if known[name] or known[name .. "/"] then return true end
   for ending in pairs(EXTENSIONS) do if known[name .. "." .. ending] then return true end end
+  local below = name:match "^[^/]+/(.+/.+)$" -- of somebody's root/
+  if below and known[below] then return true end
   if not name:find "[*%u]" then return false end
   local pattern = "^" .. plain(name):gsub("%%%*", "[^/]*"):gsub("%f[%u]%u+%f[%A]", "[^/]*") .. "$"
   for path in pairs(known) do if path:find(pattern) then return true end end
@@ -197,6 +199,7 @@ local function check(files, read)
       name = name:gsub("[%.%-]+$", ""):gsub("^%.+/", "")
       local ours = EXTENSIONS[extension(name)] and name:find "^[%w_*][%w_%-%.%*/]*$"
       local folder = name:match "^([%w_%-]+)/[%w_%-%.%*/]*$"
+      name = name:gsub("^%u+/", "") -- PREFIX/share
       local elsewhere = left:find "[<:@=]" or ELSEWHERE[name] or ELSEWHERE[name:match "[^/]*$"]
       if (ours or folder and top[folder]) and not elsewhere and not found(known, name) then
         complain(path, number, "there is no %s", name)
@@ -218,7 +221,7 @@ local function check(files, read)
         complain(path, number, "there is no module lorarun%s", module)
       end
     end
-    for before, name in line:gmatch "()%f[%w_]lr%.([%a_][%w_]*)" do
+    for before, name in line:gmatch "()%f[%w_]lr%.([%l_][%w_]*)" do
       if public and not public[name] and not line:sub(before - 1, before - 1):find "[/.]" then
         complain(path, number, "lr.%s is not public", name)
       end

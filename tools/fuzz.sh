@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# fuzz.sh FOLDER [SECONDS [NAME...]]: builds the fuzzers of tests/fuzz in FOLDER and runs each, or those that are named, so long (60),
-# as many at a time as there are cores. Each first takes its seeds (tests/fuzz/seeds), then what earlier runs found worth keeping
-# (FOLDER/corpus); tests/fuzz/words has words for it to use. What breaks one is kept in FOLDER/findings: mend it, and add the file to
-# the seeds. Last line: "N passed, N failed".
+# fuzz.sh FOLDER [SECONDS [NAME...]]: builds the fuzzers of tests/fuzz in FOLDER and runs each, or those that are named, for SECONDS
+# (60), one per core at a time. Each first takes its seeds (tests/fuzz/seeds), then what earlier runs found worth keeping
+# (FOLDER/corpus); tests/fuzz/words has words for it to use. An input that breaks one is kept in FOLDER/findings: mend the code, and
+# add the file to the seeds. Last line: "N passed, N failed".
 set -euo pipefail
 folder=$1 seconds=${2:-60}
 shift $(($# < 2 ? $# : 2))

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# gpu_bundle.sh [FOLDER]: all that `tests/gpu/run.sh` and `bench/gpu/run.lua` need on a machine with a GPU that has neither this project's
-# libraries nor a network, in FOLDER (build-gpu): bundle.tar.xz, and run.sh, which unpacks it there. Beside them that machine needs this
-# source tree, NVIDIA's driver, and cuBLASLt (of the CUDA toolkit, or of PyTorch's packages); Python for the comparison with
-# sentence-transformers.
+# gpu_bundle.sh [FOLDER]: all that `tests/gpu/run.sh` and `bench/gpu/run.lua` need on a machine with a GPU that has neither this
+# project's libraries nor a network, in FOLDER (build-gpu): bundle.tar.xz, and run.sh, which unpacks it there. That machine also
+# needs this source tree, NVIDIA's driver, and cuBLASLt (of the CUDA toolkit, or of PyTorch's packages); Python for the comparison
+# with sentence-transformers.
 #
-# In the archive: the program and the two C tests, stripped, for the GPUs of $ARCHITECTURES (90-real); the shared libraries they want but
-# for those that any Linux has; and, where they are here, the small model (as bf16) and a part of its data for the recipe's test.
+# In the archive: the program and the two C tests, stripped, for the GPUs of $ARCHITECTURES (90-real); the shared libraries they
+# need, except those that every Linux has; and, if they are on this machine, the small model (as bf16) and a part of its data for
+# the recipe's test.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 folder=$(realpath -m "${1:-$root/build-gpu}")
@@ -15,8 +16,8 @@ architectures=${ARCHITECTURES:-90-real}
 TRAIN_ROWS=8000 EVALUATION_ROWS=3000
 
 mkdir -p "$folder" "$work"
-# Libraries are looked for beside the program, and by no variable, which other programs that it starts would inherit. The linker takes
-# this one where it is given no other: quoting $ORIGIN through CMake and its generators is not possible in one way for all.
+# The program looks for libraries beside itself. A variable would do the same, but programs that it starts would inherit it. The linker
+# reads this variable if it is given no other path: quoting $ORIGIN through CMake and its generators is not possible in one way for all.
 # shellcheck disable=SC2016  # $ORIGIN is the dynamic linker's
 export LD_RUN_PATH='$ORIGIN/lib'
 generator=()
@@ -33,7 +34,7 @@ mkdir -p "$packed/lib"
 for file in lorarun lorarun_gloo.so tests/test_device tests/test_reference; do
   strip -o "$packed/$(basename "$file")" "$work/$file"
 done
-# What is left out comes with the C library and the compiler, and must be that machine's.
+# Libraries of the C library and the compiler are left out: they must be that machine's own.
 ldd "$packed/lorarun" "$packed/lorarun_gloo.so" | sed -nE 's/^[^/]*=> (\/[^ ]+) .*/\1/p' | sort -u |
   grep -vE '/(ld-linux|libc|libm|libdl|librt|libpthread|libresolv|libstdc\+\+|libgcc_s)[-.]' | while read -r library; do
   cp -L "$library" "$packed/lib/"

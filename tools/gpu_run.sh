@@ -5,7 +5,8 @@
 #   build-gpu/run.sh bench [OPTION...]      the benchmarks: bench/gpu/run.lua
 #   build-gpu/run.sh lorarun [WORD...]      the program itself: doctor, -e 'CODE', a recipe
 #
-# It unpacks into $LORARUN_GPU (a folder below $TMPDIR), where lorarun's cache is, too: the second call finds what the first has chosen.
+# It unpacks into $LORARUN_GPU (a folder below $TMPDIR), which holds lorarun's cache too: the second call finds the choices of the
+# first.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
@@ -21,7 +22,7 @@ if [ ! -f "$bundle/unpacked" ] || [ "$here/bundle.tar.xz" -nt "$bundle/unpacked"
   touch "$bundle/unpacked"
 fi
 
-# link LIBRARY: where the program looks for it, unless the system finds it by itself.
+# link LIBRARY: links it to where the program looks, unless the system finds it by itself.
 link() {
   local name=$1 found
   [ ! -e "$bundle/lib/$name" ] || return 0

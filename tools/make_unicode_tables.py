@@ -33,7 +33,7 @@ def matched(pattern):
 
 
 def separated(pre_tokenizer):
-    """Those that the pre-tokenizer does not leave between two letters."""
+    """The code points that the pre-tokenizer splits off between two letters."""
     return {c for c in POINTS if len(pre_tokenizer.pre_tokenize_str(f"a{chr(c)}a")) > 1}
 
 

@@ -90,7 +90,7 @@ local function write(file, text)
   if old then
     local same = old:read("*a") == text
     old:close()
-    if same then return end -- keep the time stamp: nothing that depends on it need be rebuilt
+    if same then return end -- keep the time stamp, so that nothing that depends on it is rebuilt
   end
   local f = assert(io.open(path, "wb"))
   f:write(text)

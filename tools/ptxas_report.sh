@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# ptxas_report.sh FOLDER COMPILER ARGUMENT...: runs nvcc as CMake calls it and keeps what ptxas says of each kernel's registers and spills
-# in FOLDER, one file a source. All other output passes through. tests/cuda/registers.lua compares it with the budget.
+# ptxas_report.sh FOLDER COMPILER ARGUMENT...: runs nvcc as CMake calls it and keeps what ptxas reports of each kernel's registers and
+# spills in FOLDER, one file per source. All other output passes through. tests/cuda/registers.lua compares it with the budget.
 set -uo pipefail
 folder=$1
 shift

@@ -14,7 +14,7 @@ local program = fs.real "/proc/self/exe"
 function beside.quote(text) return "'" .. tostring(text):gsub("'", "'\\''") .. "'" end
 local quote = beside.quote
 
---- output_of(command): what it printed, and whether it ended well.
+--- output_of(command): the output of the command, and whether it succeeded.
 function beside.output_of(command)
   local pipe = io.popen(command .. "; echo \"status $?\"", "r")
   local text = pipe:read "*a"
@@ -32,7 +32,7 @@ local function options(list)
   return table.concat(words, " ")
 end
 
--- Trains until the last step that is timed; evaluation and writing a model are no part of this.
+-- Trains until the last step that is timed; evaluation and writing the model are not timed.
 local SCRIPT = [[
 local lr = require "lorarun"
 local args = lr.args { { "model", "" }, { "data", "" }, { "output", "" }, { "targets", "" }, { "max-length", 512 }, { "batch", 32 },

@@ -24,7 +24,7 @@ synthetic.SHAPES = {
     kv_heads = 2, head_dim = 32, intermediate = 192, vocabulary = 300, positions = 512, eps = 1e-6, theta = 1e6 },
 }
 
-local DRAWN, SHIFTS = 2 ^ 22, 2 ^ 20 -- numbers that are drawn, and by how many tensors' beginnings in them may differ
+local DRAWN, SHIFTS = 2 ^ 22, 2 ^ 20 -- how many numbers are drawn, and the largest offset at which a tensor begins in them
 local blocks = {} -- of drawn numbers, by device and range: a GPU's are made on the host, at a hundredth of the speed of copying
 
 local function block_of(device, low, high)
@@ -74,7 +74,7 @@ function synthetic.model(shape, dtype, device)
   end)
 end
 
---- lengths(pairs): tokens of so many lines (4 to 20) and contexts (30 to 512, mostly short), the same in every run.
+--- lengths(pairs): tokens of as many lines (4 to 20) and contexts (30 to 512, mostly short), the same in every run.
 function synthetic.lengths(pairs_)
   local word, list = ffi.new "uint32_t[4]", {}
   for i = 0, 2 * pairs_ - 1 do
@@ -102,9 +102,9 @@ function synthetic.batch(list, vocabulary)
   return b
 end
 
---- useful_work(model, batch): FLOP of a step that cannot be done without: 4 a weight and row (forward 2, gradient of activations 2;
---- frozen weights need no third product). Where pooling takes rows, the last layer's linears after its attention, which are all of
---- its own but the first, have no others.
+--- useful_work(model, batch): FLOP of a step that no implementation can avoid: 4 a weight and row (forward 2, gradient of
+--- activations 2; frozen weights need no third product). Where pooling takes single rows, the linears of the last layer after its
+--- attention, which are all but its first, see only these rows.
 function synthetic.useful_work(model, batch)
   local takes_rows = model.pooling == "last" or model.pooling == "cls"
   local work, spared = 0, takes_rows and #model.linears - #model.linears / model.layer_count + 1

@@ -1,5 +1,5 @@
 -- adapters.lua ROOT AGAIN: each folder in ROOT holds an adapter and expected.json (check_adapters.py): its embeddings, or that it
--- must be refused. Each is loaded, compared, and written to AGAIN. The last line counts; the status is 1 where one was wrong.
+-- must be refused. Each is loaded, compared, and written to AGAIN. The last line has the counts; the status is 1 if one was wrong.
 local lr = require "lorarun"
 local root, again = arg[1], arg[2]
 local same, refused, wrong = 0, 0, 0

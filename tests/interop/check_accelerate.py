@@ -1,4 +1,4 @@
-"""A file that lorarun config wrote is one of Accelerate's, and the other way round: of every kind that this version writes."""
+"""Accelerate reads the files that lorarun config writes, and lorarun those of Accelerate, of every kind that this version writes."""
 
 import subprocess
 from pathlib import Path
@@ -33,7 +33,7 @@ def check(lorarun, folder):
 
 
 def check_kinds(lorarun, folder):
-    """Every kind of file that this Accelerate writes is understood as it reads it, or refused with the key."""
+    """Every kind of file that this Accelerate writes is understood as Accelerate reads it, or refused with the key."""
     ours_too = {DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU}
     local = dict(compute_environment=ComputeEnvironment.LOCAL_MACHINE, debug=False)
     understood = refused = 0

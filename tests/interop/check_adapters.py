@@ -33,7 +33,7 @@ CHANGE_THE_BASE = ("pissa", "olora")
 
 
 def settings(kind, draw):
-    """Of a LoraConfig. Not every one is possible: PEFT decides."""
+    """Arguments of a LoraConfig. Not every combination is possible: PEFT decides."""
     _, _, names, expressions, keys = KINDS[kind]
     config = {"r": draw.choice([2, 3, 4]), "lora_alpha": draw.choice([4, 8, 16]), "use_rslora": draw.random() < 0.3}
     which = draw.random()
@@ -69,7 +69,7 @@ def pipeline(base, kind, head):
 
 
 def make(base, kind, folder, draw):
-    """One adapter with random weights. False where PEFT refuses what was drawn."""
+    """One adapter with random weights. False if PEFT refuses the arguments that were drawn."""
     config, head = settings(kind, draw), draw.random() < 0.5
     sentence, model = pipeline(base, kind, head)
     try:
@@ -97,7 +97,7 @@ def make(base, kind, folder, draw):
 
 
 def load_again(base, folder, expected):
-    """On AutoModel's model, with a warning from PEFT counting as wrong."""
+    """PEFT loads the adapter on AutoModel's model; a warning from PEFT is an error."""
     sentence = SentenceTransformer(base, device="cpu", model_kwargs=FP32)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every check that wants the libraries of one generation, in one process, because starting them is what takes the time.
+"""Every check that needs the libraries of one generation, in one process, because importing them takes most of the time.
 
     python check_all.py LORARUN SCRATCH_FOLDER WRITTEN_FOLDER NAME=MODEL_FOLDER...
 
@@ -55,7 +55,7 @@ passed = failed = 0
 
 
 def run(name, check, *arguments, **keywords):
-    """One that fails does not keep the others from running."""
+    """A check that fails does not keep the others from running."""
     global passed, failed
     try:
         detail = check(*arguments, **keywords)
@@ -69,7 +69,7 @@ def run(name, check, *arguments, **keywords):
 
 
 def probes(mode, folder, *last):
-    """What lorarun makes of a folder; see probes.lua."""
+    """What lorarun computes with a folder; see probes.lua."""
     command = [lorarun, str(Path(__file__).with_name("probes.lua")), mode, str(folder), str(Path(folder, "probes.json")), *last]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
@@ -77,7 +77,7 @@ def probes(mode, folder, *last):
 
 
 def read_adapter(base, folder, again, settings):
-    """lorarun computes the same with PEFT's adapter, and PEFT with what lorarun wrote of it."""
+    """lorarun computes the same with PEFT's adapter, and PEFT with the adapter that lorarun wrote from it."""
     make_folders.adapter(base, folder, **settings)
     seen = probes("save", folder, again)
     check_folders.adapter_keys(base, again)

@@ -1,4 +1,4 @@
-"""Do sentence-transformers and PEFT read what lorarun wrote, and compute the same with it? Everything is loaded as fp32 on the CPU."""
+"""Do sentence-transformers and PEFT read the folders that lorarun wrote, and compute the same? All is loaded as fp32 on the CPU."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def stored_tensors(folder, file_name):
 
 
 def weights_complete(base_folder, merged_folder):
-    """The merged folder must lack no weight, and have none too many, that the base does not."""
+    """Loading the merged folder must report no missing and no surplus weight that loading the base does not."""
 
     def loading(folder):
         _, info = AutoModel.from_pretrained(folder, output_loading_info=True, **FP32)
@@ -124,8 +124,9 @@ def merged_weights(base_folder, merged_folder, adapter_folder):
 
 
 def checks(base_folder, merged_folder, adapter_folder, probes, tolerance=1e-4):
-    """(name, function) of each check of what lorarun made of a base model. probes: {"texts": [...], "embeddings": [[...], ...],
-    "max_length": n} as lorarun computed them with the adapter. A function returns what it saw, or raises."""
+    """(name, function) of each check of the folders that lorarun made from a base model. probes: {"texts": [...],
+    "embeddings": [[...], ...], "max_length": n} as lorarun computed them with the adapter. A function returns a line
+    about what it found, or raises."""
     texts, expected = probes["texts"], torch.tensor(probes["embeddings"], dtype=torch.float64)
 
     def load(folder):

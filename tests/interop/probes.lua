@@ -2,8 +2,8 @@
 --   lorarun tests/interop/probes.lua write FOLDER TEXTS.json OUT.json     TEXTS.json: { "texts": [...] }
 --   lorarun tests/interop/probes.lua check FOLDER PROBES.json   PROBES.json: also "embeddings": [[...], ...], "max_length": n
 --   lorarun tests/interop/probes.lua save FOLDER PROBES.json NEW  the same, and the adapter of FOLDER is written to the folder NEW
--- FOLDER holds a model or an adapter. `check` prints the largest difference and ends with status 1 where it is above 1e-4, or
--- where the longest text has another length.
+-- FOLDER holds a model or an adapter. `check` prints the largest difference and ends with status 1 if it is above 1e-4, or
+-- if the model cuts texts at another length.
 local lr = require "lorarun"
 local mode, folder, texts_path, last = arg[1], arg[2], arg[3], arg[4]
 

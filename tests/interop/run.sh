@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# run.sh BUILD-FOLDER: what lorarun writes loads in sentence-transformers and PEFT and computes the same there, and the other way
-# round; so do configuration files and Accelerate. Both generations of the libraries (setup.sh), at the same time. Three base
-# models: the small pretrained one and two random ones, a Qwen2 and a BERT, that test what it lacks (last-token pooling, prompts).
-# Prints a line for each check and, last, "N passed, N failed".
+# run.sh BUILD-FOLDER: models and adapters that lorarun writes load in sentence-transformers and PEFT and compute the same there,
+# and the other way round. The same for configuration files and Accelerate. Both generations of the libraries (setup.sh), at the
+# same time. Three base models: the small pretrained one and two random ones, a Qwen2 and a BERT, that test what it lacks
+# (last-token pooling, prompts). Prints a line for each check and, last, "N passed, N failed".
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 lorarun=$(cd "$1" && pwd)/lorarun

@@ -3,10 +3,10 @@
 # interoperability tests, the reference benchmark and make_golden.py run in, and prints its folder on standard output:
 #     venv=$(tests/interop/setup.sh) && "$venv/bin/python" ...
 # The number is sentence-transformers' generation: 5 (the default, of requirements.txt) comes with transformers 4, and 6
-# (requirements-6.txt) with transformers 5. With --check it makes nothing: status 1 where there is none yet. Progress goes
+# (requirements-6.txt) with transformers 5. With --check it makes nothing: status 1 if there is none yet. Progress goes
 # to standard error. The folder is $LORARUN_VENV, or else lorarun/venv-<hash of requirements.txt> in the user's cache folder,
-# and generation 6 lies inside it, because torch and all that did not change is found there by both: new pins give new
-# environments. A finished one has a mark inside and is returned at once.
+# and generation 6 lies inside it, because both find torch, and all else that did not change, there. New pins give new
+# environments. A finished environment has a mark inside and is returned at once.
 #
 # PyPI's Linux wheels of torch are CUDA builds. Everything is installed with --no-deps from the full list of pins, and the
 # CUDA libraries that torch wants at import come from the system (its library cache, then $CUDA_HOME or /usr/local/cuda,
@@ -16,7 +16,7 @@ set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 requirements=$here/requirements.txt
 python=${PYTHON:-python3}
-# What torch's metadata names for the libraries that a toolkit would give.
+# The packages that torch's metadata names for libraries that a CUDA toolkit also has.
 cuda_wheels='cuda-toolkit[cublas,cudart,cufft,cupti,curand,cusolver,cusparse,nvjitlink,nvrtc,nvtx]==13.0.2
   nvidia-cudnn-cu13==9.19.0.56 nvidia-nccl-cu13==2.28.9'
 
@@ -63,7 +63,7 @@ finish() { # FOLDER MARK
   say "done"
 }
 
-# The libraries that torch wants and does not find.
+# The libraries that torch needs and does not find.
 missing() {
   ldd "$torch/libtorch_cuda.so" "$torch/libtorch_python.so" |
     sed -n 's/^[[:space:]]*\([^ ]*\) => not found.*/\1/p' | sort -u

@@ -1,6 +1,6 @@
 -- tokenize_folders.lua: ids of texts by many tokenizers, for check_tokenizer_folders.py:  lorarun tokenize_folders.lua ROOT COUNT
--- ROOT/texts.json: { texts, max_length }; ROOT/0, ROOT/1, ...: the folders. ROOT/ids.json: for each the ids of each text whole and
--- cut, or what lorarun says where it refuses the folder.
+-- ROOT/texts.json: { texts, max_length }; ROOT/0, ROOT/1, ...: the folders. ROOT/ids.json: for each folder the ids of each text,
+-- whole and cut, or the message with which lorarun refuses the folder.
 local json = require "lorarun.base.json"
 local fs = require "lorarun.base.fs"
 local load_tokenizer = require("lorarun.formats.tokenizer").load_tokenizer

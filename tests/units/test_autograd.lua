@@ -113,7 +113,7 @@ local function one(...) local shape = { ... } return function() return { random(
 local function two(...) local shape = { ... } return function() return { random(shape), random(shape) } end end
 local function of(...) local shape = { ... } return function() return random(shape, 0.5, 1.5) end end
 
--- "op.input" of ops.def -> how that is covered. What is not here must be an op that ops.lua has no function for.
+-- "op.input" of ops.def -> how its gradient is covered. An op that is missing here must have no function in ops.lua.
 local function coverage()
   local rows, ids = tensor.from({ 2, 0 }, { 2 }, "i32"), tensor.from({ 1, 0, 1 }, { 3 }, "i32")
   local cu = tensor.from({ 0, 1, 3 }, { 3 }, "i32")
@@ -194,7 +194,7 @@ test("every floating-point input of every op of ops.def has its gradient, or is 
       for _, arg in ipairs(spec.args) do
         covered = covered or list[spec.name .. "." .. arg.name] ~= nil
       end
-      -- A rule or the optimizer calls it; nobody could record it.
+      -- only a gradient rule or the optimizer calls it, so it is never recorded
       if not covered then check.equal(ops[spec.name], nil, ("ops.%s, of which no gradient is checked,"):format(spec.name)) end
       for _, arg in ipairs(covered and spec.args or {}) do
         if not arg.output and FLOATS[arg.dtype] then
@@ -214,7 +214,7 @@ test("every floating-point input of every op of ops.def has its gradient, or is 
   end)
 end)
 
-test("a loss that could teach nothing is refused: no tensor, no scalar, no parameter behind it, values written over", function()
+test("a loss that could teach nothing is refused: no tensor, no scalar, no parameter below it, values written over", function()
   tensor.scope(function()
     local x, target = random { 3, 4 }, random { 3, 4 }
     x.grad = tensor.zeros { 3, 4 }

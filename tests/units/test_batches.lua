@@ -1,5 +1,5 @@
 -- The stream of micro-batches: the same draws however many ranks share them, each pair with one rank, its keys where one rank has
--- them. Ranks are played one after the other: batches.lua asks comm for nothing but this rank's number and their count.
+-- them. The test plays the ranks one after the other: batches.lua reads only the rank's number and their count from comm.
 local ffi = require "ffi"
 local comm = require "lorarun.dist.comm"
 local batches = require "lorarun.data.batches"
@@ -27,7 +27,7 @@ local function with_set(rows, fn)
   end)
 end
 
--- What a rank of `world` gets in steps first..last-1: per micro-batch { step, rows, own, tokens, sequences = { key, ids } ... }.
+-- The micro-batches of a rank in steps first..last-1: per micro-batch { step, rows, own, tokens, sequences = { key, ids } ... }.
 local function stream(set, model, world, rank, options)
   comm.world_size, comm.rank = world, rank
   local labels = ffi.new("double[?]", set.rows)

@@ -1,4 +1,4 @@
--- bugdata/scanner.lua and bugdata/functions.lua: what is a token, and where functions begin and end.
+-- bugdata/scanner.lua and bugdata/functions.lua: tokens, and where functions begin and end.
 local scanner = require "lorarun.bugdata.scanner"
 local functions = require "lorarun.bugdata.functions"
 

@@ -105,7 +105,7 @@ test("optional columns", function()
   local columns = { { name = "a", kind = "text" }, { name = "b", kind = "number", optional = true } }
   with_file(".jsonl", '{"a": "x"}\n{"a": "b", "c": {"b": 1}}\n\n{"a": "x", "b": 0}\n', function(path)
     check.raises(":4 has a column 'b', and the first row has none", dataset.open, path, { columns = columns })
-    local set = dataset.open(path, { columns = columns, max_rows = 2 }) -- of what is not used nothing is asked
+    local set = dataset.open(path, { columns = columns, max_rows = 2 }) -- rows that are not used may be anything
     check.that(set.rows == 2 and not set:has "b")
     set:close()
   end)

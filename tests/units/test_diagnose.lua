@@ -1,4 +1,4 @@
--- What lorarun doctor makes of a machine: each thing that can be wrong, with facts that are made up.
+-- The findings of lorarun doctor: each thing that can be wrong with a machine, from made-up facts.
 local diagnose = require "lorarun.cli.diagnose"
 
 local GIB = 2 ^ 30

@@ -1,8 +1,13 @@
--- What the documentation says of defaults is what the code does: the tables of docs/ are read and compared, both ways.
+-- What the documentation says of defaults and names is what the code does: the pages of docs/ are read and compared, both ways.
 local bugdata = require "lorarun.bugdata"
 local fs = require "lorarun.base.fs"
+local mutate = require "lorarun.bugdata.mutate"
+local scanner = require "lorarun.bugdata.scanner"
 local settings = require "lorarun.dist.settings"
+local sorted = require "lorarun.base.sorted"
+local throughput = require "lorarun.train.throughput"
 local train_options = require "lorarun.train.train_options"
+local variables = require "lorarun.cli.variables"
 
 local DOCS = fs.join(fs.dirname(os.getenv "LORARUN_TESTS"), "docs")
 
@@ -106,6 +111,22 @@ test("docs/data.md: the options of bugdata and their defaults", function()
   for name in pairs(bugdata.OPTIONS) do check.that(seen[name], ("the option '%s' is not documented"):format(name)) end
 end)
 
+test("docs/data.md: kinds of planted bugs and their weights, file name endings", function()
+  local rows, seen = table_of("data.md", "| kind | weight | example |"), {}
+  for _, cells in ipairs(rows) do seen[quoted(cells[1])[1]] = tonumber(cells[2]) end
+  for _, kind in ipairs(mutate.KINDS) do check.equal(seen[kind[1]], kind[2], kind[1]) end
+  check.equal(#rows, #mutate.KINDS)
+  local text = fs.read(fs.join(DOCS, "data.md")):match "| `%-%-extensions[^\n]*"
+  for _, ending in ipairs(scanner.extensions()) do
+    check.that(text:find("%f[%w]" .. ending .. "%f[%W]"), "data.md lacks the ending " .. ending)
+  end
+end)
+
+test("docs/memory.md: the GPUs of lorarun plan", function()
+  local text = fs.read(fs.join(DOCS, "memory.md")):match "| `%-%-gpu h100`[^\n]*"
+  for name in sorted(throughput.GPUS) do check.that(text:find("%f[%w]" .. name .. "%f[%W]"), "memory.md lacks " .. name) end
+end)
+
 test("docs/launching.md: the settings of lr.launch and their defaults", function()
   local now = settings.resolve {}
   local NAMES = { processes = "num_processes", machines = "num_machines", threads = "num_cpu_threads_per_process" }
@@ -122,6 +143,94 @@ test("docs/launching.md: the settings of lr.launch and their defaults", function
       elseif values[i] == "fp32" and name == "precision" then
         check.equal(now.precision, "fp32")
       end
+    end
+  end
+end)
+
+-- ---- names ------------------------------------------------------------------------------------------------------------------
+
+local ROOT = fs.dirname(DOCS)
+
+-- Every page that users and contributors read: name -> text.
+local function pages()
+  local list = { ["README.md"] = fs.read(fs.join(ROOT, "README.md")) }
+  for _, name in ipairs(fs.list(DOCS)) do
+    if name:find "%.md$" then list[name] = fs.read(fs.join(DOCS, name)) end
+  end
+  return list
+end
+
+test("docs/reference.md: every public name", function()
+  local text, missing = fs.read(fs.join(DOCS, "reference.md")), {}
+  local source = fs.read(fs.join(ROOT, "lua", "lorarun", "init.lua"))
+  local modules = source:match "local MODULES = (%b{})"
+  local functions = source:match "local FUNCTIONS = (%b{})"
+  local function look(name) if not text:find(("%%f[%%w]lr%%.%s%%f[^%%w_]"):format(name)) then missing[#missing + 1] = name end end
+  for name in modules:gmatch "([%w_]+) = " do look(name) end
+  for name in functions:gmatch "\n  ([%w_]+) = function" do look(name) end
+  look "comm"
+  check.equal(table.concat(missing, ", "), "")
+end)
+
+-- Functions of lr, methods of models, tensors and tokenizers in the pages are looked up in what a recipe gets.
+test("docs: names of the API that pages give exist", function()
+  local lr = require "lorarun"
+  local classes = { model = require("lorarun.models.model").Model, t = lr.tensor.Tensor,
+    tok = lr.load_tokenizer(fs.join(os.getenv "LORARUN_TESTS", "golden", "bert")) }
+  local ELSEWHERE = { ["lr.h"] = true }
+  for page, text in sorted(pages()) do
+    for name in text:gmatch "%f[%w_./]lr%.[%l_][%w_.]*" do
+      name = name:gsub("%.+$", "")
+      local value = lr
+      for part in name:sub(4):gmatch "[^.]+" do
+        if ELSEWHERE[name] then break end
+        local ok, field = pcall(function() return value[part] end)
+        check.that(ok and field ~= nil, ("%s: there is no %s"):format(page, name))
+        value = field
+      end
+    end
+    for object, method in text:gmatch "%f[%w_]([%a]+):([%l_]+)[%({ ]" do
+      local class = classes[object]
+      check.that(not class or class[method], ("%s: there is no %s:%s"):format(page, object, method))
+    end
+  end
+  classes.tok:free()
+end)
+
+test("docs: variables LORARUN_... are those that the program knows, and the reference has them all", function()
+  for page, text in sorted(pages()) do
+    for name in text:gmatch "LORARUN_[%u_]+" do
+      local built = text:find("-D" .. name, 1, true) or name == "LORARUN_CUDA" -- an option of CMake
+      check.that(built or #variables.check { [name] = "" } == 0, ("%s: nothing reads %s"):format(page, name))
+    end
+  end
+  local text = fs.read(fs.join(DOCS, "reference.md"))
+  for name in sorted(variables.of_users) do check.that(text:find("`LORARUN_" .. name), "reference.md lacks LORARUN_" .. name) end
+end)
+
+test("docs/launching.md: every flag of ranks", function()
+  local text = fs.read(fs.join(DOCS, "launching.md"))
+  for _, flag in ipairs(settings.flags()) do check.that(text:find("`" .. flag, 1, true), "launching.md lacks " .. flag) end
+end)
+
+-- A flag in a page is one of the program's, a recipe's, a tool's or a benchmark's: its word stands in their code.
+test("docs: flags that pages give exist", function()
+  local code = {}
+  local function gather(folder)
+    for _, name in ipairs(fs.list(folder)) do
+      local path = fs.join(folder, name)
+      if fs.is_directory(path) then gather(path) elseif name:find "%.[%l]+$" then code[#code + 1] = fs.read(path) end
+    end
+  end
+  for _, folder in ipairs { "lua", "recipes", "bench", "tools" } do gather(fs.join(ROOT, folder)) end
+  local all = table.concat(code, "\n")
+  local OTHERS = { ["--user"] = true }
+  for page, text in sorted(pages()) do
+    for flag in text:gmatch "%f[%-%w]%-%-(%l[%w_-]+)" do
+      local name = flag:gsub("-", "_")
+      check.that(all:find("--" .. flag, 1, true) or all:find('{ "' .. name .. '"', 1, true)
+        or settings.is_flag(flag) or all:find("%f[%w_]" .. name .. " = ") or OTHERS["--" .. flag],
+        ("%s: there is no flag --%s"):format(page, flag))
     end
   end
 end)

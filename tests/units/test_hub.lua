@@ -10,7 +10,7 @@ local COMMIT, OTHER = ("0123456789"):rep(4), ("abcdef0123"):rep(4)
 local VARIABLES = { "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "SENTENCE_TRANSFORMERS_HOME",
   "TRANSFORMERS_CACHE", "HF_HUB_OFFLINE", "HOME", "HUB_TEST" }
 
--- fn(root) with these variables alone, and an empty folder.
+-- fn(root) with only these variables set, and an empty folder.
 local function with(variables, fn)
   local before, root = {}, os.tmpname()
   os.remove(root)

@@ -26,7 +26,7 @@ local function with_tree(files, fn)
   end)
 end
 
--- What the groups leave, and what the tightest is called.
+-- The memory that the groups allow, and the name of the tightest.
 local function left()
   local bound = ffi.new "lr_memory_bound"
   check.equal(C.lr_memory_left_by_group(bound), C.LR_OK)
@@ -184,7 +184,7 @@ test("files: their size (ulimit -f) and their number (ulimit -n)", function()
   shell.with_folder(function(folder)
     local path = fs.join(folder, "file")
     refused(under("-f 8", ("lr.fs.write(%q, ('x'):rep(20000))"):format(path)), "cannot write " .. path, "(ulimit -f: ")
-    check.equal(#fs.list(folder), 0, "files left behind")
+    check.equal(#fs.list(folder), 0, "files left over")
     refused(under("-f 8", ("lr.fs.append(%q, ('x'):rep(20000)) lr.fs.append(%q, 'x')"):format(path, path)),
       "cannot append to " .. path)
     local r = under("-f 8", ("lr.launch { model = %s, output = %q }"):format(bert, fs.join(folder, "out")), "--num-processes 2")

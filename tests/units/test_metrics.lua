@@ -1,5 +1,5 @@
--- metrics: against SciPy, scikit-learn and sentence-transformers (tests/golden/metrics.json), then what no library says:
--- the kinds of input, its errors, and large inputs against a direct count.
+-- metrics: against SciPy, scikit-learn and sentence-transformers (tests/golden/metrics.json), then without a library:
+-- the kinds of input, errors, and large inputs against a direct count.
 local ffi = require "ffi"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"

@@ -1,5 +1,5 @@
--- Misuse at the API's edge: every function that takes a table of options refuses one that nobody knows, by its name; every method
--- says what to do where it was called with a dot; what is no model, tensor or data set is named. All of it at the user's own line.
+-- Misuse of the API: every function that takes a table of options refuses an unknown option by its name; every method says what to
+-- do if it was called with a dot; a value that is no model, tensor or data set is named. Each error has the user's own line.
 -- A new public function must be put into one of the two lists below.
 local ffi = require "ffi"
 local fs = require "lorarun.base.fs"
@@ -8,7 +8,7 @@ local tests = os.getenv "LORARUN_TESTS"
 local shell = dofile(tests .. "/shell.lua")
 local BERT = fs.join(tests, "golden", "bert")
 
--- fn(things): a model with adapters, a data set, and what else calls are made with; all of it is closed behind it.
+-- fn(things): things is a model with adapters, a data set, and other arguments of calls; all are closed after fn.
 local function with_things(fn)
   shell.with_folder(function(folder)
     local path = fs.join(folder, "rows.jsonl")
@@ -66,7 +66,7 @@ local TAKES_OPTIONS = {
   ["tokenizer:encode"] = function(t, o) t.model.tokenizer:encode("a", o) end,
 }
 
--- Functions whose arguments all stand in order. (Tables among them: lists, values, tensors' shapes, a checkpoint's parts.)
+-- Functions without a table of options. (Their tables are lists, values, shapes of tensors, parts of a checkpoint.)
 local IN_ORDER = [[
   lr.scope lr.gradients lr.no_grad lr.threads lr.tf32 lr.given lr.has_gpu lr.split lr.similarity
   lr.autograd.* lr.checkpoint.* lr.comm.* lr.evaluate.distinct_texts lr.data.pack lr.fs.* lr.hub.* lr.json.* lr.memory.*

@@ -1,4 +1,4 @@
--- What the launcher looks at before it starts ranks: each thing that cannot work is one error, before anything has begun.
+-- The launcher's checks before it starts ranks: each thing that cannot work is one error, before anything has begun.
 local fs = require "lorarun.base.fs"
 local preflight = require "lorarun.dist.preflight"
 local settings = require "lorarun.dist.settings"

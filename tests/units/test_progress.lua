@@ -1,4 +1,4 @@
--- test_progress.lua: the progress bar: what stands on the line, that it fits, and how often it is written.
+-- test_progress.lua: the progress bar: the text of the line, that it fits, and how often it is written.
 local progress = require "lorarun.train.progress"
 
 -- A stream that keeps what is written, and a clock that is moved by hand.
@@ -124,7 +124,7 @@ test("a transient bar leaves nothing", function()
   bar:close()
 end)
 
-test("in a log: whole lines, no control characters, one in so many seconds, and the last", function()
+test("in a log: whole lines, no control characters, one every few seconds, and the last", function()
   local bar, stream, clock = new { total = 1000, description = "training", every_seconds = 5 }
   local lines = {}
   for step = 1, 100 do

@@ -1,5 +1,5 @@
--- The lock of an output folder: one holder, whom the error names; a dead one's is taken, another machine's is refused; however many
--- ask at once, one has it.
+-- The lock of an output folder: one holder, whom the error names; the lock of a dead process is taken, that of another machine is
+-- refused; of any number that ask at once, one gets it.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local run_lock = require "lorarun.dist.run_lock"

@@ -1,4 +1,4 @@
--- What lorarun writes for people: nothing that a file says is obeyed by a terminal.
+-- Messages of lorarun: a terminal obeys nothing in them that came from a file.
 local fs = require "lorarun.base.fs"
 local say = require "lorarun.base.say"
 
@@ -28,7 +28,7 @@ test("a path as Python reads it", function()
   end
 end)
 
-test("a value of a file's that is longer than any path is told by its beginning", function()
+test("of a file's value that is longer than any path, only the beginning is shown", function()
   local long = ("k"):rep(100000)
   local ok, err = pcall(require("lorarun.base.check").fail, "config.json: '%s' is %d, not %s", long, 3, "x")
   check.that(not ok and err:find("kkk... (100000 bytes)' is 3, not x", 1, true), "the end of the message")

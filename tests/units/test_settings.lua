@@ -1,7 +1,7 @@
--- Settings of a launch: what each of command line, file and recipe says, which of them decides, and what is refused.
+-- Settings of a launch, from the command line, a file and the recipe: which of them decides, and what is refused.
 local settings = require "lorarun.dist.settings"
 
--- What the command line said stays for the life of the process: each test begins without.
+-- Flags of the command line stay for the life of the process, so each test begins by forgetting them.
 local function flags(...)
   settings.forget()
   local argv, i = { ... }, 1
@@ -34,7 +34,7 @@ test("the recipe's words and the flags' spellings", function()
   check.equal(s.use_cpu, true)
 end)
 
-test("an option given behind the recipe's name is the command line's word", function()
+test("an option given after the recipe's name is the command line's word", function()
   flags()
   local args = require("lorarun.base.args").read({ { "processes", 1, type = "integer" }, { "precision", "fp32" } },
     { "--processes", "3" })

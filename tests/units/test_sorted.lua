@@ -1,5 +1,5 @@
--- Tables in the order of their keys, and what is told or chosen by tables: the same in every run. tests/run.lua turns pairs()
--- round in the runs without the compiler.
+-- Tables in the order of their keys: what is printed or chosen from a table is the same in every run. tests/run.lua turns pairs()
+-- round in the runs without the JIT compiler.
 local json = require "lorarun.base.json"
 local sorted = require "lorarun.base.sorted"
 
@@ -26,7 +26,7 @@ test("pairs() goes backwards where the compiler is off, so that tests notice wha
   check.that(jit.status() or texts(order) == "d c b a", "the order is " .. texts(order))
 end)
 
-test("of several mistakes the first in the alphabet is told, in every run", function()
+test("of several mistakes the error names the first in the alphabet, in every run", function()
   local wrong = {}
   for byte = ("a"):byte(), ("z"):byte() do wrong["un" .. string.char(byte) .. "known"] = 1 end
   check.raises("unaknown", require("lorarun.data.dataset").open, "x", wrong)

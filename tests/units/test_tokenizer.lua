@@ -1,4 +1,4 @@
--- Tokenizers against the ids of Hugging Face tokenizers (tests/golden/make_tokenizer.py), and what a user may do wrong.
+-- Tokenizers against the ids of Hugging Face tokenizers (tests/golden/make_tokenizer.py), and mistakes of users.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local load_tokenizer = require("lorarun.formats.tokenizer").load_tokenizer
@@ -127,7 +127,7 @@ for _, case in ipairs(REFUSED) do
 end
 
 
--- What no tokenizer in use has: an error that names the file and the place instead of an exhausted stack, memory or afternoon.
+-- Files unlike any tokenizer in use: an error names the file and the place, and neither the stack nor memory nor patience runs out.
 local function many(n, part)
   local list = json.array {}
   for i = 1, n do list[i] = part end
@@ -247,7 +247,7 @@ test("truncation on the left keeps the end and the special tokens", function()
   end
 end)
 
-test("the file's own truncation is told, not applied", function()
+test("the file's own truncation is reported, not applied", function()
   local tok = altered("bert", function(s)
     s.truncation = { max_length = 7, direction = "Right", stride = 0, strategy = "LongestFirst" }
   end)

@@ -1,5 +1,5 @@
--- What stands beside tokenizer.json counts as transformers' AutoTokenizer makes it count: folders and their ids with transformers 4
--- and 5 (tests/golden/make_tokenizer_folders.py), and what is refused.
+-- The files beside tokenizer.json have the effect that transformers' AutoTokenizer gives them: folders and their ids with
+-- transformers 4 and 5 (tests/golden/make_tokenizer_folders.py), and what is refused.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local load_tokenizer = require("lorarun.formats.tokenizer").load_tokenizer
@@ -130,7 +130,7 @@ for _, case in ipairs(REFUSED) do
   end)
 end
 
-test("gte-Qwen2's own code puts eos_token behind a text", function()
+test("gte-Qwen2's own code puts eos_token after a text", function()
   local map = { CONFIG, { "auto_map" }, { AutoTokenizer = json.array { "a/b--tokenization_qwen.Qwen2Tokenizer",
     "a/b--tokenization_qwen.Qwen2TokenizerFast" } } }
   local plain, with = try("qwen2", {}), try("qwen2", { map, { CONFIG, { "add_eos_token" }, true } })

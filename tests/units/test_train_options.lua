@@ -1,4 +1,4 @@
--- The options of lr.train: what is meant by each, and that whatever cannot be meant is one error before the first step. No step is
+-- The options of lr.train: the meaning of each, and that a value without a meaning is one error before the first step. No step is
 -- taken here.
 local ffi = require "ffi"
 local fs = require "lorarun.base.fs"
@@ -31,7 +31,7 @@ test("every option of lr.train has a kind: what is none of it is refused by name
   with_model(function(model)
     check.equal(complete(model).batch, 64)
     for name in pairs(train_options.DEFAULTS) do
-      -- a coroutine is nothing that any option may be
+      -- no option may be a coroutine
       local text = check.raises(name, complete, model, { [name] = coroutine.create(function() end) })
       check.that(text:find("a thread", 1, true), text)
     end
@@ -177,7 +177,7 @@ test("prompts: by name or as text, of columns that there are; the same to encode
   end)
 end)
 
-test("a recipe that is no file is refused; of a group that no row has the run is told", function()
+test("a recipe that is no file is refused; a group that no row has is a note", function()
   with_model(function(model)
     check.raises("recipe is 'no.lua', and there is no such file", complete, model, { recipe = "no.lua" })
     shell.with_folder(function(folder)
@@ -276,7 +276,7 @@ test("sampling: every combination with losses and labels is honoured or refused"
   end)
 end)
 
-test("multiple negatives ranking of one pair is refused; a last batch of one is told of", function()
+test("multiple negatives ranking of one pair is refused; a last batch of one is a note", function()
   local fragment = [[
     local train_options, losses = require "lorarun.train.train_options", require "lorarun.train.loss"
     local setup = require "lorarun.train.setup"

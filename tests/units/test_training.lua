@@ -1,5 +1,5 @@
--- lr.train in this very process, on a tiny model: what the training loop promises beyond that it runs. tests/mutants turns its
--- lines around one by one, and these tests notice.
+-- lr.train in this process, on a tiny model: the training loop does the right thing, not only runs. tests/mutants changes its lines
+-- one by one, and these tests must fail.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local lr = require "lorarun"
@@ -25,7 +25,7 @@ end
 local function row_of(i) return { current_line = ("x = %d"):format(i), context = ("y = %d"):format(i * i), score = i % 2 } end
 
 -- fn(train, folder): train(name, options) trains into folder/name and returns the result, the steps as on_step tells them, and the
--- adapters' values behind the last step. options: of lr.train, and lora = of add_lora, before(model).
+-- adapters' values after the last step. options: of lr.train, and lora = of add_lora, before(model).
 local function with_trainer(fn, row)
   shell.with_folder(function(folder)
     local rows = fs.join(folder, "data")
@@ -114,7 +114,7 @@ test("a run that goes on knows which was its best, and its baseline", function()
     end)
     local out = fs.join(folder, "out")
     check_written(out, 1)
-    -- from a step before the last: what was written of those behind it goes
+    -- from a step before the last: what was written for later steps goes
     with_scores({ 0.7, 0.8, 0.1 }, function()
       local result = train("out", { max_steps = 3, epochs = 9, evaluation_steps = 1, resume = "step-00000001" })
       check.equal(result.best_step, 3, "the best step")

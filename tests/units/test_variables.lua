@@ -1,4 +1,4 @@
--- Environment variables: values that mean nothing are refused, names that nobody reads are told of.
+-- Environment variables: values that mean nothing are refused, names that nothing reads are warnings.
 local ffi = require "ffi"
 local settings = require "lorarun.dist.settings"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
