@@ -204,7 +204,7 @@ TEST(tab_knows_the_names_of_lr)
     EXPECT("\r\nload_model      load_tokenizer  loss\r\n");
     type("ss.multiple_neg\t {}.name\n");
     EXPECT("\r\nmultiple_negatives_ranking\r\n");
-    stop();
+    session_end();
 }
 
 TEST(help_tells_more_and_exit_and_quit_leave)
@@ -217,13 +217,13 @@ TEST(help_tells_more_and_exit_and_quit_leave)
         EXPECT("> ");
         type(ways[i]);
         CHECK_INT(exit_status(0), 0);
-        stop();
+        session_end();
     }
     open_prompt();
     type("quit = 33\n");
     type("quit\n"); /* a name that the user has given a value is the user's */
     EXPECT("\r\n33\r\n");
-    stop();
+    session_end();
 }
 
 TEST(ctrl_c_drops_the_line_being_typed)
