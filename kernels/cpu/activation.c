@@ -33,10 +33,10 @@ static inline lr_vec gelu_slope(lr_vec x)
     return distribution + x * density;
 }
 
-/* tanh GELU is x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): tanh itself is not needed. */
+/* sigmoid(2u) of GELU by tanh (constants.h) */
 static inline lr_vec tanh_gate(lr_vec x)
 {
-    return lr_vec_sigmoid(1.5957691216f * x * (1.0f + 0.044715f * x * x));
+    return lr_vec_sigmoid(LR_GELU_INNER * x * (1.0f + LR_GELU_CUBIC * x * x));
 }
 
 static inline lr_vec tanh_gelu(lr_vec x)
@@ -46,7 +46,7 @@ static inline lr_vec tanh_gelu(lr_vec x)
 
 static inline lr_vec tanh_gelu_slope(lr_vec x)
 {
-    const lr_vec s = tanh_gate(x), slope = 1.5957691216f + 0.2140667f * x * x; /* d(2u)/dx */
+    const lr_vec s = tanh_gate(x), slope = LR_GELU_INNER + LR_GELU_SLOPE * x * x; /* d(2u)/dx */
     return s + x * s * (1.0f - s) * slope;
 }
 

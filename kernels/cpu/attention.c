@@ -20,7 +20,6 @@
 
 /* KEYS is a multiple of LR_PANEL and LR_ROW_UNIT, QUERIES of LR_ROW_UNIT and LR_LANES. Rows of scores are SCORES apart: an
  * odd number of cache lines, so that a column of them does not fall into one set of the cache. */
-static const float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 enum { ITEM_TOKENS = 256 }; /* heads times tokens of an item, if its sequence is shorter */
 enum { QUERIES = 48, KEYS = 192, SCORES = KEYS + 16, PAIRED_SCORES = KEYS / 2 + 16 };
 
@@ -300,7 +299,7 @@ static inline lr_vec row_exp(bool pairs, float *s, int64_t n, int64_t m, float f
 static void softmax_block(const attention_work *w, const forward_buffers *f, int64_t query, int64_t n, int64_t key,
                           int64_t m)
 {
-    const float factor = LOG2_E * w->scale;
+    const float factor = LR_LOG2_E * w->scale;
     for (int64_t i = 0; i < n; i++)
         lr_vec_store(f->partial + i * LR_LANES, row_top(f->scores + i * SCORES, visible(w, query + i, key, m), factor));
     for (int64_t i = 0; i < n; i += LR_LANES) {
@@ -332,7 +331,7 @@ static void finish_block(const attention_work *w, const forward_buffers *f, int6
     for (int64_t i = 0; i < n; i += LR_LANES) {
         const lr_vec total = lr_vec_load(f->total + i);
         lr_vec_store(f->factor + i, 1.0f / total);
-        lr_vec_store(f->total + i, LN_2 * (lr_vec_load(f->highest + i) + lr_vec_log2(total)));
+        lr_vec_store(f->total + i, LR_LN_2 * (lr_vec_load(f->highest + i) + lr_vec_log2(total)));
     }
     for (int64_t i = 0; i < n; i++) {
         lses[(first + i) * w->heads + head] = f->total[i];
@@ -467,7 +466,7 @@ static void load_queries(const attention_work *w, const backward_buffers *f, con
             sum += lr_vec_in(o_rows->dtype, lr_at(o_rows, o_at + d), dim - d) *
                    lr_vec_in(do_rows->dtype, lr_at(do_rows, do_at + d), dim - d);
         lr_vec_store(f->partial + i * LR_LANES, sum);
-        f->lse[i] = LOG2_E * lses[(first + i) * w->heads + head];
+        f->lse[i] = LR_LOG2_E * lses[(first + i) * w->heads + head];
     }
     for (int64_t i = 0; i < n; i += LR_LANES)
         lr_vec_store(f->along + i, lr_sums_of(f->partial + i * LR_LANES));
@@ -521,7 +520,7 @@ static void backward_block(const attention_work *w, const backward_buffers *f, c
     /* the strides of p and ds read as transposed left operands, and ds as it is */
     const int64_t down = w->pairs ? 2 * SCORES : SCORES, across = w->pairs ? PAIRED_SCORES : SCORES;
     const lr_word *p = (const lr_word *)f->p, *ds = (const lr_word *)f->ds, *ds_rows = w->pairs ? f->ds_rows : ds;
-    const float factor = LOG2_E * w->scale;
+    const float factor = LR_LOG2_E * w->scale;
     load_queries(w, f, in, lse, first, n, head);
     fetch_head(w, dq, first, n, head * dim, true);
     fetch_block(w, in, it, head, query + n);

@@ -1,6 +1,7 @@
 /* dropout.c: counter-based dropout. The mask is a function of (seed, purpose, step, the token's key, the column), so it
  * is never stored: backward draws it again. Eight columns share one Philox block, 16 bits each. */
 #include "check.h"
+#include "core/philox.h"
 #include "cpu/vec.h"
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -42,7 +43,7 @@ static const lanes COUNT = {0, 1};
  * each, in order, the low half of a word first (on the little-endian machines this runs on). */
 static inline void philox_lanes(uint64_t seed, uint64_t key, uint32_t c2, uint32_t c3, uint16_t *numbers)
 {
-    const lanes zero = {0}, low = zero + 0xffffffffu, m0 = zero + 0xD2511F53u, m1 = zero + 0xCD9E8D57u;
+    const lanes zero = {0}, low = zero + 0xffffffffu, m0 = zero + LR_PHILOX_M0, m1 = zero + LR_PHILOX_M1;
     lanes x0 = zero + (key & 0xffffffffu), x1 = zero + (key >> 32), x2 = zero + c2;
     lanes x3 = COUNT + c3;
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
@@ -52,8 +53,8 @@ static inline void philox_lanes(uint64_t seed, uint64_t key, uint32_t c2, uint32
         x2 = (p0 >> 32) ^ x3 ^ k1;
         x1 = p1;
         x3 = p0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
+        k0 += LR_PHILOX_K0;
+        k1 += LR_PHILOX_K1;
     }
     const lanes first = (x0 & low) | x1 << 32, second = (x2 & low) | x3 << 32;
     const lanes front = LR_SHUFFLE(lanes, first, second, FRONT);

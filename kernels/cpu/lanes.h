@@ -255,26 +255,21 @@ static inline lr_vec lr_vec_magnitude(lr_vec x)
 /* 1 / (1 + e^-x), from e^-|x|, which is at most 1. */
 static inline lr_vec lr_vec_sigmoid(lr_vec x)
 {
-    const lr_vec e = lr_vec_exp2(-1.44269504f * lr_vec_magnitude(x)), one = (lr_vec){0} + 1.0f;
+    const lr_vec e = lr_vec_exp2(-LR_LOG2_E * lr_vec_magnitude(x)), one = (lr_vec){0} + 1.0f;
     return lr_vec_if_negative(x, e, one) / (one + e);
 }
 
-/* The normal distribution function Phi(x); *density is phi(x). The smaller tail is e^(-x^2/2) t P(t), t = 1 / (1 + c
- * |x|), P by Chebyshev interpolation: absolute error 4e-8, and the tail keeps its relative accuracy. */
+/* The normal distribution function Phi(x); *density is phi(x). */
 static inline lr_vec lr_vec_normal(lr_vec x, lr_vec *density)
 {
-    const lr_vec e = lr_vec_exp2(-0.721347520f * x * x);
-    const lr_vec t = 1.0f / (1.0f + 0.2969848481f * lr_vec_magnitude(x));
-    lr_vec p = (lr_vec){0} + 3.728202251e-2f;
-    p = p * t - 1.690584422e-1f;
-    p = p * t + 2.355241365e-1f;
-    p = p * t - 7.902113896e-2f;
-    p = p * t + 1.415098963e-1f;
-    p = p * t + 9.525001349e-2f;
-    p = p * t + 1.201222214e-1f;
-    p = p * t + 1.183913094e-1f;
+    const lr_vec e = lr_vec_exp2(-0.5f * LR_LOG2_E * x * x);
+    const lr_vec t = 1.0f / (1.0f + LR_NORMAL_SCALE * lr_vec_magnitude(x));
+    lr_vec p = (lr_vec){0} + LR_NORMAL_LEADING;
+#define STEP(c) p = p * t + c;
+    LR_NORMAL_REST(STEP)
+#undef STEP
     const lr_vec tail = e * t * p;
-    *density = 0.398942280f * e;
+    *density = LR_NORMAL_DENSITY * e;
     return lr_vec_if_negative(x, tail, 1.0f - tail);
 }
 

@@ -70,29 +70,7 @@ int LR_CPU(scatter_rows)(lr_exec *exec, lr_tensor *x, const lr_tensor *y, const 
     return LR_OK;
 }
 
-/* ---- f16, which the CPU only stores ---------------------------------------------------------------------------- */
-/* As lr_f16_to_f32, without its branches. */
-static inline float from_f16(uint16_t h)
-{
-    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff;
-    const uint32_t normal = (magnitude << 13) + (112u << 23);
-    const uint32_t special = magnitude << 13 | 0x7f800000;
-    const uint32_t small = lr_bits((float)(int32_t)magnitude * 0x1p-24f);
-    const uint32_t finite = magnitude < 0x400 ? small : normal;
-    return lr_float(sign | (magnitude >= 0x7c00 ? special : finite));
-}
-
-/* As lr_f32_to_f16, without its branches. */
-static inline uint16_t to_f16(float x)
-{
-    const uint32_t u = lr_bits(x), sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffff;
-    const uint32_t normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000) >> 13;
-    const uint32_t small = lr_bits(lr_float(magnitude) + 0.5f) - lr_bits(0.5f);
-    const uint32_t finite = magnitude < 0x38800000 ? small : normal;
-    const uint32_t limited = magnitude >= 0x477ff000 ? 0x7c00 : finite;
-    return (uint16_t)(sign | (magnitude > 0x7f800000 ? 0x7e00 : limited));
-}
-
+/* ---- cast: the only op with f16, which the CPU stores and does not compute in ----------------------------------- */
 static const float *cast_in(const lr_tensor *x, int64_t at, int64_t n, float *buffer)
 {
     if (x->dtype != LR_F16)
@@ -100,7 +78,7 @@ static const float *cast_in(const lr_tensor *x, int64_t at, int64_t n, float *bu
     const uint16_t *h = (const uint16_t *)x->data + at;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++)
-        buffer[i] = from_f16(h[i]);
+        buffer[i] = lr_f16_to_f32(h[i]);
     return buffer;
 }
 
@@ -112,11 +90,11 @@ static void cast_out(const lr_tensor *y, int64_t at, int64_t n, const float *x)
     else if (y->dtype == LR_BF16) {
 #pragma omp simd
         for (int64_t i = 0; i < n; i++)
-            h[i] = lr_round_bf16(x[i]); /* not lr_run_to_bf16, which may lose the smallest numbers */
+            h[i] = lr_f32_to_bf16(x[i]); /* not lr_run_to_bf16, which may lose the smallest numbers */
     } else {
 #pragma omp simd
         for (int64_t i = 0; i < n; i++)
-            h[i] = to_f16(x[i]);
+            h[i] = lr_f32_to_f16(x[i]);
     }
 }
 

@@ -9,6 +9,7 @@
 #ifndef LR_CPU_VEC_H
 #define LR_CPU_VEC_H
 
+#include "constants.h"
 #include "cpu/cpu.h"
 #include <math.h>
 #include <string.h>
@@ -27,36 +28,15 @@ enum {
 #define LR_SHUFFLE(ids, a, b, ...) __builtin_shuffle(a, b, (ids){__VA_ARGS__})
 #endif
 
-/* ---- bits and 16-bit formats ----------------------------------------------------------------------------------- */
-static inline uint32_t lr_bits(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return u;
-}
-
-static inline float lr_float(uint32_t u)
-{
-    float x;
-    memcpy(&x, &u, sizeof x);
-    return x;
-}
-
-/* As lr_f32_to_bf16, without its branch. */
-static inline uint16_t lr_round_bf16(float x)
-{
-    const uint32_t u = lr_bits(x), rounded = u + 0x7fff + ((u >> 16) & 1), nan = u | 0x400000;
-    return (uint16_t)(((u & 0x7fffffff) > 0x7f800000 ? nan : rounded) >> 16);
-}
-
+/* ---- bf16 ------------------------------------------------------------------------------------------------------ */
 static inline void lr_run_from_bf16(float *restrict y, const uint16_t *restrict x, int64_t n)
 {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++)
-        y[i] = lr_float((uint32_t)x[i] << 16);
+        y[i] = lr_bf16_to_f32(x[i]);
 }
 
-/* The instruction differs from lr_round_bf16 in one point: numbers below 2^-126 become 0. */
+/* The instruction differs from lr_f32_to_bf16 in one point: numbers below 2^-126 become 0. */
 static inline void lr_run_to_bf16(uint16_t *restrict y, const float *restrict x, int64_t n)
 {
 #ifdef __AVX512BF16__
@@ -70,7 +50,7 @@ static inline void lr_run_to_bf16(uint16_t *restrict y, const float *restrict x,
 #else
 #pragma omp simd
     for (int64_t i = 0; i < n; i++)
-        y[i] = lr_round_bf16(x[i]);
+        y[i] = lr_f32_to_bf16(x[i]);
 #endif
 }
 
@@ -164,7 +144,7 @@ static inline float lr_exp(float x)
     const float magic = 0x1.8p23f; /* adding it rounds to an integer and leaves that integer in the low bits */
     float z = x > 88.7228f ? 88.7228f : x;
     z = z < -87.3365f ? -87.3365f : z;
-    const float shifted = z * 1.44269504f + magic, n = shifted - magic;
+    const float shifted = z * LR_LOG2_E + magic, n = shifted - magic;
     const float r = (z - n * 0x1.62e4p-1f) - n * 1.42860677e-6f; /* ln 2 in two parts */
     float p = 1.392621347e-3f;
     p = p * r + 8.363202972e-3f;

@@ -2,32 +2,28 @@
  *
  * Bytes an element of size s, each moved once: gelu 2s, gelu_backward 3s, swiglu 3s, swiglu_backward 5s. With 16-bit tensors the
  * exponential is the hardware's, and some 25 instructions an element leave these bound by memory. */
+#include "constants.h"
 #include "cuda/vec.h"
 
 namespace
 {
 
-/* tanh GELU is x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): tanh itself is not needed. */
+/* sigmoid(2u) of GELU by tanh (constants.h) */
 template <class T> __device__ __forceinline__ float tanh_gelu_gate(float x)
 {
-    return sigmoid_for<T>(1.5957691216f * x * (1.0f + 0.044715f * x * x));
+    return sigmoid_for<T>(LR_GELU_INNER * x * (1.0f + LR_GELU_CUBIC * x * x));
 }
 
-/* The normal distribution function Phi(x); *density is phi(x). The smaller tail is e^(-x^2/2) t P(t), t = 1 / (1 + c |x|), as on the
- * CPU (kernels/cpu/vec.h): absolute error 4e-8, and the tail keeps its relative accuracy. */
+/* The normal distribution function Phi(x); *density is phi(x). As lr_vec_normal of kernels/cpu/lanes.h. */
 template <class T> __device__ __forceinline__ float normal_for(float x, float *density)
 {
-    const float e = exp_for<T>(-0.5f * x * x), t = 1.0f / (1.0f + 0.2969848481f * fabsf(x));
-    float p = 3.728202251e-2f;
-    p = p * t - 1.690584422e-1f;
-    p = p * t + 2.355241365e-1f;
-    p = p * t - 7.902113896e-2f;
-    p = p * t + 1.415098963e-1f;
-    p = p * t + 9.525001349e-2f;
-    p = p * t + 1.201222214e-1f;
-    p = p * t + 1.183913094e-1f;
+    const float e = exp_for<T>(-0.5f * x * x), t = 1.0f / (1.0f + LR_NORMAL_SCALE * fabsf(x));
+    float p = LR_NORMAL_LEADING;
+#define STEP(c) p = p * t + c;
+    LR_NORMAL_REST(STEP)
+#undef STEP
     const float tail = e * t * p;
-    *density = 0.398942280f * e;
+    *density = LR_NORMAL_DENSITY * e;
     return x < 0.0f ? tail : 1.0f - tail;
 }
 
@@ -51,7 +47,7 @@ template <class T, bool BY_TANH> struct gelu_backward_body {
     {
         if (BY_TANH) {
             const float s = tanh_gelu_gate<T>(x);
-            const float inner = 1.5957691216f + 0.2140667f * x * x; /* d(2u)/dx */
+            const float inner = LR_GELU_INNER + LR_GELU_SLOPE * x * x; /* d(2u)/dx */
             return s + x * s * (1.0f - s) * inner;
         }
         float density;

@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(TILE_THREADS, DIM > 64 ? 2 : 3) attention_kern
             for (int j = 0; j < 4; j++)
                 q[i][j] ^= 0x80008000u;
     }
-    const float factor = fabsf(batch.scale) * LOG2_E;
+    const float factor = fabsf(batch.scale) * LR_LOG2_E;
 
     float o[DIM / 8][4] = {};
     softmax_row rows[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(TILE_THREADS, DIM > 64 ? 2 : 3) attention_kern
         inverse[half] = 1.0f / total;
         if (lane % 4 == 0 && query < left)
             a.lse[(tile.start + first + query) * batch.heads + head] =
-                LN_2 * (rows[half].highest * factor + log2f(total));
+                LR_LN_2 * (rows[half].highest * factor + log2f(total));
     }
     store_rows<DIM>(a.o.at(tile.start + first + row, column), a.o.ld, left - row, o, inverse[0], inverse[1],
                     ring + row * DIM);

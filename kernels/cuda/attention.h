@@ -7,6 +7,7 @@
 #ifndef LR_CUDA_ATTENTION_H
 #define LR_CUDA_ATTENTION_H
 
+#include "constants.h"
 #include "cuda/vec.h"
 
 /* A packed batch and how its rows divide into heads. */
@@ -54,8 +55,6 @@ template <class T> struct attention_backward_operands {
     query_statistics *statistics;
     int64_t slots;
 };
-
-static constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
 /* ---- tiles of sequences ------------------------------------------------------------------------------------------------ */
 struct sequence_tile {

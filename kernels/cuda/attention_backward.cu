@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(TILE_THREADS, DIM > 64 ? 2 : 3) queries_kernel
     for (int half = 0; half < 2; half++) {
         const int query = row + lane / 4 + half * 8;
         along[half] = quad_sum(along[half]);
-        log2_sum[half] = query < left ? a.lse[(tile.start + first + query) * batch.heads + head] * LOG2_E : INFINITY;
+        log2_sum[half] = query < left ? a.lse[(tile.start + first + query) * batch.heads + head] * LR_LOG2_E : INFINITY;
         if (lane % 4 == 0)
             a.statistics[(head * a.slots + tile.first_slot) * TILE_ROWS + first + query] = {log2_sum[half],
                                                                                             along[half]};
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(TILE_THREADS, DIM > 64 ? 2 : 3) queries_kernel
     copy_keys(1);
     copy_keys(2);
 
-    const float factor = batch.scale * LOG2_E;
+    const float factor = batch.scale * LR_LOG2_E;
     /* Keys that some query of this warp sees end here. */
     const int end = row >= left ? 0 : batch.causal ? min(visible, first + row + WARP_ROWS) : visible;
     float dq[DIM / 8][4] = {};
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(TILE_THREADS, DIM > 64 ? 2 : 3) keys_kernel(co
 
     const int lane = static_cast<int>(threadIdx.x % WARP);
     const int row = static_cast<int>(threadIdx.x / WARP) * WARP_ROWS; /* of the warp, within the tile */
-    const float factor = batch.scale * LOG2_E;
+    const float factor = batch.scale * LR_LOG2_E;
     float dk[DIM / 8][4] = {}, dv[DIM / 8][4] = {};
     for (; now.head < end; now.advance(steps)) {
         cp_async_wait<1>();

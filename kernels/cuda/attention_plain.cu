@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 2) plain_kernel(const attention
     const int lane = static_cast<int>(threadIdx.x % WARP), first = tile.number * TILE,
               row = first + static_cast<int>(threadIdx.x / WARP) * ROWS;
     const int visible = batch.causal ? min(tile.length, first + TILE) : tile.length;
-    const float factor = batch.scale * LOG2_E;
+    const float factor = batch.scale * LR_LOG2_E;
     load_tile(l.own, l.depth, l.depth, a.q.at(tile.start + first, column), a.q.ld, batch.dim, tile.length - first);
     float o[ROWS][N] = {}, s[ROWS][1], highest[ROWS], total[ROWS] = {};
     for (int r = 0; r < ROWS; r++)
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 2) plain_kernel(const attention
             continue;
         store_row(a.o.at(tile.start + row + r, column), o[r], 1.0f / sum, batch.dim);
         if (lane == 0)
-            a.lse[(tile.start + row + r) * batch.heads + head] = LN_2 * (highest[r] + log2f(sum));
+            a.lse[(tile.start + row + r) * batch.heads + head] = LR_LN_2 * (highest[r] + log2f(sum));
     }
 }
 
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 2) plain_queries_kernel(const a
     const int lane = static_cast<int>(threadIdx.x % WARP), first = tile.number * TILE,
               row = first + static_cast<int>(threadIdx.x / WARP) * ROWS;
     const int visible = batch.causal ? min(tile.length, first + TILE) : tile.length;
-    const float factor = batch.scale * LOG2_E;
+    const float factor = batch.scale * LR_LOG2_E;
     load_tile(l.own, l.depth, l.depth, a.q.at(tile.start + first, column), a.q.ld, batch.dim, tile.length - first);
     load_tile(l.own + TILE * l.depth, l.depth, l.depth, a.d_o.at(tile.start + first, column), a.d_o.ld, batch.dim,
               tile.length - first);
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 2) plain_queries_kernel(const a
         for (int i = lane; i < batch.dim; i += WARP)
             sum += to_float(a.o.at(at, column)[i]) * to_float(a.d_o.at(at, column)[i]);
         along[r] = there ? warp_sum(sum) : 0.0f;
-        log2_sum[r] = there ? a.lse[at * batch.heads + head] * LOG2_E : INFINITY;
+        log2_sum[r] = there ? a.lse[at * batch.heads + head] * LR_LOG2_E : INFINITY;
         if (lane == 0)
             a.statistics[(head * a.slots + slot) * TILE + row - first + r] = {log2_sum[r], along[r]};
     }
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 2) plain_keys_kernel(const atte
         return;
     const int lane = static_cast<int>(threadIdx.x % WARP), first = tile.number * TILE,
               row = first + static_cast<int>(threadIdx.x / WARP) * ROWS;
-    const float factor = batch.scale * LOG2_E;
+    const float factor = batch.scale * LR_LOG2_E;
     load_tile(l.own, l.depth, l.depth, a.k.at(tile.start + first, kv_column), a.k.ld, batch.dim, tile.length - first);
     load_tile(l.own + TILE * l.depth, l.depth, l.depth, a.v.at(tile.start + first, kv_column), a.v.ld, batch.dim,
               tile.length - first);

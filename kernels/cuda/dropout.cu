@@ -2,25 +2,26 @@
  * Philox block, 16 bits each, and those eight are one thread's work.
  *
  * Bytes an element of size s: 2s, 3s with beta. Philox is some 80 integer instructions for eight elements: memory stays the bound. */
+#include "core/philox.h"
 #include "cuda/vec.h"
 
 namespace
 {
 
-/* As core/philox.h. */
+/* lr_philox4x32 of core/philox.h, on the GPU. */
 __device__ __forceinline__ void philox4x32(uint32_t k0, uint32_t k1, uint32_t (&c)[4])
 {
 #pragma unroll
     for (int round = 0; round < 10; round++) {
-        const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c[0], p1 = static_cast<uint64_t>(0xCD9E8D57u) * c[2];
+        const uint64_t p0 = static_cast<uint64_t>(LR_PHILOX_M0) * c[0], p1 = static_cast<uint64_t>(LR_PHILOX_M1) * c[2];
         const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0,
                        n2 = static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1;
         c[1] = static_cast<uint32_t>(p1);
         c[3] = static_cast<uint32_t>(p0);
         c[0] = n0;
         c[2] = n2;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
+        k0 += LR_PHILOX_K0;
+        k1 += LR_PHILOX_K1;
     }
 }
 

@@ -2,6 +2,7 @@
 #ifndef LR_TENSOR_H
 #define LR_TENSOR_H
 
+#include "core/half.h"
 #include "core/memory.h"
 
 /* A packed weight's layout belongs to the backend: opaque state plus the function that frees it. */
@@ -33,11 +34,6 @@ static inline bool lr_tensor_contiguous(const lr_tensor *t)
 /* "[2, 3]" into buf, for messages. */
 const char *lr_shape_text(const lr_tensor *t, char buf[96]);
 
-/* The three 16-bit conversions; round to nearest even, NaN stays NaN. */
-float lr_bf16_to_f32(uint16_t x);
-uint16_t lr_f32_to_bf16(float x);
-float lr_f16_to_f32(uint16_t x);
-uint16_t lr_f32_to_f16(float x);
 /* Convert n elements between any two of F32, BF16, F16 (or copy equal dtypes), host memory. LR_EDTYPE for other pairs. */
 int lr_convert(void *dst, int dst_dtype, const void *src, int src_dtype, int64_t n);
 
