@@ -1,5 +1,5 @@
-/* check.h: what an op asks of its numbers and makes of them, the same on every device. Inline: the CPU's kernels are compiled several times,
- * CUDA's as C++. */
+/* check.h: the ranges of ops' numbers, and what kernels derive from them, the same on every device. Inline, because the CPU's
+ * kernels are compiled several times and CUDA's as C++. */
 #ifndef LR_KERNELS_CHECK_H
 #define LR_KERNELS_CHECK_H
 
@@ -46,7 +46,7 @@ static inline int lr_check_pool_mode(const char *op, int64_t mode)
 static inline int lr_check_attention(const char *op, const lr_tensor *q, const lr_tensor *k, const lr_tensor *lse,
                                      const lr_tensor *cu, int64_t head_dim, int64_t max_head_dim, double scale)
 {
-    if (!isfinite(scale) || scale == 0.0) /* softmax of the scaled scores is made with scores times scale */
+    if (!isfinite(scale) || scale == 0.0) /* a hidden score is -infinity, which times 0 is NaN */
         return lr_fail(LR_EINVAL, "%s: scale is %g, expected a finite number other than 0", op, scale);
     if (head_dim < 1 || head_dim > max_head_dim)
         return lr_fail(LR_ESHAPE, "%s: head_dim is %lld, expected 1 to %lld", op, (long long)head_dim,

@@ -1,5 +1,5 @@
-/* constants.h: numbers that the kernels of all backends share, so that those compute the same functions. Macros: they stand in C, in CUDA
- * and in vector code. */
+/* constants.h: numbers that the kernels of all backends share, so that those compute the same functions. Macros: they stand in C,
+ * in CUDA and in vector code. */
 #ifndef LR_KERNELS_CONSTANTS_H
 #define LR_KERNELS_CONSTANTS_H
 

@@ -19,7 +19,6 @@ local function fail(line, message)
 end
 
 local function parse_dim(text, line)
-  if text == "*" then return { any = true } end
   if text:match("^%d+$") then return { mul = 0, add = tonumber(text), letter = "A" } end
   local mul, letter, add = text:match("^(%d*)(%u)%+?(%d*)$")
   if not letter then fail(line, "bad dimension '" .. text .. "'") end
@@ -144,11 +143,10 @@ for _, op in ipairs(ops) do
   for _, t in ipairs(op.args) do
     local dims = {}
     for _, x in ipairs(t.dims) do
-      if not x.any then dims[#dims + 1] = ("{%d, '%s', %d}"):format(x.mul, x.letter, x.add) end
+      dims[#dims + 1] = ("{%d, '%s', %d}"):format(x.mul, x.letter, x.add)
     end
     d[#d + 1] = ('    {"%s", "[%s]", %s, %d, %d, %d, %d, {%s}},\n'):format(t.name, t.shape, C_DTYPE[t.dtype],
-      t.output and 1 or 0, t.optional and 1 or 0, t.strided and 1 or 0, #dims,
-      #dims > 0 and table.concat(dims, ", ") or "{0, 0, 0}")
+      t.output and 1 or 0, t.optional and 1 or 0, t.strided and 1 or 0, #dims, table.concat(dims, ", "))
   end
   d[#d + 1] = "};\n"
   local handles = {}

@@ -88,7 +88,7 @@ static lr_runs swiglu_runs(int64_t tokens, int64_t inner)
     return (lr_runs){inner, per_row, tokens * per_row, false};
 }
 
-/* n elements of y out of those at gate and `inner` behind them. */
+/* n elements of y from those at `gate` and, `inner` elements later, those of up. */
 static inline void swiglu_run(int dtype, char *y, const char *gate, int64_t inner, int64_t n)
 {
     const int64_t size = dtype == LR_F32 ? 4 : 2;

@@ -1,11 +1,12 @@
 /* cpu.h: what the CPU kernels share.
  *
- * Every file of this folder is compiled once per instruction set (baseline, AVX2, AVX-512, AVX-512 with bf16 products) and the table is chosen when the
- * program starts, so one binary serves every x86-64 and uses all of it. LR_CPU(name) gives a symbol its instruction set's
- * suffix. Loops are plain C that the compiler vectorises; "omp simd" says where it must.
+ * The kernels are compiled once for each of four instruction sets (on x86-64: baseline, AVX2, AVX-512, and AVX-512 with bf16
+ * products; elsewhere for the baseline alone), and one table of them is chosen when the program starts (select.c): one binary
+ * serves every x86-64 and uses all of it. LR_CPU(name) gives a symbol the suffix of its instruction set. Loops are plain C that the
+ * compiler vectorises; "omp simd" stands where it must.
  *
- * Kernels run on exec->threads OpenMP threads, the same pool as oneDNN's, split work by rows, never by reduction order that
- * depends on timing: equal inputs and thread counts give equal bits. */
+ * Kernels run on exec->threads OpenMP threads, the same pool as oneDNN's. They divide work by rows and add in an order that does
+ * not depend on timing: equal inputs and thread counts give equal bits. Working memory is at exec->scratch (NAME_scratch). */
 #ifndef LR_CPU_H
 #define LR_CPU_H
 

@@ -1,4 +1,4 @@
-/* dnnl_compat.h: what oneDNN 2 and oneDNN 3 call differently, behind one set of names. Only gemm.c includes it.
+/* dnnl_compat.h: one set of names for what oneDNN 2 and oneDNN 3 call differently. Only gemm.c includes it.
  *
  * A dnnl_memory_desc_t is a plain struct in 2 and a handle that owns memory in 3. Both are used the same way here: start
  * it as {0}, fill it with one of the functions below, lend it out as lr_desc_ref, which is the type that both versions'

@@ -1,5 +1,5 @@
 /* lanes.h: vectors of the instruction set that a file is compiled for, and functions of them. Plain loops are left to the
- * compiler; these are for what it would not find: products in registers, transposition, rows in parts of a vector. */
+ * compiler; these are for what it does not find by itself: products in registers, transposition, rows in parts of a vector. */
 #ifndef LR_CPU_LANES_H
 #define LR_CPU_LANES_H
 
@@ -32,7 +32,7 @@ static inline void lr_vec_store(void *p, lr_vec v)
     memcpy(p, &v, sizeof v);
 }
 
-/* The first n of the floats at p, zero behind them; nothing beyond them is read. */
+/* The first n of the floats at p, then zeros; nothing beyond the n is read. */
 static inline lr_vec lr_vec_load_first(const void *p, int64_t n)
 {
     if (n >= LR_LANES)

@@ -4,7 +4,7 @@
  * or pairs of bf16 neighbours along the depth. The depth of a product runs either across the rows of a source or down
  * them:
  *   across   lr_pack_across transposes words into panels, whose columns are the rows
- *   down     lr_pack_down keeps the rows, or interleaves two and two of them as pairs
+ *   down     lr_pack_down keeps the rows, or interleaves them two by two as pairs
  * Rows that lie far apart are fetched LR_ROWS_AHEAD of their use, for no processor guesses where the next one is. */
 #ifndef LR_CPU_PACK_H
 #define LR_CPU_PACK_H
@@ -43,7 +43,7 @@ static inline int64_t lr_word_bytes(const lr_source *s)
     return s->dtype == LR_F32 || s->pairs ? 4 : 2;
 }
 
-/* The words at `at`: n of them, zero behind those. */
+/* The n words at `at`, then zeros. */
 static inline lr_vec lr_source_words(const lr_source *s, const char *at, int64_t n)
 {
     return s->dtype == LR_BF16 && !s->pairs ? lr_vec_widen_first(at, n) : lr_vec_load_first(at, n);

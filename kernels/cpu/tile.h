@@ -52,7 +52,7 @@ static inline void lr_pair_down(lr_word *to, lr_vec first, lr_vec second)
     _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_loadu_si512(lr_interleaved), halves));
 }
 
-/* to[c] = (even[c], odd[c]): n <= LR_PANEL of each bf16, zero behind them up to a whole vector. odd NULL: zeros. */
+/* to[c] = (even[c], odd[c]): n <= LR_PANEL of each, bf16, then zeros up to a whole vector. odd NULL: zeros. */
 static inline void lr_interleave(lr_word *to, const char *even, const char *odd, int64_t n)
 {
     const __m512i order = _mm512_loadu_si512(lr_interleaved); /* of 16 and 16: the others are the second vector's */

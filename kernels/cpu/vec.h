@@ -1,9 +1,9 @@
 /* vec.h: rows of numbers, for the CPU kernels.
  *
- * Kernels compute in f32 whatever the tensors hold. lr_row_in gives a run of elements as f32 - in place where the
- * tensor is f32, converted into a buffer where it is bf16 - and lr_row_out / lr_row_done are its counterpart for
- * results, rounding once, to nearest even. So each kernel has one body, and that body is a plain loop over floats. A
- * buffer is small enough to stay in the first-level cache, where the extra pass costs little.
+ * Kernels compute in f32 whatever the tensors hold. lr_row_in gives a run of elements as f32: in place where the tensor is
+ * f32, converted into a buffer where it is bf16. lr_row_out and lr_row_done are its counterpart for results, which are
+ * rounded once, to nearest even. So each kernel has one body, a plain loop over floats. A buffer is small enough to stay in
+ * the first-level cache, where the extra pass costs little.
  *
  * The functions below have no branch and call nothing, so that loops over them vectorise. */
 #ifndef LR_CPU_VEC_H
@@ -21,7 +21,8 @@ enum {
     LR_RUN = 2048
 }; /* elements an elementwise kernel takes at a time: three runs of f32 are half of a 48 KiB cache */
 
-/* Elements of the vector a, and behind them of b, by their numbers, which are constants; ids is the type of a vector of them. */
+/* Elements of the vectors a and b by their numbers, which are constants and go on in b where a ends. ids is the type of a vector of
+ * such numbers. */
 #ifdef __clang__
 #define LR_SHUFFLE(ids, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else

@@ -2,21 +2,21 @@
  *
  *   s = scale q k', hidden where the mask is   lse = log sum exp s   p = exp(s - lse)   o = p v
  *
- * A block has 64 queries of one head, 16 a warp, and goes through the keys 64 at a time. Queries stay in registers as fragments, so do the
- * sums of the output; scores become probabilities where they lie and are the left operand of the product with v. Tiles of k and v come in
- * turn through a ring of three: while one is worked on the two after it are under way, and one barrier a tile says both that the next has
- * arrived and that the last may be overwritten. Only the last tile of keys has any to hide. Softmax runs in powers of two with a running
- * maximum; the sum of a row is put together from its four lanes at the end.
+ * A block has 64 queries of one head, 16 a warp, and goes through the keys 64 at a time. Queries stay in registers as fragments, so
+ * do the sums of the output; scores become probabilities where they lie and are the left operand of the product with v. Tiles of k
+ * and v come in turn through a ring of three: while one is worked on the two after it are under way, and one barrier for each tile
+ * means both that the next has arrived and that the last may be overwritten. Only the last tile of keys has any to hide. Softmax
+ * runs in powers of two with a running maximum; the sum of a row is put together from its four lanes at the end.
  *
  * Rounding: probabilities to 16 bits before they meet v (their sum is of the unrounded), the output once; all else is f32.
  *
  * head_dim          32     64     96    128
  * shared memory     12     24     36     48 KiB a block of 128 threads: the ring, whose third tile holds the queries at first
  *
- * Work: 4 head_dim FLOP and an exponential for each query and key that it sees (n^2 pairs a head, half of them when causal). Bytes: q, k, v,
- * o and lse once, k and v again out of the L2 cache for every 64 queries of a head (a byte for 64 FLOP).
- * Bound: sequences of some hundred tokens and less by memory; longer ones by tensor cores and shared memory about equally, for a warp's 16
- * rows use a fragment of k or v once: 16 bytes a lane for every two mma, which is all of an A100's dense rate and half of an H100's. At
+ * Work: 4 head_dim FLOP and an exponential for each query and key that it sees (n^2 pairs a head, half of them when causal). Bytes:
+ * q, k, v, o and lse once, k and v again out of the L2 cache for every 64 queries of a head (a byte for 64 FLOP). Bound: sequences
+ * of some hundred tokens and less by memory; longer ones by tensor cores and shared memory about equally, for a warp's 16 rows use
+ * a fragment of k or v once: 16 bytes a lane for every two mma, which is all of an A100's dense rate and half of an H100's. At
  * head_dim 32 the exponentials (16 a clock and SM) take as long as an A100's products. None of this was measured on a GPU. */
 #include "cuda/attention_tile.h"
 
@@ -30,7 +30,8 @@ __device__ __forceinline__ int next_in_ring(int stage)
     return stage + 1 == RING ? 0 : stage + 1;
 }
 
-/* One row of a query as the two rows of a lane are kept: its running maximum (of unscaled scores) and this lane's part of the sum. */
+/* One row of a query as the two rows of a lane are kept: its running maximum (of unscaled scores) and this lane's part of the sum.
+ * */
 struct softmax_row {
     float highest, total;
 };

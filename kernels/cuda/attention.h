@@ -1,9 +1,9 @@
 /* attention.h: what the attention kernels share: their operands, and which rows of which sequence a block works on.
  *
- * The host knows how many tokens and sequences there are, not how the tokens are dealt out: cu_seqlens lies on the device. So a grid has
- * a slot for every tile of `TILE` rows that there could be: sequence b has those from cu[b] / TILE + b on, up to where b + 1's begin. That
- * is at least as many as it has tiles, for floor((x + n) / TILE) - floor(x / TILE) + 1 >= ceil(n / TILE), and at most one a sequence stays
- * empty. A block finds the sequence of its slot by search and asks nobody. */
+ * The host knows how many tokens and sequences there are, not how long each sequence is: cu_seqlens lies on the device. So a grid
+ * has a slot for every tile of `TILE` rows that there could be: sequence b has those from cu[b] / TILE + b on, up to where b + 1's
+ * begin. These are at least as many as its tiles, for floor((x + n) / TILE) - floor(x / TILE) + 1 >= ceil(n / TILE), and at most
+ * one slot of a sequence stays empty. A block finds the sequence of its slot by a search in cu_seqlens. */
 #ifndef LR_CUDA_ATTENTION_H
 #define LR_CUDA_ATTENTION_H
 
@@ -39,8 +39,8 @@ template <class T> struct attention_operands {
     head_rows<const T> q, k, v;
 };
 
-/* What the backward's second pass has to know of a query, left for it by the first. A query that is not there (its tile reaches beyond the
- * sequence) has log2_sum = infinity, so that its probabilities are 0. Tiles stand by slot: [heads][slots][TILE]. */
+/* What the backward's first pass computes of a query for the second one. A query that is not there (its tile reaches beyond the
+ * sequence) has log2_sum = infinity, so that its probabilities are 0. Tiles are in the order of slots: [heads][slots][TILE]. */
 struct alignas(8) query_statistics {
     float log2_sum; /* lse in units of log 2 */
     float along;    /* sum of do o */
@@ -61,7 +61,7 @@ struct sequence_tile {
     int64_t start;      /* the sequence's first row */
     int64_t first_slot; /* of the sequence */
     int length;
-    int number, count; /* this tile of so many */
+    int number, count; /* this tile is number `number` of `count`, from 0 */
 };
 
 template <int TILE> static inline int64_t slots_of(const attention_batch &b)
@@ -79,22 +79,22 @@ static __device__ __forceinline__ bool sequence_is_sound(const attention_batch &
            in_range(b.fault, b.place, i + 1, end, start + 1, start + (rest < b.max_length ? rest : b.max_length));
 }
 
-/* The tile of a slot; false where the slot is empty. All threads of a block call it with the same slot; `first_head`: this block is the
- * slot's first. Every sequence is looked at by one block at least, whether or not a slot leads there. */
+/* The tile of a slot; false where the slot is empty. All threads of a block call it with the same slot; `first_head`: this block is
+ * the slot's first. Every sequence is looked at by one block at least, whether or not a slot leads there. */
 template <int TILE>
 static __device__ __forceinline__ bool find_tile(const attention_batch &b, int64_t slot, bool first_head,
                                                  sequence_tile *tile)
 {
     if (first_head && slot < b.sequences && threadIdx.x == 0)
         sequence_is_sound(b, slot);
-    /* The last sequence whose first slot is not behind this one, among those in [low, low + n): 32 are tried at a time. */
+    /* The last sequence of [low, low + n) whose first slot is this one or an earlier one: 32 are tried at a time. */
     const int lane = static_cast<int>(threadIdx.x % WARP);
     int low = 0;
     for (int n = b.sequences; n > 1;) {
         const int step = (n + WARP - 1) / WARP, tried = low + lane * step;
-        const unsigned not_behind =
+        const unsigned reached =
             __ballot_sync(ALL_LANES, lane * step < n && b.cu[tried] / TILE + static_cast<int64_t>(tried) <= slot);
-        const int last = not_behind == 0 ? 0 : __popc(not_behind) - 1;
+        const int last = reached == 0 ? 0 : __popc(reached) - 1;
         low += last * step;
         n = min(step, n - last * step);
     }

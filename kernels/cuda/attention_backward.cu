@@ -2,13 +2,13 @@
  *
  *   s = scale log2(e) q k'   p = 2^(s - lse)   dp = do v'   ds = p (dp - sum(do o))   dq = scale ds k   dk = scale ds' q   dv = p' do
  *
- * The pass over queries: a block has 64 queries of one head, q and do in registers as fragments, and goes through k and v 32 rows at a
- * time, in a ring of four. It makes dq, and leaves each query's lse and sum(do o) for the other pass.
+ * The pass over queries: a block has 64 queries of one head, q and do in registers as fragments, and goes through k and v 32 rows
+ * at a time, in a ring of four. It makes dq, and each query's lse and sum(do o) for the other pass.
  *
- * The pass over keys: a block has 64 keys of one head of k and v, both in shared memory, and goes through q and do of all query heads of its
- * group, 32 rows at a time, in a ring of three. Scores are transposed there (keys are the rows), so that p' and ds' come out of one
- * product as the left operands of the next. Both passes make the probabilities again: seven products where five would do, which is the
- * price of needing no atomics.
+ * The pass over keys: a block has 64 keys of one head of k and v, both in shared memory, and goes through q and do of all query
+ * heads of its group, 32 rows at a time, in a ring of three. Scores are transposed there (keys are the rows), so that p' and ds'
+ * come out of one product as the left operands of the next. Both passes make the probabilities again: seven products where five
+ * would do, which is the price of needing no atomics.
  *
  * Rounding: p and ds to 16 bits before they meet do, k and q; dq, dk, dv once; all else is f32.
  *
@@ -16,12 +16,12 @@
  * shared memory, queries      16     32     48     64 KiB a block of 128 threads
  * shared memory, keys      20.75  40.75  60.75  80.75 KiB: two blocks fit into the 164 KiB of an A100
  *
- * Work for each query and key that it sees: 6 head_dim FLOP in the pass over queries, 8 in the one over keys, an exponential in each. Bytes:
- * queries q, do, o, dq and lse once, k and v from the L2 cache for every 64 queries of a head; keys k, v, dk, dv once, q and do from the L2
- * cache for every 64 keys of a head of k and v.
- * Bound: as in the forward, short sequences by memory; long ones by shared memory. With head_dim 128 and 32 rows of the other side, the pass
- * over queries reads 48 fragments of 512 bytes a warp for 96 mma, as fast as an A100 multiplies; the one over keys 80 (64, and k and v
- * once more, which registers do not hold) for 128 mma, four fifths of that. None of this was measured on a GPU. */
+ * Work for each query and key that it sees: 6 head_dim FLOP in the pass over queries, 8 in the one over keys, an exponential in
+ * each. Bytes: queries q, do, o, dq and lse once, k and v from the L2 cache for every 64 queries of a head; keys k, v, dk, dv once,
+ * q and do from the L2 cache for every 64 keys of a head of k and v. Bound: as in the forward, short sequences by memory; long ones
+ * by shared memory. With head_dim 128 and 32 rows of the other side, the pass over queries reads 48 fragments of 512 bytes a warp
+ * for 96 mma, as fast as an A100 multiplies; the one over keys 80 (64, and k and v once more, which registers do not hold) for 128
+ * mma, four fifths of that. None of this was measured on a GPU. */
 #include "cuda/attention_tile.h"
 
 namespace

@@ -1,19 +1,20 @@
-/* attention_plain.cu: attention and its backward in f32 arithmetic, for what the tensor cores do not take: f32 tensors, other head_dims than
- * theirs, rows that do not begin at a multiple of 16 bytes. Slower, but of the same shape as attention.cu and attention_backward.cu, and as
- * deterministic.
+/* attention_plain.cu: attention and its backward in f32 arithmetic, for what the tensor cores do not take: f32 tensors, other
+ * head_dims than theirs, rows that do not begin at a multiple of 16 bytes. Slower, but of the same shape as attention.cu and
+ * attention_backward.cu, and as deterministic.
  *
- * A block has 32 rows of one head, eight a warp, and goes through the other side 32 rows at a time. All tiles are f32 in shared memory.
- * Both kinds of product are one loop: eight rows of the warp, four neighbouring elements read at once by all lanes, times a column of each
- * lane's own. In scores a lane's column is a row of the other tile (an odd stride apart: no two lanes in one bank), in sums of rows it is
- * an element, and one more every 32. Between the two a warp's probabilities go through shared memory, where only it reads them.
+ * A block has 32 rows of one head, eight a warp, and goes through the other side 32 rows at a time. All tiles are f32 in shared
+ * memory. Both kinds of product are one loop: eight rows of the warp, four neighbouring elements read at once by all lanes, times a
+ * column of each lane's own. In scores a lane's column is a row of the other tile (an odd stride apart: no two lanes in one bank),
+ * in sums of rows it is an element, and one more every 32. Between the two a warp's probabilities go through shared memory, where
+ * only it reads them.
  *
- * With n = head_dim rounded up to 4, a block of 128 threads has 32 (3 n + 2) + 1024 floats for the forward, 32 (4 n + 2) + 2048 for the
- * backward: at 64 and 128 28 and 53 KiB, 40 and 72 KiB. The smallest GPUs (compute capability 8.6, 8.9 and 12) have 99, which sets the
- * largest head_dim.
+ * With n = head_dim rounded up to 4, a block of 128 threads has 32 (3 n + 2) + 1024 floats for the forward, 32 (4 n + 2) + 2048 for
+ * the backward: at 64 and 128 28 and 53 KiB, 40 and 72 KiB. The smallest GPUs (compute capability 8.6, 8.9 and 12) have 99, which
+ * sets the largest head_dim.
  *
- * Formulas, FLOP and bytes are those of attention.cu and attention_backward.cu, with 32 rows for their 64. Bound: scores by shared memory,
- * which is read 12 times by a warp for 32 multiply-adds a lane (two thirds of an SM's 128 a clock), sums of rows by the multiply-adds
- * (24 for 128). None of this was measured on a GPU. */
+ * Formulas, FLOP and bytes are those of attention.cu and attention_backward.cu, with 32 rows for their 64. Bound: scores by shared
+ * memory, which is read 12 times by a warp for 32 multiply-adds a lane (two thirds of an SM's 128 a clock), sums of rows by the
+ * multiply-adds (24 for 128). None of this was measured on a GPU. */
 #include "cuda/attention.h"
 
 namespace
@@ -221,7 +222,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 2) plain_queries_kernel(const a
         store_row(a.dq.at(tile.start + row + r, column), dq[r], batch.scale, batch.dim);
 }
 
-/* dk and dv: the block's rows are keys, and every query of the group's heads comes by. */
+/* dk and dv: the block's rows are keys, and it goes through all queries of the group's heads. */
 template <class T, int N>
 __global__ void __launch_bounds__(PLAIN_THREADS, 2) plain_keys_kernel(const attention_backward_operands<T> a)
 {

@@ -1,13 +1,14 @@
 /* attention_tile.h: 16-bit tiles in shared memory, and the products of tensor cores that attention is made of.
  *
- * A tile is rows of DIM elements, in chunks of 16 bytes. Rows lie one behind the other, but the chunks of a row change places with its
- * number (`chunk_place`), so that none of these meets a bank twice: the copies into a tile (8 consecutive chunks at a time), ldmatrix (the
- * same chunk of 8 rows that begin at a multiple of 8) and the stores of results (4 bytes a lane, 8 rows of one chunk). With 8 k chunks a
- * row, each row begins at bank 0: the chunk's number is xored with the row's, modulo 8. With 8 k + 4, odd rows begin in the middle of the
- * banks: only the other three bits of the row are left to tell apart, of which two go into the chunk's number.
+ * A tile is rows of DIM elements, in chunks of 16 bytes. Rows follow each other without a gap, but where a chunk lies in its row
+ * depends on the row's number (`chunk_place`), so that none of these meets a bank twice: the copies into a tile (8 consecutive
+ * chunks at a time), ldmatrix (the same chunk of 8 rows that begin at a multiple of 8) and the stores of results (4 bytes a lane, 8
+ * rows of one chunk). With 8 k chunks a row, each row begins at bank 0: the chunk's number is xored with the row's, modulo 8. With
+ * 8 k + 4, odd rows begin in the middle of the banks: only the other three bits of the row are left to tell apart, of which two go
+ * into the chunk's number.
  *
- * A block has four warps; each has 16 rows of the left operand and all columns of the right one. Fragments are mma.h's: what a product
- * leaves in `d` is, rounded and packed, the left operand of the next one, with no way through shared memory. */
+ * A block has four warps; each has 16 rows of the left operand and all columns of the right one. Fragments are mma.h's: the
+ * result `d` of a product, rounded and packed, is the left operand of the next one, without a way through shared memory. */
 #ifndef LR_CUDA_ATTENTION_TILE_H
 #define LR_CUDA_ATTENTION_TILE_H
 
@@ -25,8 +26,8 @@ template <int DIM> static __device__ __forceinline__ int chunk_place(int row, in
     return DIM % 64 == 0 ? chunk ^ (row & 7) : chunk ^ (row >> 1 & 3);
 }
 
-/* Begin to copy rows of a head from global memory, ROWS of them, of which `present` are there; the others become 0. Four or eight lanes
- * read a row side by side, so that what differs from one copy of a thread to its next is a constant or a multiple of ld. */
+/* Begin to copy rows of a head from global memory, ROWS of them, of which `present` are there; the others become 0. Four or eight
+ * lanes read a row side by side, so that what differs from one copy of a thread to its next is a constant or a multiple of ld. */
 template <int DIM, int ROWS, class T>
 static __device__ __forceinline__ void copy_tile(smem<T> tile, const T *from, int64_t ld, int present)
 {
@@ -158,8 +159,8 @@ static __device__ __forceinline__ float quad_max(float x)
     return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
 }
 
-/* The first `present` of 16 rows of a head = d, times the factor of the lane's upper and lower row. By way of `room`, 16 rows of shared
- * memory that nobody else uses, so that global memory is written 16 bytes a lane. */
+/* The first `present` of 16 rows of a head = d, times the factor of the lane's upper and lower row. By way of `room`, 16 rows of
+ * shared memory that nobody else uses, so that global memory is written 16 bytes a lane. */
 template <int DIM, class T>
 static __device__ __forceinline__ void store_rows(T *to, int64_t ld, int present, const float (&d)[DIM / 8][4],
                                                   float upper, float lower, smem<T> room)

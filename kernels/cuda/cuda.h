@@ -1,11 +1,12 @@
 /* cuda.h: what the files of the CUDA backend share on the host side. C and C++.
  *
- * Every op of ops.def is lr_cuda_NAME(exec, ...): it puts kernels on exec->stream and returns without waiting. Kernels neither allocate nor
- * wait, index in 64 bits, add in a fixed order (no float atomics: equal inputs give equal bits on one kind of GPU), have working memory
- * at exec->scratch, of the size that scratch.c says, and compute in f32 whatever the tensors hold, rounding once.
+ * Every op of ops.def is lr_cuda_NAME(exec, ...): it puts kernels on exec->stream and returns without waiting. Kernels neither
+ * allocate nor wait, index in 64 bits, add in a fixed order (no float atomics: equal inputs give equal bits on one kind of GPU),
+ * have working memory at exec->scratch, of the size that scratch.c says, and compute in f32 whatever the tensors hold, rounding
+ * once.
  *
- * The same sources are built twice. With the CUDA toolkit: nvcc, driver.c (the CUDA runtime) and cublaslt.c. For the host: g++ and host/,
- * where threads are fibers (simt.h), driver.c's part is played by host/device_host.c and cuBLAS's by host/gemm_host.c. */
+ * The same sources are built twice. With the CUDA toolkit: nvcc, driver.c (the CUDA runtime) and cublaslt.c. For the host: g++ and
+ * host/, where threads are fibers (simt.h), driver.c's part is played by host/device_host.c and cuBLAS's by host/gemm_host.c. */
 #ifndef LR_CUDA_H
 #define LR_CUDA_H
 
@@ -21,8 +22,8 @@ extern "C" {
 #include "cuda/fault.h"
 #include "cuda/scratch.h"
 
-/* What a call of the CUDA runtime returned, as a status: LR_OK; LR_ENOMEM where memory lacks and nothing else; or LR_EINTERNAL. what: the
- * call's purpose, "copying". driver.c */
+/* What a call of the CUDA runtime returned, as a status: LR_OK; LR_ENOMEM where memory lacks and nothing else; or LR_EINTERNAL.
+ * what: the call's purpose, "copying". driver.c */
 int lr_cuda_failed(int error, const char *what);
 
 /* The fault a kernel left behind, if any, and LR_OK otherwise; it is reported once. */
@@ -42,8 +43,8 @@ typedef struct lr_cuda_matrix {
 /* to = from, converted; the shapes are equal. movement.cu */
 int lr_cuda_convert(lr_exec *exec, const lr_cuda_matrix *to, const lr_cuda_matrix *from);
 
-/* c = alpha a' b' + beta r + bias: a' is a or its transpose; r is a matrix like c, with rows of its own distance, or c itself. a and b
- * have one dtype; c has the same, or f32. bias: c's columns, in c's dtype, or NULL. beta 0 never reads r. cublaslt.c or
+/* c = alpha a' b' + beta r + bias: a' is a or its transpose; r is a matrix like c, with rows of its own distance, or c itself. a
+ * and b have one dtype; c has the same, or f32. bias: c's columns, in c's dtype, or NULL. beta 0 never reads r. cublaslt.c or
  * host/gemm_host.c */
 typedef struct lr_cuda_product {
     lr_cuda_matrix a, b, c, r;

@@ -1,9 +1,9 @@
 /* fault.h: how a kernel says that a number it was given is out of range.
  *
- * The CPU's kernels look at token ids, labels and cu_seqlens before they use them. On a GPU that would make the host wait for the device
- * before every op. So a kernel there looks at each number where it uses it: what is out of range is left out, and a record of it goes to
- * a place in pinned host memory, which the driver reads whenever it has waited for the stream (lr_tensor_read, lr_device_wait). The error
- * therefore comes up to a step later than on the CPU, with the same words. */
+ * The CPU's kernels look at token ids, labels and cu_seqlens before they use them. On a GPU that would make the host wait for the
+ * device before every op. So a kernel there looks at each number where it uses it: what is out of range is left out, and a record
+ * of it goes to a place in pinned host memory, which the driver reads whenever it has waited for the stream (lr_tensor_read,
+ * lr_device_wait). The error therefore comes up to a step later than on the CPU, with the same words. */
 #ifndef LR_CUDA_FAULT_H
 #define LR_CUDA_FAULT_H
 
@@ -29,8 +29,8 @@ typedef enum lr_fault_place {
 #undef FAULT
 } lr_fault_place;
 
-/* array[index] is value, expected low to high. Where several numbers are bad, several threads write, and index may be one's and value
- * another's; place is right. */
+/* array[index] is value, expected low to high. Where several numbers are bad, several threads write, and index may be one's and
+ * value another's; place is right. */
 typedef struct lr_fault {
     int32_t place, index, value, low, high;
 } lr_fault;

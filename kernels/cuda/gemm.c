@@ -1,8 +1,9 @@
 /* gemm.c: the matrix products as ops: which dtype they are computed in, and what has to be converted for that.
  *
- * Tensor cores multiply numbers of one 16-bit dtype and add in f32. So a product in which any matrix is 16-bit is made of operands of that
- * dtype: the f32 ones, which are adapters and their gradients, are rounded first (as autocast does), while a result in f32 stays f32. A
- * product of f32 alone is f32 throughout. Frozen weights are row-major as they were loaded: GEMM reads either operand transposed. */
+ * Tensor cores multiply numbers of one 16-bit dtype and add in f32. So a product in which any matrix is 16-bit is made of operands
+ * of that dtype: the f32 ones, which are adapters and their gradients, are rounded first (as autocast does), while a result in f32
+ * stays f32. A product of f32 alone is f32 throughout. Frozen weights are row-major as they were loaded: GEMM reads either operand
+ * transposed. */
 #include "cuda/cuda.h"
 
 static lr_cuda_matrix matrix_of(const lr_tensor *t)

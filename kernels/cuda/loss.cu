@@ -1,7 +1,7 @@
-/* loss.cu: losses over f32, their means summed in double, in a fixed order, by one block: they are a number a pair.
+/* loss.cu: losses over f32. Means are summed in double, in a fixed order, by one block: there is one number for each pair.
  *
- * Bytes: mse 8 an element, its backward 12; cross_entropy reads the scores twice (the second time out of the cache), its backward moves
- * 8 an element. */
+ * Bytes: mse 8 an element, its backward 12; cross_entropy reads the scores twice (the second time out of the cache), its backward
+ * moves 8 an element. */
 #include "cuda/vec.h"
 
 namespace

@@ -1,5 +1,5 @@
-/* mma.h: tensor cores and asynchronous copies by one name on the GPU (PTX of sm_80 and later) and on the host (emulated, fragment by
- * fragment). T is bf16 or f16. All functions but cp_async16 are called by whole warps.
+/* mma.h: tensor cores and asynchronous copies by one name on the GPU (PTX of sm_80 and later) and on the host (emulated, fragment
+ * by fragment). T is bf16 or f16. All functions but cp_async16 are called by whole warps.
  *
  * Fragments of D[16,8] += A[16,16] B[16,8], with g = lane / 4 and q = lane % 4, two elements a register, the first in its low half:
  *   A: a[0] = A[g][2q, 2q+1]   a[1] = A[g+8][2q, 2q+1]   a[2] = A[g][2q+8, 2q+9]   a[3] = A[g+8][2q+8, 2q+9]

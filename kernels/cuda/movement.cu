@@ -1,7 +1,7 @@
 /* movement.cu: rows in and out, conversion, sums and products of elements.
  *
- * All of it is bound by memory. Bytes an element, of size s: embedding, gather_rows 2s (3s with beta), scatter_rows 2s for each row given
- * and s for each row cleared, cast both sizes, add and mul 3s. Each is read or written once. */
+ * All of it is bound by memory. Bytes an element, of size s: embedding, gather_rows 2s (3s with beta), scatter_rows 2s for each row
+ * given and s for each row cleared, cast both sizes, add and mul 3s. Each is read or written once. */
 #include "cuda/vec.h"
 
 namespace

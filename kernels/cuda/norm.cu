@@ -1,8 +1,8 @@
 /* norm.cu: RMSNorm and LayerNorm with the residual sum fused in, and their backward with the residual's gradient fused in.
  *
- * One block a row, eight elements a thread and pass. Rows of up to 8192 elements stay in registers between the passes: each byte is read
- * and written once. Longer ones are read again, out of the cache. Variance is taken about the mean: E[x^2] - E[x]^2 would lose everything
- * where the mean is large. Sums are trees of a fixed shape.
+ * A block has one row, each thread eight elements in each pass. Rows of up to 8192 elements stay in registers between the passes:
+ * each byte is read and written once. Longer ones are read again, from the cache. Variance is taken about the mean: E[x^2] - E[x]^2
+ * would lose everything where the mean is large. Sums are trees of a fixed shape.
  *
  * Bytes an element of size s: forward 2s, with residual 3s, and s more where the sum is stored; backward 3s, with residual 4s. */
 #include "cuda/vec.h"
@@ -12,7 +12,8 @@ namespace
 
 enum { MAX_THREADS_A_ROW = 1024 };
 
-/* Eight elements of a row as each pass wants them: kept where one pass covers the row (KEPT), else made again by `make`. */
+/* Eight elements of a row for each pass: kept in registers where a pass of the block covers the row (KEPT), else made again by
+ * `make`. */
 template <bool KEPT> struct memory_of_row {
     float x[EIGHT];
     template <class Make> __device__ __forceinline__ void first(float (&to)[EIGHT], Make make)
@@ -168,7 +169,7 @@ __global__ void __launch_bounds__(MAX_THREADS_A_ROW, 1) norm_backward(norm_backw
     });
 }
 
-/* One block a row, of whole warps, eight elements a thread where that is enough. */
+/* One block for each row, of whole warps, with eight elements a thread where the largest block allows it. */
 unsigned threads_for(int64_t width)
 {
     const int64_t warps = (width + EIGHT * WARP - 1) / (EIGHT * WARP);

@@ -1,7 +1,8 @@
-/* optim.cu: the gradient's norm, AdamW, and the scale of the loss, over one flat vector of all parameters. Factor and scale stay on the
- * device, so a step never waits for the host.
+/* optim.cu: the gradient's norm, AdamW, and the scale of the loss, over one flat vector of all parameters. Factor and scale stay on
+ * the device, so a step never waits for the host.
  *
- * Bytes an element: clip_factor 4, adamw 28 (p, m, v read and written, g read), loss_scale none. Partial sums are double and belong to fixed chunks. */
+ * Bytes an element: clip_factor 4, adamw 28 (p, m, v read and written, g read), loss_scale none. Partial sums are double and belong
+ * to fixed chunks. */
 #include "cuda/vec.h"
 
 namespace

@@ -1,7 +1,7 @@
-/* pool.cu: one vector a sequence, and what loss functions do with such vectors.
+/* pool.cu: one vector for each sequence, and what loss functions do with such vectors.
  *
- * Bytes: pool reads the pooled tokens' rows once, pool_backward writes every row once. The rest is f32 and small: a row of an embedding is
- * one block's work, l2_normalize 8 bytes an element, its backward 12, row_dot 8, row_scale 8 (12 with beta). */
+ * Bytes: pool reads the pooled tokens' rows once, pool_backward writes every row once. The rest is f32 and small: a row of an
+ * embedding is one block's work, l2_normalize 8 bytes an element, its backward 12, row_dot 8, row_scale 8 (12 with beta). */
 #include "cuda/vec.h"
 
 namespace
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(POOL_THREADS)
 }
 
 /* ---- rows of embeddings ------------------------------------------------------------------------------------------------ */
-/* The whole block gets a . b. */
+/* a . b, in every thread of the block. */
 __device__ __forceinline__ float row_product(const float *a, const float *b, int64_t width, smem<float> part)
 {
     float sum = 0.0f;
@@ -176,8 +176,8 @@ int lr_cuda_pool_backward(lr_exec *exec, lr_tensor *dx, const lr_tensor *dy, con
     if (status != LR_OK)
         return status;
     const int64_t tokens = dx->shape[0], sequences = dy->shape[0];
-    const int64_t each =
-        lr_min64((tokens + sequences - 1) / sequences, 1024); /* blocks a sequence: its tokens, on average */
+    const int64_t each = lr_min64((tokens + sequences - 1) / sequences,
+                                  1024); /* blocks for a sequence: as many as it has tokens, on average */
     const dim3 grid(static_cast<unsigned>(sequences), static_cast<unsigned>(each));
     return by_dtype(dx->dtype, [&](auto t) {
         typedef decltype(t) T;

@@ -1,6 +1,6 @@
 /* rope.cu: rotary position embedding, rotate-half form. A thread turns eight pairs (j, j + D/2) of one head.
  *
- * Bytes an element of size s: 2s; the table's row of a token, 4 D bytes, serves all its heads out of the cache. */
+ * Bytes an element of size s: 2s; the table's row of a token, 4 D bytes, is read from the cache for all its heads but the first. */
 #include "cuda/vec.h"
 
 namespace

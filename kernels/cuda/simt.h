@@ -1,5 +1,5 @@
 /* simt.h: one kernel source, two compilers. nvcc builds it for the GPU; g++ builds it for the host, where every CUDA thread is
- * a fiber and each mistake that a GPU would pass over in silence ends the launch with an error that names it.
+ * a fiber and each mistake that a GPU would not report ends the launch with an error that names it.
  *
  * A kernel is written in CUDA with these differences:
  *
@@ -14,13 +14,13 @@
  *
  * Rules that make a kernel mean the same to both compilers
  *   - An element of shared memory is read into a variable of a named type and written whole: `float x = part[i];`, never
- *     `auto x = part[i];` nor `part[i].x`. On the host part[i] is a proxy that keeps account of who reads and writes.
+ *     `auto x = part[i];` nor `part[i].x`. On the host part[i] is a proxy that records which thread reads and writes.
  *   - No pointer to shared memory but smem<T>. No atomics: sums are taken in a fixed order (warp_sum, block_sum).
  *   - Lanes of a warp do not run in step: one that reads what another wrote needs __syncwarp or __syncthreads between them.
  *   - Every thread of a block calls the same __syncthreads, every lane of a mask the same shuffle.
  *
- * What the host finds (host/simt_host.h tells how): reads of shared memory that another thread wrote, or writes where another
- * read or wrote, with no barrier between; reads of shared memory that nobody wrote; an index outside its array; barriers and
+ * What the host finds (host/simt_host.h says how): reads of shared memory that another thread wrote, or writes where another
+ * read or wrote, with no barrier between; reads of shared memory that no thread wrote; an index outside its array; barriers and
  * shuffles that only a part of the threads reach or that differ; deadlock; launches that a GPU would refuse; and, in a build with
  * sanitizers, every access outside a tensor, misaligned vectors and undefined arithmetic. LORARUN_SIMT_SEED=n (n > 0) runs
  * threads and blocks in a random order that n decides. */

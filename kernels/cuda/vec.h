@@ -2,12 +2,13 @@
  *
  * An elementwise op is a Body: a struct of pointers and numbers with
  *     template <bool ALIGNED> __device__ void run(int64_t row, int64_t column, int n) const
- * that does elements [column, column + n) of a row, n = 8 but at a row's end. for_each_8 gives every eight elements a thread. Where each row
- * of each operand begins at a multiple of 16 bytes (ALIGNED) the eight are loaded and stored 16 bytes at a time: consecutive threads then
- * read consecutive 16 bytes, which is what a GPU's memory is fastest at. Elsewhere, and at the end of a row, they go one by one.
+ * that does elements [column, column + n) of a row, n = 8 but at a row's end. for_each_8 gives every eight elements a thread. Where
+ * each row of each operand begins at a multiple of 16 bytes (ALIGNED) the eight are loaded and stored 16 bytes at a time:
+ * consecutive threads then read consecutive 16 bytes, which is what a GPU's memory is fastest at. Elsewhere, and at the end of a
+ * row, they go one by one.
  *
- * Whether there are eight is asked once, around the body and not in each load: between two loads with a branch each the first would be
- * waited for before the second is on its way. */
+ * The test whether there are eight is made once, around the body and not in each load: with a branch before each load, the first
+ * load would have to arrive before the second is issued. */
 #ifndef LR_CUDA_VEC_H
 #define LR_CUDA_VEC_H
 
@@ -16,7 +17,8 @@
 
 enum { EIGHT = 8, THREADS = 256 };
 
-/* The widest accesses there are, 16 bytes. Sixteen-bit numbers travel as words: as structs of eight they would be stored one by one. */
+/* The widest accesses there are, 16 bytes. Sixteen-bit numbers travel as words: as structs of eight they would be stored one by
+ * one. */
 static __device__ __forceinline__ void load_aligned(float (&x)[EIGHT], const float *p)
 {
     const float4 low = reinterpret_cast<const float4 *>(p)[0], high = reinterpret_cast<const float4 *>(p)[1];
@@ -31,7 +33,7 @@ template <class T> static __device__ __forceinline__ void load_aligned(float (&x
     x[4] = c.x, x[5] = c.y, x[6] = d.x, x[7] = d.y;
 }
 
-/* By name, for nvcc takes a plain store of 16 bytes apart where it cannot tell that nothing else is in the way. */
+/* By an intrinsic: nvcc splits a plain store of 16 bytes where it cannot prove that nothing aliases it. */
 static __device__ __forceinline__ void store_aligned(float *p, const float (&x)[EIGHT])
 {
     __stwb(reinterpret_cast<float4 *>(p), make_float4(x[0], x[1], x[2], x[3]));
@@ -75,7 +77,7 @@ template <class T> static __device__ __forceinline__ float rounded(float x)
 }
 
 /* ---- functions --------------------------------------------------------------------------------------------------------- */
-/* e^x as exactly as T is worth it. */
+/* e^x, as accurate as a result of type T can hold. */
 template <class T> static __device__ __forceinline__ float exp_for(float x)
 {
     return fast_exp(x);
@@ -166,7 +168,8 @@ template <class F> static int by_dtype(int dtype, F f)
 }
 
 /* ---- numbers from the device ------------------------------------------------------------------------------------------- */
-/* Is low <= value <= high? If not, say so for the host. Of several threads that do, one writes last, number by number. */
+/* Is low <= value <= high? If not, the fault is recorded for the host. Where several threads record one, the last write of each
+ * number stays. */
 static __device__ __forceinline__ bool in_range(lr_fault *fault, lr_fault_place place, int64_t index, int value,
                                                 int64_t low, int64_t high)
 {

@@ -1,4 +1,5 @@
-/* half.h: conversions between f32 and the two 16-bit formats, bf16 and f16. They round to the nearest, ties to even; a NaN stays a NaN.
+/* half.h: conversions between f32 and the two 16-bit formats, bf16 and f16. They round to the nearest, ties to even; a NaN stays a
+ * NaN.
  *
  * They have no branch and call nothing, so that loops over them become vector code. */
 #ifndef LR_HALF_H

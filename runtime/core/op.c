@@ -1,6 +1,6 @@
-/* op.c: what every op does before its kernel runs: the arguments are checked against the op's row in ops.def, and the kernel's scratch is
- * taken. One checker serves all ops and devices: a wrong shape is reported in the same words whether the op would have run on the CPU, on
- * a GPU or, on the meta device, not at all. */
+/* op.c: what every op does before its kernel runs: the arguments are checked against the op's row in ops.def, and the kernel's
+ * scratch is taken. One checker serves all ops and devices: a wrong shape is reported in the same words whether the op would have
+ * run on the CPU, on a GPU or, on the meta device, not at all. */
 #include "core/op.h"
 #include "core/device.h"
 #include <stdio.h>

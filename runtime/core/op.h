@@ -60,7 +60,7 @@ const lr_backend *lr_cpu_backend(void);
 const lr_backend *lr_cuda_backend(void);
 const char *lr_cpu_isa(void); /* "avx512bf16", "avx512", "avx2" or "baseline" */
 
-/* Packing on the CPU (kernels/cpu/gemm.c), behind lr_tensor_pack. */
+/* Packing on the CPU, for lr_tensor_pack: kernels/cpu/gemm.c. */
 int lr_cpu_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype);
 
 #endif

@@ -1,5 +1,5 @@
-/* philox.h: Philox4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
- * 1, 2, 3" (SC'11). kernels/cpu/dropout.c has its rounds for vectors of counters, kernels/cuda/dropout.cu for the GPU, both with these
+/* philox.h: Philox4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2,
+ * 3" (SC'11). kernels/cpu/dropout.c has its rounds for vectors of counters, kernels/cuda/dropout.cu for the GPU, both with these
  * constants, hence the same bits. */
 #ifndef LR_PHILOX_H
 #define LR_PHILOX_H

@@ -1,5 +1,5 @@
-/* test_choices.c: which algorithm makes a product, with a library made up here: what is timed, what is kept, what two ranks agree on, and
- * what becomes of a file that is damaged, another's, or cannot be written. */
+/* test_choices.c: which algorithm makes a product, with a library made up here: what is timed, what is kept, what two ranks agree
+ * on, and what becomes of a file that is damaged, another's, or cannot be written. */
 #include "cuda/choices.h"
 #include "folder.h"
 #include <fcntl.h>
@@ -101,7 +101,7 @@ TEST(the_fastest_is_chosen_and_known_afterwards)
     CHECK_INT(chosen(&book, key_of(1024), &f), 2);
     CHECK_INT(f.runs, runs);
     CHECK_INT(f.asked, 1);
-    f = (fake){.count = 4, .time = {1e-3, 3e-3, 4e-3, 2e-3}}; /* another time: the file says what to take */
+    f = (fake){.count = 4, .time = {1e-3, 3e-3, 4e-3, 2e-3}}; /* other times: the file decides */
     opened(&book, "fastest");
     CHECK_INT(chosen(&book, key_of(1024), &f), 2);
     CHECK_INT(f.asked, 0);

@@ -1,5 +1,5 @@
-/* test_device.c: the GPU as a device: why there is none, memory, copies, order, numbers that only the device can look at. Runs on a GPU, on
- * its model (LORARUN_CUDA=host), and, as far as it goes, without either. */
+/* test_device.c: the GPU as a device: why there is none, memory, copies, order, numbers that only the device can look at. Runs on a
+ * GPU, on its model (LORARUN_CUDA=host), and, as far as it goes, without either. */
 #include "core/device.h"
 #include "core/op.h"
 #include "cuda/cuda.h"

@@ -148,7 +148,8 @@ TEST(syncwarp_orders_memory_and_the_finished_are_not_waited_for)
 /* ---- tensor cores ------------------------------------------------------------------------------------------------------ */
 enum { M = 16, N = 16, K = 48, LD = 16 + 8, STAGES = 2 };
 
-/* c[16,16] = a[16,K] b, b stored [n][k] or [k][n], by one warp, in slices of 16 fetched two ahead; rows of `a` from `rows` on are 0. */
+/* c[16,16] = a[16,K] b, b stored [n][k] or [k][n], by one warp, in slices of 16 fetched two ahead; rows of `a` from `rows` on are
+ * 0. */
 template <class T, bool BY_K> static __global__ void product(const T *a, const T *b, float *c, int rows)
 {
     SIMT_DYNAMIC_SHARED(T, tiles);

@@ -24,7 +24,7 @@ static const double MARKER = 12288.0; /* exact in every dtype */
 /* Where the ops run and what the 16-bit cases hold: LORARUN_TEST_DEVICE=cuda, LORARUN_TEST_HALF=f16. */
 static int device = LR_CPU, HALF = LR_BF16;
 
-/* The device is kernels on the CPU, a fiber for each of their threads: some thousand times slower than what it stands for. */
+/* The device is CUDA's kernels on the CPU, with a fiber for each thread: some thousand times slower than a GPU. */
 #define MODELLED (device != LR_CPU && getenv("LORARUN_SIMT") != NULL)
 
 /* For a case about the CPU alone. */
@@ -175,7 +175,7 @@ static mat *holder(void)
     return made[made_count++] = m;
 }
 
-/* An uninitialised mat is full of NaN, so that an op which reads it by mistake is found out. rows 0: a vector of cols.
+/* An uninitialised mat is full of NaN, so that an op which reads it by mistake fails. rows 0: a vector of cols.
  */
 static mat *mat_new(int64_t rows, int64_t cols, int dtype, bool strided)
 {

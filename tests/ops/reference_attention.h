@@ -111,7 +111,8 @@ static attention_values attention_values_of(const attention_case *c)
     return a;
 }
 
-/* Where q, k and v lie, and their gradients: each by itself, in wider tensors, or side by side in one, as a projection makes them. */
+/* Where q, k and v lie, and their gradients: each by itself, in wider tensors, or side by side in one, as a projection makes them.
+ * */
 typedef enum placement { ALONE, APART, SIDE_BY_SIDE, PLACEMENTS } placement;
 
 typedef struct attention_mats {
@@ -129,8 +130,8 @@ static attention_mats place_attention(const attention_values *a, int dtype, plac
                             mat_slice(all, a->q_width + a->k_width, a->k_width)};
 }
 
-/* |got - expected| / |expected|, over all elements: what rounding to nearest leaves of the bounds above. Where all terms cancel, as with one
- * key, the expected norm is 0. */
+/* |got - expected| / |expected|, over all elements: what rounding to nearest leaves of the bounds above. Where all terms cancel, as
+ * with one key, the expected norm is 0. */
 static void check_relative_error(const mat *m, const double *expected, const char *what)
 {
     const double allowed = m->t->dtype == LR_BF16 ? 3e-3 : m->t->dtype == LR_F16 ? 4e-4 : 1e-5;
@@ -185,8 +186,9 @@ static void check_attention(const attention_case *c, int dtype, placement where,
 static const int ONE[] = {1}, SHORT[] = {1, 2, 17, 1, 33}, UNEVEN[] = {12, 64, 1, 65, 33, 130}, LONGER[] = {512};
 static const int LONG[] = {300, 1, 205, 192, 48, 97};
 
-/* The head_dims of the tensor cores come first: what a mutant of their kernels gets wrong is soon seen. A modelled device is slow: of
- * the three places only one is tried there with each head_dim, dtype and mask, a different one each time, and f32 only beside bf16. */
+/* The head_dims of the tensor cores come first: what a mutant of their kernels gets wrong is soon seen. A modelled device is slow:
+ * of the three places only one is tried there with each head_dim, dtype and mask, a different one each time, and f32 only beside
+ * bf16. */
 static void check_attention_cases(bool backward)
 {
     static const int64_t dims[] = {64, 32, 96, 128, 8, 16, 24, 176};

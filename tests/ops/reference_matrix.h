@@ -167,8 +167,8 @@ TEST(matmul_nt)
     check_matmul(lr_op_matmul_nt, false, true);
 }
 
-/* TF32 keeps 10 bits of each f32 number; it is for GPUs, and only where it was asked for (check_matmul has it off). */
-TEST(tf32_where_it_was_asked_for)
+/* TF32 keeps 10 bits of each f32 number; it is for GPUs, and only where it is turned on (check_matmul has it off). */
+TEST(tf32_where_it_is_on)
 {
     enum { N = 64 };
     const mat *a = mat_random(N, N, LR_F32, false), *b = mat_random(N, N, LR_F32, false);

@@ -11,7 +11,8 @@
 #include "ops/reference_movement.h"
 #include "ops/reference_scratch.h"
 
-/* ---- what no kernel may get to see --------------------------------------------------------------------------------------------- */
+/* ---- arguments that no kernel may be given
+ * --------------------------------------------------------------------------------------------- */
 TEST(wrong_arguments)
 {
     mat *x = mat_random(4, 6, LR_F32, false), *y = mat_new(4, 5, LR_F32, false), *half = mat_random(4, 6, HALF, false);
@@ -42,7 +43,7 @@ TEST(packed_where_it_belongs)
     release();
 }
 
-/* fp16 is for storage here; every op that would compute in it says so. */
+/* The CPU stores f16 and does not compute in it: every op that would returns an error that says so. */
 TEST(f16_is_refused_by_the_cpu)
 {
     CPU_ONLY;

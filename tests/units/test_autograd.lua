@@ -210,6 +210,7 @@ test("every floating-point input of every op of ops.def has its gradient, or is 
     end
     for name, fn in pairs(ops) do
       check.that(type(fn) ~= "function" or functions[name], ("ops.%s: no check of its gradients"):format(name))
+      check.that(type(fn) ~= "function" or ops.tensors[name], ("ops.tensors lacks ops.%s"):format(name))
     end
   end)
 end)

@@ -1,8 +1,8 @@
-/* device_host.c: a device of host memory, for kernels built by g++: the counterpart of driver.c.
+/* device_host.c: a device of host memory, for kernels built by g++: the counterpart of cuda/driver.c.
  *
- * Device memory is a range of addresses of its own, which is open only while a kernel or a copy runs: code of the runtime that follows a
- * device pointer on the host, which a GPU would not forgive, is a segmentation fault here too. All work is done when the call returns, so
- * streams and events are the CPU's. LORARUN_SIMT=n makes n such devices. */
+ * Device memory is a range of addresses of its own, which is open only while a kernel or a copy runs: code of the runtime that
+ * follows a device pointer on the host, which a GPU would not forgive, is a segmentation fault here too. All work is done when the
+ * call returns, so streams and events are the CPU's. LORARUN_SIMT=n makes n such devices. */
 #include "cuda/host/device_host.h"
 #include "cuda/cuda.h"
 #include <stdio.h>
@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 
 /* ---- memory ------------------------------------------------------------------------------------------------------------ */
-enum { HUGE_PAGE = 2 << 20, RANGES = 2 };         /* as many ranges as memory.c asks for */
+enum { HUGE_PAGE = 2 << 20, RANGES = 2 };         /* as many ranges as pools.c asks for */
 static const size_t ADDRESSES = (size_t)32 << 30; /* of each; memory is taken when touched */
 
 static struct {
@@ -20,7 +20,7 @@ static struct {
 } ranges[RANGES];
 static int64_t mapped_bytes;
 static int openings;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all these: copies may run side by side */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all these: copies may run in parallel */
 
 static int reserve(void **out, size_t *bytes)
 {
@@ -31,13 +31,13 @@ static int reserve(void **out, size_t *bytes)
     if (p == MAP_FAILED || i == RANGES)
         return lr_fail(LR_ENOMEM, "out of addresses: %zu bytes", ADDRESSES);
     ranges[i].base = (char *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
-    madvise(ranges[i].base, ADDRESSES, MADV_HUGEPAGE); /* or opening and closing would walk many small pages */
+    madvise(ranges[i].base, ADDRESSES, MADV_HUGEPAGE); /* opening and closing would otherwise walk many small pages */
     *bytes = ADDRESSES;
     *out = ranges[i].base;
     return LR_OK;
 }
 
-/* Where this fails, the access that follows ends the process and so says it. */
+/* Not checked: where this fails, the next access ends the process. */
 static void protect(int how)
 {
     for (int i = 0; i < RANGES; i++)
@@ -103,7 +103,7 @@ static int fill(lr_stream *stream, const lr_copy *c, const void *element, size_t
 /* ---- the device -------------------------------------------------------------------------------------------------------- */
 static lr_fault fault;
 
-/* A program built for these tests is in all else the one for the CPU: who wants this device says so. */
+/* A program built for these tests is otherwise the one for the CPU: it has this device only where LORARUN_SIMT is set. */
 static int count_devices(void)
 {
     const char *text = getenv("LORARUN_SIMT");
@@ -131,7 +131,7 @@ static int memory_info(int64_t *free_bytes, int64_t *total_bytes)
     return LR_OK;
 }
 
-/* No GPU has this one, but the NVML that tests bring along. */
+/* That of the GPU in the NVML that tests make (tests/nvml), and of no real one. */
 static int uuid(int index, char *buf, size_t cap)
 {
     snprintf(buf, cap, "GPU-00000000-0000-0000-0000-%012d", index);

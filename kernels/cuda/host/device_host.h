@@ -1,4 +1,4 @@
-/* device_host.h: who may touch the memory of the device that is no device. See device_host.c. */
+/* device_host.h: when the memory that stands for a GPU's may be touched. See device_host.c. */
 #ifndef LR_DEVICE_HOST_H
 #define LR_DEVICE_HOST_H
 

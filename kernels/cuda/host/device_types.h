@@ -1,5 +1,5 @@
-/* device_types.h: CUDA's words for a compiler that is not nvcc: qualifiers, vector types, 16-bit floating point, math functions. Only
- * what the kernels use. No CUDA toolkit is needed to build for the host. */
+/* device_types.h: CUDA's words for a compiler that is not nvcc: qualifiers, vector types, 16-bit floating point, math functions.
+ * Only what the kernels use. No CUDA toolkit is needed to build for the host. */
 #ifndef LR_DEVICE_TYPES_H
 #define LR_DEVICE_TYPES_H
 
@@ -31,7 +31,7 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
-/* As on the GPU, words may be any two or eight 16-bit numbers. */
+/* As on the GPU, a word may hold any two 16-bit numbers. */
 struct alignas(8) [[gnu::may_alias]] uint2 {
     unsigned x, y;
 };
@@ -140,7 +140,7 @@ template <class T> static inline T __ldg(const T *p)
 {
     return *p;
 }
-template <class T> static inline void __stwb(T *p, T x) /* a store, as any */
+template <class T> static inline void __stwb(T *p, T x) /* on the host a plain store */
 {
     *p = x;
 }

@@ -39,7 +39,8 @@ static void forget_frames(void *, size_t)
 {
 }
 #endif
-/* What a thread may use, and what it gets: one that uses somewhat more is found out before it harms its neighbour. */
+/* The stack that a thread may use, and the larger one that it gets: a thread that uses somewhat more is reported before it
+ * overwrites the next stack. */
 static const size_t STACK_LIMIT = 128 * 1024, STACK = 2 * STACK_LIMIT; /* mapped on first touch */
 
 #if defined(__x86_64__)

@@ -1,5 +1,5 @@
-/* gemm_host.c: cuBLAS's part in a build for the host: the product in f32 by plain loops, rounded once where c is 16-bit, as a GPU does.
- * Operands must have one dtype and c that dtype or f32, for cuBLAS knows no other products. */
+/* gemm_host.c: cuBLAS's part in a build for the host: the product in f32 by plain loops, rounded once where c is 16-bit, as a GPU
+ * does. Operands must have one dtype and c that dtype or f32, for cuBLAS knows no other products. */
 #include "cuda/cuda.h"
 #include "cuda/host/device_host.h"
 #include <string.h>
@@ -13,7 +13,7 @@ static float *wide(const lr_cuda_matrix *m, float *to)
     return to;
 }
 
-/* What a tensor core takes of f32 numbers where TF32 was asked for: sign, exponent and 10 bits, rounded to nearest. */
+/* TF32: a tensor core multiplies sign, exponent and 10 bits of each f32 number, rounded to nearest. */
 static float *as_multiplied(float *x, int64_t n, int dtype)
 {
     for (int64_t i = 0; dtype == LR_F32 && lr_tf32(-1) != 0 && i < n; i++) {
@@ -36,7 +36,7 @@ static int check(const lr_cuda_product *p)
         (p->b_transposed ? p->b.rows : p->b.columns) != p->c.columns)
         return lr_fail(LR_EINTERNAL, "gemm: the matrices do not fit");
     if (p->r.dtype != p->c.dtype || p->r.rows != p->c.rows || p->r.columns != p->c.columns)
-        return lr_fail(LR_EINTERNAL, "gemm: what is added is no matrix like the result");
+        return lr_fail(LR_EINTERNAL, "gemm: the matrix that is added is not of the result's shape and dtype");
     return LR_OK;
 }
 
@@ -91,7 +91,8 @@ int lr_cuda_gemm(lr_exec *exec, const lr_cuda_product *p)
     if (buffer == NULL)
         return LR_ENOMEM;
     lr_device_memory_open();
-    memset(p->workspace, 0xff, 4096); /* a real one would use it: nothing else may live there */
+    memset(p->workspace, 0xff,
+           4096); /* cuBLASLt would write here: this shows a test where something else lives there */
     multiply(p, buffer, buffer + a_count, buffer + a_count + b_count);
     lr_device_memory_close();
     lr_free(buffer);

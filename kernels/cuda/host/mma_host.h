@@ -1,5 +1,5 @@
-/* mma_host.h: the host half of mma.h. Operands go through the warp's exchange, so that a lane that stays away is found. Products of
- * 16-bit numbers are exact in f32; they are added in the order of k. */
+/* mma_host.h: the host half of mma.h. Operands go through the warp's exchange, so that a lane that does not take part is found.
+ * Products of 16-bit numbers are exact in f32; they are added in the order of k. */
 #ifndef LR_MMA_HOST_H
 #define LR_MMA_HOST_H
 

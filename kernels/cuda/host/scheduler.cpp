@@ -1,11 +1,11 @@
-/* scheduler.cpp: runs grids. The threads of a block are fibers; those that can go on stand in a queue, and one that waits for a
- * barrier or for its warp leaves it. When nobody stands in the queue and somebody waits, the block is in deadlock.
+/* scheduler.cpp: runs grids. The threads of a block are fibers; those that can go on are in a queue, and one that waits for a
+ * barrier or for its warp is not. When the queue is empty and some thread waits, the block is in deadlock.
  *
- * By default the queue is first in, first out. With a seed the next thread is drawn from it, and blocks come in an order of
- * their own, so that kernels which lean on an order are seen.
+ * By default the queue is first in, first out. With a seed the next thread is drawn from it at random, and so is the order of the
+ * blocks, so that kernels which depend on an order fail.
  *
- * A fault is kept as text; then every fiber that is left is resumed once to end itself, and the launch returns the text. All
- * state is static: a block has at most 1024 threads. One thread of the operating system launches, as in all of lorarun. */
+ * A fault is kept as text; then every remaining fiber is resumed once to end itself, and the launch returns the text. All state is
+ * static: a block has at most 1024 threads. One thread of the operating system launches, as in all of lorarun. */
 #include "cuda/host/scheduler.h"
 #include "core/philox.h"
 #include "cuda/host/device_host.h"
@@ -22,7 +22,7 @@ namespace simt
 
 enum { LANES = 32, MAX_WARPS_IN_BLOCK = MAX_THREADS / LANES, MAX_MEETINGS = 2 * LANES + 1 };
 
-/* Lanes of one mask that wait for each other; after that, what they left is read. */
+/* Lanes of one mask that wait for each other, then read each other's deposits. */
 struct meeting {
     unsigned mask;    /* 0: free */
     unsigned arrived; /* lanes whose deposit is here */
@@ -47,7 +47,7 @@ static struct {
     thread_state thread[MAX_THREADS];
     unsigned living[MAX_WARPS_IN_BLOCK]; /* lanes whose thread has not ended */
     meeting meetings[MAX_WARPS_IN_BLOCK][MAX_MEETINGS];
-    int meetings_begun[MAX_WARPS_IN_BLOCK];           /* those behind have not been used in this block */
+    int meetings_begun[MAX_WARPS_IN_BLOCK];           /* the others have not been used in this block */
     int ready[MAX_THREADS], ready_first, ready_count; /* a ring */
     int waiting;                                      /* at the barrier */
     int votes,
@@ -173,7 +173,7 @@ static const char *base_name(const char *path)
     return slash != nullptr ? slash + 1 : path;
 }
 
-/* All threads that are left stand at the barrier: a new epoch begins. `except` is not waiting, for it runs. */
+/* All threads that have not ended are at the barrier: a new epoch begins. `except` is not waiting, for it runs. */
 static void open_barrier(int except)
 {
     block.votes_before = block.votes;
@@ -239,7 +239,7 @@ static meeting *find_meeting(int warp, unsigned mask)
     return unused;
 }
 
-/* Where every lane of the mask that still lives has come, let them go on. `except` runs already. */
+/* Where all lanes of the mask whose threads have not ended are there, let them go on. `except` runs already. */
 static bool complete_meeting(meeting *m, int warp, int except)
 {
     if (m->mask == 0 || m->complete || (m->mask & block.living[warp] & ~m->arrived) != 0)
@@ -298,7 +298,7 @@ static void thread_main()
     block.body(block.context);
     leave_meeting(self);
     bury(self);
-    /* Those who wait for the living no longer wait for this one. */
+    /* Barriers and warps that wait for all threads no longer wait for this one. */
     if (block.live > 0 && block.waiting == block.live)
         open_barrier(-1);
     for (int i = 0; i < block.meetings_begun[self / LANES]; i++)

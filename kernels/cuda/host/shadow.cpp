@@ -1,12 +1,12 @@
-/* shadow.cpp: shared memory on the host, and the account of who did what to it.
+/* shadow.cpp: shared memory on the host, and the record of which thread read and wrote what.
  *
- * One arena serves every block: dynamic shared memory first, then the static arrays in the order they are met. Each pair of bytes has a
- * cell with the last write and the last read. Cells are never cleared: epochs only grow, and what is older than the block's first
- * epoch belongs to a block that is gone.
+ * One arena serves every block: dynamic shared memory first, then the static arrays in the order they are met. Each pair of bytes
+ * has a cell with the last write and the last read. Cells are never cleared: epochs only grow, and what is older than the block's
+ * first epoch belongs to a block that has ended.
  *
- * Two accesses are ordered where their epochs differ (a barrier of the block lies between), or where both threads are of one warp and
- * the later one has passed a __syncwarp since the earlier access. Several readers of an epoch are kept as one where they are of one
- * warp, else as "many": any write in the same epoch is then a fault. */
+ * Two accesses are ordered where their epochs differ (a barrier of the block lies between), or where both threads are of one warp
+ * and the later one has passed a __syncwarp since the earlier access. Several readers of an epoch are kept as one where they are of
+ * one warp, else as "many": any write in the same epoch is then a fault. */
 #include "cuda/host/scheduler.h"
 
 namespace simt
@@ -105,11 +105,12 @@ static void check_place(const shared_array *a, const void *p, size_t bytes, size
               static_cast<long long>(offset));
 }
 
-/* What follows looks at the account alone, within bounds that check_place has seen to, once for every two bytes that a kernel touches:
- * under the sanitizers, unwatched is twice as fast. */
+/* The functions below only touch the record, within bounds that check_place has tested, once for every two bytes that a kernel
+ * touches: not instrumented, they are twice as fast under the sanitizers. */
 #define UNWATCHED __attribute__((no_sanitize("address", "undefined")))
 
-/* Does anything order the access `sync` of `thread` (or of lanes of `warp`) in this epoch before what the running thread does now? */
+/* Does anything order the access `sync` of `thread` (or of lanes of `warp`) in this epoch before what the running thread does now?
+ * */
 UNWATCHED static inline bool ordered(const moment &at, int warp, uint64_t sync)
 {
     return warp == at.thread / LANES && at.sync > sync;

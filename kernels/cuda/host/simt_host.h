@@ -1,11 +1,11 @@
-/* simt_host.h: the host half of simt.h. A block runs on fibers, one a thread, which give way only inside barriers and warp functions
- * (scheduler.cpp). Blocks run one after another.
+/* simt_host.h: the host half of simt.h. A block runs on fibers, one a thread, which give way only inside barriers and warp
+ * functions (scheduler.cpp). Blocks run one after another.
  *
  * How mistakes are found
- *   - Shared memory is reached through smem<T>, whose elements are proxies. Each pair of bytes has a cell that says who wrote and who
- *     read it last, at which barrier and at which __syncwarp (shadow.cpp). An access that no barrier orders after another thread's
- *     write, or a write that none orders after another's access, is a fault: in any thread order, not only in an unlucky one.
- *   - Shared memory is new in every block: what nobody wrote may not be read.
+ *   - Shared memory is reached through smem<T>, whose elements are proxies. Each pair of bytes has a cell that says which threads
+ *     wrote and read it last, at which barrier and at which __syncwarp (shadow.cpp). An access that no barrier orders after another
+ *     thread's write, or a write that none orders after another's access, is a fault: in any thread order, not only in an unlucky one.
+ *   - Shared memory is new in every block: what no thread wrote may not be read.
  *   - Barriers and warp functions carry the line they were called from; those that meet must come from the same one.
  *   - A fault ends the launch: simt_launch returns LR_EINTERNAL, lr_last_error() names kernel, block, thread and values. */
 #ifndef LR_SIMT_HOST_H
@@ -49,12 +49,12 @@ int current_thread(); /* number of the running thread within its block */
 /* Wait for the block; returns how many threads came with a true predicate. */
 int barrier(bool predicate, const char *file, int line);
 
-/* What the lanes of a mask left for each other: deposit i is lane i's. Valid until the lane's next warp function. */
+/* The values that the lanes of a mask gave each other: deposit i is lane i's. Valid until the lane's next warp function. */
 struct deposits {
     unsigned lanes; /* those that take part */
     const unsigned char (*of)[MAX_DEPOSIT];
 };
-/* Leave a value, wait for every lane of the mask. orders: memory too, as __syncwarp does. */
+/* Deposit a value, then wait for every lane of the mask. orders: memory too, as __syncwarp does. */
 deposits exchange(unsigned mask, const void *value, size_t bytes, bool orders, const char *file, int line);
 
 /* ---- shared memory (shadow.cpp) --------------------------------------------------------------------------------------- */
