@@ -125,7 +125,8 @@ int take_rows(lr_exec *exec, const char *name, lr_fault_place place, lr_tensor *
 
 int lr_cuda_fill(lr_stream *stream, void *to, int64_t pitch, int64_t width, int64_t rows, const void *element, int size)
 {
-    lr_exec exec = {0, stream, nullptr};
+    lr_exec exec = {};
+    exec.stream = stream;
     const extent e = {rows, width};
     if (size == 2)
         return fill_elements<uint16_t>(&exec, to, pitch, e, element);
