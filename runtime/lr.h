@@ -121,8 +121,17 @@ const char *lr_device_missing(int device); /* why a device is not available; NUL
 const char *lr_device_name(int device);    /* "cpu" */
 /* One line: model, memory; of the CPU also the instruction set in use and the threads. */
 int lr_device_describe(int device, char *buf, size_t cap);
-/* "GPU-...", as the driver names a GPU that this process may use everywhere in the world; index -1: the one it uses. */
-int lr_device_uuid(int index, char *buf, size_t cap);
+/* "GPU-...": the name that a GPU has everywhere in the world. index: of those of the kind that this process sees; -1: the one it uses.
+ * LR_EDEVICE where it sees none, LR_EUNSUPPORTED for a kind that has no such names. */
+int lr_device_uuid(int device, int index, char *buf, size_t cap);
+/* What a kind of device does in its own way, where the choice is Lua's. */
+typedef struct lr_device_traits {
+    int32_t
+        residual_in_product; /* a linear layer had better add the residual stream in its product (op linear's r) than in the norm */
+    int32_t
+        plain_weights; /* a packed weight has the plain layout: what lies beside a weight may be a part of its product */
+} lr_device_traits;
+int lr_device_traits_of(int device, lr_device_traits *out); /* of LR_META: those of the device that it is like */
 int lr_device_memory(int device, int64_t *free_bytes, int64_t *total_bytes); /* of the whole device, all processes */
 int lr_device_wait(int device); /* until all work given to it is done; reports what went wrong in it */
 /* 1, as at first: equal inputs give equal bits in every run on the same kind of GPU. 0: the fastest way, whatever its bits. The CPU

@@ -1,7 +1,8 @@
 /* driver.c: the CPU as a device. Work is done when the call that asks for it returns, so streams and events are empty. */
 #include "core/device.h"
 #include "core/limits.h"
-#include "core/op.h"
+#include "cpu/gemm.h"
+#include "cpu/select.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -207,9 +208,14 @@ static int event_seconds(lr_device_event *from, lr_device_event *to, double *sec
     return LR_OK;
 }
 
+const lr_driver *lr_cpu_driver(void); /* listed by the build, see core/device.c */
+
 const lr_driver *lr_cpu_driver(void)
 {
     static const lr_driver driver = {
+        .device = LR_CPU,
+        .name = "cpu",
+        .noun = "CPU",
         .addressable = true,
         .watched = true,
         .count = count_one,
@@ -218,6 +224,7 @@ const lr_driver *lr_cpu_driver(void)
         .memory_info = memory_info,
         .kernels = lr_cpu_backend,
         .prepare = prepare,
+        .pack = lr_cpu_pack,
         .reserve = reserve,
         .allow = lr_limits_allow,
         .map = map,

@@ -222,6 +222,8 @@ int lr_cpu_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype)
 {
     lr_packed_weight layout = {0};
     dnnl_memory_desc_t plain = {0};
+    if (dtype == LR_F16)
+        return lr_fail(LR_EUNSUPPORTED, "pack: '%s': fp16 compute needs a GPU, on the CPU use bf16 or fp32", w->name);
     int status = start();
     layout.dtype = dtype == LR_BF16 ? bf16_dtype() : LR_F32;
     if (status == LR_OK)

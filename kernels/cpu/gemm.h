@@ -4,6 +4,9 @@
 
 #include "core/op.h"
 
+/* The driver's pack, see core/device.h. LR_EUNSUPPORTED for f16, which the CPU does not compute in. */
+int lr_cpu_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype);
+
 /* The dtype that x and y of lr_gemm_packed must have: that of the packed values, which may differ from w->dtype. */
 int lr_gemm_packed_dtype(const lr_tensor *w);
 

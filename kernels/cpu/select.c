@@ -1,6 +1,6 @@
 /* select.c: choose the kernel table for this machine, once. LORARUN_ISA=baseline|avx2|avx512|avx512bf16 lowers the choice,
  * for tests. */
-#include "core/op.h"
+#include "cpu/select.h"
 #include <stdlib.h>
 #include <string.h>
 

@@ -20,6 +20,7 @@ extern "C" {
 #include "core/device.h"
 #include "core/op.h"
 #include "cuda/fault.h"
+#include "cuda/pack.h"
 #include "cuda/scratch.h"
 
 /* What a call of the CUDA runtime returned, as a status: LR_OK; LR_ENOMEM where memory lacks and nothing else; or LR_EINTERNAL.

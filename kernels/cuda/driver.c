@@ -349,8 +349,12 @@ static int event_seconds(lr_device_event *from, lr_device_event *to, double *sec
 const lr_driver *lr_cuda_driver(void)
 {
     static const lr_driver driver = {
+        .device = LR_CUDA,
+        .name = "cuda",
+        .noun = "GPU",
         .addressable = false,
         .watched = false,
+        .traits = {.residual_in_product = 1, .plain_weights = 1},
         .count = count_devices,
         .open = open_device,
         .describe = describe,
@@ -358,6 +362,7 @@ const lr_driver *lr_cuda_driver(void)
         .uuid = uuid,
         .kernels = lr_cuda_backend,
         .prepare = prepare,
+        .pack = lr_cuda_pack,
         .reserve = reserve,
         .map = map,
         .unmap = unmap,

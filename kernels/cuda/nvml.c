@@ -142,14 +142,6 @@ int lr_gpu_count(int *out)
     return status;
 }
 
-#ifndef LR_HAVE_CUDA /* else kernels/cuda knows */
-int lr_gpu_blas_version(int *out)
-{
-    (void)out;
-    return lr_fail(LR_EUNSUPPORTED, "this lorarun was built without cuBLASLt");
-}
-#endif
-
 int lr_gpu_driver(char *version, size_t cap, int *cuda)
 {
     const int status = need();
@@ -169,7 +161,7 @@ int lr_gpu_of_device(int device_index, int *out)
     unsigned int number = 0;
     int status = need();
     if (status == LR_OK)
-        status = lr_device_uuid(device_index, uuid, sizeof uuid);
+        status = lr_device_uuid(LR_CUDA, device_index, uuid, sizeof uuid);
     if (status != LR_OK)
         return status;
     /* A part of a GPU (MIG) is a device of its own for CUDA, but not for NVML's count. */

@@ -1,38 +1,56 @@
-/* device.c: which devices there are. */
+/* device.c: which devices there are. Each driver is listed by the build (BACKENDS in CMakeLists.txt); the meta device has none.
+ *
+ * A device is opened when it is first asked for, so that a program that does not use the GPU does not wait for the GPU's driver. */
 #include "core/device.h"
 #include <stdio.h>
 #include <string.h>
 
-/* ---- devices --------------------------------------------------------------------------------------------------------- */
-/* A device is opened when first asked about, so that a program that does not use the GPU does not wait for its driver. */
+/* lr_drivers.inc has a row LR_DRIVER(name) for each backend. */
+#define LR_DRIVER(name) const lr_driver *lr_##name##_driver(void);
+#include "lr_drivers.inc"
+#undef LR_DRIVER
+
+static const lr_driver *(*const drivers[])(void) = {
+#define LR_DRIVER(name) lr_##name##_driver,
+#include "lr_drivers.inc"
+#undef LR_DRIVER
+};
+
+/* What became of opening each device. */
 static struct {
     enum { UNKNOWN, PRESENT, MISSING } state;
-    int index;     /* of the GPUs that this process sees */
+    int index;     /* of those of its kind that this process sees */
     char why[256]; /* it is missing */
-} cuda;
+} devices[LR_DEVICE_COUNT];
 
-static void find_cuda(void)
+static const lr_driver *listed_driver(int device)
 {
-    cuda.state = MISSING;
-#ifdef LR_HAVE_CUDA
-    if (lr_cuda_driver()->open(cuda.index) == LR_OK)
-        cuda.state = PRESENT;
+    for (size_t i = 0; i < LR_COUNT_OF(drivers); i++)
+        if (drivers[i]()->device == device)
+            return drivers[i]();
+    return NULL;
+}
+
+static void find(int device, const lr_driver *driver)
+{
+    devices[device].state = MISSING;
+    if (driver->absent == NULL && driver->open(devices[device].index) == LR_OK)
+        devices[device].state = PRESENT;
     else
-        snprintf(cuda.why, sizeof cuda.why, "%s", lr_last_error());
-#else
-    snprintf(cuda.why, sizeof cuda.why, "this lorarun was built without CUDA");
-#endif
+        snprintf(devices[device].why, sizeof devices[device].why, "%s",
+                 driver->absent != NULL ? driver->absent : lr_last_error());
 }
 
 const char *lr_device_missing(int device)
 {
-    if (device == LR_CPU || device == LR_META)
+    const lr_driver *driver = listed_driver(device);
+    if (device == LR_META)
         return NULL;
-    if (device != LR_CUDA)
+    if (driver == NULL)
         return "there is no such device";
-    if (cuda.state == UNKNOWN)
-        find_cuda();
-    return cuda.state == PRESENT ? NULL : cuda.why;
+    if (devices[device].state == UNKNOWN)
+        find(device, driver);
+    return devices[device].state == PRESENT ? NULL : devices[device].why;
 }
 
 int lr_device_available(int device)
@@ -40,22 +58,12 @@ int lr_device_available(int device)
     return lr_device_missing(device) == NULL;
 }
 
-const char *lr_cuda_version(void)
-{
-#ifdef LR_CUDA_VERSION
-    return LR_CUDA_VERSION;
-#else
-    return NULL;
-#endif
-}
-
 int lr_device_count(int device)
 {
-#ifdef LR_HAVE_CUDA
-    if (device == LR_CUDA)
-        return lr_cuda_driver()->count();
-#endif
-    return device == LR_CPU || device == LR_META;
+    const lr_driver *driver = listed_driver(device);
+    if (device == LR_META)
+        return 1;
+    return driver != NULL && driver->absent == NULL ? driver->count() : 0;
 }
 
 int lr_device_choose(int device, int index)
@@ -63,43 +71,72 @@ int lr_device_choose(int device, int index)
     const int count = lr_device_count(device);
     if (index < 0 || index >= count)
         return lr_fail(LR_EDEVICE, "%s device %d: this process sees %d", lr_device_name(device), index, count);
-    if (device == LR_CUDA && cuda.state != UNKNOWN && cuda.index != index)
-        return lr_fail(LR_EINVAL, "this process uses GPU %d already, it cannot change to %d", cuda.index, index);
-    if (device == LR_CUDA)
-        cuda.index = index;
+    if (devices[device].state != UNKNOWN && devices[device].index != index)
+        return lr_fail(LR_EINVAL, "this process uses %s %d already, it cannot change to %d",
+                       listed_driver(device)->noun, devices[device].index, index);
+    devices[device].index = index;
     return LR_OK;
 }
 
-int lr_device_uuid(int index, char *buf, size_t cap)
+int lr_device_uuid(int device, int index, char *buf, size_t cap)
 {
-    const int chosen = index < 0 ? cuda.index : index, count = lr_device_count(LR_CUDA);
+    const lr_driver *driver = listed_driver(device);
+    if (driver == NULL || (driver->uuid == NULL && driver->absent == NULL))
+        return lr_fail(LR_EUNSUPPORTED, "device %s has no name of its own in the world", lr_device_name(device));
+    const int chosen = index < 0 ? devices[device].index : index, count = lr_device_count(device);
     if (chosen >= count)
-        return lr_fail(LR_EDEVICE, "cuda device %d: this process sees %d", chosen, count);
-#ifdef LR_HAVE_CUDA
-    return lr_cuda_driver()->uuid(chosen, buf, cap);
-#else
-    (void)buf, (void)cap;
-    return LR_OK; /* not reached: there is none */
-#endif
+        return lr_fail(LR_EDEVICE, "%s device %d: this process sees %d", lr_device_name(device), chosen, count);
+    return driver->uuid(chosen, buf, cap);
 }
 
 const char *lr_device_name(int device)
 {
-    static const char *const names[LR_DEVICE_COUNT] = {"cpu", "cuda", "meta"};
-    return device >= 0 && device < LR_DEVICE_COUNT ? names[device] : "unknown";
+    const lr_driver *driver = listed_driver(device);
+    return device == LR_META ? "meta" : driver != NULL ? driver->name : "unknown";
 }
 
 const lr_driver *lr_driver_of(int device)
 {
-    if (device == LR_CPU)
-        return lr_cpu_driver();
-#ifdef LR_HAVE_CUDA
-    if (device == LR_CUDA && lr_device_available(LR_CUDA))
-        return lr_cuda_driver();
-#endif
-    return NULL;
+    return device != LR_META && lr_device_available(device) ? listed_driver(device) : NULL;
 }
 
+/* ---- the meta device ------------------------------------------------------------------------------------------------- */
+static int meta_is_like = LR_CPU;
+
+int lr_meta_like(int device)
+{
+    if (listed_driver(device) == NULL)
+        return lr_fail(LR_EINVAL, "the meta device cannot be like device number %d", device);
+    meta_is_like = device;
+    return LR_OK;
+}
+
+int lr_device_like(int device)
+{
+    return device == LR_META ? meta_is_like : device;
+}
+
+const lr_driver *lr_driver_like(int device)
+{
+    return listed_driver(lr_device_like(device));
+}
+
+int lr_device_traits_of(int device, lr_device_traits *out)
+{
+    const lr_driver *driver = lr_driver_like(device);
+    if (driver == NULL)
+        return lr_fail(LR_EINVAL, "there is no device number %d", device);
+    *out = driver->traits;
+    return LR_OK;
+}
+
+bool lr_device_addressable(int device)
+{
+    const lr_driver *driver = listed_driver(device);
+    return driver != NULL && driver->addressable;
+}
+
+/* ---- asking a device ------------------------------------------------------------------------------------------------- */
 /* The driver, or NULL and lr_fail. */
 static const lr_driver *need_driver(int device, const char *what)
 {
@@ -110,21 +147,29 @@ static const lr_driver *need_driver(int device, const char *what)
     return driver;
 }
 
+/* A program that was built for GPUs and runs on the processor says why, where there is no GPU. Looking for one does not start it. */
+static void append_missing(char *buf, size_t cap)
+{
+    for (size_t i = 0; i < LR_COUNT_OF(drivers); i++) {
+        const lr_driver *driver = drivers[i]();
+        if (driver->absent != NULL)
+            continue;
+        if (devices[driver->device].state == UNKNOWN && driver->count() == 0)
+            find(driver->device, driver);
+        const size_t used = strlen(buf);
+        if (devices[driver->device].state == MISSING)
+            snprintf(buf + used, cap - used, "; no %s: %s", driver->noun, devices[driver->device].why);
+    }
+}
+
 int lr_device_describe(int device, char *buf, size_t cap)
 {
     const lr_driver *driver = need_driver(device, "describe");
     if (driver == NULL)
         return LR_EDEVICE;
     const int status = driver->describe(buf, cap);
-#ifdef LR_HAVE_CUDA
-    /* A program for GPUs works on the processor: where there is no GPU it says why. Looking for one does not start it. */
-    if (device == LR_CPU && cuda.state == UNKNOWN && lr_cuda_driver()->count() == 0)
-        find_cuda();
-    if (status == LR_OK && device == LR_CPU && cuda.state == MISSING) {
-        const size_t used = strlen(buf);
-        snprintf(buf + used, cap - used, "; no GPU: %s", cuda.why);
-    }
-#endif
+    if (status == LR_OK && driver->addressable)
+        append_missing(buf, cap);
     return status;
 }
 

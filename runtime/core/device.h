@@ -1,4 +1,7 @@
-/* device.h: devices behind one table, so that the allocator, tensors and files know none of them by name.
+/* device.h: a device is a driver, so that the allocator, tensors, ops and files know none of them by name.
+ *
+ * To add a kind of device: a folder of kernels/ with a driver, lr_NAME_driver(), and a table of kernels; its name in BACKENDS of
+ * CMakeLists.txt; and its number in lr.h. device.c has the list of drivers.
  *
  * A driver's work is ordered by streams: what is put on a stream happens later, in the order it was put there. On the CPU "later" is
  * at once and all streams are alike. Kernels run on lr_exec.stream, the compute stream, and so do the copies of lr_tensor_read and
@@ -13,6 +16,7 @@ typedef struct lr_stream lr_stream;             /* the driver's own */
 typedef struct lr_device_event lr_device_event; /* a place in a stream's order, once recorded */
 struct lr_backend;
 struct lr_exec;
+struct lr_tensor;
 
 typedef enum lr_direction { LR_TO_DEVICE, LR_TO_HOST, LR_WITHIN_DEVICE } lr_direction;
 
@@ -26,18 +30,28 @@ typedef struct lr_copy {
 
 /* Functions that return int: LR_OK, or a status with lr_fail called. */
 typedef struct lr_driver {
-    bool addressable; /* the processor may read and write its memory at any time */
-    bool watched;     /* its memory is the processor's, so that AddressSanitizer may keep account of it */
+    int device;       /* its number in lr.h's enum */
+    const char *name; /* "cuda", as recipes name it */
+    const char *noun; /* "GPU", as messages call one of them */
+    const char *
+        absent; /* why this build cannot use one, or NULL. A driver that has a reason need have no function but those that the
+                         * meta device asks: kernels (a table that may have no kernels, but has the sizes of their scratch) and pack */
+    bool addressable;        /* the processor may read and write its memory at any time */
+    bool watched;            /* its memory is the processor's, so that AddressSanitizer may keep account of it */
+    lr_device_traits traits; /* lr.h */
 
     int (*count)(void); /* how many of the kind this process may use; starts none */
-    /* Called once, before anything else but count: number `index` of them is the one. A failure says why there is no such
-     * device; then nothing else is called. */
+    /* Called once, before anything else but count, uuid, kernels and pack: number `index` of them is the one. A failure says why
+     * there is no such device; then nothing else is called. */
     int (*open)(int index);
     int (*describe)(char *buf, size_t cap);                        /* one line: model, memory */
     int (*memory_info)(int64_t *free_bytes, int64_t *total_bytes); /* of the device as a whole */
-    int (*uuid)(int index, char *buf, size_t cap); /* "GPU-...", as NVML names it; of GPUs only. Starts none */
+    int (*uuid)(int index, char *buf,
+                size_t cap); /* a name that no other one in the world has; NULL: there are none. Starts none */
     const struct lr_backend *(*kernels)(void);
     void (*prepare)(struct lr_exec *exec); /* fill in what its kernels get */
+    /* lr_tensor_pack, for arguments that were checked. w is on this device, or on the meta device, which is like it. */
+    int (*pack)(struct lr_tensor **out, const struct lr_tensor *w, int direction, int dtype);
 
     /* Memory. LR_ENOMEM says that there is no more, and nothing else does: the allocator then tries again with less.
      * Addresses for more than the device has memory, at a multiple of 2 MiB; *bytes is how many. They are never given back. */
@@ -68,6 +82,13 @@ typedef struct lr_driver {
 /* The driver of a device that is available, else NULL. The meta device has none. */
 const lr_driver *lr_driver_of(int device);
 
+/* The driver that knows a device's sizes: its own, whether there is one or not; for the meta device, that of the device it is like. NULL
+ * where the number is no device's. */
+const lr_driver *lr_driver_like(int device);
+
+/* May the processor read and write memory of this device? False where there is no such device. */
+bool lr_device_addressable(int device);
+
 /* A copy from pageable host memory into device memory, through pinned buffers: the caller may change `from` on return, the
  * device gets the bytes in the stream's order. Any number of threads may call it. See staging.c. */
 int lr_stage_to_device(const lr_driver *driver, lr_stream *stream, const lr_copy *copy);
@@ -82,8 +103,5 @@ int lr_stage_send(const lr_driver *driver, lr_stream *stream, lr_stage *stage, c
 void lr_stage_give_back(lr_stage *stage);
 
 bool lr_is_deterministic(void); /* what lr_deterministic said */
-
-const lr_driver *lr_cpu_driver(void);  /* kernels/cpu/driver.c */
-const lr_driver *lr_cuda_driver(void); /* kernels/cuda, in builds that have it */
 
 #endif

@@ -124,14 +124,12 @@ int lr_op_check(const char *op, const lr_op_arg *args, int n, const lr_tensor *c
     if (first == NULL)
         return lr_fail(LR_EINVAL, "%s: no tensor was given", op);
     *exec = &exec_now;
-    if (first->device == LR_META) {
-        exec_now.threads = lr_threads(); /* scratch of the CPU's kernels depends on them */
-        *backend = lr_device_like(LR_META) == LR_CPU ? lr_cpu_backend() : lr_cuda_backend();
-    } else {
-        const lr_driver *driver = lr_driver_of(first->device);
+    const lr_driver *driver = lr_driver_like(first->device);
+    if (first->device != LR_META)
         driver->prepare(&exec_now);
-        *backend = driver->kernels();
-    }
+    else
+        exec_now.threads = lr_threads(); /* scratch of the CPU's kernels depends on them */
+    *backend = driver->kernels();
     return LR_OK;
 }
 

@@ -54,13 +54,4 @@ int lr_op_scratch(lr_exec *exec, const lr_tensor *t, int64_t bytes);
 /* LR_EUNSUPPORTED: the device of t has no kernel for the op. */
 int lr_op_missing(const char *op, const lr_tensor *t);
 
-/* The tables of kernels. The CPU's is that of this machine's instruction set, chosen once. CUDA's is in every build, so that a plan
- * for a GPU can be made anywhere: without CUDA it has no kernels, but the sizes of their scratch. */
-const lr_backend *lr_cpu_backend(void);
-const lr_backend *lr_cuda_backend(void);
-const char *lr_cpu_isa(void); /* "avx512bf16", "avx512", "avx2" or "baseline" */
-
-/* Packing on the CPU, for lr_tensor_pack: kernels/cpu/gemm.c. */
-int lr_cpu_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype);
-
 #endif

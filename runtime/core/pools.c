@@ -171,9 +171,9 @@ int lr_pool_take(int device, lr_pool_kind kind, size_t bytes, const char *name, 
         return LR_OK;
     }
     lr_because why = {""};
-    if (device == LR_CPU && piece == NULL)
+    if (lr_device_addressable(device) && piece == NULL)
         why = lr_limits_because(ENOMEM); /* no address is left */
-    else if (device == LR_CPU)
+    else if (lr_device_addressable(device))
         snprintf(why.text, sizeof why.text, " (%.255s)", lr_last_error());
     if (piece != NULL)
         lr_arena_give(&pool->arena, piece);

@@ -3,10 +3,9 @@
  * Invariants
  *   - storage is NULL exactly when the tensor was freed; shape, dtype and name outlive the bytes, for error messages.
  *   - data points into storage->data; a view of a view points to the storage, never to the other view.
- *   - Nothing here knows gradients: those belong to the tape, in Lua. */
+ *   - Nothing here knows gradients: those belong to the tape, in Lua. Packing is the driver's. */
 #include "core/tensor.h"
 #include "core/device.h"
-#include "core/op.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -123,53 +122,6 @@ int lr_tensor_view(lr_tensor **out, const lr_tensor *t, int64_t offset, int ndim
     return LR_OK;
 }
 
-static void free_nothing(void *state)
-{
-    (void)state;
-}
-
-static int meta_is_like = LR_CPU;
-
-int lr_meta_like(int device)
-{
-    if (device != LR_CPU && device != LR_CUDA)
-        return lr_fail(LR_EINVAL, "the meta device cannot be like device number %d", device);
-    meta_is_like = device;
-    return LR_OK;
-}
-
-int lr_device_like(int device)
-{
-    return device == LR_META ? meta_is_like : device;
-}
-
-/* A packed weight whose layout is the plain one: on a GPU, whose GEMM takes either operand transposed, it shares the bytes of w.
- * Both directions then cost no memory but w's own. */
-static int pack_plain(lr_tensor **out, const lr_tensor *w, int direction, int dtype)
-{
-    lr_packing *packing = lr_alloc(sizeof *packing);
-    if (packing == NULL)
-        return LR_ENOMEM;
-    *packing = (lr_packing){direction, NULL, free_nothing};
-    lr_tensor *t = NULL;
-    int status;
-    if (w->dtype == dtype) {
-        status = lr_tensor_view(&t, w, 0, 2, w->shape, lr_tensor_contiguous(w) ? 0 : w->ld);
-    } else {
-        status = lr_tensor_new(&t, dtype, 2, w->shape, w->device, w->name);
-        if (status == LR_OK)
-            status = lr_op_cast(t, w);
-    }
-    if (status != LR_OK) {
-        lr_tensor_destroy(t);
-        lr_free(packing);
-        return status;
-    }
-    t->packing = packing;
-    *out = t;
-    return LR_OK;
-}
-
 int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype)
 {
     if (w->storage == NULL)
@@ -179,11 +131,7 @@ int lr_tensor_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype
     if ((direction != 1 && direction != 2) || dtype < LR_F32 || dtype > LR_F16)
         return lr_fail(LR_EINVAL, "pack: '%s': direction %d, dtype %s; expected 1 or 2, f32, bf16 or f16", w->name,
                        direction, lr_dtype_name(dtype));
-    if (lr_device_like(w->device) == LR_CUDA)
-        return pack_plain(out, w, direction, dtype);
-    if (dtype == LR_F16)
-        return lr_fail(LR_EUNSUPPORTED, "pack: '%s': fp16 compute needs a GPU, on the CPU use bf16 or fp32", w->name);
-    return lr_cpu_pack(out, w, direction, dtype);
+    return lr_driver_like(w->device)->pack(out, w, direction, dtype);
 }
 
 void lr_tensor_free(lr_tensor *t)

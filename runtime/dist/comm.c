@@ -11,6 +11,7 @@
  *   - After the agreement nothing can fail on one rank alone without breaking the communicator: what is needed is allocated
  *     before, except the outputs of lr_comm_*_bytes, whose sizes are known only then. */
 #include "dist/comm.h"
+#include "core/device.h"
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -35,7 +36,9 @@ static bool same(const lr_comm_call *a, const lr_comm_call *b)
 static const char *call_text(const lr_comm_call *call, char buf[160])
 {
     const char *name = lr_comm_kind_name(call->kind);
-    const char *where = call->device == LR_CPU ? "" : " on cuda";
+    char where[32] = "";
+    if (!lr_device_addressable(call->device))
+        (void)snprintf(where, sizeof where, " on %s", lr_device_name(call->device));
     const long long n = (long long)call->elements;
     switch (call->kind) {
     case LR_COMM_ALL_REDUCE:
@@ -197,7 +200,7 @@ static int check_root(const lr_comm *c, const char *op, int root)
 /* `status`, or the reason why this rank cannot do it on the tensor's device. */
 static int check_device(const lr_comm *c, const lr_tensor *t, int status)
 {
-    return status == LR_OK && t->device == LR_CUDA && c->world_size > 1 ? lr_nccl_available() : status;
+    return status == LR_OK && !lr_device_addressable(t->device) && c->world_size > 1 ? lr_nccl_available() : status;
 }
 
 /* The meta device has no bytes: a step that is only planned must not use the network. */
@@ -246,9 +249,9 @@ int lr_comm_all_reduce(lr_comm *c, lr_tensor *t, int reduce)
         call.elements = t->elements;
         call.mine = bytes_of(t);
     }
-    status = agree(c, &call, call.device == LR_CPU && status == LR_OK ? t->data : NULL, &began);
+    status = agree(c, &call, lr_device_addressable(call.device) && status == LR_OK ? t->data : NULL, &began);
     if (status == LR_OK && c->world_size > 1) {
-        if (call.device == LR_CUDA) {
+        if (!lr_device_addressable(call.device)) {
             status = lr_nccl_all_reduce(c, t->data, t->elements, t->dtype, reduce, began);
         } else if (call.mine > LR_COMM_INLINE) {
             status = lr_host_all_reduce(c, t->data, t->elements, t->dtype, reduce, began);
@@ -305,8 +308,8 @@ int lr_comm_all_gather(lr_comm *c, lr_tensor *out, const lr_tensor *in)
         call.mine = in != NULL ? bytes_of(in) : 0;
     }
     const void *own = status == LR_OK && in != NULL ? in->data : NULL;
-    status = agree(c, &call, call.device == LR_CPU ? own : NULL, &began);
-    if (status == LR_OK && call.device == LR_CUDA && c->world_size > 1)
+    status = agree(c, &call, lr_device_addressable(call.device) ? own : NULL, &began);
+    if (status == LR_OK && !lr_device_addressable(call.device) && c->world_size > 1)
         status = lr_nccl_all_gather(c, own, out->data, began);
     else if (status == LR_OK && c->world_size == 1)
         status = copy_tensor(out, in);
@@ -333,9 +336,9 @@ int lr_comm_broadcast(lr_comm *c, lr_tensor *t, int root)
         call.elements = t->elements;
         call.mine = root == c->rank ? bytes_of(t) : 0;
     }
-    status = agree(c, &call, call.mine > 0 && call.device == LR_CPU ? t->data : NULL, &began);
+    status = agree(c, &call, call.mine > 0 && lr_device_addressable(call.device) ? t->data : NULL, &began);
     if (status == LR_OK && c->world_size > 1) {
-        if (call.device == LR_CUDA)
+        if (!lr_device_addressable(call.device))
             status = lr_nccl_broadcast(c, t->data, bytes_of(t), root, began);
         else if (bytes_of(t) <= LR_COMM_INLINE)
             memcpy(t->data, c->slots[root].payload, (size_t)bytes_of(t));

@@ -81,7 +81,8 @@ local function launched(processes, gpus)
       local lr = require "lorarun"
       local job = lr.launch { processes = ]] .. processes .. [[ }
       local gpu, id = require "lorarun.dist.gpu", require("ffi").new "char[64]"
-      assert(require("lorarun.base.c").lr_device_uuid(-1, id, 64) == 0)
+      local C = require "lorarun.base.c"
+      assert(C.lr_device_uuid(C.LR_CUDA, -1, id, 64) == 0)
       local three = lr.comm.all_reduce(require("lorarun.tensor.tensor").full({ 1 }, job.rank + 1)):item()
       local mine = { job.device, require("ffi").string(id), gpu.ranks(), three }
       for rank, text in ipairs(lr.comm.all_gather_bytes(table.concat(mine, " "))) do

@@ -88,7 +88,7 @@ void lr_device_memory_close(void)
 static int copy(lr_stream *stream, const lr_copy *c)
 {
     lr_device_memory_open();
-    const int status = lr_cpu_driver()->copy(stream, c);
+    const int status = lr_driver_of(LR_CPU)->copy(stream, c);
     lr_device_memory_close();
     return status;
 }
@@ -154,7 +154,11 @@ const lr_driver *lr_cuda_driver(void)
 {
     static lr_driver driver;
     if (driver.open == NULL) {
-        driver = *lr_cpu_driver();
+        driver = *lr_driver_of(LR_CPU);
+        driver.device = LR_CUDA;
+        driver.name = "cuda";
+        driver.noun = "GPU";
+        driver.traits = (lr_device_traits){.residual_in_product = 1, .plain_weights = 1};
         driver.addressable = false;
         driver.watched = true;
         driver.count = count_devices;
@@ -164,6 +168,7 @@ const lr_driver *lr_cuda_driver(void)
         driver.uuid = uuid;
         driver.kernels = lr_cuda_backend;
         driver.prepare = prepare;
+        driver.pack = lr_cuda_pack;
         driver.reserve = reserve;
         driver.map = map;
         driver.unmap = unmap;

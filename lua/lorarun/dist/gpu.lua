@@ -31,7 +31,7 @@ end
 --- ranks(): how many ranks use the GPU that this one uses: one, but where a machine has fewer GPUs than ranks. All ranks call it.
 function gpu.ranks()
   local own, count = ffi.new "char[64]", 0
-  check(C.lr_device_uuid(-1, own, ffi.sizeof(own)))
+  check(C.lr_device_uuid(C.LR_CUDA, -1, own, ffi.sizeof(own)))
   for _, other in ipairs(comm.all_gather_bytes(ffi.string(own))) do
     if other == ffi.string(own) then count = count + 1 end
   end
