@@ -1,4 +1,5 @@
-/* driver.c: the CPU as a device. Work is done when the call that asks for it returns, so streams and events are empty. */
+/* driver.c: the CPU as a device. Work is done when the call returns, so there is nothing in a stream, and of an event only its
+ * time. */
 #include "core/device.h"
 #include "core/limits.h"
 #include "cpu/gemm.h"
@@ -11,10 +12,10 @@
 #include <sys/sysinfo.h>
 
 enum { HUGE_PAGE = 2 << 20 };
-static const int64_t LEAST_ADDRESSES = 16 << 20; /* of a pool */
-static const int64_t OTHERS_ADDRESSES = 192
-                                        << 20; /* for files, Lua and libraries, where addresses are limited; besides: */
-static const int64_t THREAD_ADDRESSES = 9 << 20; /* of a thread: the usual stack and some */
+static const int64_t LEAST_ADDRESSES = 16 << 20; /* that a pool is worth having with */
+/* Where addresses are limited, this many are left to files, Lua and libraries; and to each thread the usual stack and some more. */
+static const int64_t OTHERS_ADDRESSES = 192 << 20;
+static const int64_t THREAD_ADDRESSES = 9 << 20;
 
 static int count_one(void)
 {
@@ -55,14 +56,14 @@ static int memory_info(int64_t *free_bytes, int64_t *total_bytes)
 
 static void prepare(lr_exec *exec)
 {
-    /* Where they cannot be started one thread does all; a job has asked before and failed with the reason. */
+    /* Where the threads cannot be started, one does all. A job has started them before, and failed with the reason. */
     if (lr_threads_start() != LR_OK)
         (void)lr_threads_set(1);
     exec->threads = lr_threads();
 }
 
-/* Addresses that nothing may touch count for no limit but that of addresses, which some machines set. There, a pool gets half of what is
- * left after others had theirs. */
+/* Reserved addresses count only for the limit of addresses (ulimit -v), which some machines set. There, a pool gets half of what
+ * is left when the others have theirs. */
 static int reserve(void **out, size_t *bytes)
 {
     int64_t available, total = 0;
@@ -89,7 +90,7 @@ static int map(void *p, size_t bytes)
     if (mprotect(p, bytes, PROT_READ | PROT_WRITE) != 0)
         return lr_fail_errno("%zu bytes more", bytes);
     if (bytes > HUGE_PAGE)
-        madvise(p, bytes, MADV_HUGEPAGE); /* fewer TLB misses in GEMM; refusal does no harm */
+        madvise(p, bytes, MADV_HUGEPAGE); /* for fewer TLB misses in GEMM; it may be refused */
     return LR_OK;
 }
 
@@ -157,8 +158,7 @@ static int stream_wait_event(lr_stream *stream, lr_device_event *event)
     return LR_OK;
 }
 
-/* What an event still has to tell is its time. They come from a fixed stock: nobody needs many, and some live as long as the process,
- * where they would look like a leak. */
+/* Events come from a fixed stock: few are needed, and some live as long as the process and would look like leaks. */
 struct lr_device_event {
     double time;
     bool taken;
@@ -215,8 +215,8 @@ const lr_driver *lr_cpu_driver(void)
     static const lr_driver driver = {
         .device = LR_CPU,
         .name = "cpu",
-        .noun = "CPU",
         .addressable = true,
+        .traits = {.noun = "CPU"},
         .watched = true,
         .count = count_one,
         .open = open_cpu,

@@ -1,12 +1,12 @@
 /* gemm.c: the only file that talks to oneDNN; what its versions 2 and 3 call differently is in dnnl_compat.h.
  *
- * A frozen weight is reordered once into the layout that oneDNN's matmul asks for (format_tag::any). That layout
- * depends on the weight's shape, not on the number of rows it will meet, so it is asked for once, with a middling
- * number of rows, and each number of rows then gets its own primitive, which oneDNN caches: creating one costs some 0.5
- * ms and 46 KiB, finding it again 3 us.
+ * A frozen weight is reordered once into the layout that oneDNN's matmul wants (format_tag::any). That layout depends on the
+ * weight's shape and not on the number of rows it is multiplied with, so it is queried once, with QUERY_ROWS rows. Each number
+ * of rows then gets a primitive of its own, which oneDNN caches: creating one takes about 0.5 ms and 46 KiB, finding it again 3
+ * us.
  *
- * Compiled once: oneDNN chooses its instruction set by itself. Where that set lacks bf16 products, bf16 weights are
- * packed as f32 and their activations are converted by the caller. */
+ * This file is compiled once: oneDNN chooses its instruction set by itself. Where that has no bf16 products, bf16 weights are
+ * packed as f32, and the caller converts the activations. */
 #include "cpu/gemm.h"
 #include "core/limits.h"
 #include "cpu/dnnl_compat.h"
@@ -16,7 +16,7 @@ enum { PRIMITIVE_CACHE = 2048, QUERY_ROWS = 1024 };
 
 typedef struct lr_packed_weight {
     dnnl_memory_desc_t desc;
-    int64_t in, out; /* its matmul takes rows of `in` to rows of `out` */
+    int64_t in, out; /* its product makes rows of `out` values from rows of `in` */
     int dtype;       /* of the values */
 } lr_packed_weight;
 
@@ -125,7 +125,7 @@ static dnnl_status_t run(dnnl_primitive_desc_t pd, const lr_gemm_argument *argum
 }
 
 /* ---- packed weights -------------------------------------------------------------------------------------------- */
-/* The layout that matmul wants for a weight of this shape, and the layout that w has. */
+/* The layout that matmul wants for a weight of this shape (packed->desc), and the layout that w has (plain). */
 static int describe_weight(lr_packed_weight *packed, dnnl_memory_desc_t *plain, const lr_tensor *w, int direction)
 {
     const int64_t n = w->shape[0], k = w->shape[1];
@@ -191,7 +191,7 @@ static void free_packed(void *state)
     lr_free(packed);
 }
 
-/* The tensor around a packed weight, as yet without values. It takes over the descriptor in `layout`. */
+/* The tensor of a packed weight, without values yet. It takes the descriptor out of `layout`. */
 static int new_packed(lr_tensor **out, const lr_tensor *w, int direction, int dtype, lr_packed_weight *layout)
 {
     lr_tensor *t = lr_calloc(1, sizeof *t);
@@ -231,10 +231,10 @@ int lr_cpu_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype)
     lr_tensor *t = NULL;
     if (status == LR_OK)
         status = new_packed(&t, w, direction, dtype, &layout);
-    if (status == LR_OK && t->data != NULL) /* the meta device has shapes and sizes, no values */
+    if (status == LR_OK && t->data != NULL) /* not on the meta device, which has sizes and no values */
         status = reorder_weight(t, w, lr_desc_lend(&plain));
     lr_desc_release(&plain);
-    lr_desc_release(&layout.desc); /* nothing is left in it when t has it */
+    lr_desc_release(&layout.desc); /* empty where t has it now */
     if (status != LR_OK) {
         lr_tensor_destroy(t);
         return status;

@@ -1,5 +1,5 @@
-/* select.c: choose the kernel table for this machine, once. LORARUN_ISA=baseline|avx2|avx512|avx512bf16 lowers the choice,
- * for tests. */
+/* select.c: the table of kernels for this machine's instruction set is chosen once. LORARUN_ISA=baseline|avx2|avx512|avx512bf16
+ * lowers the choice, for tests. */
 #include "cpu/select.h"
 #include <stdlib.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 /* choices.c: see choices.h.
  *
- * The file is text, one choice a line, behind a line for its form, GPU and version, and before one with the checksum of all that. It is
- * read whole and written whole under another name that then takes its place, so readers see the old one or the new. Who writes holds a
- * lock (a file beside it) from reading to renaming, so that no rank's choice is lost. */
+ * The file is text: a line for its form, GPU and version, one line for each choice, and a line with the checksum of all that. It
+ * is read whole and written whole under another name that then takes its place, so readers see the old one or the new. Who
+ * writes holds a lock (a file beside it) from reading to renaming, so that no rank's choice is lost. */
 #include "choices.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -260,7 +260,8 @@ void lr_choices_open(lr_choices *c, const char *folder, const char *gpu, int64_t
         c->path[0] = 0; /* nothing can be kept */
 }
 
-/* Keep the choice, unless somebody else kept one for its key first, which then counts. False: it could not be kept, nor was it added. */
+/* Keep the choice, unless somebody else kept one for its key first, which then counts. False: it could not be kept, nor was it
+ * added. */
 static bool keep(lr_choices *c, const lr_choice *choice)
 {
     const int fd = c->path[0] != 0 ? lock(c) : -1;
@@ -306,8 +307,8 @@ static double timed(const lr_choice_library *l, const lr_algorithm *a, int runs,
     return least > 0.0 && least < seconds ? least : seconds;
 }
 
-/* The index of the fastest, its time in *best; -1: none could be timed. Each is run once before it is timed, since its first run loads
- * it. In turns, so that what disturbs the machine for a while disturbs all. */
+/* The index of the fastest, its time in *best; -1: none could be timed. Each is run once before it is timed, since its first run
+ * loads it. In turns, so that what disturbs the machine for a while disturbs all. */
 static int fastest(const lr_choice_library *l, const lr_algorithm *candidates, int count, double *best)
 {
     double least[LR_CHOICE_CANDIDATES], first = -1.0;

@@ -1,15 +1,15 @@
-/* cublaslt.c: matrix products by cuBLASLt, the only file that talks to it.
+/* cublaslt.c: matrix products by cuBLASLt; no other file calls it.
  *
- * The library is loaded at the first product, so that a program without one needs neither it nor a GPU. It thinks in columns: our row-major
- * c = a' b' is its column-major c^T = b'^T a'^T, so the operands change places and a matrix keeps its bytes.
+ * The library is loaded at the first product, so a program that makes none needs neither it nor a GPU. Its matrices are
+ * column-major: our row-major c = a' b' is its c^T = b'^T a'^T, so the operands change places and the bytes stay as they are.
  *
- * Which algorithm makes a product is chosen in choices.c: of those that the library's heuristic thinks best, the one that was fastest when
- * such a product was first made on this kind of GPU. The number of tokens is another in every step, so it is rounded up for this and all
- * that round to the same share a choice.
+ * choices.c chooses the algorithm of a product: of those that the library's heuristic prefers, the one that was fastest when
+ * such a product was first made on this kind of GPU. Every step has another number of tokens, so the number is rounded up for
+ * this, and all that round to the same share a choice.
  *
- * What is deterministic: the library gives the same bits for the same algorithm on the same kind of GPU, but for split-K reductions in
- * place, where parts are added to the output as they come in. Those, and the ones that round the parts to the output's dtype, are left
- * out unless any algorithm will do (lr_deterministic). */
+ * Determinism: the same algorithm gives the same bits on the same kind of GPU, except for split-K reductions in place, which add
+ * parts to the output in the order in which they are done. Those, and reductions that round the parts to the output's dtype, are
+ * excluded unless lr_deterministic(0) allows them. */
 #include "cuda/choices.h"
 #include "cuda/cuda.h"
 #include <cublasLt.h>
@@ -82,7 +82,8 @@ static int failed(cublasStatus_t status, const char *what)
         return LR_OK;
     if (status == CUBLAS_STATUS_ALLOC_FAILED)
         return lr_fail(LR_ENOMEM, "out of memory in cuBLASLt: %s", what);
-    const int earlier = lr_cuda_failed(cudaDeviceSynchronize(), what); /* then all that follows fails, in many words */
+    const int earlier =
+        lr_cuda_failed(cudaDeviceSynchronize(), what); /* a kernel that failed before is the real cause */
     if (earlier != LR_OK)
         return earlier;
     return lr_fail(LR_EINTERNAL, "cuBLASLt: %s: %s", what, lt.cublasLtGetStatusString(status));
@@ -90,7 +91,7 @@ static int failed(cublasStatus_t status, const char *what)
 
 static lr_choices choices;
 
-/* Equal bits need the same kind of GPU and as many multiprocessors. */
+/* Equal bits need the same kind of GPU with the same number of multiprocessors. */
 static void open_choices(void)
 {
     struct cudaDeviceProp p;
@@ -116,10 +117,10 @@ static int start(void)
     return status;
 }
 
-/* ---- a product in the library's words ---------------------------------------------------------------------------------- */
+/* ---- a product as the library describes it ---------------------------------------------------------------------------------- */
 typedef struct lt_product {
     cublasLtMatmulDesc_t operation;
-    /* As the library counts: its a is our b, its c our r, its d our c. In place c is d. */
+    /* In the library's terms: its a is our b, its c our r, its d our c. In place, c is d. */
     cublasLtMatrixLayout_t a, b, c, d;
 } lt_product;
 
@@ -160,7 +161,7 @@ static bool may_be_tf32(const lr_cuda_product *p)
     return lr_tf32(-1) != 0 && p->a.dtype == LR_F32 && p->b.dtype == LR_F32;
 }
 
-/* On failure nothing is left. f32 is f32 unless TF32 was asked for: CUBLAS_COMPUTE_32F does not use it. */
+/* On failure everything is destroyed again. Without lr_tf32(1) f32 stays f32: CUBLAS_COMPUTE_32F does not use TF32. */
 static cublasStatus_t describe(lt_product *x, const lr_cuda_product *p)
 {
     const cublasOperation_t plain = CUBLAS_OP_N, transposed = CUBLAS_OP_T;

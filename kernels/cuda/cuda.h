@@ -1,12 +1,12 @@
-/* cuda.h: what the files of the CUDA backend share on the host side. C and C++.
+/* cuda.h: what the host side of the CUDA backend shares. For C and C++.
  *
  * Every op of ops.def is lr_cuda_NAME(exec, ...): it puts kernels on exec->stream and returns without waiting. Kernels neither
  * allocate nor wait, index in 64 bits, add in a fixed order (no float atomics: equal inputs give equal bits on one kind of GPU),
  * have working memory at exec->scratch, of the size that scratch.c says, and compute in f32 whatever the tensors hold, rounding
  * once.
  *
- * The same sources are built twice. With the CUDA toolkit: nvcc, driver.c (the CUDA runtime) and cublaslt.c. For the host: g++ and
- * host/, where threads are fibers (simt.h), driver.c's part is played by host/device_host.c and cuBLAS's by host/gemm_host.c. */
+ * The same sources are built twice. With the CUDA toolkit: nvcc, driver.c (the CUDA runtime) and cublaslt.c. For the host: g++
+ * and host/, where threads are fibers (simt.h), host/device_host.c stands in for driver.c, and host/gemm_host.c for cublaslt.c. */
 #ifndef LR_CUDA_H
 #define LR_CUDA_H
 
@@ -27,7 +27,7 @@ extern "C" {
  * what: the call's purpose, "copying". driver.c */
 int lr_cuda_failed(int error, const char *what);
 
-/* The fault a kernel left behind, if any, and LR_OK otherwise; it is reported once. */
+/* The fault that a kernel recorded, as an error, once; LR_OK where there is none. */
 int lr_cuda_take_fault(volatile lr_fault *fault);
 
 /* Fill `rows` pieces of `width` elements, `pitch` elements apart, with an element of `size` bytes (2, 4 or 8). movement.cu */

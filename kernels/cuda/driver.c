@@ -1,13 +1,13 @@
-/* driver.c: an NVIDIA GPU by the CUDA runtime, which is linked statically and loads the driver (libcuda) when first called: the program
- * starts, and runs on the CPU, on machines without either.
+/* driver.c: an NVIDIA GPU as a device, through the CUDA runtime. That is linked statically and loads the driver (libcuda) at its
+ * first call, so the program starts, and runs on the CPU, on machines that have neither.
  *
- * CUDA keeps which GPU is meant for each thread, and it is the first one until a thread says otherwise: what other threads than the main
- * one may call, staging above all, begins with here(). Else every rank of a machine would also hold memory of the first GPU, and its events
- * would belong to that.
+ * In CUDA each thread has a current GPU, the first one until the thread sets another. So every function that threads other than
+ * the main one may call, such as those that staging uses, begins with here(). Otherwise every rank of a machine would also hold
+ * memory of the first GPU, and its events would belong to that one.
  *
- * A stream here is a cudaStream_t, an event a cudaEvent_t. What goes wrong in a kernel is reported by whichever call comes next, of any
- * kind, and stays: after an illegal access a CUDA context is of no more use. So no failure but cudaErrorMemoryAllocation is taken for a lack
- * of memory, and what a kernel did is not said of the call that noticed it. */
+ * A stream is a cudaStream_t, an event a cudaEvent_t. The failure of a kernel is reported by some later call, of any kind, and
+ * by all that follow: after an illegal access a CUDA context is of no more use. So only cudaErrorMemoryAllocation counts as a
+ * lack of memory, and the error of a kernel does not blame the call that noticed it. */
 #include "cuda/cuda.h"
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -22,7 +22,7 @@ enum {
 
 static cudaStream_t compute;
 static int device_index; /* of the GPU this process uses */
-static lr_fault *fault;  /* in pinned memory, which kernels write to directly */
+static lr_fault *fault;  /* in pinned memory: kernels write to it */
 
 static bool from_a_kernel(cudaError_t error)
 {
@@ -47,7 +47,7 @@ int lr_cuda_failed(int number, const char *what)
     const cudaError_t error = (cudaError_t)number;
     if (error == cudaSuccess)
         return LR_OK;
-    cudaGetLastError(); /* so that it is not found again by a later call */
+    cudaGetLastError(); /* clears it, so that a later call does not report it again */
     if (error == cudaErrorMemoryAllocation)
         return lr_fail(LR_ENOMEM, "out of memory in CUDA: %s", what);
     if (from_a_kernel(error))
@@ -62,15 +62,15 @@ int lr_cuda_failed(int number, const char *what)
 _Static_assert((int)CUDA_ERROR_OUT_OF_MEMORY == (int)cudaErrorMemoryAllocation, "one meaning for both");
 _Static_assert((int)CUDA_ERROR_ILLEGAL_ADDRESS == (int)cudaErrorIllegalAddress, "one meaning for both");
 
-/* The calling thread means this process's GPU. */
+/* Make this process's GPU the calling thread's. */
 static void here(void)
 {
     static _Thread_local bool said;
     if (!said)
-        said = cudaSetDevice(device_index) == cudaSuccess; /* where it fails, so does the call that follows */
+        said = cudaSetDevice(device_index) == cudaSuccess; /* if it fails, so does the call after it */
 }
 
-/* ---- finding it -------------------------------------------------------------------------------------------------------- */
+/* ---- finding the GPU -------------------------------------------------------------------------------------------------------- */
 static int find_device(int index)
 {
     int count = 0, driver = 0;
@@ -93,7 +93,7 @@ static int find_device(int index)
     return status;
 }
 
-/* Addresses and memory apart, as the driver offers it: memory is made in granules and put behind any free addresses of a range. */
+/* The driver can reserve addresses and allocate memory separately: memory is allocated in granules and mapped to free addresses. */
 #define DRIVER_FUNCTIONS(F)                                                                                            \
     F(cuDeviceGetAttribute)                                                                                            \
     F(cuMemAddressReserve)                                                                                             \
@@ -109,7 +109,7 @@ static struct {
 #undef MEMBER
 } driver_api;
 
-/* The driver itself, which the CUDA runtime has loaded by now. */
+/* The driver's library, which the CUDA runtime has loaded before. */
 static int open_driver(int index)
 {
     int able = 0;
@@ -229,13 +229,13 @@ static int map(void *p, size_t bytes)
         if (status != LR_OK)
             driver_api.cuMemUnmap((CUdeviceptr)p, bytes);
     }
-    driver_api.cuMemRelease(memory); /* it lives as long as it is mapped */
+    driver_api.cuMemRelease(memory); /* the memory lives on as long as it is mapped */
     return status;
 }
 
 static void unmap(void *p, size_t bytes)
 {
-    cudaDeviceSynchronize(); /* what went wrong in it is reported by the next call that waits */
+    cudaDeviceSynchronize(); /* a kernel's failure is reported by the next call that waits */
     driver_api.cuMemUnmap((CUdeviceptr)p, bytes);
 }
 
@@ -349,20 +349,15 @@ static int event_seconds(lr_device_event *from, lr_device_event *to, double *sec
 const lr_driver *lr_cuda_driver(void)
 {
     static const lr_driver driver = {
-        .device = LR_CUDA,
-        .name = "cuda",
-        .noun = "GPU",
+        LR_CUDA_KIND,
         .addressable = false,
         .watched = false,
-        .traits = {.residual_in_product = 1, .plain_weights = 1},
         .count = count_devices,
         .open = open_device,
         .describe = describe,
         .memory_info = memory_info,
         .uuid = uuid,
-        .kernels = lr_cuda_backend,
         .prepare = prepare,
-        .pack = lr_cuda_pack,
         .reserve = reserve,
         .map = map,
         .unmap = unmap,

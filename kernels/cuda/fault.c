@@ -1,4 +1,4 @@
-/* fault.c: a kernel's record of a bad number, as an error. */
+/* fault.c: turns a kernel's record of a bad number into an error. */
 #include "cuda/cuda.h"
 
 int lr_cuda_take_fault(volatile lr_fault *fault)

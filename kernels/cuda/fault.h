@@ -1,15 +1,15 @@
-/* fault.h: how a kernel says that a number it was given is out of range.
+/* fault.h: how a kernel reports that a number it was given is out of range.
  *
- * The CPU's kernels look at token ids, labels and cu_seqlens before they use them. On a GPU that would make the host wait for the
- * device before every op. So a kernel there looks at each number where it uses it: what is out of range is left out, and a record
- * of it goes to a place in pinned host memory, which the driver reads whenever it has waited for the stream (lr_tensor_read,
- * lr_device_wait). The error therefore comes up to a step later than on the CPU, with the same words. */
+ * The CPU's kernels check token ids, labels and cu_seqlens before they use them. On a GPU that would make the host wait for the
+ * device before every op. So a kernel there checks each number where it uses it: it skips what is out of range and records the
+ * number in pinned host memory, which the driver reads whenever it has waited for the stream (lr_tensor_read, lr_device_wait).
+ * The error has the same words as on the CPU, and comes up to a step later. */
 #ifndef LR_CUDA_FAULT_H
 #define LR_CUDA_FAULT_H
 
 #include <stdint.h>
 
-/* op, the array at fault */
+/* name, op, the array with the bad number */
 #define LR_CUDA_FAULTS(FAULT)                                                                                          \
     FAULT(EMBEDDING, "embedding", "ids")                                                                               \
     FAULT(GATHER_ROWS, "gather_rows", "rows")                                                                          \
@@ -29,8 +29,8 @@ typedef enum lr_fault_place {
 #undef FAULT
 } lr_fault_place;
 
-/* array[index] is value, expected low to high. Where several numbers are bad, several threads write, and index may be one's and
- * value another's; place is right. */
+/* array[index] is value, expected low to high. Where several numbers are bad, several threads write, so index may be of one
+ * number and value of another; place is right. */
 typedef struct lr_fault {
     int32_t place, index, value, low, high;
 } lr_fault;

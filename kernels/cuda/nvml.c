@@ -1,12 +1,13 @@
-/* nvml.c: what NVIDIA's management library tells of the GPUs: names, memory, utilisation, processes, links.
+/* nvml.c: the GPUs as NVIDIA's management library (NVML) reports them: names, memory, utilisation, processes, links.
  *
- * The library is part of the driver and is opened when first asked for, so that the program needs neither it nor a header: what is used of
- * its interface, which NVIDIA keeps stable, is declared here. Three functions must be there; each other one may be missing (old drivers) or
- * fail (containers, MIG, consumer GPUs), and what it would tell is then "not told".
+ * The library is part of the driver. It is opened at the first use, and the part of its interface that is used, which NVIDIA
+ * keeps stable, is declared here, so the program needs neither the library nor its header. Three functions must exist. Any other
+ * may be missing (old drivers) or fail (containers, MIG, consumer GPUs); its value is then -1 or "", as lr.h says. Builds
+ * without CUDA have this file, too: `lorarun doctor` reports on GPUs there.
  *
  * Invariants
- *   - The library stays open and initialised until the process ends: NVML is meant to be used so, and starting it is slow.
- *   - `api` is written once, under the lock, before `state` says so. NVML itself may be called from any thread. */
+ *   - The library stays open and initialised until the process ends, as NVML is meant to be used; starting it is slow.
+ *   - `api` is written once, under the lock, before `state` is set. NVML itself may be called from any thread. */
 #include "core/device.h"
 #include <dlfcn.h>
 #include <stdio.h>
@@ -14,7 +15,7 @@
 
 static const char NAME[] = "libnvidia-ml.so.1";
 
-/* ---- of NVML's interface ------------------------------------------------------------------------------------------------ */
+/* ---- NVML's interface, as far as it is used -------------------------------------------------------------------------- */
 typedef struct nvml_device nvml_device;
 enum { NVML_SUCCESS = 0, NVML_DRIVER_NOT_LOADED = 9, NVML_VERSION_MISMATCH = 18 };
 enum { P2P_READ = 0, P2P_WRITE = 1, P2P_NVLINK = 2 };
@@ -29,7 +30,7 @@ typedef struct nvml_utilization {
 } nvml_utilization;
 typedef struct nvml_process {
     unsigned int pid;
-    unsigned long long used; /* all ones: not told */
+    unsigned long long used; /* all ones: unknown */
     unsigned int gpu_instance, compute_instance;
 } nvml_process;
 
@@ -64,14 +65,14 @@ static enum { UNKNOWN, PRESENT, MISSING } state;
 static char why[256]; /* it is missing */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* ---- opening it --------------------------------------------------------------------------------------------------------- */
+/* ---- opening the library --------------------------------------------------------------------------------------------- */
 static const char *text_of(int code)
 {
     const char *text = api.error_text != NULL ? api.error_text(code) : NULL;
     return text != NULL ? text : "no reason is given";
 }
 
-/* 1: it can be used. */
+/* Returns 1 if the library can be used, else 0 with the reason in `why`. */
 static int open_library(void)
 {
     void *library = dlopen(NAME, RTLD_NOW | RTLD_LOCAL);
@@ -127,10 +128,10 @@ static int handle_of(int gpu, nvml_device **out)
     return failed(api.by_index((unsigned int)gpu, out), "opening a GPU");
 }
 
-/* A call of an optional function: did it succeed? */
+/* Call an optional function: does it exist, and did it succeed? */
 #define TOLD(member, ...) (api.member != NULL && api.member(__VA_ARGS__) == NVML_SUCCESS)
 
-/* ---- asking ------------------------------------------------------------------------------------------------------------- */
+/* ---- the facts ------------------------------------------------------------------------------------------------------- */
 int lr_gpu_count(int *out)
 {
     unsigned int n = 0;
@@ -164,7 +165,7 @@ int lr_gpu_of_device(int device_index, int *out)
         status = lr_device_uuid(LR_CUDA, device_index, uuid, sizeof uuid);
     if (status != LR_OK)
         return status;
-    /* A part of a GPU (MIG) is a device of its own for CUDA, but not for NVML's count. */
+    /* For CUDA a part of a GPU (MIG) is a device of its own; NVML counts whole GPUs. */
     if (!TOLD(by_uuid, uuid, &gpu) || !TOLD(index, gpu, &number))
         return lr_fail(LR_ENOTFOUND, "NVML knows no GPU %s", uuid);
     *out = (int)number;
@@ -233,7 +234,7 @@ int lr_gpu_processes(int gpu, lr_gpu_process *out, int cap, int *count)
     if (api.processes == NULL)
         return lr_fail(LR_EUNSUPPORTED, "the driver is too old to tell who uses a GPU");
     const int code = api.processes(handle, &n, list);
-    if (code != NVML_SUCCESS) /* more processes than there is room for are not told at all */
+    if (code != NVML_SUCCESS) /* also where there are more processes than `list` has room for */
         return failed(code, "listing the processes on a GPU");
     for (int i = 0; i < (int)n && i < cap; i++)
         out[i] = (lr_gpu_process){(int64_t)list[i].pid, list[i].used == ~0ull ? -1 : (int64_t)list[i].used};

@@ -1,6 +1,6 @@
-/* pack.c: frozen weights on a GPU. GEMM takes either operand transposed, so a packed weight has the plain layout, and shares the bytes of
- * the weight it was made of where the dtype is the same, also those of a view of columns. Both directions then cost no memory but the
- * weight's own. Builds without CUDA have this file, too, for plans. */
+/* pack.c: frozen weights on a GPU. GEMM takes either operand transposed, so a packed weight has the plain layout, and shares the
+ * bytes of the weight it was made of where the dtype is the same, also those of a view of columns. Both directions then cost no
+ * memory but the weight's own. Builds without CUDA have this file, too, for plans. */
 #include "cuda/pack.h"
 #include "core/op.h"
 

@@ -1,4 +1,5 @@
-/* pack.h: packing of frozen weights for a GPU. See pack.c. */
+/* pack.h: what every driver of this folder has: driver.c for GPUs, host/device_host.c for their model on the CPU, absent.c in
+ * builds without CUDA. */
 #ifndef LR_CUDA_PACK_H
 #define LR_CUDA_PACK_H
 
@@ -10,5 +11,10 @@ int lr_cuda_pack(lr_tensor **out, const lr_tensor *w, int direction, int dtype);
 
 const lr_backend *lr_cuda_backend(void); /* table.c */
 const lr_driver *lr_cuda_driver(void);   /* listed by the build, see core/device.c */
+
+/* The fields that all of them have. */
+#define LR_CUDA_KIND                                                                                                   \
+    .device = LR_CUDA, .name = "cuda", .kernels = lr_cuda_backend, .pack = lr_cuda_pack,                               \
+    .traits = {.noun = "GPU", .asynchronous = 1, .fp16 = 1, .residual_in_product = 1, .plain_weights = 1}
 
 #endif

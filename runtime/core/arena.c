@@ -1,26 +1,26 @@
-/* arena.c: pieces of a range of addresses, cut and joined, with memory behind those that are used.
+/* arena.c: a range of addresses is cut into pieces and joined again; those that are taken have memory.
  *
- * The memory of a training step comes and goes like a stack: what forward keeps, backward gives back in the opposite order, and between two
- * steps nothing is left. So pieces are cut to size and joined again, in one range, and what a step takes is what its tensors hold, but for
- * some holes. (Size classes, each with its own list, would lose a sixteenth on average, and more where every batch has another number of
- * tokens: blocks of last step's sizes are of no use to this one.)
+ * The memory of a training step comes and goes like a stack: backward frees in the opposite order what forward keeps, and
+ * between two steps nothing remains. So pieces of one range are cut to size and joined again, and a step takes what its tensors
+ * hold, plus some holes. (Size classes, each with its own list, would waste a sixteenth on average, and more where every batch
+ * has another number of tokens, because blocks of the last step's sizes are of no use to this one.)
  *
- * A piece goes where it fits best: into the smallest free one that is large enough, the lowest of those. The range's end comes last: it is
- * the one free piece that can grow, so how large it happens to be must not count.
+ * A piece goes where it fits best: into the smallest free one that is large enough, and the lowest of those. The end of the
+ * range comes last: it is the only free piece that can grow, so its size of the moment must not count.
  *
- * Addresses are cheap, memory is not. Memory is mapped a granule at a time where a taken piece needs it, and may be unmapped wherever a
- * granule has none but free pieces. So a hole that is too small for anything costs addresses only: its memory moves to the end of the
- * range when it is short.
+ * Addresses are cheap, memory is not. Memory is mapped a granule at a time where a taken piece needs it, and can be unmapped
+ * where a granule holds free pieces only. So a hole that is too small for anything costs addresses only: when memory is short, the
+ * memory of the hole is unmapped, and memory at the end of the range takes its place.
  *
- * The arena asks nothing of the memory itself: the meta device, which has none, makes the same choices as a GPU.
+ * The arena never touches the memory: on the meta device, which has none, it makes the same choices as on a GPU.
  *
- * Cost: taking looks at every free piece. There are some tens of them in a training step, each a comparison. */
+ * Cost: taking a piece compares all free ones, some tens in a training step. */
 #include "core/arena.h"
 #include <stdlib.h>
 #include <string.h>
 
 /* ---- pieces ------------------------------------------------------------------------------------------------------------ */
-/* Not by lr_alloc: they belong to tensors, which are counted. */
+/* Not by lr_alloc: pieces belong to tensors, which are counted themselves. */
 static lr_piece *piece_new(size_t offset, size_t bytes)
 {
     lr_piece *p = lr_memory_injected() ? NULL : calloc(1, sizeof *p);
@@ -96,7 +96,7 @@ static lr_piece *best_fit(const lr_arena *a, size_t bytes)
     return best;
 }
 
-/* Let the range end with a free piece of at least so many bytes: that piece, or NULL. */
+/* Grow the range until it ends with a free piece of at least `bytes`. Returns that piece, or NULL. */
 static lr_piece *grow(lr_arena *a, size_t bytes)
 {
     lr_piece *last = a->last != NULL && !a->last->taken ? a->last : NULL;

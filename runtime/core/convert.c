@@ -1,6 +1,6 @@
 /* convert.c: arrays of floating point from one dtype to another, in host memory: files, single values, packing. Kernels convert in
  * vectors of their own, by the same functions (half.h). */
-#include "core/tensor.h"
+#include "core/dtype.h"
 #include <string.h>
 
 int lr_convert(void *dst, int dst_dtype, const void *src, int src_dtype, int64_t n)

@@ -73,7 +73,7 @@ int lr_device_choose(int device, int index)
         return lr_fail(LR_EDEVICE, "%s device %d: this process sees %d", lr_device_name(device), index, count);
     if (devices[device].state != UNKNOWN && devices[device].index != index)
         return lr_fail(LR_EINVAL, "this process uses %s %d already, it cannot change to %d",
-                       listed_driver(device)->noun, devices[device].index, index);
+                       listed_driver(device)->traits.noun, devices[device].index, index);
     devices[device].index = index;
     return LR_OK;
 }
@@ -127,6 +127,7 @@ int lr_device_traits_of(int device, lr_device_traits *out)
     if (driver == NULL)
         return lr_fail(LR_EINVAL, "there is no device number %d", device);
     *out = driver->traits;
+    out->own_memory = !driver->addressable;
     return LR_OK;
 }
 
@@ -147,7 +148,8 @@ static const lr_driver *need_driver(int device, const char *what)
     return driver;
 }
 
-/* A program that was built for GPUs and runs on the processor says why, where there is no GPU. Looking for one does not start it. */
+/* A program that was built for GPUs and runs on the processor says why, where there is no GPU. Looking for one does not start
+ * it. */
 static void append_missing(char *buf, size_t cap)
 {
     for (size_t i = 0; i < LR_COUNT_OF(drivers); i++) {
@@ -158,7 +160,7 @@ static void append_missing(char *buf, size_t cap)
             find(driver->device, driver);
         const size_t used = strlen(buf);
         if (devices[driver->device].state == MISSING)
-            snprintf(buf + used, cap - used, "; no %s: %s", driver->noun, devices[driver->device].why);
+            snprintf(buf + used, cap - used, "; no %s: %s", driver->traits.noun, devices[driver->device].why);
     }
 }
 

@@ -1,4 +1,4 @@
-/* error.c: the thread-local last error and the status tables. */
+/* error.c: the last error of each thread, the names and texts of statuses, the version. */
 #include "core/core.h"
 #include <stdio.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 /* hash.h: hashes for tables that are filled from files.
  *
- * Whoever writes a file can choose keys that meet in one place of a table whose hash he knows, and make its filling quadratic. So the
- * hash has a secret, drawn anew in every process. Nothing but the places in a table may depend on it: no result, no order, no file. */
+ * The author of a file who knows a table's hash can choose keys that all collide, which makes filling the table quadratic. So
+ * the hash has a secret, drawn anew in every process. Only the places in a table may depend on it: no result, no order, no file. */
 #ifndef LR_HASH_H
 #define LR_HASH_H
 
@@ -20,7 +20,7 @@ static inline uint64_t lr_hash_mix(uint64_t x)
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
-/* The hash of a string can be built up piece by piece, from LR_HASH_START; how it is cut into pieces does not matter. */
+/* A string can be hashed piece by piece, from LR_HASH_START; the result does not depend on how it is cut. */
 #define LR_HASH_START (lr_hash_secret.start)
 static inline uint64_t lr_hash_more(uint64_t hash, const char *s, size_t size)
 {

@@ -1,4 +1,4 @@
-/* libraries.c: which versions of other people's libraries this program runs with, for reports of what went wrong. */
+/* libraries.c: the versions of the libraries that this program runs with, for bug reports. */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "core/core.h"
 #include <dnnl.h>

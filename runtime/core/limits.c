@@ -1,13 +1,14 @@
-/* limits.c: what the system lets this process have: its own limits (ulimit), and those of its control groups (a container's, a Slurm
- * job's). Where one is reached, the error names it: the system's own words ("Cannot allocate memory") do not.
+/* limits.c: what the system lets this process have: its own limits (ulimit), and those of its control groups (a container's, a
+ * Slurm job's). An error that a limit may have caused names the limit, which the system's own words ("Cannot allocate memory")
+ * do not.
  *
- * Memory has limits of two kinds. Those of addresses and data (ulimit -v, -d) fail the call that asks; libraries below are not all
- * made for that, so some room is kept for them (lr_limits_spare). A control group's fails nobody: the kernel kills. So the allocator
- * asks before it takes (lr_limits_allow).
+ * Memory has limits of two kinds. With a limit of addresses or data (ulimit -v, -d) the call that asks for more fails. Not all
+ * libraries can bear that, so some room is kept for them (lr_limits_spare). With a control group's limit no call fails: the
+ * kernel kills the process. So the allocator looks at it before it takes memory (lr_limits_allow).
  *
- * Control groups form a tree, and a process has what the tightest of its ancestors leaves. Version 2 has one tree with all
- * controllers; version 1 a tree each. Inside a container the tree's root may be the container's own group, while /proc/self/cgroup
- * tells the path on the host: levels that are not there are passed over. */
+ * Control groups form a tree, and a process gets what the tightest of its ancestors allows. Version 2 has one tree with all
+ * controllers, version 1 one tree for each. Inside a container the root of the tree may be the container's own group, while
+ * /proc/self/cgroup has the path on the host: levels that do not exist are skipped. */
 #define _GNU_SOURCE
 #include "core/limits.h"
 #include <errno.h>
@@ -26,10 +27,10 @@ static const int64_t NO_LIMIT = INT64_MAX;
 static const int64_t BEYOND_ANY = (int64_t)1 << 60; /* version 1 writes no limit as a number near 2^63 */
 static const rlim_t USUAL_STACK = 8 << 20;
 
-static char root[MAX_PATH]; /* in front of /proc and /sys: empty but in tests */
+static char root[MAX_PATH]; /* put before /proc and /sys; empty except in tests */
 
-/* Looking at limits before memory is taken takes some fifty system calls. So half of what was left may go without, as long as that
- * was just now. */
+/* A look at the limits takes some fifty system calls. So after one, half of what it found may be taken without another, for a short
+ * time. */
 static struct {
     double looked;
     int64_t bytes;
@@ -45,7 +46,7 @@ int lr_limits_root(const char *path)
     return LR_OK;
 }
 
-/* ---- the process's own ------------------------------------------------------------------------------------------------- */
+/* ---- the process's own limits ---------------------------------------------------------------------------------------- */
 static const struct {
     int resource;
     const char *option, *unit; /* unit NULL: bytes */
@@ -126,8 +127,8 @@ int lr_limits_spare(void)
     return LR_OK;
 }
 
-/* ---- control groups ---------------------------------------------------------------------------------------------------- */
-/* A file below the root as text, cut where it is longer. */
+/* ---- control groups -------------------------------------------------------------------------------------------------- */
+/* A file below the root as text, cut to cap - 1 bytes. */
 static bool read_text(const char *path, char *out, size_t cap)
 {
     char whole[2 * MAX_PATH];
@@ -142,7 +143,7 @@ static bool read_text(const char *path, char *out, size_t cap)
     return ok;
 }
 
-/* Is `name` one of the names in `list`, which have commas between them? */
+/* Is `name` in `list`, whose names are separated by commas? */
 static bool has_name(const char *list, size_t size, const char *name)
 {
     const size_t n = strlen(name);
@@ -152,7 +153,8 @@ static bool has_name(const char *list, size_t size, const char *name)
     return false;
 }
 
-/* This process's group of a controller: the mount of its tree, and its path there without a slash at its end. version: 1 or 2. */
+/* This process's group of a controller: where its tree is mounted, and the group's path there without a slash at its end.
+ * version: 1 or 2. */
 static int find_group(const char *controller, char *mount, char *path, int *version)
 {
     char text[MAX_FILE], *rest = NULL;
@@ -197,7 +199,7 @@ int lr_group_file(const char *controller, int level, const char *name, const cha
     return LR_OK;
 }
 
-/* What stands behind `prefix` and `key` in the line that begins with them and a space; NULL: no line does. */
+/* The rest of the line that begins with `prefix`, `key` and a space; NULL where there is no such line. */
 static const char *find_line(const char *text, const char *prefix, const char *key)
 {
     const size_t p = strlen(prefix), k = strlen(key);
@@ -207,8 +209,9 @@ static const char *find_line(const char *text, const char *prefix, const char *k
     return NULL;
 }
 
-/* The number in a group's file, or of its line for `key`; -1: none. Version 1 has two such lines, for the group alone and, with
- * "total_", for all below it too, as its usage counts and as version 2 counts. */
+/* The number in a group's file or, where key is not empty, in its line for `key`; -1: there is none. Version 1 has two lines for
+ * a key: for the group alone and, with "total_", including the groups below it. The latter is what its usage, and version 2,
+ * count. */
 static int64_t group_number(int level, const char *name, const char *name_1, const char *key, char *where, size_t cap)
 {
     char text[MAX_FILE];
@@ -237,7 +240,7 @@ static void look_at_groups(lr_memory_bound *bound)
         if (most < 0)
             continue;
         const int64_t used = group_number(level, "memory.current", "memory.usage_in_bytes", "", where, sizeof where);
-        /* what is cached of files, and by the kernel about them, is given up when memory is short */
+        /* the kernel gives up its caches of files and of their names when memory is short */
         static const char *const reclaimable[] = {"inactive_file", "active_file", "slab_reclaimable"};
         int64_t left = most - used;
         for (size_t i = 0; i < LR_COUNT_OF(reclaimable); i++)
@@ -264,7 +267,7 @@ int lr_memory_left_by_data(lr_memory_bound *out)
     *out = (lr_memory_bound){.left = lr_limits_left(LR_LIMIT_DATA)};
     if (out->left == NO_LIMIT)
         return LR_OK;
-    out->left = lr_max64(0, out->left - LR_LIMITS_SPARE); /* libraries get some */
+    out->left = lr_max64(0, out->left - LR_LIMITS_SPARE); /* room for libraries */
     limit_text(out->what, sizeof out->what, LR_LIMIT_DATA);
     return LR_OK;
 }
@@ -291,7 +294,7 @@ int lr_limits_allow(size_t bytes)
     return lr_fail(LR_ENOMEM, "%s, of which %s are left", bound.what, size);
 }
 
-/* ---- errors ------------------------------------------------------------------------------------------------------------ */
+/* ---- errors ---------------------------------------------------------------------------------------------------------- */
 static void append(char *out, size_t cap, const char *text)
 {
     const size_t used = strlen(out);
@@ -311,7 +314,7 @@ static void find_reason(int code, char *out, size_t cap)
 {
     char text[32], where[256], most[64];
     *out = 0;
-    if (code == ENOMEM || code == EAGAIN) { /* the latter: of threads and processes */
+    if (code == ENOMEM || code == EAGAIN) { /* EAGAIN: from starting threads and processes */
         append_limit(out, cap, LR_LIMIT_ADDRESSES);
         append_limit(out, cap, LR_LIMIT_DATA);
     }
@@ -351,7 +354,7 @@ int lr_limits_fail_start(const char *what, int code)
 int lr_fail_errno(const char *fmt, ...)
 {
     const int code = errno;
-    /* EAGAIN: that of a socket has other reasons than that of a thread */
+    /* Only for threads and processes has EAGAIN to do with a limit, and they call lr_limits_fail_start. */
     const lr_because because = code != EAGAIN ? lr_limits_because(code) : (lr_because){""};
     char what[2048];
     va_list args;
@@ -364,15 +367,16 @@ int lr_fail_errno(const char *fmt, ...)
                    "%s: %s%s", what, strerror(code), because.text);
 }
 
-/* ---- the start --------------------------------------------------------------------------------------------------------- */
+/* ---- at the start of the program ------------------------------------------------------------------------------------- */
 void lr_limits_prepare(void)
 {
-    /* A write beyond the largest file then fails with EFBIG, and whoever writes says which file it was. */
+    /* A write beyond the largest size then fails with EFBIG, and its error names the file. */
     (void)signal(SIGXFSZ, SIG_IGN);
-    /* Every thread that allocates would get 64 MB of addresses from malloc. */
+    /* malloc would reserve 64 MB of addresses for each thread. */
     if (lr_limit(LR_LIMIT_ADDRESSES) >= 0)
         (void)mallopt(M_ARENA_MAX, 1);
-    /* Threads get stacks of the usual size, whatever the main one may have, where addresses are few or that one has less. */
+    /* Threads get stacks as large as the main thread's limit. Where addresses are limited, or that limit is lower than usual,
+     * they get the usual size. */
     struct rlimit stack;
     pthread_attr_t usual;
     if (getrlimit(RLIMIT_STACK, &stack) != 0 || stack.rlim_cur == USUAL_STACK ||

@@ -1,14 +1,14 @@
 /* memory.c: storages, the buffers that tensors share: pieces of a device's pools (pools.c).
  *
  * Invariants
- *   - live_bytes counts pieces, not requests: what the table shows is what is taken.
+ *   - live_bytes counts pieces, not requests: it is what the tensors take of the device.
  *   - Storages are made and released by the Lua thread alone.
- *   - An allocation that fails has no effect but the error. */
+ *   - Where an allocation fails, the error is its only effect. */
 #include "core/memory.h"
 #include "core/pools.h"
 #include <stdio.h>
 
-static const size_t LARGE_BYTES = 1 << 20; /* from here on a buffer is large */
+static const size_t LARGE_BYTES = 1 << 20; /* a buffer of this many bytes or more is large */
 
 /* ---- storages -------------------------------------------------------------------------------------------------------- */
 static void live_insert(lr_pools *m, lr_storage *s)

@@ -6,10 +6,10 @@
 
 typedef struct lr_storage {
     void *data;             /* NULL on the meta device */
-    size_t bytes;           /* as asked for */
+    size_t bytes;           /* of the tensor; the piece has more */
     struct lr_piece *piece; /* of the device's memory */
     int device;
-    int references; /* tensors that view these bytes */
+    int references; /* the number of tensors that have these bytes */
     char name[48];
     struct lr_storage *previous, *next; /* the live list of the device */
 } lr_storage;
@@ -19,8 +19,8 @@ int lr_storage_new(lr_storage **out, size_t bytes, int device, const char *name)
 void lr_storage_release(
     lr_storage *s); /* drop one reference; the last one frees the buffer, for the next on the compute stream */
 
-/* Working memory of one op on a device: kept, and as large as the largest need so far. The bytes are valid until the next call, which
- * on a GPU means: for what is put on the compute stream before it. On the meta device they are counted, and *out is NULL. */
+/* Working memory of one op on a device: kept, and as large as the largest need so far. The bytes are valid until the next call,
+ * which on a GPU means: for what is put on the compute stream before it. On the meta device they are counted, and *out is NULL. */
 int lr_scratch_take(void **out, int device, size_t bytes);
 
 #endif

@@ -12,7 +12,7 @@ int lr_memory_stats(int device, lr_memory *out)
     out->reserved_bytes = lr_pools_reserved(lr_pools_of(device));
     out->host_objects = lr_host_objects();
     for (int d = 0; d < LR_DEVICE_COUNT; d++)
-        out->host_objects -= lr_pools_of(d)->stats.live_storages; /* they are counted as tensors' memory */
+        out->host_objects -= lr_pools_of(d)->stats.live_storages; /* these are counted as tensors' memory */
     return LR_OK;
 }
 
@@ -31,10 +31,10 @@ typedef struct holder {
     int64_t count, bytes;
 } holder;
 
-/* What a buffer is, whichever layer it belongs to: "layers.12.mlp.down" is "layers.*.mlp.down". */
+/* A buffer's name without the number of its layer: "layers.12.mlp.down" becomes "layers.*.mlp.down". */
 static void kind_of(char *kind, const char *name)
 {
-    bool start = true; /* of a part between dots */
+    bool start = true; /* at the start of a part between dots */
     while (*name != 0) {
         const size_t digits = start ? strspn(name, "0123456789") : 0;
         if (digits > 0 && (name[digits] == '.' || name[digits] == 0)) {
@@ -56,7 +56,7 @@ static int larger_first(const void *a, const void *b)
 
 int lr_memory_holders(int device, int lines, char *buf, size_t cap)
 {
-    /* Called when memory has run out: no allocation here, and names beyond the table's room share its last row. */
+    /* Called when memory has run out, so nothing is allocated here; names that do not fit the table share its last row. */
     enum { ROWS = 256 };
     static holder rows[ROWS];
     int n = 0;

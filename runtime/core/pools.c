@@ -1,18 +1,18 @@
-/* pools.c: the memory of the devices in the device table {cpu, cuda, meta}, of which pieces are taken and given back.
+/* pools.c: the memory of each device, of which pieces are taken and given back.
  *
- * A training step asks for the same few hundred buffers again and again; only their sizes follow the batch. So memory that a device gave
- * is kept, and handed out in pieces (arena.c): no system call, no page fault, and pages that are warm. Small buffers have a range of
- * addresses of their own; otherwise one that lives long would stand where a large one was and could be again.
+ * A training step asks for the same few hundred buffers again and again; only their sizes follow the batch. So memory that a
+ * device gave is kept, and handed out in pieces (arena.c): no system call, no page fault, and pages that are warm. Small buffers
+ * have a range of addresses of their own: a small one that lives long must not take the place where a large one could be.
  *
- * The meta device runs the same code without bytes, so a step on it gives the peak that a step with bytes will have.
+ * The meta device runs the same code without bytes, so the peak of a step on it is the peak of the same step with bytes.
  *
- * What is kept may become more than what is used, where sizes change. Under a limit, and where the device has no more, the memory of free
- * pieces is given back first; then only what is live counts.
+ * Where sizes change, more may be kept than is used. Before a limit, or the end of the device's memory, is an error, the memory
+ * of free pieces is given back, so that only live bytes count.
  *
  * Invariants
- *   - A piece has at least a byte more than was asked for, so that AddressSanitizer sees what goes beyond.
+ *   - A piece has at least one byte more than was asked for, so that AddressSanitizer sees an access past the end.
  *   - Pieces are taken and given back by the Lua thread alone.
- *   - Taking that fails has no effect but the error; before it fails, free memory is given back and it is tried again. */
+ *   - Where taking fails, the error is the only effect; before it fails, free memory is given back and it is tried again. */
 #include "core/pools.h"
 #include "core/limits.h"
 #include <errno.h>
@@ -28,7 +28,7 @@ lr_pools *lr_pools_of(int device)
     return &devices[device];
 }
 
-/* AddressSanitizer: bytes of the pool that no tensor asked for are out of bounds. */
+/* For AddressSanitizer, bytes of the pool that no tensor asked for are out of bounds. */
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #else
@@ -65,7 +65,7 @@ static void pool_unmap(void *context, size_t offset, size_t bytes)
 static int open_pools(int device)
 {
     for (int i = LR_POOL_KINDS - 1; i >= 0;
-         i--) { /* the large one first: where addresses are few it gets more of them */
+         i--) { /* the large one first: where addresses are limited it gets more of them */
         lr_pool *pool = &devices[device].pool[i];
         size_t bytes = META_ADDRESSES;
         if (pool->arena.capacity > 0)
@@ -89,7 +89,7 @@ int64_t lr_pools_reserved(const lr_pools *m)
     return (int64_t)(m->pool[LR_POOL_SMALL].arena.mapped_bytes + m->pool[LR_POOL_LARGE].arena.mapped_bytes);
 }
 
-/* Give memory behind free pieces back until no more than `bytes` are reserved. */
+/* Give the memory of free pieces back until at most `bytes` are reserved. */
 static void trim(lr_pools *m, int64_t bytes)
 {
     for (int i = LR_POOL_KINDS - 1; i >= 0; i--) {
@@ -142,7 +142,7 @@ static int map(lr_pool *pool, const lr_piece *piece)
     return lr_arena_map(&pool->arena, piece);
 }
 
-/* Memory for a piece. The limit is for what is live; what is free gives way to it, as far as it is whole granules. */
+/* Map memory for a piece. The limit counts live bytes: free granules are given back to make room for them. */
 static int back(lr_pools *m, lr_pool *pool, const lr_piece *piece)
 {
     const int64_t missing = (int64_t)lr_arena_missing(&pool->arena, piece);
@@ -155,7 +155,6 @@ static int back(lr_pools *m, lr_pool *pool, const lr_piece *piece)
     return map(pool, piece);
 }
 
-/* A piece of a pool for `bytes` and one more. */
 int lr_pool_take(int device, lr_pool_kind kind, size_t bytes, const char *name, lr_piece **out)
 {
     int status = open_pools(device);
@@ -172,7 +171,7 @@ int lr_pool_take(int device, lr_pool_kind kind, size_t bytes, const char *name, 
     }
     lr_because why = {""};
     if (lr_device_addressable(device) && piece == NULL)
-        why = lr_limits_because(ENOMEM); /* no address is left */
+        why = lr_limits_because(ENOMEM); /* no addresses are left */
     else if (lr_device_addressable(device))
         snprintf(why.text, sizeof why.text, " (%.255s)", lr_last_error());
     if (piece != NULL)

@@ -1,5 +1,5 @@
-/* random.c: randomness without state. Every draw is a pure function of what it is for, so resuming a run needs no saved
- * generator and every rank draws the same. */
+/* random.c: randomness without state. Every draw is a pure function of its purpose, step and position, so a resumed run
+ * needs no saved generator, and all ranks draw the same. */
 #include "core/core.h"
 #include "core/philox.h"
 

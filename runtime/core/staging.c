@@ -1,19 +1,20 @@
-/* staging.c: bytes from ordinary host memory to a device, through a ring of pinned buffers.
+/* staging.c: copies from ordinary host memory to a device, through a ring of pinned buffers.
  *
- * A device's copy engine runs at full speed, and behind the caller's back, only from pinned memory. The caller's bytes are copied into a
- * free buffer, the buffer is sent, and an event says when it is free again; meanwhile the caller fills the next one. So a batch is handed
- * over without waiting for the GPU. Whoever makes bytes (a file's reader) takes a buffer and makes them right there; several threads that
- * do so read, convert and send at the same time.
+ * Only from pinned memory does a device copy at full speed and while the caller goes on. The caller's bytes are copied into a
+ * free buffer, the buffer is sent, and an event says when it is free again; meanwhile the caller fills the next one. So a batch
+ * is handed over without waiting for the GPU. A reader of files takes a buffer and puts the bytes right there; several threads
+ * can read, convert and send at the same time.
  *
  * Invariants
- *   - A slot is taken by one thread at a time; `busy` is guarded by the lock, the rest by being busy.
- *   - Slots live as long as the process: there is one ring, for there is one device that is not addressable. */
+ *   - A slot is taken by one thread at a time. The lock guards `busy`; the other fields belong to the thread that has taken the
+ *     slot.
+ *   - Slots live as long as the process. There is one ring, because a process uses at most one device that is not addressable. */
 #include "core/device.h"
 #include "core/memory.h"
 #include <pthread.h>
 #include <string.h>
 
-enum { SLOTS = 16 }; /* as many threads may fill one at the same time */
+enum { SLOTS = 16 }; /* so many threads can fill a buffer at the same time */
 
 struct lr_stage {
     char *data;
@@ -24,7 +25,7 @@ struct lr_stage {
 static lr_stage slots[SLOTS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t freed = PTHREAD_COND_INITIALIZER;
-static int next_slot; /* the one that was sent longest ago */
+static int next_slot; /* the one that was taken longest ago */
 
 static int slot_new(const lr_driver *driver, lr_stage *s)
 {
@@ -90,7 +91,7 @@ int lr_stage_send(const lr_driver *driver, lr_stream *stream, lr_stage *s, const
     return status;
 }
 
-/* One slot's worth: rows of width bytes that fit it together. */
+/* Copy through one slot, which all rows fit together. */
 static int fill_and_send(const lr_driver *driver, lr_stream *stream, const lr_copy *c)
 {
     lr_stage *s = NULL;

@@ -9,21 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static const struct {
-    const char *name;
-    size_t size;
-} DTYPES[LR_DTYPE_COUNT] = {{"f32", 4}, {"bf16", 2}, {"f16", 2}, {"i32", 4}, {"i64", 8}};
-
-const char *lr_dtype_name(int dtype)
-{
-    return dtype >= 0 && dtype < LR_DTYPE_COUNT ? DTYPES[dtype].name : "unknown dtype";
-}
-
-size_t lr_dtype_size(int dtype)
-{
-    return DTYPES[dtype].size;
-}
-
 const char *lr_shape_text(const lr_tensor *t, char buf[96])
 {
     size_t used = (size_t)snprintf(buf, 96, "[");
@@ -99,7 +84,6 @@ int lr_tensor_view(lr_tensor **out, const lr_tensor *t, int64_t offset, int ndim
     if (ld != 0 && (ndim != 2 || ld < shape[1]))
         return lr_fail(LR_EINVAL, "view of '%s': row stride %lld does not fit %d dimensions of width %lld", t->name,
                        (long long)ld, ndim, (long long)shape[ndim - 1]);
-    /* Last element touched, counted from the start of the storage. */
     const int64_t start =
         (int64_t)((const char *)t->data - (const char *)t->storage->data) / (int64_t)lr_dtype_size(t->dtype);
     const int64_t span = ld != 0 ? (shape[0] - 1) * ld + shape[1] : elements;
@@ -186,7 +170,7 @@ static int check_range(const lr_tensor *t, int64_t offset, int64_t count, const 
     return LR_OK;
 }
 
-/* Copy the elements [offset, offset + count) from or to packed host memory: whole rows at once where it can be. */
+/* Copy the elements [offset, offset + count) from or to contiguous host memory, whole rows at once where possible. */
 static int copy_elements(const lr_tensor *t, int64_t offset, int64_t count, char *host, lr_direction direction)
 {
     const lr_driver *driver = lr_driver_of(t->device);

@@ -1,7 +1,7 @@
 /* threads.c: compute threads: how many there are, and starting them.
  *
- * Kernels and oneDNN share OpenMP's pool, in which the number of threads is set once. libgomp ends the program where it cannot start a
- * thread, so threads are started here first, where a failure is an error that names the limit. */
+ * Kernels and oneDNN share OpenMP's pool, in which the number of threads is set once. libgomp ends the program where it cannot
+ * start a thread, so threads are started here first, where a failure is an error that names the limit. */
 #define _GNU_SOURCE
 #include "core/limits.h"
 #include <errno.h>
@@ -14,7 +14,7 @@
 enum { MOST_THREADS = 4096 };
 static int threads;
 
-/* Physical cores would be better than hardware threads for GEMM, but inside containers the affinity mask is what is granted. */
+/* For GEMM physical cores would be better than hardware threads, but in a container only the affinity mask says what is granted. */
 int lr_cores(void)
 {
     cpu_set_t set;
@@ -24,7 +24,7 @@ int lr_cores(void)
     return n > 0 ? n : 1;
 }
 
-/* A launcher divides the cores among its ranks by OMP_NUM_THREADS, as others who share a machine do. */
+/* A launcher divides the cores among its ranks by OMP_NUM_THREADS, as is usual on shared machines. */
 static int threads_by_default(void)
 {
     const char *text = getenv("OMP_NUM_THREADS");
@@ -32,8 +32,8 @@ static int threads_by_default(void)
     return n >= 1 && n <= MOST_THREADS ? (int)n : lr_cores();
 }
 
-/* oneDNN computes wrongly where a parallel region has fewer threads than were asked for. So no variable of OpenMP's may change their
- * number behind its back: OMP_DYNAMIC and OMP_MAX_ACTIVE_LEVELS are overruled, OMP_THREAD_LIMIT is kept to. */
+/* oneDNN computes wrongly where a parallel region has fewer threads than it asked for. So OpenMP must not lower the number by
+ * itself: OMP_DYNAMIC and OMP_MAX_ACTIVE_LEVELS are overruled, and no more threads are asked for than OMP_THREAD_LIMIT allows. */
 int lr_threads_set(int n)
 {
     if (n < 0 || n > MOST_THREADS)
@@ -72,11 +72,11 @@ static void *wait_for_end(void *context)
     return NULL;
 }
 
-/* Start n threads and end them. Returns how many there were. */
+/* Start n threads and end them. Returns the number that could be started. */
 static int try_threads(int n)
 {
     trial t = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
-    static pthread_t tried[MOST_THREADS]; /* the Lua thread's alone */
+    static pthread_t tried[MOST_THREADS]; /* used by the Lua thread alone */
     int started = 0;
     while (started < n && lr_thread_start(&tried[started], wait_for_end, &t) == LR_OK)
         started++;
@@ -100,8 +100,8 @@ int lr_threads_ensure(int n)
         return started;
     atomic_store(&there, 0);
 #pragma omp parallel num_threads(n)
-    atomic_fetch_add(
-        &there, 1); /* from here on they wait for work; a region of fewer ends the others, and makes room for them */
+    atomic_fetch_add(&there,
+                     1); /* from now on these threads wait for work; a region of fewer threads ends the others */
     if (atomic_load(&there) == n)
         running = n;
     return atomic_load(&there);
@@ -121,7 +121,8 @@ int lr_thread_start(pthread_t *thread, void *(*run)(void *), void *context)
 {
     sigset_t all, before;
     sigfillset(&all);
-    sigdelset(&all, SIGBUS); /* of the thread's own reading (io/mapping.c): blocked, it would end the process */
+    sigdelset(&all,
+              SIGBUS); /* caused by the thread's own reading (io/mapping.c); while blocked it would end the process */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     const int code = pthread_create(thread, NULL, run, context);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

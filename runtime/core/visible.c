@@ -1,14 +1,14 @@
-/* visible.c: text of files and of other people as a terminal may show it.
+/* visible.c: text from files and from others, made safe to show on a terminal.
  *
- * A name or a text can hold what a terminal obeys: escape sequences that colour, erase, rename the window or answer as if typed,
- * their one-byte relatives (C1), and marks that turn the direction of what follows. Each is written as its number; letters of all
- * languages stay. */
+ * A name or a text can contain what a terminal obeys: escape sequences that colour, erase, rename the window or send an answer
+ * as if it was typed, their one-byte forms (C1), and marks that change the direction of the text after them. Each is written as
+ * its number; letters of all languages stay. */
 #include "core/core.h"
 #include "core/utf8.h"
 #include <stdio.h>
 #include <string.h>
 
-/* The code point at p and its bytes, or -1 and 1 for a byte that is no UTF-8. */
+/* The code point at p and its number of bytes; -1 and 1 where it is not UTF-8. */
 static int32_t decode(const unsigned char *p, const unsigned char *end, int *bytes)
 {
     const int n = lr_utf8_sequence((const char *)p, (const char *)end);

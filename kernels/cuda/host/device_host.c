@@ -1,8 +1,8 @@
 /* device_host.c: a device of host memory, for kernels built by g++: the counterpart of cuda/driver.c.
  *
  * Device memory is a range of addresses of its own, which is open only while a kernel or a copy runs: code of the runtime that
- * follows a device pointer on the host, which a GPU would not forgive, is a segmentation fault here too. All work is done when the
- * call returns, so streams and events are the CPU's. LORARUN_SIMT=n makes n such devices. */
+ * follows a device pointer on the host, which a GPU would not forgive, is a segmentation fault here too. All work is done when
+ * the call returns, so streams and events are the CPU's. LORARUN_SIMT=n makes n such devices. */
 #include "cuda/host/device_host.h"
 #include "cuda/cuda.h"
 #include <stdio.h>
@@ -152,29 +152,37 @@ static int stream_wait(lr_stream *stream)
 
 const lr_driver *lr_cuda_driver(void)
 {
-    static lr_driver driver;
-    if (driver.open == NULL) {
-        driver = *lr_driver_of(LR_CPU);
-        driver.device = LR_CUDA;
-        driver.name = "cuda";
-        driver.noun = "GPU";
-        driver.traits = (lr_device_traits){.residual_in_product = 1, .plain_weights = 1};
-        driver.addressable = false;
-        driver.watched = true;
-        driver.count = count_devices;
-        driver.open = open_device;
-        driver.describe = describe;
-        driver.memory_info = memory_info;
-        driver.uuid = uuid;
-        driver.kernels = lr_cuda_backend;
-        driver.prepare = prepare;
-        driver.pack = lr_cuda_pack;
-        driver.reserve = reserve;
-        driver.map = map;
-        driver.unmap = unmap;
-        driver.copy = copy;
-        driver.fill = fill;
-        driver.stream_wait = stream_wait;
+    static lr_driver driver = {
+        LR_CUDA_KIND,
+        .addressable = false,
+        .watched = true,
+        .count = count_devices,
+        .open = open_device,
+        .describe = describe,
+        .memory_info = memory_info,
+        .uuid = uuid,
+        .prepare = prepare,
+        .reserve = reserve,
+        .map = map,
+        .unmap = unmap,
+        .copy = copy,
+        .fill = fill,
+        .stream_wait = stream_wait,
+    };
+    if (driver.compute_stream == NULL) { /* all that is the CPU's */
+        const lr_driver *cpu = lr_driver_of(LR_CPU);
+        driver.allow = cpu->allow;
+        driver.alloc_pinned = cpu->alloc_pinned;
+        driver.release_pinned = cpu->release_pinned;
+        driver.stream_new = cpu->stream_new;
+        driver.stream_free = cpu->stream_free;
+        driver.stream_wait_event = cpu->stream_wait_event;
+        driver.event_new = cpu->event_new;
+        driver.event_free = cpu->event_free;
+        driver.event_record = cpu->event_record;
+        driver.event_wait = cpu->event_wait;
+        driver.event_seconds = cpu->event_seconds;
+        driver.compute_stream = cpu->compute_stream;
     }
     return &driver;
 }
