@@ -1,8 +1,9 @@
-/* fake_cublaslt.c: cublasLtMatmul as its documentation defines it: D = alpha op(A) op(B) + beta C + bias, all matrices in column order.
+/* fake_cublaslt.c: cublasLtMatmul as its documentation defines it: D = alpha op(A) op(B) + beta C + bias, all matrices in column
+ * order.
  *
- * There are three algorithms, which add in different orders. The first is slow, so that another is chosen; the second does not do where
- * D has 16 k + 1 columns, though the heuristic offers it for the sizes that such a product is rounded to. With FAKE_CUDA_SPARE=n products
- * need n MiB of the GPU's memory that nobody holds. */
+ * There are three algorithms, which add in different orders. The first is slow, so that another is chosen. The second cannot
+ * make a D of 16 k + 1 columns, though the heuristic offers it for the size that such a product is rounded up to. With
+ * FAKE_CUDA_SPARE=n products fail unless n MiB of the GPU's memory are free. */
 #include "fake_cuda.h"
 #include <cublasLt.h>
 #include <math.h>
@@ -158,7 +159,7 @@ EXPORT cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPrefere
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* ---- which products there are --------------------------------------------------------------------------------------------- */
+/* ---- the products that exist --------------------------------------------------------------------------------------------- */
 typedef struct product {
     int64_t m, n, k;
 } product;
@@ -240,7 +241,7 @@ static float as_tf32(float x)
     return x;
 }
 
-/* op(m) as dense rows of what is added up: [outer][k]. */
+/* op(m) as dense rows that the sums run along: [outer][k]. */
 static float *operand(const void *m, const struct layout *l, bool k_is_row, int64_t outer, int64_t k, bool tf32)
 {
     float *out = malloc((size_t)(outer * k) * sizeof *out);
@@ -287,7 +288,7 @@ EXPORT cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
         return CUBLAS_STATUS_NOT_INITIALIZED;
     if (!fits(x, al, bl, cl, dl, &p))
         return CUBLAS_STATUS_INVALID_VALUE;
-    ALLOWED(c != d || c_layout == d_layout); /* in place: one description */
+    ALLOWED(c != d || c_layout == d_layout); /* in place, both are the same description */
     for (int i = 0; i < 4; i++)
         ALLOWED((uintptr_t)addresses[i] % algo->data[1 + i] == 0);
     if (algorithm == BACKWARD && p.n % 16 == 1)

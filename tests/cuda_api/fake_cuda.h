@@ -1,9 +1,9 @@
 /* fake_cuda.h: what the fakes of this folder share.
  *
- * kernels/cuda/driver.c and cublaslt.c speak to a GPU through three libraries: the CUDA runtime, which is linked (fake_cudart.c), the driver
- * (fake_driver.c is its libcuda.so.1) and cuBLASLt (fake_cublaslt.c). With these, and kernels that run on the CPU (kernels/cuda/host),
- * the two files run in tests where there is no GPU. The fakes are written against NVIDIA's documentation, not against those files, and are
- * stricter than a GPU: what the documentation forbids ends the process with status 99. */
+ * kernels/cuda/driver.c and cublaslt.c use a GPU through three libraries: the CUDA runtime, which is linked (fake_cudart.c), the
+ * driver (fake_driver.c is its libcuda.so.1) and cuBLASLt (fake_cublaslt.c). With these, and kernels that run on the CPU
+ * (kernels/cuda/host), the two files run in tests where there is no GPU. The fakes are written against NVIDIA's documentation,
+ * not against those files, and are stricter than a GPU: what the documentation forbids ends the process with status 99. */
 #ifndef FAKE_CUDA_H
 #define FAKE_CUDA_H
 
@@ -22,7 +22,7 @@ enum { FORBIDDEN = 99 };
         }                                                                                                              \
     } while (0)
 
-/* FAKE_CUDA_FAILS="cuMemCreate 700": that function returns that number. 0: it is not this one. */
+/* The error that this function is to return: FAKE_CUDA_FAILS="cuMemCreate 700" sets it for one function; 0 for all others. */
 static inline int fake_cuda_told(const char *function)
 {
     const char *text = getenv("FAKE_CUDA_FAILS");
@@ -36,10 +36,10 @@ static inline int fake_cuda_told(const char *function)
             return (type)told;                                                                                         \
     } while (0)
 
-/* Do what was put on streams until now: for whoever works on a stream besides the runtime. fake_cudart.c */
+/* Do all that was put on streams until now: for the libraries that put work on a stream themselves. fake_cudart.c */
 EXPORT void fake_cuda_flush(void);
 
-/* Bytes of the GPU's memory that nobody holds. fake_cudart.c */
+/* Free bytes of the GPU's memory. fake_cudart.c */
 EXPORT size_t fake_cuda_available(void);
 
 /* Bytes of the GPU's memory. fake_driver.c */

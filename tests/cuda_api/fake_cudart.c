@@ -1,8 +1,9 @@
-/* fake_cudart.c: the CUDA runtime, for one GPU whose memory is the processor's.
+/* fake_cudart.c: the CUDA runtime for one GPU, whose memory is the processor's.
  *
- * Streams are one queue. What a call may do later is done as late as can be: a copy from or to pinned memory when somebody waits, or a kernel
- * or product begins; so whoever changes pinned memory too soon, or reads what has not arrived, computes something else than he should.
- * Copies of pageable memory are done when the call returns, as the documentation says. Kernels run when they are launched. */
+ * All streams are one queue. Work that a call may do later is done as late as possible: a copy from or to pinned memory is done
+ * when there is a wait, or a kernel or product begins. So code that changes pinned memory too soon, or reads what has not
+ * arrived, gets wrong values. Copies of pageable memory are done when the call returns, as the documentation says. Kernels run
+ * when they are launched. */
 #include "cuda/host/device_host.h"
 #include "fake_cuda.h"
 #include <cuda_runtime_api.h>
@@ -39,7 +40,7 @@ static struct {
 } pinned[MOST_PINNED];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static cudaError_t last_error;
-static _Thread_local int device_of_thread; /* each begins with the first */
+static _Thread_local int device_of_thread; /* each thread begins with the first */
 
 static cudaError_t result(cudaError_t error)
 {
@@ -70,7 +71,7 @@ static void run(const work *w)
     }
 }
 
-/* With the lock held: everything up to a place. */
+/* Do everything up to a place; the lock is held. */
 static void run_until(uint64_t place)
 {
     while (done < place)
@@ -96,7 +97,7 @@ static void put(const work *w)
     queue[queued++ % MOST_QUEUED] = *w;
 }
 
-/* Kernels find everything done that was put on the stream before them. */
+/* All that was put on the stream before a kernel is done when the kernel runs. */
 void lr_device_memory_open(void)
 {
     fake_cuda_flush();
@@ -207,7 +208,7 @@ cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned flags)
 cudaError_t cudaFreeHost(void *p)
 {
     pthread_mutex_lock(&lock);
-    flush_locked(); /* it waits for copies of the memory */
+    flush_locked(); /* it waits for the copies that use the memory */
     for (int i = 0; p != NULL; i++) {
         ALLOWED(i < MOST_PINNED);
         if (pinned[i].base == p) {
@@ -330,7 +331,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
     return cudaSuccess;
 }
 
-/* No more than has to be done: up to the event. */
+/* Only what must be done: everything up to the event. */
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     pthread_mutex_lock(&lock);

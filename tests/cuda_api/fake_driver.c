@@ -1,5 +1,5 @@
-/* fake_driver.c: virtual memory management as the CUDA driver API describes it: addresses are reserved, memory is made, mapped and opened,
- * each by a call of its own. Memory of a GPU is memory of this process; FAKE_CUDA_MEMORY says how many MiB there are (8192). */
+/* fake_driver.c: virtual memory as the CUDA driver API describes it: separate calls reserve addresses, create memory, map it and
+ * allow access. The GPU's memory is memory of this process; FAKE_CUDA_MEMORY is its size in MiB (8192). */
 #define _GNU_SOURCE
 #include "fake_cuda.h"
 #include <cuda.h>
@@ -128,7 +128,7 @@ static int mapping_at(uintptr_t at, size_t bytes)
     return -1;
 }
 
-/* Memory comes with what was in it. */
+/* New memory holds arbitrary values. */
 EXPORT CUresult cuMemSetAccess(CUdeviceptr at, size_t bytes, const CUmemAccessDesc *access, size_t count)
 {
     ALLOWED(count == 1 && access->location.type == CU_MEM_LOCATION_TYPE_DEVICE && access->location.id == 0 &&
@@ -144,7 +144,7 @@ EXPORT CUresult cuMemSetAccess(CUdeviceptr at, size_t bytes, const CUmemAccessDe
 EXPORT CUresult cuMemUnmap(CUdeviceptr at, size_t bytes)
 {
     const int i = mapping_at((uintptr_t)at, bytes);
-    ALLOWED(i >= 0); /* what was mapped by one call is unmapped by one call */
+    ALLOWED(i >= 0); /* one call unmaps exactly what one call mapped */
     fake_cuda_flush();
     madvise((void *)(uintptr_t)at, bytes, MADV_DONTNEED);
     mprotect((void *)(uintptr_t)at, bytes, PROT_NONE);

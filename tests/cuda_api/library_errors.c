@@ -1,5 +1,5 @@
-/* library_errors.c: what CUDA's libraries return when something is wrong: what lacks memory is told from what does not, is tried again once
- * cached memory was given back, and a kernel's failure is not blamed on the call that noticed it. */
+/* library_errors.c: errors of CUDA's libraries: a lack of memory is distinguished from other errors, and the call is tried again
+ * after cached memory was given back; a kernel's failure is not blamed on the call that noticed it. */
 #include "core/device.h"
 #include "cuda/cuda.h"
 #include "lr_test.h"
@@ -12,7 +12,7 @@ static int make(lr_tensor **out, int64_t rows, int64_t columns)
     return lr_tensor_new(out, LR_F32, 2, (int64_t[]){rows, columns}, LR_CUDA, "x");
 }
 
-/* The status of one function that fails so, and what is said. */
+/* Let one function fail so; check the status and the message. */
 static int while_failing(const char *how, int (*act)(void))
 {
     setenv("FAKE_CUDA_FAILS", how, 1);
@@ -98,7 +98,7 @@ TEST(a_product_gets_the_memory_that_the_allocator_keeps)
     destroy_operands();
 }
 
-/* cuBLASLt has no word for a context that a kernel has broken. */
+/* cuBLASLt has no status of its own for a context that a kernel has broken. */
 static int multiply_when_broken(void)
 {
     setenv("FAKE_CUDA_SPARE", "1000000", 1);
@@ -113,7 +113,7 @@ TEST(a_kernels_failure_is_not_the_products)
     CHECK_INT(while_failing("cudaDeviceSynchronize 700", multiply_when_broken), LR_EINTERNAL);
     CHECK_HAS(lr_last_error(), "a kernel failed: an illegal access");
     CHECK_HAS(lr_last_error(), "CUDA_LAUNCH_BLOCKING=1");
-    CHECK_INT(multiply(), LR_OK); /* and nothing was chosen for good meanwhile */
+    CHECK_INT(multiply(), LR_OK); /* and no choice was kept meanwhile */
     destroy_operands();
 }
 

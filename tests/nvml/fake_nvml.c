@@ -1,17 +1,17 @@
-/* fake_nvml.c: a libnvidia-ml.so.1 for tests: GPUs whose numbers the environment sets. It is written against NVIDIA's documentation of the
- * interface, not against kernels/cuda/nvml.c.
+/* fake_nvml.c: a libnvidia-ml.so.1 for tests: its GPUs report the numbers that the environment sets. It is written against
+ * NVIDIA's documentation of the interface, not against kernels/cuda/nvml.c.
  *
- *   FAKE_NVML_gpus=2                 how many; the GPU of the CUDA kernels that run on the CPU is the first
- *   FAKE_NVML_used=1000000000        bytes in use on each, of FAKE_NVML_total
- *   FAKE_NVML_used_1=...             on the second alone; so with every name below
- *   FAKE_NVML_nvmlDeviceGetName=3    this function returns error 3
- * Names: total, used, utilization, major, minor, ecc, cuda, nvlinks, peer, pid (0: no process). Built with OLD it lacks most functions,
- * with BROKEN one that is needed. */
+ *   FAKE_NVML_gpus=2                 the number of GPUs; the first is the one whose kernels run on the CPU
+ *   FAKE_NVML_used=1000000000        bytes in use on each, of FAKE_NVML_total FAKE_NVML_used_1=...             the same for the
+ *   second GPU alone; this works with every name below FAKE_NVML_nvmlDeviceGetName=3    this function returns error 3
+ * Names: total, used, utilization, major, minor, ecc, cuda, nvlinks, peer, pid (0: no process). Built with OLD it lacks most
+ * functions, with BROKEN one that must exist. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#pragma GCC diagnostic ignored "-Wmissing-prototypes" /* they are in NVIDIA's nvml.h, which need not be here */
+#pragma GCC diagnostic ignored                                                                                         \
+    "-Wmissing-prototypes" /* the prototypes are in NVIDIA's nvml.h, which the build does not need */
 #define EXPORT __attribute__((visibility("default")))
 #define NO_SUCH 2
 #define NOT_SUPPORTED 3
@@ -38,7 +38,7 @@ static long long number(const char *name, int gpu, long long otherwise)
     if (number(__func__, gpu, 0) != 0)                                                                                 \
     return (int)number(__func__, gpu, 0)
 
-/* A handle is the address of a GPU's place here. */
+/* A handle is the address of the GPU's element. */
 static int places[16];
 static int gpu_of(const void *handle)
 {
@@ -146,7 +146,7 @@ EXPORT int nvmlDeviceGetUtilizationRates(void *gpu, unsigned int out[2])
 {
     REFUSE(gpu_of(gpu));
     out[0] = (unsigned int)number("utilization", gpu_of(gpu), 97);
-    out[1] = 11; /* of the memory's bandwidth: nobody asks */
+    out[1] = 11; /* of the memory's bandwidth, which is not used */
     return 0;
 }
 
@@ -172,7 +172,7 @@ EXPORT int nvmlDeviceGetComputeRunningProcesses_v3(void *gpu, unsigned int *n, p
         return TOO_SMALL;
     if (*n > 0) {
         out[0] = (process){(unsigned int)pid, 70ull << 30, 0, 0};
-        out[1] = (process){1, ~0ull, 0, 0}; /* another container's: how much is not told */
+        out[1] = (process){1, ~0ull, 0, 0}; /* of another container: its memory is unknown */
     }
     return 0;
 }

@@ -1,5 +1,5 @@
-/* test_nvml.c: what lorarun makes of the numbers of NVML, with one whose numbers the test sets (fake_nvml.c), which ctest puts on the
- * path where libraries are looked for. What happens where it is missing or broken takes a process each: test_gpu_fields.lua. */
+/* test_nvml.c: what lorarun reports from NVML's numbers, with a library whose numbers the test sets (fake_nvml.c); ctest puts it
+ * on the search path of libraries. A missing or broken library needs a process of its own: test_gpu_fields.lua. */
 #include "core/device.h"
 #include "lr_test.h"
 
@@ -48,7 +48,7 @@ TEST(a_gpu_and_its_load)
     CHECK_INT(load.free_bytes, 50000000000);
     CHECK_INT(load.total_bytes, 80000000000);
     CHECK_INT(load.utilization, 42);
-    set("used_1", "31000000000"); /* asked anew every time */
+    set("used_1", "31000000000"); /* read anew every time */
     CHECK_INT(lr_gpu_load_now(1, &load), LR_OK);
     CHECK_INT(load.used_bytes, 31000000000);
 }
@@ -134,7 +134,7 @@ TEST(links)
     set("peer", NULL);
 }
 
-/* The GPU of the kernels that run on the CPU is the first one here; a real one is not known to this NVML. */
+/* The GPU whose kernels run on the CPU is the first one here; this NVML does not know a real one. */
 TEST(the_number_of_a_device)
 {
     int number = -1;

@@ -1,13 +1,13 @@
-/* test_arena.c: pieces are cut, joined and placed as arena.h says, and memory is behind them when, and only when, it has to be. */
+/* test_arena.c: pieces are cut, joined and placed as arena.h says, and have memory when, and only when, they need it. */
 #include "core/arena.h"
 #include "core/memory.h"
 #include "lr_test.h"
 
 enum { KIB = 1 << 10, GRANULE = 64 * KIB, GRANULES = 1 << 12 };
 
-/* Memory that is asked for and given back, with an account of its own. */
+/* A source of memory that counts what is mapped and unmapped. */
 typedef struct store {
-    size_t room; /* granules that it still has */
+    size_t room; /* granules that it can still map */
     bool mapped[GRANULES];
     int mistakes, unmapped;
 } store;
@@ -112,15 +112,15 @@ TEST(memory_moves_out_of_holes)
     start(&a, &s, 5);
     lr_piece *hole = take(&a, &s, 2 * GRANULE + KIB), *above = take(&a, &s, GRANULE);
     CHECK_INT(lr_arena_missing(&a, hole), 3 * GRANULE);
-    CHECK_INT(lr_arena_missing(&a, above), 2 * GRANULE); /* one of them is of both */
+    CHECK_INT(lr_arena_missing(&a, above), 2 * GRANULE); /* the two pieces share one of their granules */
     CHECK(lr_arena_map(&a, hole) == LR_OK && lr_arena_map(&a, above) == LR_OK);
     CHECK_INT(a.mapped_bytes, 4 * GRANULE);
     give(&a, &s, hole);
     lr_piece *large = take(&a, &s, 3 * GRANULE);
-    CHECK_INT(lr_arena_missing(&a, large), 3 * GRANULE); /* its end is where the range's free end was */
+    CHECK_INT(lr_arena_missing(&a, large), 3 * GRANULE); /* it ends where the range's free end was */
     CHECK_INT(lr_arena_map(&a, large), LR_ENOMEM);
     lr_arena_trim(&a, 0);
-    CHECK_INT(s.unmapped, 2); /* the hole's third granule is not its own */
+    CHECK_INT(s.unmapped, 2); /* the hole shares its third granule */
     CHECK_INT(lr_arena_map(&a, large), LR_OK);
     CHECK_INT(lr_arena_missing(&a, above), 0);
     CHECK_INT(s.room, 0);
@@ -133,7 +133,7 @@ TEST(memory_moves_out_of_holes)
     sound(&a, &s);
 }
 
-/* Any order of calls, with memory that runs out and descriptions that cannot be made. */
+/* Calls in any order, while memory runs out and host memory for descriptions is missing. */
 TEST(any_order)
 {
     enum { MOST = 200, TURNS = 20000 };
@@ -176,12 +176,13 @@ TEST(any_order)
     CHECK(a.first == a.last);
 }
 
-/* What a training step does: each layer keeps some buffers and uses others for a while; backward gives all back in the opposite order. The
- * memory mapped is what is held at the peak, but for holes, whatever the batch before had for sizes. */
+/* Like training steps: each layer keeps some buffers and uses others for a while, and backward gives all back in the opposite
+ * order. The mapped memory is what is held at the peak, plus holes, whatever sizes the batch before had. */
 TEST(a_step_takes_what_it_holds)
 {
     enum { LAYERS = 28, KEPT = 6 };
-    static const size_t kept[KEPT] = {72, 92, 73, 1, 72, 758}, used[3] = {72, 379, 100}; /* bytes a token, nearly */
+    static const size_t kept[KEPT] = {72, 92, 73, 1, 72, 758},
+                        used[3] = {72, 379, 100}; /* about the bytes of a token */
     static lr_arena a;
     static store s;
     start(&a, &s, GRANULES);

@@ -1,5 +1,5 @@
-/* test_convert.c: conversions between 16-bit and 32-bit floating point, against their definition in doubles: every 16-bit value, and
- * f32 values at and around every place where rounding changes. */
+/* test_convert.c: conversions between 16-bit and 32-bit floating point, against their definition in doubles: every 16-bit value,
+ * and f32 values at and around every place where rounding changes. */
 #include "core/tensor.h"
 #include "lr_test.h"
 
@@ -8,7 +8,7 @@ typedef struct format {
 } format;
 static const format HALVES[] = {{LR_BF16, 8, 7}, {LR_F16, 5, 10}};
 
-/* What the bits mean. */
+/* The value of the bits. */
 static double value_of(const format *f, uint16_t bits)
 {
     const int bias = (1 << (f->exponent_bits - 1)) - 1, top = (1 << f->exponent_bits) - 1;
@@ -47,8 +47,8 @@ TEST(every_half_is_what_its_bits_mean)
     lr_free(bits);
 }
 
-/* x between the neighbours low and low + 1 (bits of the same sign) goes to the nearer one, or to the even one of both. An f32 above
- * the largest half is as if one more followed it. */
+/* x between the neighbours low and low + 1 (bits of the same sign) is rounded to the nearer one, at a tie to the even one. Above
+ * the largest half, one more is assumed to follow. */
 static uint16_t rounded(const format *f, uint16_t low, double x)
 {
     const double a = fabs(value_of(f, low)), b = fabs(value_of(f, (uint16_t)(low + 1)));

@@ -15,7 +15,7 @@ static lr_memory stats_of(int device)
     return m;
 }
 
-/* What is free goes back before the limit is met; what is live meets it. */
+/* At the limit free memory is given back first; live memory beyond it is an error. */
 TEST(limit)
 {
     enum { MIB = 1 << 18 }; /* elements */
@@ -30,7 +30,7 @@ TEST(limit)
         CHECK_INT(lr_memory_limit(device, before + (64 << 20)), LR_OK);
         CHECK_INT(stats_of(device).reserved_bytes - before, 48 << 20);
 
-        lr_tensor *d = new_tensor(31 * MIB, device, "d"); /* fits nowhere: b's granule gives way */
+        lr_tensor *d = new_tensor(31 * MIB, device, "d"); /* fits in no hole: b's granule is given back */
         CHECK_INT(stats_of(device).reserved_bytes - before, 64 << 20);
         lr_tensor *e = NULL;
         const int64_t elements = 20 * MIB;
@@ -41,7 +41,7 @@ TEST(limit)
         lr_tensor_free(d);
         e = new_tensor(elements, device, "e");
         CHECK(stats_of(device).reserved_bytes - before <= 64 << 20);
-        if (device == LR_CPU) /* the memory is there */
+        if (device == LR_CPU) /* its memory can be written */
             CHECK_INT(lr_tensor_fill(e, 1.0), LR_OK);
         CHECK_INT(lr_memory_limit(device, 0), LR_OK);
         lr_tensor_destroy(a);
@@ -56,7 +56,7 @@ TEST(limit)
     CHECK_INT(lr_memory_limit(LR_DEVICE_COUNT, 1), LR_EINVAL);
 }
 
-/* A limit below what is live takes nothing away, and lets nothing be added. */
+/* A limit below the live bytes frees nothing, and allows nothing more. */
 TEST(limit_below_what_is_live)
 {
     lr_tensor *a = new_tensor(1 << 18, LR_META, "a"), *b = NULL;
@@ -77,7 +77,7 @@ TEST(holders_add_up_layers)
                          new_tensor(448, LR_META, "2x.y")};
     char text[256];
     CHECK_INT(lr_memory_holders(LR_META, 10, text, sizeof text), LR_OK);
-    CHECK_STR(text, /* each takes at least a byte more than it has, in 256s */
+    CHECK_STR(text, /* each takes at least one byte more than it has, rounded up to 256 */
               "2x.y\t1\t2048\nlayers.*.mlp.down\t3\t1792\nx2\t1\t1792\n*.x2.*\t1\t1536\n");
     for (size_t i = 0; i < LR_COUNT_OF(list); i++)
         lr_tensor_destroy(list[i]);
