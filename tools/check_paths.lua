@@ -12,7 +12,7 @@
 -- What is not in the tree, and may be named all the same.
 local ELSEWHERE = {}
 for name in ([[
-  lr_ops.h lr_ops_backend.h lr_ops_dispatch.c lr_ops_cpu_kernels.h lr_ops_cuda_kernels.h cdef.lua ops_spec.lua
+  lr_ops.h lr_ops_backend.h lr_ops_dispatch.c lr_ops_kernels.h cdef.lua ops_spec.lua
   bench-gpu.md run.sh kernels.txt
   nvml.h device.cc lr_scheduler_type lorarun.host
   recipe.lua my.lua script.py a.py b.py b.txt m0.txt m1.txt x.lua a.b.c X_before_merge.py X_after_merge.py

@@ -4,8 +4,8 @@
 --         lr_ops_backend.h   struct lr_backend: for each op its kernel and, where the row says so, the function that counts the
 --                            kernel's scratch; struct lr_NAME_call, the arguments of such an op
 --         lr_ops_dispatch.c  lr_op_NAME: checks the arguments against the row, takes the scratch, calls the device's kernel
---         lr_ops_cpu.inc, lr_ops_cpu_kernels.h     the CPU's table, and the prototypes of what stands in it: LR_CPU(NAME)
---         lr_ops_cuda.inc, lr_ops_cuda_kernels.h   the same for CUDA: lr_cuda_NAME, in the table LR_CUDA_KERNEL(lr_cuda_NAME)
+--         lr_ops_kernels.h   prototypes of a backend's functions, which it calls LR_KERNEL(NAME)
+--         lr_ops_table.inc   its table, LR_TABLE
 --         ops_spec.lua       the same rows as a Lua table, for gradients, tests and error messages
 -- A malformed row stops the build with its line number.
 
@@ -117,25 +117,22 @@ end
 b[#b + 1] = "} lr_backend;\n\n"
 write("lr_ops_backend.h", table.concat(b))
 
--- A backend's table and the prototypes of its functions, which have the parameters of the table's entries. entry: how the table
--- names a kernel.
-local function write_backend(backend, symbol, entry)
-  local entries, prototypes = { HEAD, ("static const lr_backend LR_%s_TABLE = {\n"):format(backend:upper()) }, { HEAD }
-  for _, op in ipairs(ops) do
-    local kernel, scratch = symbol:format(op.name), symbol:format(op.name .. "_scratch")
-    entries[#entries + 1] = ("    .%s = %s,\n"):format(op.name, entry:format(kernel))
-    prototypes[#prototypes + 1] = ("int %s(%s);\n"):format(kernel, params(op, true))
-    if op.scratch then
-      entries[#entries + 1] = ("    .%s_scratch = %s,\n"):format(op.name, scratch)
-      prototypes[#prototypes + 1] = ("int64_t %s(%s);\n"):format(scratch, scratch_params(op))
-    end
+-- The same two files serve every backend. It defines what its functions are called, LR_KERNEL(NAME), and may define what its table
+-- has in place of a kernel, LR_ENTRY(kernel).
+local entries = { HEAD, "#ifndef LR_ENTRY\n#define LR_ENTRY(kernel) kernel\n#endif\n" }
+entries[#entries + 1] = "static const lr_backend LR_TABLE = {\n"
+local prototypes = { HEAD }
+for _, op in ipairs(ops) do
+  entries[#entries + 1] = ("    .%s = LR_ENTRY(LR_KERNEL(%s)),\n"):format(op.name, op.name)
+  prototypes[#prototypes + 1] = ("int LR_KERNEL(%s)(%s);\n"):format(op.name, params(op, true))
+  if op.scratch then
+    entries[#entries + 1] = ("    .%s_scratch = LR_KERNEL(%s_scratch),\n"):format(op.name, op.name)
+    prototypes[#prototypes + 1] = ("int64_t LR_KERNEL(%s_scratch)(%s);\n"):format(op.name, scratch_params(op))
   end
-  entries[#entries + 1] = "};\n"
-  write(("lr_ops_%s.inc"):format(backend), table.concat(entries))
-  write(("lr_ops_%s_kernels.h"):format(backend), table.concat(prototypes))
 end
-write_backend("cpu", "LR_CPU(%s)", "%s")
-write_backend("cuda", "lr_cuda_%s", "LR_CUDA_KERNEL(%s)")
+entries[#entries + 1] = "};\n"
+write("lr_ops_table.inc", table.concat(entries))
+write("lr_ops_kernels.h", table.concat(prototypes))
 
 local d = { HEAD, '#include "core/op.h"\n\n' }
 for _, op in ipairs(ops) do

@@ -19,6 +19,7 @@
 #define LR_CPU_PASTE(name, suffix) LR_CPU_PASTE_(name, suffix)
 #define LR_CPU(name) LR_CPU_PASTE(name, LR_CPU_SUFFIX)
 
-#include "lr_ops_cpu_kernels.h"
+#define LR_KERNEL(name) LR_CPU(name)
+#include "lr_ops_kernels.h"
 
 #endif

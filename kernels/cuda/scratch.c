@@ -1,5 +1,5 @@
-/* scratch.c: how much working memory each CUDA kernel needs, from the arguments of its op alone. It is compiled into every build,
- * with CUDA or without: a plan for a GPU counts these bytes on the meta device. */
+/* scratch.c: how much working memory each CUDA kernel needs, from the arguments of its op alone. It is compiled into every
+ * build, with CUDA or without: a plan for a GPU counts these bytes on the meta device. */
 #include "cuda/scratch.h"
 #include "check.h"
 

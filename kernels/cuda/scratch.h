@@ -1,17 +1,19 @@
-/* scratch.h: the working memory of CUDA's kernels, which are told by the same functions where in exec->scratch their parts are. C
- * and C++, without CUDA: see scratch.c. */
+/* scratch.h: the working memory of CUDA's kernels, which are told by the same functions where in exec->scratch their parts are.
+ * C and C++, without CUDA: see scratch.c. */
 #ifndef LR_CUDA_SCRATCH_H
 #define LR_CUDA_SCRATCH_H
 
 #include "core/op.h"
-#include "lr_ops_cuda_kernels.h"
+
+#define LR_KERNEL(name) lr_cuda_##name
+#include "lr_ops_kernels.h"
 
 /* ---- matrix products --------------------------------------------------------------------------------------------------- */
 /* What cuBLASLt may use; the start of a product's scratch. */
 enum { LR_CUDA_GEMM_WORKSPACE = 32 << 20 };
 
-/* The dtype that the operands of a product of these three dtypes are given: 16-bit where one of them is. LR_EDTYPE: bf16 meets f16.
- * */
+/* The dtype that the operands of a product of these three dtypes are given: 16-bit where one of them is. LR_EDTYPE: bf16 meets
+ * f16. */
 int lr_cuda_operand_dtype(const char *op, int a, int b, int c, int *dtype);
 
 /* Bytes of a copy of `elements` numbers, had in one dtype and wanted in another; 0 where they are the same. */

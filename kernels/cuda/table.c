@@ -3,14 +3,12 @@
 #include "cuda/pack.h"
 #include "cuda/scratch.h"
 
-#ifdef LR_HAVE_CUDA
-#define LR_CUDA_KERNEL(kernel) kernel
-#else
-#define LR_CUDA_KERNEL(kernel) NULL
+#ifndef LR_HAVE_CUDA
+#define LR_ENTRY(kernel) NULL
 #endif
-#include "lr_ops_cuda.inc"
+#include "lr_ops_table.inc"
 
 const lr_backend *lr_cuda_backend(void)
 {
-    return &LR_CUDA_TABLE;
+    return &LR_TABLE;
 }
