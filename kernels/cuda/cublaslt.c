@@ -81,7 +81,7 @@ static int failed(cublasStatus_t status, const char *what)
     if (status == CUBLAS_STATUS_SUCCESS)
         return LR_OK;
     if (status == CUBLAS_STATUS_ALLOC_FAILED)
-        return lr_fail(LR_ENOMEM, "out of memory in cuBLASLt: %s", what);
+        return lr_fail(LR_ENOMEM, "out of cuda memory, in cuBLASLt: %s", what);
     const int earlier =
         lr_cuda_failed(cudaDeviceSynchronize(), what); /* a kernel that failed before is the real cause */
     if (earlier != LR_OK)

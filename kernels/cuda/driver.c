@@ -49,7 +49,7 @@ int lr_cuda_failed(int number, const char *what)
         return LR_OK;
     cudaGetLastError(); /* clears it, so that a later call does not report it again */
     if (error == cudaErrorMemoryAllocation)
-        return lr_fail(LR_ENOMEM, "out of memory in CUDA: %s", what);
+        return lr_fail(LR_ENOMEM, "out of cuda memory, in CUDA: %s", what);
     if (from_a_kernel(error))
         return lr_fail(LR_EINTERNAL,
                        "CUDA: a kernel failed: %s (%s). A later call noticed it (%s); with CUDA_LAUNCH_BLOCKING=1 in "

@@ -1,7 +1,8 @@
 -- device_traits.lua: the kinds of devices, and what each does its own way where the choice falls in Lua. Whoever must choose asks
--- here by trait and names no kind: a new backend is a row more.
+-- here by trait and names no kind. The drivers tell all this (lr_device_traits in lr.h), so a new backend needs nothing here.
 --
 --   traits.DEVICES       device -> its number in C: "cpu", "cuda", "meta"
+--   traits.KINDS         device -> its traits; "meta" has none of its own
 --   traits.of(device)    the traits of a tensor's device; of "meta", those of the kind that it stands for
 --
 -- Traits:
@@ -13,20 +14,21 @@
 --   fp16                  products in fp16 exist
 --   own_memory            its memory is not the host's, and the driver says how much of it is free
 --   asynchronous          ops are queued, and a first exchange of gradients is worth a rehearsal
---   out_of_memory         texts by which a message of C is known to be about its memory
+local ffi = require "ffi"
 local C = require "lorarun.base.c"
 
-local KINDS = {
-  cpu = { number = C.LR_CPU, word = "CPU" },
-  cuda = { number = C.LR_CUDA, word = "GPU", residual_in_product = true, plain_weights = true, fp16 = true, own_memory = true,
-    asynchronous = true, out_of_memory = { "cuda memory", "out of memory in CUDA", "out of memory in cuBLASLt" } },
-}
-
-local traits = { KINDS = KINDS, DEVICES = { meta = C.LR_META } }
-local by_number = {}
-for name, kind in pairs(KINDS) do
-  traits.DEVICES[name] = kind.number
-  by_number[tonumber(kind.number)] = kind
+local traits = { KINDS = {}, DEVICES = {} }
+local by_number, told = {}, ffi.new "lr_device_traits"
+for number = 0, C.LR_DEVICE_COUNT - 1 do
+  local name = ffi.string(C.lr_device_name(number))
+  traits.DEVICES[name] = number
+  if number ~= C.LR_META and C.lr_device_traits_of(number, told) == C.LR_OK then
+    local kind = { word = ffi.string(told.noun) }
+    for _, trait in ipairs { "residual_in_product", "plain_weights", "fp16", "own_memory", "asynchronous" } do
+      kind[trait] = told[trait] ~= 0
+    end
+    traits.KINDS[name], by_number[number] = kind, kind
+  end
 end
 
 function traits.of(device) return by_number[C.lr_device_like(traits.DEVICES[device])] end

@@ -144,12 +144,10 @@ function memory.during(what, fn, ...)
   return result
 end
 
--- The device that a message of C is about.
+-- The device that a message of C is about: "out of cuda memory".
 local function device_of(message)
-  for device, kind in sorted(device_traits.KINDS) do
-    for _, words in ipairs(kind.out_of_memory or {}) do
-      if message:find(words, 1, true) then return device end
-    end
+  for device in sorted(device_traits.KINDS) do
+    if message:find(device .. " memory", 1, true) then return device end
   end
   return "cpu"
 end
