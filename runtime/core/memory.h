@@ -16,8 +16,8 @@ typedef struct lr_storage {
 
 /* A buffer of at least `bytes` on the device, 256-byte aligned, contents undefined, references = 1. */
 int lr_storage_new(lr_storage **out, size_t bytes, int device, const char *name);
-void lr_storage_release(
-    lr_storage *s); /* drop one reference; the last one frees the buffer, for the next on the compute stream */
+/* Drop one reference. With the last one the buffer is free, also for work that is put on the compute stream from now on. */
+void lr_storage_release(lr_storage *s);
 
 /* Working memory of one op on a device: kept, and as large as the largest need so far. The bytes are valid until the next call,
  * which on a GPU means: for what is put on the compute stream before it. On the meta device they are counted, and *out is NULL. */
