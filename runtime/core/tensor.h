@@ -3,7 +3,6 @@
 #define LR_TENSOR_H
 
 #include "core/dtype.h"
-#include "core/half.h"
 #include "core/memory.h"
 
 /* The layout of a packed weight is the driver's own: an opaque state, and the function that frees it. */
