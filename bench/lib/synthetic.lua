@@ -63,7 +63,7 @@ function synthetic.model(shape, dtype, device)
   end }
   return tensor.persistent(function()
     local built = arch.build(shape, source)
-    arch.prepare(built, shape.positions, device)
+    if arch.prepare then arch.prepare(built, shape.positions, device) end
     local model = setmetatable({ arch = arch, built = built, linears = source.linears, frozen = source.count, device = device,
       pooling = shape.pooling,
       normalize = true, dimension = shape.hidden, layer_count = shape.layers, sizes = shape, dtype = dtype, name = "random weights",
