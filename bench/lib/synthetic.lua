@@ -74,7 +74,7 @@ function synthetic.model(shape, dtype, device)
   end)
 end
 
---- lengths(pairs): tokens of as many lines (4 to 20) and contexts (30 to 512, mostly short), the same in every run.
+--- lengths(pairs): tokens of the pairs' lines (4 to 20) and contexts (30 to 512, mostly short), the same in every run.
 function synthetic.lengths(pairs_)
   local word, list = ffi.new "uint32_t[4]", {}
   for i = 0, 2 * pairs_ - 1 do

@@ -1,7 +1,8 @@
 /* main.c: the program: a Lua state that runs lorarun.cli.program. lorarun's modules are inside the executable.
  *
- * What the command line means is decided in lua/lorarun/cli/program.lua. Environment: LORARUN_LUA_PATH names a folder whose
- * lorarun/x.lua replace the embedded modules (for work on lorarun itself); LORARUN_JIT=off interprets everything. */
+ * What the command line means is decided in lua/lorarun/cli/program.lua. Environment: LORARUN_LUA_PATH names a folder
+ * whose lorarun/x.lua replace the embedded modules (for work on lorarun itself; models/x.lua there is looked up in Lua, by
+ * models/architectures.lua); LORARUN_JIT=off interprets everything. */
 #include "core/limits.h"
 #include "host/host.h"
 #include "host/modules.h"
@@ -23,7 +24,7 @@ static int own_module(lua_State *L, int load_status)
     return 1;
 }
 
-/* package.loaders entry for lorarun and lorarun.*: nothing on package.path can take their place by accident. */
+/* The loader in package.loaders of lorarun and lorarun.*: nothing on package.path can take their place by accident. */
 static int load_module(lua_State *L)
 {
     const char *name = luaL_checkstring(L, 1), *dir = getenv("LORARUN_LUA_PATH");

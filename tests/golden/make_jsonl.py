@@ -2,7 +2,7 @@
 
     python tests/golden/make_jsonl.py
 
-Each line is a mutated object behind "1" (good) or "0" (bad). Good means: UTF-8, one object, no NaN or Infinity, no lone surrogates.
+Each line is "1" (good) or "0" (bad), then a mutated object. Good means: UTF-8, one object, no NaN or Infinity, no lone surrogates.
 """
 import json
 import pathlib

@@ -128,7 +128,7 @@ for _, precision in ipairs { "bf16", "fp16" } do
           return data(t)
         end
         return function(s)
-          if s.step % 4 ~= 1 then print("READS " .. reads) end -- of a step that comes behind no evaluation
+          if s.step % 4 ~= 1 then print("READS " .. reads) end -- of a step that follows no evaluation
           reads = 0
         end
       end)() }]])

@@ -49,7 +49,7 @@ test("two ranks on one GPU", function()
   check.equal(results[2].out, results[1].out)
 end)
 
--- Two ranks whose second collective does not come to its end. `after`: what rank 1 does behind the first; more: variables of rank 0
+-- Two ranks whose second collective does not end. `after`: what rank 1 does after the first; more: variables of rank 0
 -- or of rank `which`.
 local function broken(after, timeout, more, which)
   return ranks.start { 2, ([[
@@ -72,7 +72,7 @@ test("a rank that is gone is an error of the others, soon", function()
   check.that(results[1].err ~= "", "rank 0 said nothing")
 end)
 
--- Ranks that are launched on a machine with so many GPUs: what each says of its own.
+-- Ranks launched on a machine with this many GPUs: what each says of its own.
 local function launched(processes, gpus)
   local result
   shell.with_folder(function(folder)

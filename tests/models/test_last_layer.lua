@@ -1,4 +1,4 @@
--- The last layer behind its attention is computed at the rows that pooling takes, and nowhere else: embeddings and gradients are
+-- After its attention, the last layer is computed at the rows that pooling takes, and nowhere else: embeddings and gradients are
 -- those of all rows, dropout included.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"

@@ -82,7 +82,7 @@ for arch, targets in pairs(TARGETS) do
   end)
 end
 
--- The free memory that leaves room for so many bytes and the kernels' working memory; `held` is there already.
+-- The free memory that leaves room for `bytes` and the kernels' working memory; `held` is taken already.
 local function free_for(p, bytes, held) return (bytes + p.batch.workspace + sum(p.held) - held) / 0.9 end
 
 for name, loss in pairs { cosine = "", mnr = 'batch = 15, loss = require("lorarun.train.loss").by_name "mnr"' } do

@@ -11,7 +11,7 @@ local PLENTY = 1e12
 
 local DEVICE = os.getenv "LORARUN_TEST_DEVICE" or "cpu"
 
--- The free memory that leaves room for tensors of so many bytes: some of it stays free, as recompute.lua has it, and kernels need a
+-- The free memory that leaves room for this many bytes of tensors: some stays free, as recompute.lua has it, and kernels need a
 -- little besides, by footprint.lua.
 local function free_for(arch, bytes)
   if DEVICE == "cuda" then return bytes + 9 / 8 * 2 ^ 25 + 2 ^ 13 + 0.5e9 end
@@ -19,7 +19,7 @@ local function free_for(arch, bytes)
   return (bytes + require("lorarun.base.c").lr_threads() * working) / 0.9
 end
 
--- Rows of very different lengths: every fourth step has long ones, of so many lines. validation: how many rows that split has
+-- Rows of very different lengths: every fourth step has long ones, of lines_of_long lines. validation: how many rows that split has
 local function make_data(folder, rows, lines_of_long, validation)
   fs.make(folder)
   for split, count in pairs { train = rows, validation = validation or 2 } do

@@ -215,7 +215,7 @@ test("every floating-point input of every op of ops.def has its gradient, or is 
   end)
 end)
 
-test("a loss that could teach nothing is refused: no tensor, no scalar, no parameter below it, values written over", function()
+test("a loss that could teach nothing is refused: no tensor, no scalar, depends on no parameter, values written over", function()
   tensor.scope(function()
     local x, target = random { 3, 4 }, random { 3, 4 }
     x.grad = tensor.zeros { 3, 4 }

@@ -152,16 +152,16 @@ local function made_whole(folder, fn)
 end
 
 --- refuse_mixture(folder, form, own): an error where a folder that gets an "adapter" holds weights already, or one that gets
---- "merged" weights holds an adapter: whoever loads it would put the one on the other. own: the folder of the weights that the
+--- "merged" weights holds an adapter: loaded, the one would go on the other. own: the folder of the weights that the
 --- adapter belongs on, beside which it may lie.
 function export.refuse_mixture(folder, form, own)
   if form == "merged" then
     if fs.is_file(fs.join(folder, "adapter_config.json")) then
-      check.fail("%s holds an adapter (adapter_config.json), which would be applied once more on the merged weights by whoever "
-        .. "loads the folder; choose another folder, or remove the adapter's files", folder)
+      check.fail("%s holds an adapter (adapter_config.json), which would be applied once more, on the merged weights, when the "
+        .. "folder is loaded; choose another folder, or remove the adapter's files", folder)
     end
   elseif fs.is_directory(folder) and hub.has_weights(folder) and not (own and fs.real(own) == fs.real(folder)) then
-    check.fail("%s holds weights, on which the adapter would be applied by whoever loads the folder; choose another folder, or "
+    check.fail("%s holds weights, on which the adapter would be applied when the folder is loaded; choose another folder, or "
       .. "remove the weights", folder)
   end
 end

@@ -12,6 +12,7 @@ local fs = require "lorarun.base.fs"
 local guard = require "lorarun.base.guard"
 local model_config = require "lorarun.formats.model_config"
 local sorted = require "lorarun.base.sorted"
+local device_traits = require "lorarun.tensor.device_traits"
 local tensor = require "lorarun.tensor.tensor"
 local ops = require "lorarun.tensor.ops"
 local autograd = require "lorarun.tensor.autograd"
@@ -30,8 +31,8 @@ local class = require "lorarun.models.class"
 local Model = class.Model
 
 local OPTIONS = { precision = kinds.any, max_length = kinds.any, pooling = kinds.text, normalize = kinds.boolean,
-  device = kinds.choice { "cpu", "cuda", "meta" }, revision = kinds.text, settings = kinds.table, tokenizer_folder = kinds.text,
-  adapter = kinds.text, stands_for = kinds.choice { "cpu", "cuda" } }
+  device = kinds.choice(sorted.keys(device_traits.DEVICES)), revision = kinds.text, settings = kinds.table,
+  tokenizer_folder = kinds.text, adapter = kinds.text, stands_for = kinds.choice(sorted.keys(device_traits.KINDS)) }
 local ENCODE_OPTIONS = { prompt = prompts.KINDS.prompt, prompt_name = prompts.KINDS.prompt_name, batch_tokens = kinds.whole(1) }
 local CONTEXT_OPTIONS = { training = kinds.boolean, seed = kinds.whole(0), step = kinds.whole(0), recompute = kinds.whole(0) }
 local PRECISION = { fp32 = "f32", bf16 = "bf16", fp16 = "f16" }
@@ -90,8 +91,8 @@ local function longest(arch, c, asked, of_folder, tokenizer_folder, config)
     length = limit
   end
   if c.window and length > c.window then
-    config:refuse("sliding_window", "is %d: attention within a window is not supported. For texts of up to so many tokens it is "
-      .. "the same function: give max_length = %d (--max-length %d)", c.window, c.window, c.window)
+    config:refuse("sliding_window", "is %d: attention within a window is not supported. For texts of up to %d tokens it is the "
+      .. "same function: give max_length = %d (--max-length %d)", c.window, c.window, c.window, c.window)
   end
   return length
 end
@@ -112,12 +113,12 @@ end
 ---   pooling     "mean", "cls", "last", ...: only where the folder does not say
 ---   normalize   override the folder's
 ---   device      "cpu", "cuda" (default: tensor.default_device), or "meta": shapes without bytes, for which config.json is
----               enough: what needs a tokenizer then has none
+---               enough; without tokenizer.json there is no tokenizer then
 ---   stands_for  the device that a model on "meta" stands for, where the precision must be one of that device's
 ---   revision    of a Hugging Face id
 --- An adapter beside the weights goes on them, as in sentence-transformers. An adapter folder (adapter_config.json without weights)
---- loads its base model with the adapter on it. What it has of its own,
---- a tokenizer, or modules.json and with it pooling, prompts and length, is taken from it; all else is the base's.
+--- loads its base model with the adapter on it. The adapter folder's own tokenizer counts, and its own modules.json, which brings
+--- pooling, prompts and length; all else is the base's.
 local load
 
 local function with_adapter(model, folder, in_auto_model)
@@ -188,7 +189,8 @@ function load(name, options)
   local dtype = PRECISION[precision]
   if not dtype then check.fail("there is no precision '%s'; there are fp32, bf16, and on a GPU fp16", tostring(precision)) end
   local device = options.device or tensor.default_device
-  if dtype == "f16" and (options.stands_for or device) == "cpu" then
+  local kind = device_traits.KINDS[options.stands_for or device]
+  if dtype == "f16" and kind and not kind.fp16 then
     check.fail("precision fp16 needs a GPU; on the CPU use bf16, which is as fast and does not overflow, or fp32")
   end
   local pooling = options.pooling or settings.pooling

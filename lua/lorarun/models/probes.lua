@@ -13,7 +13,7 @@ probes.FILE = "lorarun_probes.json"
 probes.COUNT = 16
 
 local MOST_BYTES = 2000 -- of a text
-local BASE_WIDTH = 256 -- of the base's embeddings so many numbers are kept: enough to tell whose an embedding is
+local BASE_WIDTH = 256 -- numbers kept of each of the base's embeddings: enough to tell whose an embedding is
 -- Largest |e - a| / |a| over all texts. Between programs and machines f32 differs by about 1e-5; 16 bits by some 1e-2 a model.
 local ALLOWED, ALLOWED_COARSE = 1e-3, 0.1
 -- A change below these shares of what is allowed, and of the difference that is found, is not told from rounding: whether an

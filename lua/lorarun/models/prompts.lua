@@ -1,5 +1,5 @@
--- prompts.lua: what stands before a text: a prompt of the model's folder by its name, or a text of one's own, { text = "query: " }.
--- The same in training, evaluation and encode().
+-- prompts.lua: the prompt before a text: one of the model's folder, by its name, or the user's own, { text = "query: " }. The same
+-- in training, evaluation and encode().
 local check = require "lorarun.base.check"
 local options = require "lorarun.base.options"
 local sorted = require "lorarun.base.sorted"
@@ -7,7 +7,7 @@ local suggest = require "lorarun.base.suggest"
 
 local prompts = {}
 
---- What prompt and prompt_name may be, for whoever takes these options.
+--- What the options prompt and prompt_name may be.
 prompts.KINDS = { prompt = options.either(options.text, options.table), prompt_name = options.text }
 
 -- The prompt of that name; what: who asks for it.

@@ -1,6 +1,6 @@
--- weights.lua: the tensors of a model folder under the names that an architecture gives them. Before anything is allocated,
--- all that the architecture wants is looked for in the file: what is missing, has another shape, or a dtype that is no float of
--- ours is one error. What the file has beside that is left alone, as transformers leaves it.
+-- weights.lua: the tensors of a model folder, under the names that an architecture gives them. Before anything is allocated, all
+-- that the architecture wants is looked for in the file: tensors that are missing, have another shape, or are of another dtype than
+-- F32, BF16 and F16 are one error. Other tensors of the file are left out, as in transformers.
 local check = require "lorarun.base.check"
 local nn = require "lorarun.models.nn"
 local safetensors = require "lorarun.formats.safetensors"

@@ -61,7 +61,7 @@ function autograd.writable(g)
   return tensor.like(g, "gradient"), false
 end
 
---- Let one gradient stand for n inputs.
+--- Let one gradient tensor be that of n inputs.
 function autograd.share(g, n)
   g.holders = (g.holders or 1) + n - 1
   return g
@@ -104,7 +104,7 @@ local function unsave(entry)
   end
 end
 
--- After an error: entries that will not be walked need nothing any more.
+-- After an error: entries that will not be walked give up what they saved.
 local function forget(entries)
   for e = #entries, 1, -1 do
     unsave(entries[e])
@@ -264,7 +264,7 @@ function autograd.recompute(fn, ...)
     end
     return unpin(fn(...))
   end
-  -- Backward wants nothing of the results but who they are.
+  -- Backward needs the results as keys alone: their values may go.
   local function again(...)
     local results = { pinned(...) }
     for i = 1, #results do

@@ -1,5 +1,5 @@
--- memory.lua: how much memory there is, what holds it, and what an out-of-memory error says of it. Devices are named as tensors
--- name theirs: "cpu" (unless told otherwise), "cuda", "meta".
+-- memory.lua: how much memory there is, what holds it, and what an out-of-memory error says of it. Devices have the names that
+-- tensors give theirs, device_traits.lua's "cpu" (the default), "cuda" and "meta".
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -30,8 +30,7 @@ end
 --- Count the peak anew from what is held now.
 function memory.reset_peak(device) check(C.lr_memory_reset_peak(memory.number_of(device))) end
 
--- The most that tensors of a device may take, by its number: what the user set, and what a run keeps to besides. The smaller
--- counts.
+-- The most that tensors of a device may take, by its number: what the user set, and what a run keeps to. The smaller counts.
 local own_limits, run_limits = {}, {}
 
 local function set_limit(limits, bytes, device)
@@ -41,8 +40,8 @@ local function set_limit(limits, bytes, device)
   check(C.lr_memory_limit(number, least < math.huge and math.floor(least) or 0))
 end
 
---- limit(bytes, device): let tensors take no more than so many bytes; what is kept for reuse gives way; nil: as many as there are.
---- It holds until it is called again: a run keeps within it, and may keep to less.
+--- limit(bytes, device): let tensors take no more than this many bytes, for which memory kept for reuse is given back. nil: no
+--- limit. It holds until the next call; a run keeps within it, and may keep to less.
 function memory.limit(bytes, device)
   if bytes ~= nil and not (type(bytes) == "number" and bytes >= 1 and bytes <= 2 ^ 53) then
     check.fail("memory.limit: %s is no number of bytes; nil takes the limit away", type(bytes) == "string" and "'" .. bytes .. "'"
@@ -51,7 +50,7 @@ function memory.limit(bytes, device)
   set_limit(own_limits, bytes, device)
 end
 
---- restrict(bytes, device): the same for a run (recompute.lua), which leaves the user's own limit as it is; nil: that alone counts.
+--- restrict(bytes, device): the limit of a run (recompute.lua), beside the user's own, which stays as it is; nil: none.
 function memory.restrict(bytes, device) set_limit(run_limits, bytes and math.max(1, bytes), device) end
 
 --- left(device): bytes that tensors may still take by the user's limit; math.huge where there is none.
@@ -77,8 +76,8 @@ local function contents(path)
   return all
 end
 
---- bounds(): what limits the memory of this process: a list of { bytes = that are left, what = which limit, nil for the memory that
---- is free, each = does every process have as much for itself? }.
+--- bounds(): what limits the memory of this process: a list of { bytes = how many are left, what = which limit, nil for the free
+--- memory of the machine, each = does every process have this much for itself? }.
 function memory.bounds()
   local list, bound = {}, ffi.new "lr_memory_bound"
   local kib = (contents "/proc/meminfo" or ""):match "MemAvailable:%s+(%d+) kB"

@@ -1,6 +1,6 @@
 -- tensor.lua: the tensor class: a handle of the C runtime with its shape, and who owns its bytes.
 --
--- Lifetimes are explicit, because a garbage collector sees a 16-byte handle and not the megabytes behind it:
+-- Lifetimes are explicit, because a garbage collector sees a 16-byte handle and not the megabytes that it holds:
 --   - every tensor made inside lr.scope(fn) belongs to that scope and is freed when fn returns, but for what fn returns;
 --   - the tape (autograd.lua) is such a scope, whose backward also frees what it has consumed;
 --   - t:release() says "I need this no longer": freed now, or when the tape has used what it saved;
@@ -29,8 +29,8 @@ local destroy = C.lr_tensor_destroy
 
 tensor.default_device = "cpu"
 
--- Does a tape record (autograd.lua sets it)? Then t:view() and its like of a tensor that needs a gradient are ops (ops.lua sets
--- them), and any other view says in `of` whose it is, because the tape knows nothing of it.
+-- recording: does a tape record (autograd.lua sets it)? Then t:view(), t:slice_rows() and t:slice_columns() of a tensor that needs
+-- a gradient are ops (ops.lua sets them). Any other view names its tensor in `of`, because the tape knows nothing of it.
 local recording, recorded = false, nil
 function tensor.set_recording(on) recording = on end
 function tensor.set_recorded_views(views) recorded = views end
@@ -241,7 +241,7 @@ local function view(t, offset, shape, ld)
   return v
 end
 
---- The views below for whoever records for himself what becomes of them, or wants bytes alone.
+--- The views below without their gradient: for ops that record one themselves, and for bytes alone.
 function tensor.raw_view(t, shape, offset) return view(t, offset or 0, shape) end
 
 function tensor.raw_rows(t, from, to)
@@ -254,7 +254,7 @@ function tensor.raw_columns(t, from, to) return view(t, from, { t.shape[1], to -
 -- A tape records, and t needs a gradient.
 local function in_loss(t) return recording and (t.needs_grad or t.grad) end
 
---- The same bytes, `offset` elements in, with another shape (contiguous).
+--- The same bytes from element `offset` on, with another shape (contiguous).
 function Tensor:view(shape, offset)
   if in_loss(self) then return recorded.view(self, shape, offset) end
   return view(self, offset or 0, shape)
@@ -270,8 +270,8 @@ function Tensor:slice_columns(from, to)
   return (in_loss(self) and recorded.columns or tensor.raw_columns)(self, from, to)
 end
 
---- column_views(): two functions: columns(t, from, to) gives the handle of a view, the other frees all of these. A view that is
---- left to its scope keeps its bytes until then.
+--- column_views(): two functions: columns(t, from, to) gives the handle of a view, the other frees all of these views. A view that
+--- is not freed keeps its bytes until its scope ends.
 function tensor.column_views()
   local list = {}
   return function(t, from, to)
