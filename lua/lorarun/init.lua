@@ -88,8 +88,15 @@ local function names()
   return list
 end
 
--- __names: what TAB offers at the prompt for names that are made when they are first read.
-return setmetatable(lr, { __names = names, __index = function(t, name)
+-- What `lr` shows at the prompt.
+local function shown()
+  local list = names()
+  table.sort(list)
+  return ("lorarun %s: %s"):format(require "lorarun.base.version", table.concat(list, ", "))
+end
+
+-- __names: what TAB offers at the prompt; the fields themselves are made when they are first read.
+return setmetatable(lr, { __names = names, __tostring = shown, __index = function(t, name)
   local value = FUNCTIONS[name]
   if name == "comm" then
     job()
