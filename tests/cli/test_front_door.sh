@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# test_front_door.sh: the scripts behind `make`, on machines that lack something. Such a machine is a folder of links to the few
-# programs it has, used as the whole PATH; apt-get, sudo and id are scripts of this test. Nothing here installs, or asks the network.
+# test_front_door.sh: the scripts that `make` calls, on machines that lack something. Such a machine is a folder of links to the few
+# programs it has, used as the whole PATH; apt-get, sudo and id are scripts of this test. Nothing is installed, no network is used.
 set -uo pipefail
 tools=$(cd "$(dirname "$0")/../../tools" && pwd)
 work=$(mktemp -d)
@@ -70,7 +70,7 @@ without_apt_get_the_names_are_told() {
   expect_status 1 && expect "no apt-get" && expect "libdnnl-dev" && expect_not "apt-get install"
 }
 
-# apt-get finds its lock taken once, then "installs" luacheck by writing it.
+# apt-get finds the lock held once, then "installs" luacheck by writing it.
 root_installs_and_waits_for_the_lock() {
   machine git && echo 'echo 0' | script id && echo 'exit 0' | script apt-cache || return 1
   echo 'exit 0' | script clang-format && echo 'exit 0' | script shellcheck && echo 'exit 0' | script luajit || return 1

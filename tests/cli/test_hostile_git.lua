@@ -1,5 +1,5 @@
--- bugdata --git on repositories whose configuration names programs: each would leave a marker, and none does. What the commits say
--- is read all the same.
+-- bugdata --git on repositories whose configuration names programs: each would write a marker, and none does. The commits are read
+-- nevertheless.
 local fs = require "lorarun.base.fs"
 local git = require "lorarun.bugdata.git"
 

@@ -31,12 +31,12 @@ local function blind(why)
   return facts
 end
 
--- One finding of this level, which has these parts in its words and its cure, and whether training works all the same.
+-- diagnose.of gives one entry, of this level, with these parts in its words and its cure; and whether training works nevertheless.
 local function expect(facts, level, what, cure, works)
   local list = diagnose.of(facts)
   local all = {}
   for i, f in ipairs(list) do all[i] = ("%s: %s | %s"):format(f.level, f.what, f.cure) end
-  check.equal(#list, 1, "findings: " .. table.concat(all, "\n") .. "\nnumber")
+  check.equal(#list, 1, "what is wrong: " .. table.concat(all, "\n") .. "\nnumber")
   check.equal(list[1].level, level, list[1].what)
   check.that(list[1].what:find(what, 1, true), list[1].what)
   check.that(list[1].cure:find(cure, 1, true), list[1].cure)
@@ -52,7 +52,7 @@ test("nothing is wrong", function()
   check.equal(text, "Training works on 2 GPUs.")
 end)
 
-test("no GPU at all is no finding", function()
+test("no GPU at all is nothing wrong", function()
   local facts = blind "there is no NVIDIA driver"
   facts.gpus, facts.links, facts.pci_gpus, facts.driver = {}, {}, 0, { missing = "there is no NVML: not found" }
   check.equal(#diagnose.of(facts), 0)

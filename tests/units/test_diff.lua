@@ -73,7 +73,7 @@ test("equal, empty and one-sided inputs", function()
   check.equal(h[1].a_start, 1) check.equal(h[1].a_count, 2) check.equal(h[1].b_start, 1) check.equal(h[1].b_count, 0)
 end)
 
-test("an insertion stands before the line it pushes down", function()
+test("an insertion is before the line that it moves down", function()
   local h = diff.lines({ "a", "b", "d" }, { "a", "b", "c", "d" })
   check.equal(#h, 1)
   check.equal(h[1].a_start, 3) check.equal(h[1].a_count, 0) check.equal(h[1].b_start, 3) check.equal(h[1].b_count, 1)

@@ -430,7 +430,7 @@ function finders.misspelt_name(f, i, word)
   end
 end
 
--- A whole statement on a line of its own that can go without leaving an empty block behind.
+-- A whole statement on its own line, without which its block is not empty.
 local function find_lost_lines(f, in_function)
   local tokens = f.tokens
   for number, s in ipairs(f.statements) do
