@@ -16,7 +16,9 @@ local function job() return require("lorarun.dist.launch").job() end
 local function sweep(output) require("lorarun.train.files").sweep(output) end
 
 local FUNCTIONS = {
-  args = function(...) return require("lorarun.base.args").of_recipe(...) end,
+  args = function(spec, argv)
+    return require("lorarun.base.args").of_recipe(spec, argv, require("lorarun.dist.settings").is_flag)
+  end,
   load_model = function(name, options)
     local load, this = require("lorarun.models.model").load, job()
     if options ~= nil and type(options) ~= "table" then return load(name, options) end -- which refuses them

@@ -15,7 +15,8 @@
 --
 -- Reading or writing a field that is no option is an error.
 --   args.parse(spec [, argv])  -> the table; --help and mistakes end the program, with status 0 and 2
---   args.of_recipe(spec)       lr.args: as parse, and every recipe has --resume: alone it means latest, and lr.train hears of it
+--   args.of_recipe(spec, argv, is_launcher_flag)  lr.args: as parse, and every recipe has --resume: alone it means latest, and
+--                                 lr.train hears of it. is_launcher_flag(name): would the launcher take it, before the recipe?
 --   args.resume()              -> what --resume says (nil: nothing), and whether the recipe leaves it to lr.train
 --   args.to_resume()           -> the words that go on from the newest checkpoint; nil where the recipe has no lr.args
 --   args.read(spec, argv)      -> the table; nil, message on a mistake; nil, nil, text for --help
@@ -234,13 +235,13 @@ end
 
 -- ---- the command line -----------------------------------------------------------------------------------------------
 
-local function unknown_option(options, word, name)
+local function unknown_option(options, word, name, is_launcher_flag)
   local names = { "--help" }
   for _, option in ipairs(options) do
     names[#names + 1] = option.shown
     if option.type == "boolean" then names[#names + 1] = "--no-" .. option.shown:sub(3) end
   end
-  if require("lorarun.dist.settings").is_flag(name) then
+  if is_launcher_flag and is_launcher_flag(name) then
     return ("unknown option %s; it says how ranks run and stands before the recipe: lorarun %s ... RECIPE.lua"):format(word, word)
   end
   return ("unknown option %s%s (--help lists the options)"):format(word, suggest.did_you_mean(shown_name(name), names, "%s"))
@@ -266,7 +267,7 @@ local function new_result(options)
   })
 end
 
-local function read(options, argv)
+local function read(options, argv, is_launcher_flag)
   local result = new_result(options)
   local given = explicit[result]
   local i = 1
@@ -276,7 +277,7 @@ local function read(options, argv)
     local name, text = word:match "^%-%-([^=]+)=(.*)$"
     name = name or word:match "^%-%-(.+)$"
     if not name then
-      if word:sub(1, 1) == "-" then return nil, unknown_option(options, word, word:sub(2)) end
+      if word:sub(1, 1) == "-" then return nil, unknown_option(options, word, word:sub(2), is_launcher_flag) end
       return nil, ("unexpected argument '%s'; options look like --name value (--help lists them)"):format(word)
     end
     local option, value = options[field_name(name)]
@@ -286,7 +287,7 @@ local function read(options, argv)
       if text then return nil, ("--%s takes no value"):format(name) end
       option, value = switched_off, false
     elseif not option then
-      return nil, unknown_option(options, "--" .. name, name)
+      return nil, unknown_option(options, "--" .. name, name, is_launcher_flag)
     elseif option.type == "boolean" and not text then
       value = true
     else
@@ -319,8 +320,9 @@ end
 
 function args.read(spec, argv) return read(options_from(spec), argv) end
 
-local function parse(options, argv)
-  local result, mistake, help = read(options, argv)
+local function parse(options, argv, is_launcher_flag)
+  argv = argv or rawget(_G, "arg") or {}
+  local result, mistake, help = read(options, argv, is_launcher_flag)
   if result then return result end
   if help then
     io.stdout:write(help, "\n")
@@ -331,13 +333,13 @@ local function parse(options, argv)
   os.exit(2, true)
 end
 
-function args.parse(spec, argv) return parse(options_from(spec), argv or rawget(_G, "arg") or {}) end
+function args.parse(spec, argv) return parse(options_from(spec), argv) end
 
 -- ---- --resume -------------------------------------------------------------------------------------------------------
 
 local resume -- of the recipe's latest lr.args: { asked = value or nil, own = the recipe declares it, switch = as a boolean }
 
-function args.of_recipe(spec, argv)
+function args.of_recipe(spec, argv, is_launcher_flag)
   local options = options_from(spec)
   local option, own = options.resume, options.resume ~= nil
   if not own then
@@ -346,7 +348,7 @@ function args.of_recipe(spec, argv)
   end
   local switch = option.type == "boolean"
   if option.type == "string" and option.alone == nil then option.alone = "latest" end
-  local result = parse(options, argv or rawget(_G, "arg") or {})
+  local result = parse(options, argv, is_launcher_flag)
   local value = explicit[result].resume and result.resume
   resume = { asked = value ~= "" and value or nil, own = own, switch = switch }
   return result

@@ -2,6 +2,7 @@
 --   check(status)            raises where status < 0, else returns it
 --   check.call(fn, ...)      calls fn; where memory ran out, collects garbage once and calls it again, then raises
 --   check.fail(fmt, ...)     raises an error of lorarun's own
+--   check.explain_out_of_memory(fn)  fn(message) returns the message of an error when memory ran out, with what holds it
 --   check.fail_as_well(text) raises the error of another rank
 --   check.of_another_rank    the message of the latest error that another rank brought about, or nil
 -- The message starts with the user's own file:line: the innermost stack level outside lorarun's modules.
@@ -9,6 +10,7 @@ local C = require "lorarun.base.c"
 local ffi = require "ffi"
 
 local check = {}
+local explain -- what tensor/memory.lua adds to an error when memory ran out
 
 local function users_place()
   for level = 3, 60 do
@@ -27,9 +29,11 @@ local function raise(status)
     message = ("%s (%s)"):format(ffi.string(C.lr_status_text(status)), ffi.string(C.lr_status_name(status)))
   end
   if status == C.LR_EPEER or status == C.LR_ETIMEOUT then check.of_another_rank = message end
-  if status == C.LR_ENOMEM then message = require("lorarun.tensor.memory").explain(message) end
+  if status == C.LR_ENOMEM and explain then message = explain(message) end
   error(users_place() .. message, 0)
 end
+
+function check.explain_out_of_memory(fn) explain = fn end
 
 function check.call(fn, ...)
   local status = fn(...)

@@ -3,18 +3,17 @@
 --   diagnose.of(facts)      facts as doctor.lua gathers them -> { { level = "error" or "warning", what =, cure = } ... }
 --   diagnose.verdict(facts) -> works, text   does training work, and on what
 -- An error keeps a GPU, or all training, from working. A warning makes training slower, or will hinder several ranks.
-local memory = require "lorarun.tensor.memory"
-local report = require "lorarun.train.report"
+local units = require "lorarun.base.units"
 
 local diagnose = {}
 
-local GIB = 2 ^ 30
+local GIB = units.GIB
 local LEAST_FREE = 2 * GIB       -- of a GPU's or the machine's memory: a model with its adapters and a batch needs more
 local OTHERS_SHARE = 0.1         -- of a GPU's memory: where other processes hold more, that is a warning
 local LEAST_FILE = 2 * GIB       -- a model's weights are one file
 local LEAST_SHM = GIB            -- of /dev/shm, for NCCL between the GPUs of a machine; containers have 64 MiB by default
 local OLDEST = { 8, 0 }          -- compute capability: bf16 tensor cores
-local gib = report.gib
+local gib = units.gib
 
 local function version_text(v) return ("%d.%d"):format(v[1], v[2]) end
 local function older(a, b) return a[1] < b[1] or a[1] == b[1] and a[2] < b[2] end
@@ -126,7 +125,7 @@ end
 local function look_at_locked(facts, add)
   local locked = facts.limits.locked
   if facts.limits.infiniband and locked and locked < math.huge then
-    add("warning", ("the locked-memory limit is %s, and InfiniBand needs to lock its buffers"):format(memory.size_text(locked)),
+    add("warning", ("the locked-memory limit is %s, and InfiniBand needs to lock its buffers"):format(units.size(locked)),
       "ulimit -l unlimited, or LimitMEMLOCK=infinity for a service, or --ulimit memlock=-1 for a container")
   end
 end
@@ -153,7 +152,7 @@ local function look_at_cpu(facts, add)
   end
   local largest = facts.limits.file_size
   if largest and largest < LEAST_FILE then
-    add("warning", ("a file may have %s at most (ulimit -f), and a model may be larger"):format(memory.size_text(largest)),
+    add("warning", ("a file may have %s at most (ulimit -f), and a model may be larger"):format(units.size(largest)),
       "ulimit -f unlimited, or LimitFSIZE=infinity for a service")
   end
   if not facts.libraries.gloo then

@@ -9,9 +9,9 @@ local check = require "lorarun.base.check"
 local diagnose = require "lorarun.cli.diagnose"
 local hardware = require "lorarun.dist.hardware"
 local json = require "lorarun.base.json"
-local memory = require "lorarun.tensor.memory"
 local report = require "lorarun.train.report"
 local say = require "lorarun.base.say"
+local units = require "lorarun.base.units"
 
 local doctor = {}
 
@@ -20,7 +20,7 @@ usage: lorarun doctor [--json]     what this machine has for training, a test of
        --json                      the same as JSON, for programs and bug reports
 ]]
 local TEST_SECONDS = 60 -- most that one test may take; starting a GPU and its libraries takes several
-local gib = report.gib
+local gib = units.gib
 
 -- ---- the self-tests ----------------------------------------------------------------------------------------------------------
 -- Run this program with these words, for at most `seconds`. Returns what it wrote to each stream and its exit status; where it was
@@ -159,7 +159,7 @@ local function rows_of(facts)
   row("limits", table.concat(facts.limits.process, ", "))
   row("/dev/shm", facts.limits.shm_free and gib(facts.limits.shm_free) .. " free" or "none")
   local locked = facts.limits.locked
-  row("locked", locked == math.huge and "no limit" or locked and "at most " .. memory.size_text(locked) or "?")
+  row("locked", locked == math.huge and "no limit" or locked and "at most " .. units.size(locked) or "?")
   row("libraries", ("%s, Gloo %s"):format(facts.libraries.text or "?", facts.libraries.gloo and "loads" or "missing"))
   row("models", ("%s: %s"):format(facts.cache.folder, facts.cache.models and ("%d in the Hugging Face cache"):format(
     facts.cache.models) or "there is no Hugging Face cache"))

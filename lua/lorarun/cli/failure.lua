@@ -6,7 +6,9 @@
 --   failure.call_by(call, fn, ...)  the same with another function in place of xpcall, such as one that can be interrupted
 --   failure.text(report)          -> the message and the calls, as many lines as it takes
 -- Only for the main thread.
+local C = require "lorarun.base.c"
 local host = require "lorarun.host"
+local memory = require "lorarun.tensor.memory"
 
 local failure = {}
 
@@ -98,7 +100,7 @@ local function finish(ok, ...)
   if type(report) ~= "table" then report = { message = message_of(report), calls = {} } end
   if report.message == "not enough memory" then
     collectgarbage() -- room for the message
-    local limit = require("lorarun.tensor.memory").limit_text(require("lorarun.base.c").LR_LIMIT_ADDRESSES)
+    local limit = memory.limit_text(C.LR_LIMIT_ADDRESSES)
     report.message = "not enough memory for Lua's tables and strings" .. (limit and (" (%s)"):format(limit) or "")
   end
   return false, report

@@ -8,6 +8,7 @@ local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local comm = require "lorarun.dist.comm"
 local say = require "lorarun.base.say"
+local units = require "lorarun.base.units"
 
 local gpu = {}
 local Watch = {}
@@ -15,7 +16,6 @@ Watch.__index = Watch
 
 local ASK_SECONDS = 1
 local PRINT_SECONDS = 10 -- between two lines in the log of a rank that has no progress line
-local GIB = 2 ^ 30
 
 -- Of the driver's numbers, -1 is one that it does not tell.
 local function told(value) return value >= 0 and tonumber(value) or nil end
@@ -54,7 +54,7 @@ function Watch:now()
   return self.load or {}
 end
 
-local function memory_text(load) return ("%.1f GiB used, %.1f free"):format(load.used / GIB, load.free / GIB) end
+local function memory_text(load) return ("%.1f GiB used, %.1f free"):format(load.used / units.GIB, load.free / units.GIB) end
 
 --- The others' progress is rank 0's, but their GPUs are their own: they print what theirs does.
 function Watch:tell(step, record, fields)

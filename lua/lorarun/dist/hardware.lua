@@ -6,7 +6,6 @@ local fs = require "lorarun.base.fs"
 local gpu = require "lorarun.dist.gpu"
 local hub = require "lorarun.formats.hub"
 local memory = require "lorarun.tensor.memory"
-local report = require "lorarun.train.report"
 
 local hardware = {}
 
@@ -145,7 +144,7 @@ end
 function hardware.cpu()
   local free, total = ffi.new "int64_t[1]", ffi.new "int64_t[1]"
   local known = C.lr_device_memory(C.LR_CPU, free, total) == C.LR_OK
-  local text = report.device "cpu":gsub("; no GPU: .*", "") -- which is told apart
+  local text = memory.device_text "cpu":gsub("; no GPU: .*", "") -- which is told apart
   local available, limit = memory.available()
   return { text = text, cores = C.lr_cores(), quota = cpu_quota(), threads = C.lr_threads(),
     total = known and tonumber(total[0]) or nil, available = available, limit = limit }

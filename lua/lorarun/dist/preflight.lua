@@ -9,10 +9,10 @@ local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
 local hardware = require "lorarun.dist.hardware"
 local memory = require "lorarun.tensor.memory"
-local report = require "lorarun.train.report"
 local run_paths = require "lorarun.dist.run_paths"
 local safetensors = require "lorarun.formats.safetensors"
 local sorted = require "lorarun.base.sorted"
+local units = require "lorarun.base.units"
 
 local preflight = {}
 
@@ -21,7 +21,7 @@ local PACKED_COPIES = 2    -- of frozen weights on a CPU: packed for the forward
 local LARGEST_FILE = 5e9   -- larger models are written in several
 local SMALL = 64 * 2 ^ 20  -- adapters, optimizer state, logs and checkpoints of a run, where nobody knows the adapter yet
 
-local gib = report.gib
+local gib = units.gib
 
 --- weights_in(folder): the bytes of the weights in their files, how many there are, and how many of these are tables of embeddings.
 function preflight.weights_in(folder)
@@ -94,7 +94,7 @@ local function look_at_cpu(s, say)
       .. "not overflow", s.origin.mixed_precision)
   end
   local cores = C.lr_cores()
-  say("devices", ("%s, %s"):format(ranks_text(s), report.device()))
+  say("devices", ("%s, %s"):format(ranks_text(s), memory.device_text()))
   if s.ranks_here > cores then
     say("", ("more ranks than the %d cores of this machine: they will take turns"):format(cores))
   end
@@ -156,13 +156,13 @@ function preflight.must_have_room(output, weight_bytes, others)
   local largest = tonumber(C.lr_limit(C.LR_LIMIT_FILE_SIZE))
   if largest >= 0 and largest < math.min(weight_bytes, LARGEST_FILE) then
     check.fail("the run writes a model of %s to %s, and a file may not grow so large here (%s); raise the limit",
-      memory.size_text(weight_bytes), output, memory.limit_text(C.LR_LIMIT_FILE_SIZE))
+      units.size(weight_bytes), output, memory.limit_text(C.LR_LIMIT_FILE_SIZE))
   end
   local free = fs.disk_free(output)
   local needed = weight_bytes + others
   if free < needed then
     check.fail("%s has %s of disk space left, and the run may write %s; make room, or choose another --output", output,
-      memory.size_text(free), memory.size_text(needed))
+      units.size(free), units.size(needed))
   end
   return free
 end

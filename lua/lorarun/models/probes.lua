@@ -6,6 +6,7 @@ local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local memory = require "lorarun.tensor.memory"
 local say = require "lorarun.base.say"
+local units = require "lorarun.base.units"
 
 local probes = {}
 
@@ -179,7 +180,7 @@ end
 function probes.again(model, folder)
   local bytes, free = bytes_of(model), memory.available(model.device)
   if free and bytes > free then
-    return nil, ("loading it beside the model takes %s, and %s are free"):format(memory.size_text(bytes), memory.size_text(free))
+    return nil, ("loading it beside the model takes %s, and %s are free"):format(units.size(bytes), units.size(free))
   end
   local ok, result = pcall(function()
     local other = model:another(folder)

@@ -1,9 +1,8 @@
 -- report.lua: a plan (plan/init.lua) as text.
-local memory = require "lorarun.tensor.memory"
-local train_report = require "lorarun.train.report"
+local units = require "lorarun.base.units"
 
 local report = {}
-local size, count = memory.size_text, train_report.count
+local size, count = units.size, units.count
 
 -- Rows of texts as indented lines: the first column to the left, the others to the right, what follows the last as it is.
 local function aligned(rows, columns)

@@ -5,6 +5,7 @@ local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local device_traits = require "lorarun.tensor.device_traits"
 local sorted = require "lorarun.base.sorted"
+local units = require "lorarun.base.units"
 
 local memory = {}
 local stats = ffi.new "lr_memory"
@@ -111,12 +112,10 @@ function memory.available(device)
   if least then return least.bytes, least.what end
 end
 
---- 1234567 -> "1.2 MB"
-function memory.size_text(bytes)
-  local units = { "B", "KB", "MB", "GB", "TB" }
-  local u = 1
-  while bytes >= 1000 and u < #units do bytes, u = bytes / 1000, u + 1 end
-  return (u == 1 and "%d %s" or "%.1f %s"):format(bytes, units[u])
+--- device_text(device): one line about a device: its name, cores or memory, libraries.
+function memory.device_text(device)
+  check(C.lr_device_describe(memory.number_of(device), text, 512))
+  return ffi.string(text)
 end
 
 local OPTIONS = { [tonumber(C.LR_LIMIT_ADDRESSES)] = "-v", [tonumber(C.LR_LIMIT_DATA)] = "-d", [tonumber(C.LR_LIMIT_FILE_SIZE)] =
@@ -127,7 +126,7 @@ function memory.limit_text(kind)
   local limit = tonumber(C.lr_limit(kind))
   if limit < 0 then return nil end
   local counts = kind == C.LR_LIMIT_FILES or kind == C.LR_LIMIT_PROCESSES
-  return ("ulimit %s: %s"):format(OPTIONS[tonumber(kind)], counts and ("%d"):format(limit) or memory.size_text(limit))
+  return ("ulimit %s: %s"):format(OPTIONS[tonumber(kind)], counts and ("%d"):format(limit) or units.size(limit))
 end
 
 local doing -- what the program is at: see during()
@@ -160,7 +159,7 @@ function memory.explain(message)
   end
   lines[#lines + 1] = "  held now, largest first:"
   for _, h in ipairs(memory.holders(8, device_of(message))) do
-    lines[#lines + 1] = ("    %10s  %5d  %s"):format(memory.size_text(h.bytes), h.buffers, h.name)
+    lines[#lines + 1] = ("    %10s  %5d  %s"):format(units.size(h.bytes), h.buffers, h.name)
   end
   lines[#lines + 1] = "  to need less: a smaller --batch, a smaller --max-length, --recompute all, or --precision bf16"
   if at and at.saved then
@@ -169,5 +168,6 @@ function memory.explain(message)
   end
   return table.concat(lines, "\n")
 end
+check.explain_out_of_memory(memory.explain)
 
 return memory

@@ -25,6 +25,7 @@ local lengths = require "lorarun.data.lengths"
 local memory = require "lorarun.tensor.memory"
 local training_step = require "lorarun.train.step"
 local sorted = require "lorarun.base.sorted"
+local units = require "lorarun.base.units"
 
 local recompute = {}
 local Plan = {}
@@ -124,7 +125,7 @@ local function refuse(self, tokens, step)
   elseif self.part == 1 then what = ("pair of %d tokens, which"):format(tokens) end
   if self.limited then remedies[#remedies + 1] = "more with lr.memory.limit" end
   check.fail("step %d has a %s needs %s even with all %d layers recomputed, and %s are free; %d tokens fit: give %s", step, what,
-    memory.size_text(self:need(tokens, layers, self)), layers, memory.size_text(math.max(0, self.room)), most,
+    units.size(self:need(tokens, layers, self)), layers, units.size(math.max(0, self.room)), most,
     table.concat(remedies, ", or "))
 end
 
@@ -140,7 +141,7 @@ local function check_evaluation(self)
       local needed = self:need_of_evaluation(texts, tokens)
       if needed > self.room then
         check.fail("evaluating the %d rows of %s (%d different texts) needs %s, and %s are free; give a smaller "
-          .. "--max-evaluation-rows", set.rows, set.path, texts, memory.size_text(needed), memory.size_text(self.room))
+          .. "--max-evaluation-rows", set.rows, set.path, texts, units.size(needed), units.size(self.room))
       end
     end
   end

@@ -1,40 +1,10 @@
 -- report.lua: what a run tells its user: the banner before the first step, evaluation lines, the summary after the last. Everything
 -- here takes plain values and asks nobody else.
-local ffi = require "ffi"
-local C = require "lorarun.base.c"
-local check = require "lorarun.base.check"
-local memory = require "lorarun.tensor.memory"
 local say = require "lorarun.base.say"
 local sorted = require "lorarun.base.sorted"
+local units = require "lorarun.base.units"
 
 local report = {}
-
---- 1704039 -> "1,704,039"
-function report.count(n)
-  local s = ("%d"):format(n)
-  repeat
-    local k
-    s, k = s:gsub("^(%d+)(%d%d%d)", "%1,%2")
-  until k == 0
-  return s
-end
-
---- Bytes as "1.0 GiB".
-function report.gib(bytes) return ("%.1f GiB"):format(bytes / 2 ^ 30) end
-
---- Seconds as 1:02:03 or 2:03.
-function report.duration(seconds)
-  local s = math.floor(seconds + 0.5)
-  local h, m = math.floor(s / 3600), math.floor(s / 60) % 60
-  return h > 0 and ("%d:%02d:%02d"):format(h, m, s % 60) or ("%d:%02d"):format(m, s % 60)
-end
-
---- One line about a device, "cpu" unless told otherwise.
-function report.device(device)
-  local text = ffi.new "char[512]"
-  check(C.lr_device_describe(memory.DEVICES[device or "cpu"], text, 512))
-  return ffi.string(text)
-end
 
 --- A title and rows { name, text }, in two columns.
 function report.block(title, rows)
@@ -61,7 +31,7 @@ end
 function report.banner(f)
   local targets = f.lora.target_modules
   if type(targets) == "table" then targets = table.concat(targets, ", ") end
-  local function rows_in(set) return set and report.count(set.rows) or "no" end
+  local function rows_in(set) return set and units.count(set.rows) or "no" end
   local rows = { { "device", f.device } }
   if f.ranks > 1 then rows[2] = { "world size", ("%d (rank 0, main process)"):format(f.ranks) } end
   for _, row in ipairs {
@@ -69,7 +39,7 @@ function report.banner(f)
     { "data", f.data },
     { "output", f.output },
     { "LoRA", ("rank %d, alpha %g, dropout %g on %s"):format(f.lora.r, f.lora.lora_alpha, f.lora.lora_dropout, tostring(targets)) },
-    { "parameters", ("%s trainable of %s (%.3f%%)"):format(report.count(f.trainable), report.count(f.trainable + f.frozen),
+    { "parameters", ("%s trainable of %s (%.3f%%)"):format(units.count(f.trainable), units.count(f.trainable + f.frozen),
       100 * f.trainable / (f.trainable + f.frozen)) },
     { "embedding", ("dimension %d, %s pooling%s, at most %d tokens a text"):format(f.dimension, f.pooling,
       f.normalize and ", normalised" or "", f.max_length) },
@@ -84,11 +54,11 @@ function report.banner(f)
       rows_in(f.sets.test)) },
   } do rows[#rows + 1] = row end
   for _, c in ipairs(f.classes or {}) do
-    rows[#rows + 1] = { "  class " .. ("%g"):format(c.value), ("%s rows, weight %.4f"):format(report.count(c.count), c.weight) }
+    rows[#rows + 1] = { "  class " .. ("%g"):format(c.value), ("%s rows, weight %.4f"):format(units.count(c.count), c.weight) }
   end
   add_skipped(rows, f.sets)
   rows[#rows + 1] = { "steps", ("%s an epoch, %s in all (%g epochs); evaluation and checkpoint every %s"):format(
-    report.count(f.steps_per_epoch), report.count(f.total_steps), f.epochs, report.count(f.evaluation_steps)) }
+    units.count(f.steps_per_epoch), units.count(f.total_steps), f.epochs, units.count(f.evaluation_steps)) }
   local title = f.title and " " .. f.title or ""
   return block(("lorarun %s: fine-tuning %s%s"):format(require "lorarun.base.version", f.name, title), rows)
 end
@@ -108,7 +78,7 @@ function report.evaluation(name, step, r)
     score(r.roc_auc), score(r.pr_auc)) or ""
   local spearman, pearson, why = correlations(r)
   return ("%s at step %d: Spearman %s  Pearson %s%s%s  (%s rows, %.1f s)"):format(name, step, spearman, pearson, why, binary,
-    report.count(r.rows), r.seconds)
+    units.count(r.rows), r.seconds)
 end
 
 local function details(name, r)
@@ -127,7 +97,7 @@ local function details(name, r)
   for _, group in ipairs(groups) do
     local g = r.by_group[group]
     rows[#rows + 1] = { "  " .. group, ("Spearman %s, accuracy %s, F1 %s, ROC-AUC %s (%s rows)"):format(score(g.spearman),
-      percent(g.accuracy), score(g.f1), score(g.roc_auc), report.count(g.rows)) }
+      percent(g.accuracy), score(g.f1), score(g.roc_auc), units.count(g.rows)) }
   end
   return block(name, rows)
 end
@@ -145,14 +115,14 @@ function report.summary(f)
   end
   local counts, seconds = f.counts, f.training_seconds
   local rows = {
-    { "trained", ("%s steps in %s on %d device%s, effective batch %d"):format(report.count(f.steps), report.duration(f.seconds),
+    { "trained", ("%s steps in %s on %d device%s, effective batch %d"):format(units.count(f.steps), units.duration(f.seconds),
       f.ranks, f.ranks == 1 and "" or "s", f.global_batch) },
   }
   if seconds > 0 then
     rows[#rows + 1] = { "speed", ("%.1f pairs/s, %s tokens/s"):format(counts.pairs / seconds,
-      report.count(counts.tokens / seconds)) }
+      units.count(counts.tokens / seconds)) }
     rows[#rows + 1] = { "padding avoided", ("%.1fx: %s real tokens, %s if every column were padded to its longest"):format(
-      counts.padded / counts.tokens, report.count(counts.tokens), report.count(counts.padded)) }
+      counts.padded / counts.tokens, units.count(counts.tokens), units.count(counts.padded)) }
   end
   if seconds > 0 and f.ranks > 1 then
     rows[#rows + 1] = { "ranks", ("tokens %.1f%% even (the mean rank beside the fullest), %.1f%% of the time exchanging"):format(

@@ -9,6 +9,7 @@ local divergence = require "lorarun.train.divergence"
 local files = require "lorarun.train.files"
 local fs = require "lorarun.base.fs"
 local journals = require "lorarun.train.journal"
+local memory = require "lorarun.tensor.memory"
 local optim = require "lorarun.tensor.optim"
 local options = require "lorarun.base.options"
 local output = require "lorarun.train.output"
@@ -198,8 +199,8 @@ local function facts(o, data, plan, settings)
     local set = data[split]
     sets[split] = set and { rows = set.rows, skipped = set.skipped, first_skip = set.first_skip }
   end
-  return { title = o.title, device = report.device(model.device), ranks = comm.world_size, name = model.name, folder = model.folder,
-    data = type(o.data) == "string" and o.data or o.data.train, output = o.output, lora = model.lora.config,
+  return { title = o.title, device = memory.device_text(model.device), ranks = comm.world_size, name = model.name,
+    folder = model.folder, data = type(o.data) == "string" and o.data or o.data.train, output = o.output, lora = model.lora.config,
     trainable = model.lora.parameters.count, frozen = model:frozen_count(), dimension = model.dimension, pooling = model.pooling,
     normalize = model.normalize, max_length = model.max_length, precision = model.precision, batch = o.batch,
     global_batch = settings.global_batch, part = plan.part, recompute = plan.text, learning_rate = o.learning_rate,
