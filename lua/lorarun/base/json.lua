@@ -22,6 +22,12 @@ json.null = setmetatable({}, {
   __newindex = function() check.fail("json.null cannot have fields") end,
 })
 
+--- json.unless_null(value): the value; nil where it is null.
+function json.unless_null(value)
+  if value == json.null then return nil end
+  return value
+end
+
 --- json.array(t): marks t (default: a new table) as an array, and returns it.
 function json.array(t)
   t = t or {}
@@ -32,6 +38,9 @@ end
 
 --- json.is_array(t): was t marked by json.array or read from an array?
 function json.is_array(t) return type(t) == "table" and getmetatable(t) == Array end
+
+--- json.is_object(value): is it a table that stands for an object: neither an array nor null?
+function json.is_object(value) return type(value) == "table" and value ~= json.null and getmetatable(value) ~= Array end
 
 --- json.object { { key, value }, ... }: an object that is written in this order.
 function json.object(members)

@@ -6,6 +6,7 @@
 --     options.choice { "a", "b" }    one of these          options.maybe(kind)  the kind, or false: as if it were not given
 --     options.either(kind, kind)     the one or the other
 local check = require "lorarun.base.check"
+local sorted = require "lorarun.base.sorted"
 local suggest = require "lorarun.base.suggest"
 
 local options = {}
@@ -62,11 +63,8 @@ function options.check(what, given, spec)
   if given == nil then return {} end
   if type(given) ~= "table" then check.fail("%s takes a table of options, got %s", what, options.shown(given)) end
   suggest.refuse_unknown(what, given, spec)
-  local names = {}
-  for name in pairs(given) do names[#names + 1] = name end
-  table.sort(names) -- of several mistakes always the same one is told
-  for _, name in ipairs(names) do
-    local kind, value = spec[name], given[name]
+  for name, value in sorted(given) do -- of several mistakes always the same one is named
+    local kind = spec[name]
     if not kind.test(value) then
       local meant = kind.choices and type(value) == "string" and suggest.did_you_mean(value, kind.choices) or ""
       check.fail("%s: %s is %s, expected %s%s", what, name, options.shown(value), kind.text, meant)

@@ -2,6 +2,7 @@
 --   suggest.closest(word, candidates)  -> the nearest candidate, or nil where none is near
 --   suggest.did_you_mean(word, candidates, format)  -> "; did you mean 'x'?" ready to be appended to a message, or ""
 local check = require "lorarun.base.check"
+local sorted = require "lorarun.base.sorted"
 
 local suggest = {}
 
@@ -48,21 +49,17 @@ function suggest.did_you_mean(word, candidates, format)
   return closest and "; did you mean " .. (format or "'%s'"):format(closest) .. "?" or ""
 end
 
---- refuse_unknown(what, given, known): an error where the table has an option that is not among `known` (names to anything). Of
---- several the first in the alphabet is told.
-function suggest.refuse_unknown(what, given, known)
-  local unknown
-  for name in pairs(given) do
-    name = known[name] == nil and tostring(name)
-    if name and (not unknown or name < unknown) then unknown = name end
+--- refuse_unknown(what, given, known, kind): an error where a table has an option that is not among `known` (names to anything).
+--- Of several the first in the alphabet is named. kind: "option" unless told.
+function suggest.refuse_unknown(what, given, known, kind)
+  for name in sorted(given) do
+    if known[name] == nil then
+      local names = sorted.keys(known)
+      local meant = suggest.did_you_mean(tostring(name), names)
+      check.fail("%s has no %s '%s'%s", what, kind or "option", tostring(name), meant ~= "" and meant
+        or #names == 0 and "; it has none" or "; there are " .. table.concat(names, ", "))
+    end
   end
-  if not unknown then return end
-  local names = {}
-  for name in pairs(known) do names[#names + 1] = name end
-  table.sort(names)
-  local meant = suggest.did_you_mean(unknown, names)
-  check.fail("%s has no option '%s'%s", what, unknown, meant ~= "" and meant
-    or #names == 0 and "; it has none" or "; there are " .. table.concat(names, ", "))
 end
 
 return suggest

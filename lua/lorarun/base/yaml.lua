@@ -8,6 +8,8 @@ local check = require "lorarun.base.check"
 local ffi = require "ffi"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
+local sorted = require "lorarun.base.sorted"
+local using = require "lorarun.base.using"
 
 local yaml = {}
 
@@ -147,9 +149,9 @@ function yaml.decode(text, name)
   name = name or "YAML text"
   local out = ffi.new "lr_yaml *[1]"
   check.call(C.lr_yaml_open, out, text, #text, name)
-  local self = setmetatable({ handle = out[0], event = ffi.new "lr_yaml_event", name = name, anchors = {} }, Reader)
   local value, lines = {}, {}
-  local ok, err = pcall(function()
+  using(out[0], C.lr_yaml_close, function(handle)
+    local self = setmetatable({ handle = handle, event = ffi.new "lr_yaml_event", name = name, anchors = {} }, Reader)
     local documents = 0
     while self:advance() do
       documents = documents + 1
@@ -158,8 +160,6 @@ function yaml.decode(text, name)
       value, lines = self:value(0)
     end
   end)
-  C.lr_yaml_close(self.handle)
-  if not ok then error(err, 0) end
   return value, lines or {}
 end
 
@@ -184,10 +184,8 @@ end
 
 --- encode(map): a flat map as YAML text, its keys sorted.
 function yaml.encode(map)
-  local keys, lines = {}, {}
-  for key in pairs(map) do keys[#keys + 1] = key end
-  table.sort(keys)
-  for i, key in ipairs(keys) do lines[i] = ("%s: %s\n"):format(key, scalar_text(key, map[key])) end
+  local lines = {}
+  for key, value in sorted(map) do lines[#lines + 1] = ("%s: %s\n"):format(key, scalar_text(key, value)) end
   return table.concat(lines)
 end
 

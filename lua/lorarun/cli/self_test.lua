@@ -5,6 +5,7 @@
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
+local dtypes = require "lorarun.base.dtypes"
 local ops = require "lorarun.tensor.ops"
 local tensor = require "lorarun.tensor.tensor"
 
@@ -13,7 +14,6 @@ local self_test = {}
 local GEMM_SECONDS, COPY_SECONDS = 0.35, 0.15 -- each direction
 local SMALLEST, LARGEST = 256, 8192 -- of the products: M = N = K
 local COPY_BYTES = 2 ^ 26
-local DTYPE = { f32 = C.LR_F32, bf16 = C.LR_BF16 }
 local DEVICE = { cpu = C.LR_CPU, cuda = C.LR_CUDA }
 local TOLERANCE = { f32 = 1e-5, bf16 = 2 ^ -7 } -- of a value, or of 1 where it is smaller
 
@@ -29,7 +29,7 @@ end
 
 local function pack(w, dtype)
   local out = ffi.new "lr_tensor *[1]"
-  check(C.lr_tensor_pack(out, w.handle, 1, DTYPE[dtype]))
+  check(C.lr_tensor_pack(out, w.handle, 1, dtypes.number[dtype]))
   return tensor.adopt(out[0], "self-test")
 end
 

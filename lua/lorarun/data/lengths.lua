@@ -4,6 +4,7 @@ local C = require "lorarun.base.c"
 local batches = require "lorarun.data.batches"
 local comm = require "lorarun.dist.comm"
 local dataset = require "lorarun.data.dataset"
+local using = require "lorarun.base.using"
 
 local lengths = {}
 
@@ -15,7 +16,7 @@ function lengths.of_rows(set, tokenizer, o, rows, count)
   local result, width = ffi.new("int32_t[?]", count), #o.columns
   local loader = dataset.loader(set, tokenizer, { columns = o.columns, prefixes = o.prefixes, max_length = o.max_length,
     threads = o.threads or 1 })
-  local ok, err = pcall(function()
+  using(loader, loader.close, function()
     local submitted, done = 0, 0
     while done < count do
       while submitted < count and loader:room() > 0 do
@@ -35,8 +36,6 @@ function lengths.of_rows(set, tokenizer, o, rows, count)
       done = done + packed.sequences / width
     end
   end)
-  loader:close()
-  if not ok then error(err, 0) end
   return result
 end
 

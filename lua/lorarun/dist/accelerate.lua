@@ -136,11 +136,11 @@ end
 function accelerate.read(path)
   local file, lines = read_file(path)
   local function place(key) return lines[key] and ("%s:%d"):format(path, lines[key]) or path end
-  if type(file) ~= "table" or file == json.null or json.is_array(file) then
+  if not json.is_object(file) then
     check.fail("%s is no Accelerate configuration: it has no keys", path)
   end
-  local environment = file.compute_environment
-  if environment and environment ~= json.null and environment ~= "LOCAL_MACHINE" then -- others have keys of their own
+  local environment = json.unless_null(file.compute_environment)
+  if environment and environment ~= "LOCAL_MACHINE" then -- others have keys of their own
     check.fail("%s: compute_environment is %s, and only LOCAL_MACHINE is supported; start lorarun on the machines themselves",
       place "compute_environment", shown(environment))
   end

@@ -15,6 +15,7 @@ local autograd = require "lorarun.tensor.autograd"
 local check = require "lorarun.base.check"
 local suggest = require "lorarun.base.suggest"
 local tensor = require "lorarun.tensor.tensor"
+local using = require "lorarun.base.using"
 
 local comm = { rank = 0, world_size = 1, local_rank = 0, local_world_size = 1 }
 
@@ -82,11 +83,7 @@ function comm.join(options)
   end
   local j = { options = o, rejoined = 0 }
   if o.world_size > 1 then
-    local ok, err = pcall(connect, j)
-    if not ok then
-      disconnect(j)
-      error(err, 0)
-    end
+    using.made(j, disconnect, connect)
   else
     j.handle = new_handle(nil, o)
   end

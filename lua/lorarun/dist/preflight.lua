@@ -6,6 +6,8 @@
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
+local data_folder = require "lorarun.formats.data_folder"
+local dtypes = require "lorarun.base.dtypes"
 local fs = require "lorarun.base.fs"
 local hardware = require "lorarun.dist.hardware"
 local memory = require "lorarun.tensor.memory"
@@ -16,7 +18,6 @@ local units = require "lorarun.base.units"
 
 local preflight = {}
 
-local BYTES = { fp32 = 4, bf16 = 2, fp16 = 2 } -- of a weight
 local PACKED_COPIES = 2    -- of frozen weights on a CPU: packed for the forward product and for the backward one
 local LARGEST_FILE = 5e9   -- larger models are written in several
 local SMALL = 64 * 2 ^ 20  -- adapters, optimizer state, logs and checkpoints of a run, where nobody knows the adapter yet
@@ -103,7 +104,8 @@ end
 -- Each rank has the weights in its device's memory. On the way to a GPU they pass through a few buffers.
 local function look_at_model(s, gpus, what, say)
   local folder, bytes, count, tables = weights_of(what.model, what.revision)
-  local needed = ((count - tables) * PACKED_COPIES + tables) * BYTES[s.precision] -- a table is read as it is
+  local size = dtypes.bytes[dtypes.of_precision[s.precision]]
+  local needed = ((count - tables) * PACKED_COPIES + tables) * size -- a table is read as it is
   for _, bound in ipairs(gpus == 0 and memory.bounds() or {}) do
     local ranks = bound.each and 1 or s.ranks_here
     if needed * ranks > bound.bytes then
@@ -138,15 +140,9 @@ local function look_at_data(data, say)
     return
   end
   if not fs.is_directory(data) then check.fail("there is no data folder '%s', and so there is no train.jsonl in it", data) end
-  for _, name in ipairs { "train.jsonl", "train.csv" } do
-    local path = fs.join(data, name)
-    if fs.is_file(path) then
-      must_be_readable(path)
-      say("data", path)
-      return
-    end
-  end
-  check.fail("there is no train.jsonl (or train.csv) in '%s'", data)
+  local path = data_folder.train_path(data)
+  must_be_readable(path)
+  say("data", path)
 end
 
 --- must_have_room(output, weight_bytes, others): an error where the disk of the folder, or a limit, has no room for the merged

@@ -13,6 +13,7 @@ local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
+local using = require "lorarun.base.using"
 
 local run_lock = {}
 local Lock = {}
@@ -111,13 +112,9 @@ function run_lock.take(folder)
   local path, own = fs.join(real, NAME), own_holder()
   local handle = take(folder, path, own)
   local text = json.encode(own, { indent = 2, sort_keys = true }) .. "\n"
-  local ok, err = pcall(check.call, C.lr_lock_write, handle, text, #text)
-  if not ok then
-    C.lr_lock_free(handle, 1)
-    error(err, 0)
-  end
-  -- where the program ends without release(), the file goes as well
-  return setmetatable({ folder = real, new = new, handle = ffi.gc(handle, function(h) C.lr_lock_free(h, 1) end) }, Lock)
+  local function free(h) C.lr_lock_free(h, 1) end
+  using.made(handle, free, function() check.call(C.lr_lock_write, handle, text, #text) end)
+  return setmetatable({ folder = real, new = new, handle = ffi.gc(handle, free) }, Lock) -- a program that just ends frees it too
 end
 
 --- release(): give it back; a second time does nothing. A folder that was made for it and is empty goes too.

@@ -5,6 +5,7 @@
 --
 -- Paths are compared as the system resolves them: links and ".." count, and the output need not exist.
 local check = require "lorarun.base.check"
+local data_folder = require "lorarun.formats.data_folder"
 local fs = require "lorarun.base.fs"
 
 local run_paths = {}
@@ -50,7 +51,7 @@ end
 function run_paths.of_data(data)
   if type(data) ~= "table" then return { { "the data", data } } end
   local list = {}
-  for _, split in ipairs { "train", "validation", "test" } do
+  for _, split in ipairs(data_folder.SPLITS) do
     list[#list + 1] = { ("the %s data"):format(split), data[split] }
   end
   return list

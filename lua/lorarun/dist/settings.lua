@@ -54,6 +54,11 @@ local PRECISION_WORDS = { fp32 = "no", no = "no", bf16 = "bf16", fp16 = "fp16" }
 -- Not settings of the ranks, but told to lr.launch for its checks; `args`: the recipe's options, see from_recipe.
 local ASIDE = { args = true, model = true, revision = true, data = true, output = true }
 
+local OF_RECIPE = {} -- all of these
+for _, list in ipairs { BY_NAME, RECIPE_NAMES, ASIDE } do
+  for name in pairs(list) do OF_RECIPE[name] = true end
+end
+
 local COMMAND_LINE, RECIPE, DEFAULT = "command line", "recipe", "default"
 local from_command_line = {}
 
@@ -134,10 +139,9 @@ end
 
 --- Names of all flags with their dashes, for "did you mean" and for telling that a flag stands before the recipe.
 function settings.flags()
-  local names = { "--multi-gpu" }
-  for name in pairs(BY_FLAG) do names[#names + 1] = "--" .. name end
-  table.sort(names)
-  return names
+  local names = { ["--multi-gpu"] = true }
+  for name in pairs(BY_FLAG) do names["--" .. name] = true end
+  return sorted.keys(names)
 end
 
 --- Is `name` (no dashes before it) one of them?
@@ -160,6 +164,7 @@ end
 -- recipe's name) is the command line's word: pass `args = args` for that.
 local function from_recipe(given)
   local values, from_user = {}, {}
+  suggest.refuse_unknown("lr.launch", given, OF_RECIPE)
   for key, value in sorted(given) do
     local name = RECIPE_NAMES[key] or key
     local field = BY_NAME[name]
@@ -169,11 +174,6 @@ local function from_recipe(given)
       end
       values[name] = checked(field, value, "lr.launch: " .. key)
       if given.args and rawget(given.args, key) ~= nil and args.given(given.args, key) then from_user[name] = true end
-    elseif not ASIDE[key] then
-      local names = {}
-      for known in pairs(BY_NAME) do names[#names + 1] = known end
-      for known in pairs(RECIPE_NAMES) do names[#names + 1] = known end
-      check.fail("lr.launch has no option '%s'%s", tostring(key), suggest.did_you_mean(tostring(key), names))
     end
   end
   return values, from_user

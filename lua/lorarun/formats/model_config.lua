@@ -33,8 +33,7 @@ model_config.show = show
 -- A method, else the value of that key, for what needs no check: config.model_type.
 function Config.__index(self, name)
   local v = Config[name]
-  if v == nil then v = rawget(self, "raw")[name] end
-  if v == json.null then return nil end
+  if v == nil then v = json.unless_null(rawget(self, "raw")[name]) end
   return v
 end
 
@@ -51,11 +50,7 @@ function Config:refuse(key, fmt, ...) check.fail("%s: '%s%s' %s", self.path, sel
 function Config:given(key) return self.raw[key] end
 
 --- get(key): the value; nil where it is missing or null.
-function Config:get(key)
-  local v = self.raw[key]
-  if v == json.null then return nil end
-  return v
-end
+function Config:get(key) return json.unless_null(self.raw[key]) end
 
 local function typed(self, key, default, kind, expected)
   local v = self:get(key)
@@ -137,7 +132,7 @@ end
 --- read_any(path): any JSON object in a file of Hugging Face's libraries, with the methods above.
 function model_config.read_any(path)
   local raw = json.decode_file(path, "python")
-  if type(raw) ~= "table" or json.is_array(raw) or raw == json.null then
+  if not json.is_object(raw) then
     check.fail("%s: it holds %s, expected an object", path, show(raw))
   end
   return wrap(raw, path)

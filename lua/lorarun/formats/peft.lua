@@ -147,7 +147,6 @@ local CONVERT = "it changed the base's weights when training began, and PEFT cha
   .. "the adapter as it was before its first step; or " .. MERGE
 
 local function whole(value) return type(value) == "number" and value % 1 == 0 end
-local function is_object(value) return type(value) == "table" and not json.is_array(value) end
 local function texts(value)
   if not json.is_array(value) then return false end
   for _, text in ipairs(value) do if type(text) ~= "string" then return false end end
@@ -168,7 +167,7 @@ local KINDS = {
     for _, n in ipairs(v) do if not whole(n) then return false end end
     return true
   end, "a whole number or a list of them" },
-  pattern = { is_object, "an object { regular expression: number }" },
+  pattern = { json.is_object, "an object { regular expression: number }" },
 }
 
 -- Inits whose tensors are those of a plain LoRA once they are trained, and those that leave another base behind.
@@ -290,7 +289,7 @@ function peft.read(folder, model_type, default_targets)
   local path = fs.join(folder, "adapter_config.json")
   if not fs.is_file(path) then check.fail("%s is missing: this is no PEFT adapter folder", path) end
   local raw = json.decode_file(path, "python")
-  if not is_object(raw) or raw == json.null then check.fail("%s: it holds no JSON object", path) end
+  if not json.is_object(raw) then check.fail("%s: it holds no JSON object", path) end
   if raw.peft_type ~= "LORA" then
     check.fail("%s: 'peft_type' is %s; only LORA is supported", path, raw.peft_type == nil and "missing" or shown(raw.peft_type))
   end

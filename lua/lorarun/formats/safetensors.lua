@@ -3,17 +3,15 @@
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local ffi = require "ffi"
+local dtypes = require "lorarun.base.dtypes"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local sorted = require "lorarun.base.sorted"
+local using = require "lorarun.base.using"
 
 local safetensors = {}
 local Weights = {}
 Weights.__index = Weights
-
-local DTYPE = { f32 = C.LR_F32, bf16 = C.LR_BF16, f16 = C.LR_F16, i32 = C.LR_I32, i64 = C.LR_I64 }
-local DTYPE_NAME = {}
-for name, code in pairs(DTYPE) do DTYPE_NAME[code] = name end
 
 local function handle_of(t, what)
   local handle = type(t) == "table" and t.handle or t
@@ -47,7 +45,7 @@ end
 local function read_index(path)
   local index = json.decode_file(path, "python")
   local map = type(index) == "table" and index.weight_map
-  if type(map) ~= "table" or json.is_array(map) or map == json.null or next(map) == nil then
+  if not json.is_object(map) or next(map) == nil then
     check.fail("%s: it has no weight_map that says which file holds which tensor", path)
   end
   for name, shard in sorted(map) do
@@ -71,7 +69,7 @@ local function open_shards(dir, index_path)
     check.fail("%s: %d of its files are missing: %s; download them again", index_path, #missing,
       table.concat(missing, ", "))
   end
-  local ok, err = pcall(function()
+  return using.made(self, self.close, function()
     for _, shard in ipairs(sorted.keys(shards)) do
       local file = open_file(fs.join(dir, shard))
       self.files[#self.files + 1], file_of[shard] = file, file
@@ -86,11 +84,6 @@ local function open_shards(dir, index_path)
       self.place[name] = { file = file, at = at }
     end
   end)
-  if not ok then
-    self:close()
-    error(err, 0)
-  end
-  return self
 end
 
 local function open_single(path)
@@ -154,7 +147,7 @@ function Weights:info(name)
   check(C.lr_safetensors_get(place.file, place.at, entry))
   local shape = {}
   for i = 1, entry.ndim do shape[i] = tonumber(entry.shape[i - 1]) end
-  return { dtype = DTYPE_NAME[entry.dtype], dtype_name = ffi.string(entry.dtype_name), shape = shape,
+  return { dtype = dtypes.name[entry.dtype], dtype_name = ffi.string(entry.dtype_name), shape = shape,
     bytes = tonumber(entry.bytes) }
 end
 
@@ -182,20 +175,19 @@ end
 -- ---- writing -----------------------------------------------------------------------------------------------------------
 -- The order of the reference implementation, so that the same tensors give the same bytes: wide dtypes first, then names.
 local RANK = { [C.LR_I64] = 1, [C.LR_F32] = 2, [C.LR_I32] = 3, [C.LR_BF16] = 4, [C.LR_F16] = 5 }
-local SIZE = { [C.LR_I64] = 8, [C.LR_F32] = 4, [C.LR_I32] = 4, [C.LR_BF16] = 2, [C.LR_F16] = 2 }
 
 -- Entries with what is needed of each, checked: { name, dtype = code, shape, bytes, tensor }, sorted.
 local function checked_entries(path, entries)
   local list, seen = {}, {}
   for i, e in ipairs(entries) do
     local what = ("%s: entry %d ('%s')"):format(path, i, tostring(e.name))
-    local dtype = DTYPE[e.dtype]
+    local dtype = dtypes.number[e.dtype]
     if type(e.name) ~= "string" or e.name:find("%z") then check.fail("%s: its name is no string without NUL", what) end
     if seen[e.name] then check.fail("%s: the name occurs twice", what) end
     if not dtype then check.fail("%s: there is no dtype '%s'", what, tostring(e.dtype)) end
     if type(e.shape) ~= "table" then check.fail("%s: its shape is missing", what) end
     if e.tensor == nil then check.fail("%s: its tensor is missing", what) end
-    local bytes = SIZE[dtype]
+    local bytes = dtypes.bytes[e.dtype]
     for k, n in ipairs(e.shape) do
       if type(n) ~= "number" or n < 1 or n ~= math.floor(n) then
         check.fail("%s: dimension %d of its shape is %s", what, k, tostring(n))
@@ -215,18 +207,17 @@ end
 local function write_entry(writer, e)
   local t, release = e.tensor, nil
   if type(t) == "function" then t, release = t() end
-  local ok, err = pcall(function()
-    check.call(C.lr_safetensors_write, writer, e.name, handle_of(t, e.name))
-  end)
-  if release then release() end
-  if not ok then error(err, 0) end
+  local function done()
+    if release then release() end
+  end
+  using(t, done, function() check.call(C.lr_safetensors_write, writer, e.name, handle_of(t, e.name)) end)
 end
 
 local function write_file(path, list, metadata)
   local out = ffi.new "lr_safetensors_writer *[1]"
   check.call(C.lr_safetensors_create, out, path, metadata and json.encode(metadata) or nil)
-  local writer = ffi.gc(out[0], C.lr_safetensors_writer_free)
-  local ok, err = pcall(function()
+  local function free(writer) C.lr_safetensors_writer_free(ffi.gc(writer, nil)) end
+  using(ffi.gc(out[0], C.lr_safetensors_writer_free), free, function(writer)
     for _, e in ipairs(list) do
       local shape = ffi.new("int64_t[?]", #e.shape, e.shape)
       check.call(C.lr_safetensors_declare, writer, e.name, e.dtype, #e.shape, shape)
@@ -234,8 +225,6 @@ local function write_file(path, list, metadata)
     for _, e in ipairs(list) do write_entry(writer, e) end
     check.call(C.lr_safetensors_finish, writer)
   end)
-  C.lr_safetensors_writer_free(ffi.gc(writer, nil))
-  if not ok then error(err, 0) end
 end
 
 --- write(path, entries, metadata): one file, atomically.
@@ -308,11 +297,7 @@ function safetensors.write_sharded(dir, base, entries, max_bytes, metadata)
     local partial = fs.join(dir, ".partial-" .. base)
     if fs.exists(partial) then fs.remove(partial) end
     fs.make(partial)
-    local ok, err = pcall(write_shards, partial, base, shards, metadata, written)
-    if not ok then
-      pcall(fs.remove, partial) -- a full disk, say
-      error(err, 0)
-    end
+    using.made(partial, fs.remove, function() write_shards(partial, base, shards, metadata, written) end) -- a full disk, say
     for _, name in ipairs(written) do fs.rename(fs.join(partial, name), fs.join(dir, name)) end
     fs.remove(partial)
   end

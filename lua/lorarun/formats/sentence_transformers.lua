@@ -38,7 +38,7 @@ local function read_modules(path)
   if not json.is_array(list) then check.fail("%s: it holds %s, expected a list of modules", path, model_config.show(list)) end
   local modules, names = {}, {}
   for i, raw in ipairs(list) do
-    if type(raw) ~= "table" or json.is_array(raw) or raw == json.null then
+    if not json.is_object(raw) then
       check.fail("%s: module %d is %s, expected an object", path, i, model_config.show(raw))
     end
     local module = model_config.wrap(raw, path, ("[%d]."):format(i - 1))

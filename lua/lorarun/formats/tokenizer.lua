@@ -81,10 +81,7 @@ function Tokenizer.__tostring(self)
 end
 
 -- Where a part of tokenizer.json is null or missing: nil.
-local function part(doc, ...)
-  local value = json.part(doc, ...)
-  if value ~= json.null then return value end
-end
+local function part(doc, ...) return json.unless_null(json.part(doc, ...)) end
 
 -- The settings of the model, and its type where files of the first releases do not say it (as load_model in tokenizer.c).
 local function model_settings(doc)

@@ -9,6 +9,7 @@ local classes = require "lorarun.formats.tokenizer_classes"
 local files = require "lorarun.formats.tokenizer_config"
 local json = require "lorarun.base.json"
 local added = require "lorarun.formats.tokenizer_tokens"
+local sorted = require "lorarun.base.sorted"
 
 local generations = {}
 
@@ -22,8 +23,8 @@ end
 
 local COMPARED = { -- what of a part changes ids; other parts are compared whole
   BertNormalizer = function(p)
-    local accents = p.strip_accents
-    if accents == nil or accents == json.null then accents = p.lowercase end
+    local accents = json.unless_null(p.strip_accents)
+    if accents == nil then accents = p.lowercase end
     return { p.clean_text, p.handle_chinese_chars, accents, p.lowercase }
   end,
   ByteLevel = function(p) return { p.add_prefix_space, p.use_regex ~= false } end,
@@ -147,11 +148,8 @@ local function stripped(name) return name == "PreTrainedTokenizerFast" and name 
 local function known_class(name, values)
   local class = classes.known[stripped(name)] or stripped(name) == "PreTrainedTokenizer" and classes.known.PreTrainedTokenizerFast
   if class then return class end
-  local names = {}
-  for n in pairs(classes.known) do names[#names + 1] = n end
-  table.sort(names)
   values:refuse("tokenizer_class", "is '%s', which lorarun does not know; it knows %s. Where tokenizer.json alone says how texts "
-    .. "become tokens, write PreTrainedTokenizerFast there", name, table.concat(names, ", "))
+    .. "become tokens, write PreTrainedTokenizerFast there", name, table.concat(sorted.keys(classes.known), ", "))
 end
 
 -- gte-Qwen2 and models made of it: code that puts eos_token behind the text where add_eos_token says so.
@@ -160,8 +158,8 @@ local GTE = "tokenization_qwen.Qwen2TokenizerFast"
 -- auto_map of a file: the name of the code that tokenises, nil where there is none.
 local function remote_code(values)
   local map = values:get "auto_map"
-  if type(map) == "table" and not json.is_array(map) then map = map.AutoTokenizer end
-  if map == nil or map == json.null then return nil end
+  if json.is_object(map) then map = json.unless_null(map.AutoTokenizer) end
+  if map == nil then return nil end
   if type(map) == "string" then return map end
   for i = 2, 1, -1 do
     if type(map) == "table" and type(map[i]) == "string" then return map[i] end

@@ -11,6 +11,7 @@
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
+local dtypes = require "lorarun.base.dtypes"
 local memory = require "lorarun.tensor.memory"
 
 local tensor = {}
@@ -18,10 +19,6 @@ local Tensor = {}
 Tensor.__index = Tensor
 tensor.Tensor = Tensor
 
-local DTYPE = { f32 = C.LR_F32, bf16 = C.LR_BF16, f16 = C.LR_F16, i32 = C.LR_I32, i64 = C.LR_I64 }
-local DTYPE_NAME = { [0] = "f32", "bf16", "f16", "i32", "i64" }
-local CTYPE = { f32 = "float[?]", bf16 = "uint16_t[?]", f16 = "uint16_t[?]", i32 = "int32_t[?]", i64 = "int64_t[?]" }
-local SIZE = { f32 = 4, bf16 = 2, f16 = 2, i32 = 4, i64 = 8 }
 local DEVICE = memory.DEVICES
 local out = ffi.new "lr_tensor *[1]"
 local dims = ffi.new("int64_t[?]", C.LR_MAX_DIMS)
@@ -140,8 +137,8 @@ local function check_data(values, t, count)
   local kind = tostring(ffi.typeof(values)):match "^ctype<(.*)>$"
   local element, array = kind:gsub("^const ", ""):match "^(.-) ([%[%*(])"
   if element ~= ELEMENT[t.dtype] then check.fail("'%s' is %s, and was given C data that is '%s'", t.name, t.dtype, kind) end
-  if array ~= "*" and ffi.sizeof(values) < count * SIZE[t.dtype] then
-    check.fail("'%s' has %d elements, and was given C data of %d", t.name, count, ffi.sizeof(values) / SIZE[t.dtype])
+  if array ~= "*" and ffi.sizeof(values) < count * dtypes.bytes[t.dtype] then
+    check.fail("'%s' has %d elements, and was given C data of %d", t.name, count, ffi.sizeof(values) / dtypes.bytes[t.dtype])
   end
 end
 
@@ -150,7 +147,7 @@ end
 function tensor.new(shape, dtype, name, device)
   dtype = dtype or "f32"
   device = device or tensor.default_device
-  local code = DTYPE[dtype] or check.fail("there is no dtype '%s'; there are f32, bf16, f16, i32, i64", tostring(dtype))
+  local code = dtypes.number[dtype] or check.fail("there is no dtype '%s'; there are f32, bf16, f16, i32, i64", tostring(dtype))
   local where = DEVICE[device] or memory.number_of(device)
   check.call(C.lr_tensor_new, out, code, set_dims(shape), dims, where, name)
   return wrap(out[0], shape, dtype, device, name or "tensor")
@@ -204,7 +201,7 @@ function tensor.from(values, shape, dtype, name, device)
       f:free()
       return t
     end
-    values = ffi.new(CTYPE[dtype], n, values)
+    values = ffi.new(dtypes.element[dtype] .. "[?]", n, values)
   elseif device ~= "meta" then
     check_data(values, t, n)
   end
@@ -222,13 +219,13 @@ function tensor.adopt(handle, name)
   for kind, number in pairs(DEVICE) do
     if number == info.device then device = kind end
   end
-  return wrap(handle, shape, DTYPE_NAME[info.dtype], device, name or ffi.string(C.lr_tensor_name(handle)))
+  return wrap(handle, shape, dtypes.name[info.dtype], device, name or ffi.string(C.lr_tensor_name(handle)))
 end
 
 --- pack(w, direction): the frozen weight w[N,K] for op linear (1) or linear_backward (2), in the layout that its device likes. On
 --- a GPU that is w's own, and so are the bytes.
 function tensor.pack(w, direction)
-  check.call(C.lr_tensor_pack, out, w.handle, direction, DTYPE[w.dtype])
+  check.call(C.lr_tensor_pack, out, w.handle, direction, dtypes.number[w.dtype])
   return tensor.adopt(out[0])
 end
 
@@ -317,7 +314,7 @@ function Tensor:data()
     check(C.lr_op_cast(t:matrix().handle, self:matrix().handle))
   end
   local n = t:elements()
-  local buffer = ffi.new(CTYPE[t.dtype], n)
+  local buffer = ffi.new(dtypes.element[t.dtype] .. "[?]", n)
   check(C.lr_tensor_read(t.handle, 0, n, buffer))
   if t ~= self then t:free() end
   return buffer, n

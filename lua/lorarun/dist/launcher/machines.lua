@@ -14,6 +14,7 @@ local check = require "lorarun.base.check"
 local ffi = require "ffi"
 local json = require "lorarun.base.json"
 local sorted = require "lorarun.base.sorted"
+local using = require "lorarun.base.using"
 
 local machines = {}
 local Link = {}
@@ -109,7 +110,7 @@ end
 
 function machines.join(job, say)
   local link = setmetatable({ job = job, hosts = {}, heard = {}, beat = 0, signals = {} }, Link)
-  local ok, err = pcall(function()
+  return using.made(link, link.close, function()
     if job.machine_rank == 0 then
       local server = ffi.new "lr_store_server *[1]"
       checked(C.lr_store_serve(server, job.host, job.port, job.secret, job.machines))
@@ -118,9 +119,6 @@ function machines.join(job, say)
     link.store = connect(job)
     if job.machine_rank == 0 then link:welcome(say) else link:introduce() end
   end)
-  if ok then return link end
-  link:close()
-  error(err, 0)
 end
 
 -- ---- machine 0 --------------------------------------------------------------------------------------------------------

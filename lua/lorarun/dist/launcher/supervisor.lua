@@ -17,6 +17,7 @@ local machines = require "lorarun.dist.launcher.machines"
 local rank_output = require "lorarun.dist.launcher.rank_output"
 local runs = require "lorarun.dist.launcher.local_ranks"
 local signals = require "lorarun.dist.signals"
+local using = require "lorarun.base.using"
 
 local supervisor = {}
 
@@ -53,10 +54,7 @@ end
 -- Call fn with the ranks of one generation; afterwards none of them is there, whatever happened.
 local function with_run(job, output, generation, fn)
   local run = runs.new(job, output, generation)
-  local ok, result = pcall(fn, run)
-  run:close()
-  if not ok then error(result, 0) end
-  return result
+  return using(run, run.close, fn)
 end
 
 -- Machine 0, and the only one: from the start of the ranks to their end, of all machines -> the judge's outcome.
@@ -150,7 +148,12 @@ function supervisor.run(job)
   job.host_name = host_name()
   local output = rank_output.new(job)
   local link, server
-  local ok, result = pcall(function()
+  local function close()
+    if link then link:leave() end
+    C.lr_store_server_stop(server)
+    output:close(LAST_READ)
+  end
+  return using(output, close, function()
     if job.machines > 1 then
       link = machines.join(job, function(text) output:say(text) end)
       if job.machine_rank == 0 then server = serve_store(job, 0, output) end
@@ -159,11 +162,6 @@ function supervisor.run(job)
     end
     return run_all(job, output, link, server)
   end)
-  if link then link:leave() end
-  C.lr_store_server_stop(server)
-  output:close(LAST_READ)
-  if not ok then error(result, 0) end
-  return result
 end
 
 return supervisor
