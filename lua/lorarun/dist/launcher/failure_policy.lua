@@ -1,20 +1,20 @@
--- failure_policy.lua: decides, from what is known of all ranks of a job, when it is to end, and which rank is to blame.
---   local judge = failure_policy.new { timeout = 600, say = function(text) ... end }
---   local orders = judge:look(views, signals)     now and then; signals: numbers that launchers got since the last time
---   judge:outcome(views) -> { status =, failure = or nil, final = no restart }     when all ranks have ended
+-- failure_policy.lua: decides when a job ends and which rank is to blame, from what is known of all its ranks.
+--   local policy = failure_policy.new { timeout = 600, say = function(text) ... end }
+--   local orders = policy:look(views, signals)     several times a second; signals: those that launchers got since the last call
+--   policy:outcome(views) -> { status =, failure = or nil, final = no restart }     when all ranks have ended
 --
--- A view is what a launcher knows of one rank of its machine (local_ranks.lua); times are seconds ago:
---   rank, host, machine                   who
---   ended, status or signal, told         it has ended, and how; told: after it was ordered to
---   failed, failure, consequence          it gave up, why, and whether because of another rank
---   step, total, phase, collectives, collective, waiting, condition     what it does: see watchdog.lua
---   lines, log                            of one that failed: the last that it wrote, and where all of it is
--- Orders only ever grow: { stop = signal to pass on, save = how many SIGUSR1 came, ending = end them all, kill = at once,
--- hung = a rank that will not listen }.
+-- A view is what a launcher knows of one rank of its machine (local_ranks.lua). Times are in seconds before now.
+--   rank, host, machine                   which rank it is, and where it runs
+--   ended, status or signal, told         when it ended, and how; told: it ended after it was ordered to
+--   failed, failure, consequence          when it gave up, why, and whether another rank was the reason
+--   step, total, phase, collectives, collective, waiting, condition     what it is doing: see watchdog.lua
+--   lines, log                            of one that failed: the last lines that it wrote, and the file that has all of them
+-- Orders are added and never taken back: { stop = signal to pass on, save = number of SIGUSR1 to pass on, ending = end all ranks,
+-- kill = kill them at once, hung = a rank that does not react and is killed }.
 --
 -- What ends a job
---   - A rank ends with a status other than 0, or by a signal, or says that it gave up. Its peers then mostly fail as well, because
---     of it: those say so (lr_rank_failed), and the judge waits a moment for the first that does not.
+--   - A rank ends with a status other than 0, or by a signal, or reports that it gave up. Most of its peers then fail because of
+--     it. They report that (lr_rank_failed), and the policy waits SETTLING seconds for a failure with a cause of its own.
 --   - A rank ends with status 0 while others wait for it in a collective.
 --   - A rank does not come to a collective in which others wait, for `timeout` seconds.
 --   - SIGINT, SIGTERM or SIGHUP: passed on once, so that ranks finish their step, save and leave. A second one, or SIGQUIT, kills.
@@ -22,23 +22,23 @@ local C = require "lorarun.base.c"
 local signals = require "lorarun.dist.signals"
 local watchdog = require "lorarun.dist.launcher.watchdog"
 
-local Judge = {}
-Judge.__index = Judge
+local Policy = {}
+Policy.__index = Policy
 
-local SETTLING = 2 -- from a failure that is a consequence until its cause is no longer waited for
-local LEAVING = 10 -- for the others to leave, where one could not follow the user's signal
-local REAPING = 1  -- from the end of a connection, which peers notice, until the launcher sees that the rank has ended
-local EARLY = 5    -- that others wait for a rank that has ended with status 0
+local SETTLING = 2 -- seconds from a failure that another rank caused until that other one is no longer waited for
+local LEAVING = 10 -- seconds for the others to leave when one rank died of the user's signal
+local REAPING = 1  -- seconds from the end of a rank's connections, which its peers notice, until the launcher sees it end
+local EARLY = 5    -- seconds for which others may wait for a rank that has ended with status 0
 
 local function new(options)
   local clock = options.clock or C.lr_time
   return setmetatable({ say = options.say, clock = clock, orders = { save = 0 },
-    stalls = watchdog.new { timeout = options.timeout, say = options.say, clock = clock } }, Judge)
+    watchdog = watchdog.new { timeout = options.timeout, say = options.say, clock = clock } }, Policy)
 end
 
--- ---- who is to blame --------------------------------------------------------------------------------------------------
+-- ---- which rank is to blame --------------------------------------------------------------------------------------------
 
--- What a rank is charged with, or nil: { rank, host, machine, ago, consequence, what = "was killed by SIGKILL", status, lines }.
+-- The failure of a rank, or nil: { rank, host, machine, ago, consequence, what = "was killed by SIGKILL", status, lines }.
 local function charge(view)
   if view.told or not (view.failed or view.ended and view.status ~= 0) then return nil end
   local c = { rank = view.rank, host = view.host, machine = view.machine, ago = view.failed or view.ended, lines = view.lines,
@@ -53,14 +53,15 @@ local function charge(view)
   else
     local signal = signals.of_status(view.status)
     c.what = ("ended with exit status %d%s"):format(view.status, signal and ", as after " .. signal or "")
-    c.consequence = signal ~= nil -- perhaps a signal to the whole job of which the launcher hears a little later
+    c.consequence = signal ~= nil -- perhaps a signal to the whole job, which reaches the launcher a little later
   end
   return c
 end
 
 local function earlier(a, b) return not a or b.ago > a.ago end
 
--- The first that failed by itself; else one that left while it was needed; else the first of all; or nil.
+-- The failure that came first among those with a cause of their own; else a rank that ended while others needed it; else the first
+-- failure; nil where there is none.
 local function culprit(views)
   local own, consequence, early
   for _, view in ipairs(views) do
@@ -79,7 +80,7 @@ local function culprit(views)
   return own or consequence
 end
 
--- A rank that ended well and is waited for.
+-- The rank that ended first, with status 0, where another waits for it.
 local function early_leaver(views)
   local early
   for _, view in ipairs(views) do
@@ -97,9 +98,9 @@ end
 
 -- ---- orders -----------------------------------------------------------------------------------------------------------
 
-function Judge:on_signal(number)
+function Policy:on_signal(number)
   local orders = self.orders
-  if number == signals.CONT then self.stalls:restart()
+  if number == signals.CONT then self.watchdog:restart()
   elseif number == signals.USR1 then orders.save = orders.save + 1
   elseif number == signals.QUIT or self.stopped_by then
     self.stopped_by = self.stopped_by or number
@@ -112,17 +113,17 @@ function Judge:on_signal(number)
   end
 end
 
---- The job is over because of something else than its ranks: { what =, status =, quiet = }.
-function Judge:fail(failure)
+--- fail(failure): end the job for a reason other than its ranks: { what =, status =, quiet = without a message }.
+function Policy:fail(failure)
   self.failure = self.failure or failure
   self.orders.ending = true
 end
 
-function Judge:look(views, arrived)
+function Policy:look(views, arrived)
   for _, number in ipairs(arrived) do self:on_signal(number) end
   local orders, now = self.orders, self.clock()
   if orders.ending or orders.kill then return orders end
-  if self.stopped_by then -- a rank that could not follow ended all the same; without it the others cannot go on for long
+  if self.stopped_by then -- a rank that the signal killed leaves the others unable to finish their step
     for _, view in ipairs(views) do
       if view.signal and view.ended > LEAVING then orders.ending = true end
     end
@@ -136,15 +137,15 @@ function Judge:look(views, arrived)
   end
   local failure = early_leaver(views)
   if not failure then
-    failure = self.stalls:look(views)
-    orders.hung = failure and failure.rank -- one that hangs does not leave by itself
+    failure = self.watchdog:look(views)
+    orders.hung = failure and failure.rank -- a hanging rank does not leave by itself
   end
   if failure then self:fail(failure) end
   return orders
 end
 
---- What became of the job.
-function Judge:outcome(views)
+--- outcome(views): how the job ended.
+function Policy:outcome(views)
   if self.stopped_by then
     for _, view in ipairs(views) do
       if view.status ~= 0 then return { status = 128 + self.stopped_by, final = true } end

@@ -1,31 +1,31 @@
--- local_ranks.lua: the ranks of one machine, from their start to the end of the last: the hands of the launcher. What is to be done
--- with them is decided by failure_policy.lua, on this machine or another.
---   local run = local_ranks.new(job, output, generation [, clock])
---   run:start(port)               of the store that ranks join
---   run:step(seconds)             wait for something to happen, and see to it
---   run:views()                   what is known of each rank: see failure_policy.lua
---   run:take_signals()            that came to this process since the last call
---   run:obey(orders)              see failure_policy.lua
---   local_ranks.running                   how many ranks run
---   run:close()
+-- local_ranks.lua: the ranks of one machine, from their start to the end of the last. It starts, watches and signals processes;
+-- what happens to them is decided by failure_policy.lua, here or on machine 0.
+--   local ranks = local_ranks.new(job, output, generation [, clock])
+--   ranks:start(port)              port: of the store that the ranks join
+--   ranks:step(seconds)            wait at most this long for one event, and handle it
+--   ranks:views()                  what is known of each rank: see failure_policy.lua
+--   ranks:take_signals()           numbers of the signals that came to this process since the last call
+--   ranks:obey(orders)             see failure_policy.lua
+--   ranks.running                  how many of them run
+--   ranks:close()                  kills what still runs
 local C = require "lorarun.base.c"
 local processes = require "lorarun.dist.launcher.processes"
 local signals = require "lorarun.dist.signals"
 
-local Run = {}
-Run.__index = Run
+local Ranks = {}
+Ranks.__index = Ranks
 
 local GRACE = 3          -- seconds from SIGTERM to SIGKILL
-local UNKILLABLE = 10    -- seconds from SIGKILL until a process is given up
-local MOST_KEPT = 2 ^ 20 -- bytes of output that nobody takes, after which ranks wait as well
-local RETRY = 0.02       -- seconds until what was not taken is offered again
+local UNKILLABLE = 10    -- seconds from SIGKILL until a process that does not end is given up
+local MOST_KEPT = 2 ^ 20 -- bytes of output that the launcher's reader has not taken; with more, the ranks' output is not read
+local RETRY = 0.02       -- seconds until output that was not taken is offered again
 
 local function new(job, output, generation, clock)
   return setmetatable({ job = job, output = output, generation = generation, clock = clock or C.lr_time, ranks = {}, running = 0,
-    group = processes.new(job.ranks), signals = {}, done = { save = 0 } }, Run)
+    group = processes.new(job.ranks), signals = {}, done = { save = 0 } }, Ranks)
 end
 
-function Run:start(port)
+function Ranks:start(port)
   local job = self.job
   for i = 0, job.ranks - 1 do
     local settings = { RANK = job.first_rank + i, LOCAL_RANK = i, WORLD_SIZE = job.world_size, LOCAL_WORLD_SIZE = job.ranks,
@@ -38,7 +38,7 @@ function Run:start(port)
   end
 end
 
-function Run:on_exit(event)
+function Ranks:on_exit(event)
   local rank = self.ranks[event.process]
   if rank.ended then return end -- given up before
   rank.ended, rank.status, rank.signal = self.clock(), event.status, event.signal
@@ -47,7 +47,7 @@ function Run:on_exit(event)
   self.output:ended(event.process)
 end
 
-function Run:step(seconds)
+function Ranks:step(seconds)
   local left = self.output:flush(0)
   self.group:listen(left < MOST_KEPT)
   local event = self.group:wait(left > 0 and math.min(seconds, RETRY) or seconds)
@@ -58,20 +58,20 @@ function Run:step(seconds)
   else self.signals[#self.signals + 1] = event.number end
 end
 
--- At a prompt, Ctrl-C stops what is being evaluated and ends nothing. Rank 0 has it from the terminal.
-function Run:interrupt()
+-- At a prompt, Ctrl-C stops what is being evaluated and ends no rank. Rank 0 gets it from the terminal.
+function Ranks:interrupt()
   for i = 0, self.job.ranks - 1 do
     if self.ranks[i].number ~= 0 and not self.ranks[i].ended then self.group:signal(i, signals.INT) end
   end
 end
 
-function Run:take_signals()
+function Ranks:take_signals()
   local list = self.signals
   self.signals = {}
   return list
 end
 
--- " is stopped", where the system knows why a process does not run
+-- Why a process does not run, where the system knows: "is stopped (SIGSTOP)".
 local function condition(pid)
   local f = io.open(("/proc/%d/stat"):format(pid), "r")
   local text = f and f:read "*a"
@@ -80,12 +80,12 @@ local function condition(pid)
   return letter == "T" and "is stopped (SIGSTOP)" or letter == "D" and "hangs in a system call" or nil
 end
 
-function Run:views()
+function Ranks:views()
   local views, now = {}, self.clock()
   for i = 0, self.job.ranks - 1 do
     local rank = self.ranks[i]
     local view = rank.state or self.group:state(i)
-    local seen = rank.ended or now -- what the state counts from
+    local seen = rank.ended or now -- when the times in the state were measured
     view.rank, view.machine, view.host = rank.number, self.job.machine_rank, self.job.host_name
     if rank.ended then view.ended, view.status, view.signal = now - rank.ended, rank.status, rank.signal
     else view.condition = condition(rank.pid) end
@@ -103,13 +103,13 @@ function Run:views()
   return views
 end
 
--- What ends from now on ends because it was told to.
-function Run:tell(process, number)
+-- Ranks that end after the first call ended because they were told to.
+function Ranks:tell(process, number)
   self.told = self.told or self.clock()
   self.group:signal(process, number)
 end
 
-function Run:obey(orders)
+function Ranks:obey(orders)
   local done = self.done
   if orders.stop and not done.stop then
     done.stop = true
@@ -122,7 +122,7 @@ function Run:obey(orders)
   if orders.ending and not done.ending then
     done.ending, self.kill_at = true, self.clock() + GRACE
     self.told = self.told or self.clock()
-    for i = 0, self.job.ranks - 1 do -- one that gave up is about to end, with a status of its own
+    for i = 0, self.job.ranks - 1 do -- a rank that gave up is about to end with a status of its own
       if not self.ranks[i].ended and not self.group:state(i).failed then self:tell(i, signals.TERM) end
       if self.ranks[i].number == orders.hung then self:tell(i, signals.KILL) end
     end
@@ -134,18 +134,18 @@ function Run:obey(orders)
   if self.give_up_at and self.clock() >= self.give_up_at then self:give_up() end
 end
 
--- A process that hangs in the kernel (a disk, a driver) does not even die. Waiting for it would hang the job as well.
-function Run:give_up()
+-- A process that hangs in the kernel (a disk, a driver) cannot be killed, and waiting for it would hang the job as well.
+function Ranks:give_up()
   for i = 0, self.job.ranks - 1 do
     local rank = self.ranks[i]
     if not rank.ended then
-      self.output:say(("rank %d (process %d) cannot be killed: it hangs in the system, and is left behind"):format(rank.number,
-        rank.pid))
+      self.output:say(("rank %d (process %d) cannot be killed: it hangs in the system; the launcher goes on without it"):format(
+        rank.number, rank.pid))
       self:on_exit { process = i, signal = signals.KILL }
     end
   end
 end
 
-function Run:close() self.group:free() end
+function Ranks:close() self.group:free() end
 
 return { new = new }

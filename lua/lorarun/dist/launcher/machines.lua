@@ -1,14 +1,14 @@
--- machines.lua: the launchers of a job on several machines, in touch through a small store of their own, which machine 0 serves at
--- the address and port that all were told. It decides who may take part: who knows the secret, has a machine number that nobody
--- else has, and agrees on the version and on how many machines and ranks there are; any other disagreement is an error everywhere.
+-- machines.lua: connects the launchers of a job on several machines, through a small store of their own. Machine 0 serves it at
+-- the address and port that all were given. A launcher may take part if it knows the secret, has a machine number of its own, and
+-- agrees on lorarun's version and on the numbers of machines and ranks; any disagreement is an error on all machines.
 --   local link = machines.join(job, say)       returns when all machines are there
--- Machine 0 leads (failure_policy.lua), the others follow:
---   link:gather(generation, views, arrived, decider)   adds the others' views and signals; a machine not heard of fails the job
---   link:publish(generation, orders)                   what the others are to do; with the port of the ranks' store
+-- Machine 0 decides (failure_policy.lua), the others do what it orders:
+--   link:gather(generation, views, arrived, policy)    adds the others' views and signals; a silent machine fails the job
+--   link:publish(generation, orders)                   orders for the others; with the port of the ranks' store
 --   link:ended(generation)                             have all ranks of the others ended?
---   link:exchange(generation, run, started) -> orders or nil     tell machine 0, and hear what it wants; an error: it is lost
+--   link:exchange(generation, ranks, started) -> orders or nil   report to machine 0, and read its orders; an error: it is lost
 --   link:leave()
--- Nothing here waits for a machine that is gone for longer than SILENCE seconds.
+-- Nothing here waits longer than SILENCE seconds for a machine that is gone.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local ffi = require "ffi"
@@ -21,12 +21,12 @@ local Link = {}
 Link.__index = Link
 
 local SILENCE = 15        -- seconds after which a machine counts as lost
-local PATIENCE = 30       -- seconds between two words about machines that are missing at the start
-local LAST_GREETING = 5   -- seconds that machine 0 waits for the others to have read the end
+local PATIENCE = 30       -- seconds between two lines about a machine that is missing at the start
+local LAST_GREETING = 5   -- seconds that machine 0 waits until the others have read how the job ended
 
 -- ---- the store --------------------------------------------------------------------------------------------------------
 
--- The store speaks of ranks; the members of this one are machines.
+-- The store's messages are about ranks; the members of this one are machines.
 local function checked(status)
   if status >= 0 then return end
   local text = ffi.string(C.lr_last_error()):gsub("%f[%a]rank(s?)%f[%A]", "machine%1")
@@ -62,7 +62,7 @@ local function address_of(job) return (job.host:find ":" and "[%s]:%d" or "%s:%d
 
 -- ---- the start --------------------------------------------------------------------------------------------------------
 
--- Machine 0: until all others have said hello -> nothing where all agree, or what is wrong.
+-- On machine 0: waits until all others have said hello -> nothing where all agree, else what is wrong.
 function Link:receive(say)
   local job, deadline = self.job, C.lr_time() + self.job.rendezvous_timeout
   local wrong
@@ -99,8 +99,8 @@ end
 function Link:introduce()
   local job = self.job
   self:set("hello/" .. job.machine_rank, { num_processes = job.world_size, host = job.host_name })
-  local welcome = self:get("welcome", job.rendezvous_timeout + SILENCE) -- machine 0 gives up first, and says on whom it waited
-  if not welcome then check.fail("machine 0 at %s does not go on", address_of(job)) end
+  local welcome = self:get("welcome", job.rendezvous_timeout + SILENCE) -- machine 0 gives up first, and names who is missing
+  if not welcome then check.fail("machine 0 at %s does not answer", address_of(job)) end
   if welcome.wrong then
     self:leave()
     check.fail("%s", welcome.wrong)
@@ -123,7 +123,7 @@ end
 
 -- ---- machine 0 --------------------------------------------------------------------------------------------------------
 
--- Look at each machine's latest report; it counts as heard where it has changed.
+-- Read each machine's latest report. A report with a new beat shows that the machine is alive.
 function Link:listen()
   local now = C.lr_time()
   for machine, heard in sorted(self.heard) do
@@ -134,7 +134,7 @@ function Link:listen()
   end
 end
 
-function Link:gather(generation, views, arrived, decider)
+function Link:gather(generation, views, arrived, policy)
   self:listen()
   local now = C.lr_time()
   for machine, heard in sorted(self.heard) do
@@ -147,7 +147,7 @@ function Link:gather(generation, views, arrived, decider)
     end
     if now - heard.at > SILENCE and not heard.lost then
       heard.lost = true
-      decider:fail { status = 1, final = true,
+      policy:fail { status = 1, final = true,
         what = ("machine %d (%s) is lost: nothing was heard of it for %d s"):format(machine, self.hosts[machine], SILENCE) }
     end
   end
@@ -165,22 +165,22 @@ end
 
 -- ---- the others -------------------------------------------------------------------------------------------------------
 
--- What rank processes wrote may be any bytes.
+-- Ranks may write any bytes, and JSON takes UTF-8 alone.
 local function as_text(s)
   return pcall(json.encode, s) and s or s:gsub("[\128-\255]", "?")
 end
 
-function Link:exchange(generation, run, started)
+function Link:exchange(generation, ranks, started)
   if self.generation ~= generation then self.generation, self.signals = generation, {} end
-  for _, number in ipairs(run:take_signals()) do self.signals[#self.signals + 1] = number end
-  local views = started and run:views() or {}
+  for _, number in ipairs(ranks:take_signals()) do self.signals[#self.signals + 1] = number end
+  local views = started and ranks:views() or {}
   for _, view in ipairs(views) do
     view.failure = as_text(view.failure)
     for i, line in ipairs(view.lines or {}) do view.lines[i] = as_text(line) end
   end
   self.beat = self.beat + 1
   self:set("report/" .. self.job.machine_rank, { generation = generation, beat = self.beat, started = started,
-    running = run.running, signals = json.array(self.signals), views = json.array(views) })
+    running = ranks.running, signals = json.array(self.signals), views = json.array(views) })
   return self:get("orders/" .. generation, 0)
 end
 

@@ -5,15 +5,16 @@
 --   g:wait(0.5)  -> { kind = "output", process, stream = 1 | 2, text }, { kind = "exit", process, status | signal },
 --                   { kind = "signal", number }, or nil where nothing happened in time
 --   g:signal(i, number)    g:state(i) -> { step, total, phase, collective, waiting, ... }    g:pid(i)    g:free()
--- Processes are counted from 0. A group that is not freed keeps its processes: whoever makes one frees it, come what may.
+-- Processes are counted from 0. A group that is not freed keeps its processes running, so its maker frees it after an error too.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local ffi = require "ffi"
+local sorted = require "lorarun.base.sorted"
 
 local Group = {}
 Group.__index = Group
 
-local TERMINAL = {} -- in place of a text: this process has the launcher's input and output
+local TERMINAL = {} -- in place of an input text: the process gets the launcher's own input and output
 
 local function new(processes)
   local out = ffi.new "lr_group *[1]"
@@ -21,7 +22,7 @@ local function new(processes)
   return setmetatable({ handle = out[0], size = processes, event = ffi.new "lr_event" }, Group)
 end
 
--- A NULL-terminated array of C strings, and what keeps them alive.
+-- A NULL-terminated array of C strings, valid as long as the list is.
 local function c_strings(list)
   local array = ffi.new("const char *[?]", #list + 1)
   for i, text in ipairs(list) do array[i - 1] = text end
@@ -30,8 +31,7 @@ end
 
 function Group:spawn(process, words, settings, input)
   local list = {}
-  for name, value in pairs(settings) do list[#list + 1] = ("%s=%s"):format(name, tostring(value)) end
-  table.sort(list)
+  for name, value in sorted(settings) do list[#list + 1] = ("%s=%s"):format(name, tostring(value)) end
   local terminal = input == TERMINAL
   check.call(C.lr_group_spawn, self.handle, process, c_strings(words), c_strings(list), not terminal and input or nil,
     terminal and -1 or input and #input or 0)
@@ -50,18 +50,18 @@ function Group:wait(timeout)
   end
 end
 
---- Whether what running processes write is told, or stays in their pipes for now.
+--- listen(on): whether wait() reports what processes write, or leaves it in their pipes for now.
 function Group:listen(on) C.lr_group_listen(self.handle, on and 1 or 0) end
 
 function Group:signal(process, number) check(C.lr_group_signal(self.handle, process, number)) end
 
---- The process id, or nil where it does not run.
+--- pid(process): its process id, or nil where it does not run.
 function Group:pid(process)
   local pid = C.lr_group_process(self.handle, process)
   return pid > 0 and pid or nil
 end
 
---- What the process told of itself. waiting, failed: seconds since it began to, or nil.
+--- state(process): what the process reported of itself. waiting, failed: seconds since it began to wait or failed, or nil.
 function Group:state(process)
   local s = ffi.new "lr_rank_state"
   check(C.lr_group_state(self.handle, process, s))
@@ -70,7 +70,7 @@ function Group:state(process)
     failed = s.failed >= 0 and s.failed or nil, failure = ffi.string(s.failure), consequence = s.consequence ~= 0 }
 end
 
---- Kills what still runs.
+--- free(): kills what still runs.
 function Group:free()
   C.lr_group_free(self.handle)
   self.handle = nil

@@ -1,17 +1,17 @@
--- rank_output.lua: what becomes of the text that the ranks of this machine write.
+-- rank_output.lua: where the text goes that the ranks of this machine write.
 --   local output = rank_output.new { first_rank = 0, ranks = 4, log_dir = "logs" or nil }
 --   output:take(process, stream, text)   bytes that a rank wrote
---   output:ended(process)                nothing more comes from it
+--   output:ended(process)                nothing more comes from this rank
 --   output:say(text)                     a line of the launcher's own
---   output:last_lines(process)           the last ten lines it wrote
---   output:flush(seconds)                write what the terminal, or who else reads, did not take yet -> bytes still left
---   output:close(seconds)                the same until all is written, as long as some of it is taken within that time
--- Rank 0's output goes where the launcher's goes: to a terminal byte by byte, so that its progress bar redraws itself; elsewhere
--- line by line. Of the others, standard error goes to the launcher's, line by line with "[rank 2] " before each, and standard
--- output nowhere. A line that comes while rank 0's bar stands on the terminal is put above it. With log_dir, rank_2.log gets all
--- that rank 2 writes, without the intermediate states of lines that were redrawn.
--- Nothing here waits for whoever reads (lr_outlet), but for flush and close.
--- output.broken: why the launcher's own output can no longer be written; nil as long as it can.
+--   output:last_lines(process)           the last ten lines that the rank wrote
+--   output:flush(seconds)                write what the terminal, or another reader, has not taken yet -> bytes still left
+--   output:close(seconds)                the same until all is written, as long as some of it is taken within this time
+--   output.broken                        why the launcher's output can no longer be written; nil while it can
+-- Rank 0's output goes to the launcher's: to a terminal byte by byte, so that its progress bar redraws itself; elsewhere line by
+-- line. Of the other ranks, standard error goes to the launcher's, each line after "[rank 2] ", and standard output goes nowhere. A
+-- line that comes while rank 0's bar is on the terminal is put above it. With log_dir, rank_2.log gets all that rank 2 writes,
+-- without the intermediate states of redrawn lines.
+-- Only flush and close wait for the reader of the launcher's output (lr_outlet); nothing else here does.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local ffi = require "ffi"
@@ -68,7 +68,7 @@ function Output:flush(seconds)
   return tonumber(left[0])
 end
 
--- A whole line on standard error. What stands on the terminal's current line moves below it.
+-- A whole line on standard error. Text on the terminal's current line moves below it.
 function Output:line(text)
   local bar = self.terminal[1] and self.standing[1] ~= "" and 1 or self.terminal[2] and self.standing[2] ~= "" and 2
   if not (bar and self.terminal[2]) then return self:put(2, text .. "\n") end
@@ -78,7 +78,7 @@ end
 
 function Output:say(text) self:line("lorarun: " .. say.visible(text)) end
 
--- Bytes of rank 0. On a terminal somebody wants to see them now; elsewhere they come in whole lines, as those of the others do.
+-- Bytes of rank 0. A terminal shows them at once; elsewhere they are written in whole lines, as those of the other ranks are.
 function Output:pass_on(stream, text)
   local tail = self.standing[stream] .. text
   local rest = tail:match "[^\n]*$"
@@ -101,7 +101,7 @@ local function keep(output, rank, line)
   if rank.log then
     local written, why = rank.log.file:write(line, "\n")
     if written then written, why = rank.log.file:flush() end
-    if not written then -- the ranks go on: what they train is worth more than what they say
+    if not written then -- the ranks go on: training is worth more than its log
       local log = rank.log
       rank.log = nil
       log.file:close()

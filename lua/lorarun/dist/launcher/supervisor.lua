@@ -1,28 +1,28 @@
--- supervisor.lua: the parent of a job's ranks on this machine: starts them, sees to them until the last has ended, says who failed
--- first, and starts them again where it may.
+-- supervisor.lua: the parent of a job's ranks on this machine. It starts them, runs until the last has ended, names the one that
+-- failed first, and starts all of them again where restarts are left.
 --   supervisor.run(job) -> exit status
---   job = { words = {...}, input = text or nil,               the command that each rank is, and its standard input
---           environment = { NAME = value },                   more for that
+--   job = { words = {...}, input = text or nil,               the command line of each rank, and its standard input
+--           environment = { NAME = value },                   variables of each rank, besides those in local_ranks.lua
 --           world_size =, first_rank =, ranks =,              which of the job's ranks are this machine's
 --           machine_rank =, machines =, host =, port =,       of machine 0, where the job's store is served
 --           secret =, timeout =, rendezvous_timeout =, max_restarts =, log_dir = or nil,
 --           prompt = whether rank 0 has the terminal, for a prompt }
--- After a failure all ranks are ended; where restarts are left, they start anew with LORARUN_GENERATION one higher. On several
--- machines each has its launcher; machine 0's decides for all (machines.lua).
+-- After a failure all ranks are ended; where restarts are left, they start anew with LORARUN_GENERATION one higher. Each machine of
+-- a job has a launcher; that of machine 0 decides for all (machines.lua).
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local ffi = require "ffi"
 local failure_policy = require "lorarun.dist.launcher.failure_policy"
+local local_ranks = require "lorarun.dist.launcher.local_ranks"
 local machines = require "lorarun.dist.launcher.machines"
 local rank_output = require "lorarun.dist.launcher.rank_output"
-local runs = require "lorarun.dist.launcher.local_ranks"
 local signals = require "lorarun.dist.signals"
 local using = require "lorarun.base.using"
 
 local supervisor = {}
 
 local TICK = 0.2     -- seconds between looks at all ranks
-local LAST_READ = 5  -- seconds in which somebody who reads the launcher's output takes some of it
+local LAST_READ = 5  -- seconds within which a reader of the launcher's output must take some of it
 
 local function host_name()
   local f = io.open("/proc/sys/kernel/hostname", "r")
@@ -32,83 +32,83 @@ local function host_name()
 end
 
 -- One line about a failure, or nil.
-local function told(failure)
+local function failure_text(failure)
   if not failure then return nil end
   return failure.rank and ("rank %d on %s %s"):format(failure.rank, failure.host, failure.what) or failure.what
 end
 
-local function tell_failure(output, failure)
-  output:say(told(failure))
+local function show_failure(output, failure)
+  output:say(failure_text(failure))
   if not failure.lines or #failure.lines == 0 then return end
   output:line(("  the last that rank %d wrote%s:"):format(failure.rank,
     failure.log and (" (all of it is in %s)"):format(failure.log) or ""))
   for _, line in ipairs(failure.lines) do output:line("  | " .. line) end
 end
 
--- What happens when nobody hears the job any more: a reader that has seen enough is no failure to speak of.
-local function unheard(why)
+-- The failure when the launcher's output can no longer be written. A closed pipe (`| head`) ends the job without a message.
+local function unwritable(why)
   if why:find "Broken pipe" then return { what = why, status = 128 + signals.PIPE, quiet = true, final = true } end
   return { what = why, status = 1, final = true }
 end
 
--- Call fn with the ranks of one generation; afterwards none of them is there, whatever happened.
-local function with_run(job, output, generation, fn)
-  local run = runs.new(job, output, generation)
-  return using(run, run.close, fn)
+-- Call fn with the ranks of one generation; afterwards none of them runs, whatever happened.
+local function with_ranks(job, output, generation, fn)
+  local ranks = local_ranks.new(job, output, generation)
+  return using(ranks, ranks.close, fn)
 end
 
--- Machine 0, and the only one: from the start of the ranks to their end, of all machines -> the judge's outcome.
+-- On machine 0, or the only one: from the start of the ranks to the end of the last on any machine -> the policy's outcome.
 local function lead(job, output, link, generation, port)
-  return with_run(job, output, generation, function(run)
-    local decider = failure_policy.new { timeout = job.timeout, say = function(text) output:say(text) end }
-    run:start(port)
+  return with_ranks(job, output, generation, function(ranks)
+    local policy = failure_policy.new { timeout = job.timeout, say = function(text) output:say(text) end }
+    ranks:start(port)
     local looked, views = 0, nil
     repeat
-      run:step(TICK)
+      ranks:step(TICK)
       local now = C.lr_time()
-      if #run.signals > 0 or now - looked >= TICK or run.running == 0 then
-        looked, views = now, run:views()
-        local arrived = run:take_signals()
-        if link then link:gather(generation, views, arrived, decider) end
-        if output.broken then decider:fail(unheard(output.broken)) end
-        local orders = decider:look(views, arrived)
-        run:obey(orders)
+      if #ranks.signals > 0 or now - looked >= TICK or ranks.running == 0 then
+        looked, views = now, ranks:views()
+        local arrived = ranks:take_signals()
+        if link then link:gather(generation, views, arrived, policy) end
+        if output.broken then policy:fail(unwritable(output.broken)) end
+        local orders = policy:look(views, arrived)
+        ranks:obey(orders)
         orders.port = port
         if link then link:publish(generation, orders) end
       end
-    until run.running == 0 and (not link or link:ended(generation))
-    local outcome = decider:outcome(views)
+    until ranks.running == 0 and (not link or link:ended(generation))
+    local outcome = policy:outcome(views)
     if not outcome.failure or generation == job.max_restarts then outcome.final = true end
     if link then
-      decider.orders.verdict = { status = outcome.status, final = outcome.final, text = told(outcome.failure) }
-      link:publish(generation, decider.orders)
+      policy.orders.verdict = { status = outcome.status, final = outcome.final, text = failure_text(outcome.failure) }
+      link:publish(generation, policy.orders)
     end
     return outcome
   end)
 end
 
--- Another machine: do what machine 0 wants until it says what became of all -> its outcome.
+-- On another machine: do what machine 0 orders until it says how the job ended -> its outcome.
 local function follow(job, output, link, generation)
-  return with_run(job, output, generation, function(run)
+  return with_ranks(job, output, generation, function(ranks)
     local looked, started, lost = 0, false, nil
     while true do
-      run:step(TICK)
+      ranks:step(TICK)
       local now = C.lr_time()
       if lost then
-        run:obey { ending = true, kill = #run:take_signals() > 0 }
-        if run.running == 0 then return { status = 1, final = true, failure = { what = lost } } end
-      elseif #run.signals > 0 or now - looked >= TICK then
+        ranks:obey { ending = true, kill = #ranks:take_signals() > 0 }
+        if ranks.running == 0 then return { status = 1, final = true, failure = { what = lost } } end
+      elseif #ranks.signals > 0 or now - looked >= TICK then
         looked = now
-        local ok, orders = pcall(link.exchange, link, generation, run, started)
+        local ok, orders = pcall(link.exchange, link, generation, ranks, started)
         if not ok then
           lost = ("machine 0 (%s) is lost: %s"):format(link.hosts[0], (orders:gsub("^[^:]+:%d+: ", "")))
         elseif orders and not started then
           started = true
-          run:start(orders.port)
+          ranks:start(orders.port)
         elseif orders then
           local verdict = orders.verdict
-          run:obey(orders)
-          if verdict and run.running == 0 then
+          ranks:obey(orders)
+          if verdict and ranks.running == 0 then
             return { status = verdict.status, final = verdict.final, failure = verdict.text and { what = verdict.text } }
           end
         end
@@ -117,7 +117,7 @@ local function follow(job, output, link, generation)
   end)
 end
 
--- On one machine nobody needs to know the port, so a busy one is no reason to fail.
+-- On one machine nobody needs to know the port, so any free one serves as well as a busy one.
 local function serve_store(job, port, output)
   local out = ffi.new "lr_store_server *[1]"
   local status = C.lr_store_serve(out, job.host, port, job.secret, job.world_size)
@@ -129,7 +129,7 @@ local function serve_store(job, port, output)
   return out[0]
 end
 
--- Generation after generation, until one is the last.
+-- One generation of ranks after another, until one is final.
 local function run_all(job, output, link, server)
   for generation = 0, job.max_restarts do
     if generation > 0 then
@@ -139,7 +139,7 @@ local function run_all(job, output, link, server)
     local outcome
     if server then outcome = lead(job, output, link, generation, C.lr_store_server_port(server))
     else outcome = follow(job, output, link, generation) end
-    if outcome.failure then tell_failure(output, outcome.failure) end
+    if outcome.failure then show_failure(output, outcome.failure) end
     if outcome.final then return outcome.status end
   end
 end

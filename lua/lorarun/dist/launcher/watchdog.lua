@@ -1,24 +1,24 @@
--- watchdog.lua: which rank do the others wait for, and for how long?
---   local s = watchdog.new { timeout = 600, say = function(text) ... end }
---   s:look(views)    of all ranks (failure_policy.lua): says who is waited for after half a minute, and again every half minute;
---                    returns a failure { rank, host, machine, what } after the timeout
---   s:restart()      the ranks did not run for a while
--- Ranks make the same collectives in the same order, so the rank that has finished the fewest, and is in none, is the slowest.
+-- watchdog.lua: finds the rank that the others wait for.
+--   local dog = watchdog.new { timeout = 600, say = function(text) ... end }
+--   dog:look(views)    views of all ranks (failure_policy.lua). After half a minute of waiting it names the slowest rank, and again
+--                      every half minute; after the timeout it returns a failure { rank, host, machine, what }
+--   dog:restart()      waiting counts from now: the ranks were stopped for a while
+-- All ranks make the same collectives in the same order, so the slowest has finished the fewest and waits in none.
 local C = require "lorarun.base.c"
 
-local Stalls = {}
-Stalls.__index = Stalls
+local Watchdog = {}
+Watchdog.__index = Watchdog
 
-local FIRST_WORD = 30 -- seconds of waiting, and between two lines
-local MOST_NUMBERS = 8 -- ranks that a line lists
+local FIRST_WORD = 30 -- seconds of waiting before the first line, and between two lines
+local MOST_NUMBERS = 8 -- ranks that a line lists by number
 
 local function new(options)
   local clock = options.clock or C.lr_time
   return setmetatable({ timeout = options.timeout, say = options.say, clock = clock, restarted = clock(), spoke = -math.huge },
-    Stalls)
+    Watchdog)
 end
 
-function Stalls:restart() self.restarted = self.clock() end
+function Watchdog:restart() self.restarted = self.clock() end
 
 -- " (step 41 of 100, training, is stopped)"
 local function where(view)
@@ -37,16 +37,16 @@ local function who_waits(views)
   return ("ranks %s and %d wait"):format(table.concat(numbers, ", ", 1, #numbers - 1), numbers[#numbers])
 end
 
-local function behind(a, b) -- is b further behind than a?
+local function slower(a, b) -- is b slower than a?
   if (a.waiting == nil) ~= (b.waiting == nil) then return b.waiting == nil end
   return b.collectives < a.collectives
 end
 
-function Stalls:look(views)
+function Watchdog:look(views)
   local waiting, longest, slowest = {}, 0, nil
   for _, view in ipairs(views) do
     if not view.ended then
-      if not slowest or behind(slowest, view) then slowest = view end
+      if not slowest or slower(slowest, view) then slowest = view end
       if view.waiting then
         waiting[#waiting + 1] = view
         longest = math.max(longest, view.waiting)

@@ -1,4 +1,4 @@
--- test_run.lua: what a launcher does with the ranks of its machine, on processes that are made up here and end only when a test
+-- test_local_ranks.lua: what a launcher does with the ranks of its machine, on processes that are made up here and end only when a test
 -- says so, with a clock that the tests set.
 local now, sent, living, events
 
@@ -18,7 +18,7 @@ package.loaded["lorarun.dist.launcher.processes"] = { TERMINAL = {}, new = funct
     free = function() end,
   }
 end }
-local runs = require "lorarun.dist.launcher.local_ranks"
+local local_ranks = require "lorarun.dist.launcher.local_ranks"
 
 local said
 local function new_run(ranks)
@@ -27,7 +27,7 @@ local function new_run(ranks)
     ended = function() end, last_lines = function() return {} end, log_path = function() end }
   local job = { words = {}, environment = {}, world_size = ranks, first_rank = 4, ranks = ranks, machine_rank = 1,
     host_name = "here", host = "127.0.0.1", secret = "s" }
-  local run = runs.new(job, output, 0, function() return now end)
+  local run = local_ranks.new(job, output, 0, function() return now end)
   run:start(1)
   return run
 end
@@ -83,7 +83,7 @@ test("a process that cannot be killed is left running, with a message", function
   run:obey { kill = true }
   check.equal(run.running, 0)
   check.equal(#said, 1)
-  check.equal(said[1], "rank 5 (process 1001) cannot be killed: it hangs in the system, and is left behind")
+  check.equal(said[1], "rank 5 (process 1001) cannot be killed: it hangs in the system; the launcher goes on without it")
   ends(run, 1, { signal = 9 }) -- it dies after all
   check.equal(run.running, 0)
 end)
