@@ -1,4 +1,4 @@
--- test_failure_policy.lua: which rank is to blame and when a job ends, on views that are made up here, with a clock that the tests set.
+-- Which rank is to blame and when a job ends, on views that are made up here, with a clock that the tests set.
 local failure_policy = require "lorarun.dist.launcher.failure_policy"
 
 local now, said

@@ -1,4 +1,4 @@
--- test_local_ranks.lua: what a launcher does with the ranks of its machine, on processes that are made up here and end only when a test
+-- What a launcher does with the ranks of its machine, on processes that are made up here and end only when a test
 -- says so, with a clock that the tests set.
 local now, sent, living, events
 

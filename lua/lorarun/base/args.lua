@@ -1,4 +1,4 @@
--- args.lua: the options of a recipe: one table says what there is, and gives parsing, checking and --help.
+-- args.lua: the options of a recipe. One table lists them; parsing, checking and --help follow from it.
 --
 --   local args = lr.args {
 --     { "model", "nomic-ai/nomic-embed-code", "folder or Hugging Face id of the base model" },
@@ -7,20 +7,20 @@
 --     { "resume", nil, "checkpoint to go on from" },
 --   }
 --
--- A row is { name, default, help, type =, choices =, min =, max =, required =, alone = }; alone is the value of the option
--- where the command line gives it none. Where the order of --help does not matter, the spec may instead have keys:
--- batch = 64, or batch = { default = 64, help = ..., ... }. The type is that of the default (a text where there is none):
--- string, number, integer, boolean or choice. A boolean is switched by --name and --no-name. Dashes and underscores are the
--- same: { "max-steps" } is given as --max-steps or --max_steps and read as args.max_steps.
+-- A row is { name, default, help, type =, choices =, min =, max =, required =, alone = }; `alone` is the value of an option that
+-- the command line names without a value. Where the order of --help does not matter, the spec may instead have keys:
+-- batch = 64, or batch = { default = 64, help = ..., ... }. The type (string, number, integer, boolean or choice) is that of the
+-- default, and string where there is none. A boolean is set by --name and --no-name. Dashes and underscores are the same:
+-- { "max-steps" } is given as --max-steps or --max_steps and read as args.max_steps.
 --
 -- Reading or writing a field that is no option is an error.
 --   args.parse(spec [, argv])  -> the table; --help and mistakes end the program, with status 0 and 2
 --   args.of_recipe(spec, argv, is_launcher_flag)  lr.args: as parse, and every recipe has --resume: alone it means latest, and
 --                                 lr.train hears of it. is_launcher_flag(name): would the launcher take it, before the recipe?
---   args.resume()              -> what --resume says (nil: nothing), and whether the recipe leaves it to lr.train
---   args.to_resume()           -> the words that go on from the newest checkpoint; nil where the recipe has no lr.args
+--   args.resume()              -> the value of --resume or nil, and whether lr.train acts on it (the recipe has none of its own)
+--   args.to_resume()           -> the words that resume from the newest checkpoint; nil where the recipe has no lr.args
 --   args.read(spec, argv)      -> the table; nil, message on a mistake; nil, nil, text for --help
---   args.given(result, name)   -> whether the command line, not the default, decided it
+--   args.given(result, name)   -> whether the command line gave the option
 local check = require "lorarun.base.check"
 local say = require "lorarun.base.say"
 local sorted = require "lorarun.base.sorted"
@@ -50,7 +50,7 @@ end
 local WORDS = { ["true"] = true, yes = true, on = true, ["1"] = true,
   ["false"] = false, no = false, off = false, ["0"] = false }
 
--- value -> nothing where option may have it, or what is wrong: "must be at least 1"
+-- value -> nil where the option may have it, else what is wrong: "must be at least 1"
 local function objection(option, value)
   if option.type == "integer" and (value % 1 ~= 0 or math.abs(value) > LARGEST_INTEGER) then return "must be an integer" end
   if option.min and value < option.min then return ("must be at least %.10g"):format(option.min) end
@@ -172,8 +172,8 @@ local function description_of(path)
   return lines[1] and table.concat(lines, "\n")
 end
 
--- Words of text in lines of at most `width`; the first begins after `start` columns, the others are indented as far as
--- that.
+-- The words of a text in lines of at most `width` columns. The first line begins after `start` columns, the others are indented by
+-- `start`.
 local function wrapped(text, start, width)
   local lines, line = {}, ""
   for word in text:gmatch "%S+" do

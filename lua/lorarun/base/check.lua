@@ -1,10 +1,10 @@
 -- check.lua: the one place where a C status becomes a Lua error.
---   check(status)            raises where status < 0, else returns it
---   check.call(fn, ...)      calls fn; where memory ran out, collects garbage once and calls it again, then raises
---   check.fail(fmt, ...)     raises an error of lorarun's own
+--   check(status)            raises an error if status < 0, else returns it
+--   check.call(fn, ...)      calls fn; if memory ran out, collects garbage once and calls it again, then raises the error
+--   check.fail(fmt, ...)     raises an error that Lua code found
 --   check.explain_out_of_memory(fn)  fn(message) returns the message of an error when memory ran out, with what holds it
 --   check.fail_as_well(text) raises the error of another rank
---   check.of_another_rank    the message of the latest error that another rank brought about, or nil
+--   check.of_another_rank    the message of the latest error whose cause is another rank, or nil
 -- The message starts with the user's own file:line: the innermost stack level outside lorarun's modules.
 local C = require "lorarun.base.c"
 local ffi = require "ffi"
@@ -25,7 +25,7 @@ end
 
 local function raise(status)
   local message = ffi.string(C.lr_last_error())
-  if message == "" then -- a library below failed without words
+  if message == "" then -- a library failed without a message
     message = ("%s (%s)"):format(ffi.string(C.lr_status_text(status)), ffi.string(C.lr_status_name(status)))
   end
   if status == C.LR_EPEER or status == C.LR_ETIMEOUT then check.of_another_rank = message end
@@ -46,7 +46,7 @@ function check.call(fn, ...)
   raise(status)
 end
 
-local LONGEST = 4096 -- bytes of one value in a message: a path's; a file's key may have millions
+local LONGEST = 4096 -- bytes of one value in a message; enough for a path, while a key in a file may have millions
 
 function check.fail(fmt, ...)
   local values, n = { ... }, select("#", ...)

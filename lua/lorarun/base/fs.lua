@@ -110,8 +110,8 @@ function fs.rename(from, to) check.call(C.lr_file_rename, checked(from), checked
 --- remove(path): a file, or a folder with all in it. Links are removed, not followed.
 function fs.remove(path) check.call(C.lr_tree_remove, checked(path)) end
 
---- sweep(folder, depth): remove what writers that were killed have left in it and `depth` levels below: files under the temporary
---- names of atomic.c. Those of processes that run are left alone.
+--- sweep(folder, depth): remove the temporary files (names of atomic.c) of writers that were killed, in the folder and `depth`
+--- levels below. Files of processes that run are left alone.
 function fs.sweep(folder, depth)
   for _, name in ipairs(fs.list(folder)) do
     local path, pid = folder .. "/" .. name, name:match "%.tmp%-(%d+)%-%d+$"

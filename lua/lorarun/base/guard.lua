@@ -1,8 +1,8 @@
--- guard.lua: misuse at the edge of the API is one error that names the user's line and the cure, not one of lorarun's own.
---   guard.methods(class, what, alive)   every method of a class looks at what stands before its colon: model.encode{...}, with a
---                                       dot, passes the texts as the model. alive(self, name), if given, is asked before each
---   guard.tensors(functions, counts, what, class)   the functions with a look at their tensors, for recipes: lr.ops
--- A method that is called thousands of times a step pays one comparison.
+-- guard.lua: wrong calls of the public API give an error that names the user's line and the remedy, not a line of lorarun's.
+--   guard.methods(class, what, alive)   every method checks its object first: model.encode{...}, with a dot in place of the
+--                                       colon, passes the texts as the model. alive(self, name), if given, is called before each
+--   guard.tensors(functions, counts, what, class)   the functions of lr.ops, which check their tensors first
+-- The check is one comparison, since some methods are called thousands of times a step.
 local check = require "lorarun.base.check"
 
 local guard = {}
@@ -14,8 +14,8 @@ local function shown(value)
   return "a " .. type(value)
 end
 
---- methods(class, what, alive): wrap all functions of a class but its metamethods. Objects have the class as their metatable. what:
---- how the user calls one, "model".
+--- methods(class, what, alive): wrap all functions of a class but its metamethods. The class is the metatable of its objects. what:
+--- what users call an object, "model".
 function guard.methods(class, what, alive)
   for name, fn in pairs(class) do
     if type(fn) == "function" and name:sub(1, 2) ~= "__" then
@@ -30,8 +30,8 @@ function guard.methods(class, what, alive)
   end
 end
 
---- tensors(functions, counts, what, class): a table with the same functions, of which those in `counts` refuse anything but
---- tensors (of that class) as their first so many arguments.
+--- tensors(functions, counts, what, class): a table of the same functions. Those named in `counts` require tensors (objects of the
+--- class) as their first counts[name] arguments.
 function guard.tensors(functions, counts, what, class)
   local guarded = {}
   for name, value in pairs(functions) do

@@ -1,7 +1,7 @@
 -- json.lua: JSON as Lua values. Reading is C (lr_json_*), writing is this file, byte for byte like Python's json.dumps
 -- with ensure_ascii=False, so that files written here and by Hugging Face's tools compare equal.
 --
---   object  <-> table with string keys, written with its keys sorted; json.object keeps an order of one's own
+--   object  <-> table with string keys, written with its keys sorted; json.object keeps the order given
 --   array   <-> table 1..n marked by json.array, which is how an empty one stays an array; unmarked tables with
 --               elements 1..n are written as arrays too, unmarked empty ones as objects
 --   null    <-> json.null, a value of its own: a nil would vanish from its table
@@ -16,7 +16,7 @@ local kinds = require "lorarun.base.options"
 local json = {}
 local Array, Object, Float = {}, {}, {}
 
---- json.null: the only value that stands for null.
+--- json.null: the value that stands for null.
 json.null = setmetatable({}, {
   __tostring = function() return "null" end,
   __newindex = function() check.fail("json.null cannot have fields") end,

@@ -1,10 +1,10 @@
--- options.lua: what a function that takes a table of options says of them: which there are, and what each may be.
---   options.check(what, given, spec)  -> given, or a new table where it is nil; an error names `what`, the option, what it expects
+-- options.lua: checks the table of options that a function takes: their names, and the kind of each value.
+--   options.check(what, given, spec)  -> given, or a new table where it is nil. An error names `what`, the option and its kind
 --   spec: { name = kind, ... }; a kind is one of these, or { test = function(value) -> boolean, text = "an even number" }
 --     options.any, .boolean, .text, .number, .table, .func
---     options.whole(least [, most])  a whole number        options.from(least)  a number of at least so much
---     options.choice { "a", "b" }    one of these          options.maybe(kind)  the kind, or false: as if it were not given
---     options.either(kind, kind)     the one or the other
+--     options.whole(least [, most])  a whole number        options.from(least)  a number of at least `least`
+--     options.choice { "a", "b" }    one of these          options.maybe(kind)  the kind, or false, which means not given
+--     options.either(kind, kind)     one of two kinds
 local check = require "lorarun.base.check"
 local sorted = require "lorarun.base.sorted"
 local suggest = require "lorarun.base.suggest"

@@ -1,11 +1,11 @@
--- random.lua: random draws that belong to a name.
+-- random.lua: random draws that belong to a name, such as a file's path.
 --
 --   local rng = random.generator(seed, purpose, "lib/a.py")
 --   rng(6)                          -- a whole number from 0 to 5
 --   random.sample(list, 10, rng)     -- ten of its elements
 --
--- Draws are a pure function of (seed, purpose, name, how many came before), so neither the order in which files are
--- met nor their number changes what happens to one of them. purpose keeps apart what is drawn for different ends.
+-- A draw is a pure function of (seed, purpose, name, number of draws before it). So neither the order nor the number of files
+-- changes what is drawn for one of them. Draws for different ends have different purposes.
 local C = require "lorarun.base.c"
 local ffi = require "ffi"
 local text_hash = require "lorarun.base.text_hash"
@@ -23,7 +23,7 @@ function random.generator(seed, purpose, name)
   end
 end
 
--- `count` of the list's elements, any subset equally likely; the list is changed.
+--- sample(list, count, rng): `count` of the list's elements, any subset equally likely. It reorders the list.
 function random.sample(list, count, rng)
   count = math.min(count, #list)
   for i = 1, count do

@@ -1,15 +1,15 @@
--- say.lua: what lorarun itself writes for people, on a terminal or into somebody's log.
+-- say.lua: every line that lorarun writes for people, on a terminal or into a log.
 --
 --   say.line(text)            -- to standard output
 --   say.note(fmt, ...)        -- "lorarun: ..." to standard error
 --   say.warning(fmt, ...)     -- "lorarun: warning: ..."
 --   say.error_line(text)      -- a line of standard error as it is
---   say.visible(text)         -- text in which nothing is left that a terminal would obey
---   say.python(text)          -- a text as Python writes it, to be copied into a program
+--   say.visible(text)         -- the text without anything that a terminal would act on
+--   say.python(text)          -- the text as a string literal of Python, to be copied into a program
 --
--- Paths, keys and texts come from files of others, so whatever is written goes through visible: control characters, ANSI escapes
--- and marks that turn the direction of writing appear as their numbers (\x1b, \u202e). Line feeds and tabs stay. What a recipe
--- prints is its own affair.
+-- Paths, keys and texts come from files of others, so all lines go through visible(): control characters, ANSI escapes and marks
+-- that change the direction of writing are written as their numbers (\x1b, \u202e). Line feeds and tabs stay. What a recipe prints
+-- itself does not pass here.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 

@@ -1,8 +1,8 @@
--- sorted.lua: tables in the order of their keys. pairs() gives an order that differs from run to run and from rank to rank, so what
--- is chosen, written or told by it would as well: for k, v in sorted(t) do. tests/run.lua turns the order of pairs() round in half
--- of its runs, which a test notices where its result depends on it.
---   sorted.keys(t)    the keys, numbers first and ascending, then others as texts
---   sorted(t)         an iterator over keys and values; the table may be changed meanwhile
+-- sorted.lua: tables in the order of their keys: for k, v in sorted(t) do. The order of pairs() differs from run to run and from
+-- rank to rank, and so would anything chosen or written by it. tests/run.lua reverses pairs() in half of its runs; a test whose
+-- result depends on that order then fails.
+--   sorted.keys(t)    the keys: numbers first, ascending, then all others in the order of their texts
+--   sorted(t)         an iterator over keys and values; the loop may change the table
 local sorted = {}
 
 local function before(a, b)

@@ -1,4 +1,4 @@
--- suggest.lua: "did you mean". Who mistypes a name gets the nearest one that exists.
+-- suggest.lua: "did you mean": for a mistyped name, the nearest one that exists.
 --   suggest.closest(word, candidates)  -> the nearest candidate, or nil where none is near
 --   suggest.did_you_mean(word, candidates, format)  -> "; did you mean 'x'?" ready to be appended to a message, or ""
 local check = require "lorarun.base.check"
@@ -25,9 +25,8 @@ local function distance(a, b)
   return up[#b]
 end
 
--- candidates: an array of strings. A candidate is near within one edit per three letters of the longer word; one that
--- the word begins (batch, batch_size) is near as well. Ties go to the first in the alphabet: the answer depends on
--- nothing else.
+-- candidates: an array of strings. A candidate is near if it differs by at most one edit per three letters of the longer word, or
+-- if the word is its beginning (batch, batch_size). Of equally near ones the first in the alphabet is taken, whatever their order.
 function suggest.closest(word, candidates)
   local best, best_cost
   for _, candidate in ipairs(candidates) do
@@ -43,20 +42,20 @@ function suggest.closest(word, candidates)
   return best
 end
 
--- format: how the name is shown, "'%s'" unless told.
+-- format: how the name is shown; "'%s'" by default.
 function suggest.did_you_mean(word, candidates, format)
   local closest = suggest.closest(word, candidates)
   return closest and "; did you mean " .. (format or "'%s'"):format(closest) .. "?" or ""
 end
 
---- refuse_unknown(what, given, known, kind): an error where a table has an option that is not among `known` (names to anything).
---- Of several the first in the alphabet is named. kind: "option" unless told.
-function suggest.refuse_unknown(what, given, known, kind)
+--- refuse_unknown(what, given, known): an error where a table has an option that is not among `known` (names to anything).
+--- Of several the first in the alphabet is named.
+function suggest.refuse_unknown(what, given, known)
   for name in sorted(given) do
     if known[name] == nil then
       local names = sorted.keys(known)
       local meant = suggest.did_you_mean(tostring(name), names)
-      check.fail("%s has no %s '%s'%s", what, kind or "option", tostring(name), meant ~= "" and meant
+      check.fail("%s has no option '%s'%s", what, tostring(name), meant ~= "" and meant
         or #names == 0 and "; it has none" or "; there are " .. table.concat(names, ", "))
     end
   end

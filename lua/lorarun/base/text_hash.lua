@@ -1,12 +1,11 @@
--- text_hash.lua: a fast 64-bit hash of a string, for grouping equal texts and for keying random draws. Not for secrets.
+-- text_hash.lua: a fast 64-bit hash of a string, for grouping equal texts and for keying random draws. It is not for secrets.
 --
 --   local low, high = text_hash(text)         -- two signed 32-bit numbers
---   text_hash.key(text)                       -- 52 bits of it as one number: a table key of 8 bytes however long the
---   text
+--   text_hash.key(text)                       -- 52 bits of the hash as one number: a small table key for a long text
 --
--- Method: Bob Jenkins' lookup3 (2006, public domain): three 32-bit lanes, twelve bytes a round. It needs additions,
--- xor and rotations only, which LuaJIT compiles to single instructions (a multiplicative hash would need 64-bit
--- boxes). Equal texts hash alike on every little-endian machine.
+-- Method: Bob Jenkins' lookup3 (2006, public domain), with three 32-bit lanes and twelve bytes a round. It needs only additions,
+-- xor and rotations, which LuaJIT compiles to single instructions; a multiplicative hash would need boxed 64-bit numbers. Equal
+-- texts have equal hashes on every little-endian machine.
 local ffi = require "ffi"
 local bit = require "bit"
 local tobit, bxor, rol = bit.tobit, bit.bxor, bit.rol

@@ -1,5 +1,5 @@
--- yaml.lua: YAML as Lua values, read as PyYAML's safe_load reads it (YAML 1.1), because that is who wrote the files and who else
--- reads them; and flat maps written so that PyYAML reads them back.
+-- yaml.lua: YAML as Lua values, read as PyYAML's safe_load reads it (YAML 1.1), since Accelerate writes and reads its files with
+-- that; and flat maps written so that PyYAML reads them back.
 --
 --   map <-> table, sequence <-> table marked by json.array, null <-> json.null, as in json.lua. Keys are strings.
 --   Timestamps stay text. Merge keys (<<) and tags but !!str, !!null, !!bool, !!int, !!float are refused.

@@ -12,7 +12,7 @@
 --   local batch = loader:next()  -- { tokens, sequences, max_length, truncated, wait, ids, positions, cu_seqlens, keys }
 --   dataset.pack(tokenizer, { "a text" }, 512)   -- such a batch at once; free it with batch:close()
 --
--- Everything here may be closed by hand, as soon as it is done with; the garbage collector is the net.
+-- Close everything as soon as it is done with; what is forgotten, the garbage collector closes.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local ffi = require "ffi"
@@ -69,8 +69,8 @@ local function peek(path)
   return names
 end
 
--- An optional column that the first row lacks is in none: rows whose scores nobody reads would be trained on whatever they say. A
--- CSV file's header has said it already. Only a line that holds the quoted name is looked at closely.
+-- An optional column that the first row lacks may be in no other row: its values would be ignored, and rows trained on whatever
+-- their scores are. A CSV file's header names all columns. Only a line that contains the quoted name is parsed.
 local function refuse_partial(path, name, max_rows)
   if path:lower():find "%.csv$" then return end
   local key, number, rows = json.encode(name), 0, 0
@@ -79,7 +79,7 @@ local function refuse_partial(path, name, max_rows)
     if line:find "%S" then rows = rows + 1 end
     if max_rows > 0 and rows > max_rows then return end
     if line:find(key, 1, true) then
-      local ok, row = pcall(json.decode, line) -- what is no JSON is the data set's to tell
+      local ok, row = pcall(json.decode, line) -- lr_dataset_open names a line that is no JSON
       if ok and type(row) == "table" and row[name] ~= nil then
         check.fail("%s:%d has a column '%s', and the first row has none: give it to every row, or to none", path, number, name)
       end
@@ -320,7 +320,7 @@ function dataset.loader(set, tokenizer, given)
   return loader
 end
 
--- How many elements an array has: a Lua table, or one made by ffi.new("type[?]", n).
+-- The number of elements of an array: a Lua table, or one made by ffi.new("type[?]", n).
 local function length_of(array)
   if type(array) == "table" then return #array end
   local stride = ffi.cast("const char *", array + 1) - ffi.cast("const char *", array)
@@ -361,7 +361,7 @@ function Loader:submit(rows, columns, keys)
   check.call(C.lr_loader_submit, self.handle, n, self.rows64, self.columns32, self.keys64)
 end
 
---- room(): how many batches may be submitted now.
+--- room(): the number of batches that may be submitted now.
 function Loader:room() return tonumber(C.lr_loader_room(self.handle)) end
 
 --- next(): the next batch, in the order submitted. Its arrays are valid until the following next() or close().

@@ -1,6 +1,6 @@
--- sampler.lua: which rows make up which batch. Every sampler is a pure function of (seed, draw): draw number d of the whole run,
--- counted from 0, is always the same row, whoever asks and in whatever order. Resuming therefore needs a step number and nothing
--- else, and every rank knows every other rank's rows.
+-- sampler.lua: chooses the rows of each batch. A sampler is a pure function of (seed, draw): draw number d of the whole run,
+-- counted from 0, is the same row on every rank and in any order of calls. So resuming needs only a step number, and every rank
+-- knows the rows of all others.
 local ffi = require "ffi"
 local bit = require "bit"
 local C = require "lorarun.base.c"
@@ -71,7 +71,7 @@ function sampler.sequential(rows)
   return function(draw) return draw % rows end
 end
 
---- Only some rows: list is a C array of n row numbers, inner a sampler over n.
+--- among(list, inner): draws from some rows only. list: a C array of n row numbers; inner: a sampler over n.
 function sampler.among(list, inner)
   return function(draw) return tonumber(list[inner(draw)]) end
 end

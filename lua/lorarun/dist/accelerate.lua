@@ -1,9 +1,9 @@
--- accelerate.lua: the configuration files of Hugging Face Accelerate (what `accelerate config` writes), read for the settings that
--- say where and how ranks run. A file is read whole or refused: a key that would change the training is never passed over.
---   accelerate.read(path)      -> values, origins, warnings: setting -> value, and -> "FILE:LINE"; lines for the user
---   accelerate.environment([getenv])   -> { values, names }: setting -> value, and -> the variable: what `accelerate launch` tells
---                                         the programs that it starts; getenv(name) -> text or nil, os.getenv unless told
---   accelerate.default_path()  -> where Accelerate keeps the file that is read when none is named
+-- accelerate.lua: reads the configuration files of Hugging Face Accelerate (`accelerate config` writes them) for the settings of
+-- where and how ranks run. A key that would change the training and that lorarun does not follow is an error; none is ignored.
+--   accelerate.read(path)      -> values, origins, warnings: setting -> value; setting -> "FILE:LINE"; a list of lines for the user
+--   accelerate.environment([getenv])   -> { values, names }: the settings that `accelerate launch` passes in variables: setting ->
+--                                         value, and setting -> variable. getenv(name) -> text or nil; default: os.getenv
+--   accelerate.default_path()  -> the path of Accelerate's default file
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
 local hub = require "lorarun.formats.hub"
@@ -14,8 +14,8 @@ local yaml = require "lorarun.base.yaml"
 
 local accelerate = {}
 
--- What a key of the file may hold. `setting`: the value is a setting of the same name. `no`: what YAML's false means there, which
--- is how it reads an unquoted no.
+-- The kind of each key's value. `setting`: it is a setting of the same name. `no`: what false means there; YAML reads an unquoted
+-- no as false.
 local KEYS = {
   distributed_type = { "word", no = "NO" }, compute_environment = { "word" },
   mixed_precision = { "word", no = "no", setting = true }, fp16 = { "boolean" },
@@ -24,13 +24,13 @@ local KEYS = {
   main_process_port = { "integer", setting = true }, gpu_ids = { "ids", setting = true }, use_cpu = { "boolean", setting = true },
   dynamo_backend = { "word", no = "NO" }, rdzv_backend = { "word", no = "static" },
 }
--- Without a meaning here: entry points of Python, TPUs, tuning that the operating system does by itself. Real files hold the word
--- 'no' in some of them, so any value will do.
+-- Keys without a meaning for lorarun: entry points of Python, TPUs, tuning that the operating system does by itself. Any value is
+-- accepted, since real files have the word 'no' in some.
 for _, key in ipairs { "same_network", "debug", "enable_cpu_affinity", "main_training_function", "downcast_bf16", "tpu_name",
   "tpu_zone", "tpu_use_cluster", "tpu_use_sudo", "tpu_vm", "tpu_env", "command_file", "commands" } do
   KEYS[key] = { "any" }
 end
--- Sections of other ways to train. One that says nothing may stay.
+-- Sections for other ways to train. One without any setting is accepted.
 local SECTIONS = {
   deepspeed_config = "DeepSpeed", fsdp_config = "fully sharded data parallelism", megatron_lm_config = "Megatron-LM",
   parallelism_config = "tensor, context and pipeline parallelism", fp8_config = "fp8", dynamo_config = "torch.compile",
@@ -48,26 +48,26 @@ local BOOLEANS = {} -- as Accelerate reads words
 for _, word in ipairs { "y", "yes", "t", "true", "on", "1" } do BOOLEANS[word] = true end
 for _, word in ipairs { "n", "no", "f", "false", "off", "0" } do BOOLEANS[word] = false end
 
--- Does a value say nothing? null, false, an empty text, and what holds only such. seen: tables that were looked at, of which a file
--- may have many by one alias.
-local function says_nothing(value, seen)
+-- Is a value without a setting: null, false, an empty text, or a collection of only such values? seen: the collections looked at so
+-- far; aliases may make one occur many times.
+local function is_empty(value, seen)
   if value == json.null or value == "" or value == false then return true end
   if type(value) ~= "table" then return false end
   seen = seen or {}
   if seen[value] then return true end
   seen[value] = true
   for _, part in pairs(value) do
-    if not says_nothing(part, seen) then return false end
+    if not is_empty(part, seen) then return false end
   end
   return true
 end
 
 local function is_unused(key, section)
-  if key == "dynamo_config" and type(section) == "table" then -- without a backend nothing is compiled, whatever else it holds
+  if key == "dynamo_config" and type(section) == "table" then -- without a backend nothing is compiled, whatever the other keys are
     local backend = section.dynamo_backend or false
-    return says_nothing(backend) or tostring(backend):lower() == "no"
+    return is_empty(backend) or tostring(backend):lower() == "no"
   end
-  return says_nothing(section)
+  return is_empty(section)
 end
 
 -- A whole number, of YAML or as text, or nil.
@@ -107,7 +107,7 @@ end
 
 local EXPECTED = { word = "a word", integer = "a whole number", boolean = "true or false", ids = "numbers with commas, or all" }
 
--- A value for an error message. What is in tables of a table is left out: by aliases it may be much.
+-- A value for an error message. Nested collections are shown as "...", since aliases can make them huge.
 local function shown(value)
   if type(value) ~= "table" or value == json.null then return tostring(value) end
   local flat = json.is_array(value) and json.array {} or {}
@@ -122,11 +122,11 @@ local function read_file(path)
   return yaml.read(path)
 end
 
--- A key that nobody knows: of a newer Accelerate, which writes all its keys, or a mistake. Where it says nothing it does no harm.
+-- An unknown key is one of a newer Accelerate, which writes all its keys, or a mistake. Without a setting in it, it is harmless.
 local function unknown(key, value, place, warnings)
   local known = sorted.keys(KEYS)
   local meant = suggest.did_you_mean(key, known)
-  if not says_nothing(value) then
+  if not is_empty(value) then
     check.fail("%s: unknown key '%s'%s (Accelerate's keys are %s)", place(key), key, meant, table.concat(known, ", "))
   end
   warnings[#warnings + 1] = ("%s: the key '%s' is unknown and left out, as it says nothing (%s)%s"):format(place(key), key,
@@ -140,7 +140,7 @@ function accelerate.read(path)
     check.fail("%s is no Accelerate configuration: it has no keys", path)
   end
   local environment = json.unless_null(file.compute_environment)
-  if environment and environment ~= "LOCAL_MACHINE" then -- others have keys of their own
+  if environment and environment ~= "LOCAL_MACHINE" then -- other environments have keys of their own
     check.fail("%s: compute_environment is %s, and only LOCAL_MACHINE is supported; start lorarun on the machines themselves",
       place "compute_environment", shown(environment))
   end
@@ -188,7 +188,7 @@ function accelerate.read(path)
   values.mixed_precision = precision
   if precision and not PRECISIONS[precision] then
     check.fail("%s: mixed_precision is '%s', expected no, fp16 or bf16", place "mixed_precision", precision)
-  elseif file.mixed_precision == nil and plain.fp16 then -- how files said it before there was a choice
+  elseif file.mixed_precision == nil and plain.fp16 then -- the key of files before mixed_precision
     values.mixed_precision, origins.mixed_precision = "fp16", place "fp16"
   end
   if kind == "NO" then
@@ -198,7 +198,7 @@ function accelerate.read(path)
     end
     values.num_processes, origins.num_processes = 1, origins.num_processes or place "distributed_type"
   elseif not values.num_processes or values.num_processes == -1 then
-    -- -1: Accelerate's "told on the command line"
+    -- -1 means in Accelerate: given on the command line
     values.num_processes, origins.num_processes = nil, nil
     values.needs_num_processes = place(file.num_processes and "num_processes" or "distributed_type")
   end

@@ -1,14 +1,14 @@
--- comm.lua: lr.comm: what the ranks of a job do together.
+-- comm.lua: lr.comm: collectives of the ranks of a job.
 --
---   lr.comm.rank, .world_size              this rank, from 0, and how many there are; 0 and 1 where nobody was joined
+--   lr.comm.rank, .world_size              this rank, from 0, and the number of ranks; 0 and 1 in a process without a job
 --   lr.comm.local_rank, .local_world_size  the same among the ranks of this machine
 --   local loss = lr.comm.all_reduce(loss, "mean")
 --
--- Every rank makes the same calls in the same order. Where the ranks differ in what they call, or in sizes, each of them gets one
--- error that says who wanted what, and the next call works. After any other failure (a rank lost, a timeout, Ctrl-C) this rank has
--- left the others; comm.rejoin() on all of them starts anew. With one rank everything is an identity and needs no connection.
+-- Every rank makes the same calls in the same order. If ranks differ in the call or in sizes, each of them gets an error that says
+-- which rank called what, and the next call works. After any other failure (a rank lost, a timeout, Ctrl-C) this rank is no longer
+-- connected; comm.rejoin() on all ranks connects them again. With one rank all collectives are identities without a connection.
 --
--- A collective is never tried again after it ran out of memory, as other calls are: the other ranks have moved on.
+-- Unlike other calls, a collective is not repeated after it ran out of memory, since the other ranks have gone on.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local autograd = require "lorarun.tensor.autograd"
@@ -27,7 +27,7 @@ local REDUCE_NUMBER = {
 }
 REDUCE_NUMBER.mean = REDUCE_NUMBER.sum
 
-local job -- what was joined: { handle, store, server, options, rejoined }, or nil
+local job -- the job that this process joined: { handle, store, server, options, rejoined }, or nil
 local block, size = ffi.new "char *[1]", ffi.new "int64_t[1]"
 local number = ffi.new "double[1]"
 
@@ -99,7 +99,7 @@ function comm.leave()
   comm.rank, comm.world_size, comm.local_rank, comm.local_world_size = 0, 1, 0, 1
 end
 
---- After an error that ended the connections: connect anew. To be called by all ranks, equally often.
+--- rejoin(): connect anew after an error that ended the connections. All ranks call it equally often.
 function comm.rejoin()
   if not job or job.options.world_size == 1 then return end
   free(job.handle, C.lr_comm_free)
@@ -108,13 +108,13 @@ function comm.rejoin()
   job.handle = new_handle(job.store, job.options, ("%d.%d"):format(job.options.generation, job.rejoined))
 end
 
---- connected(): false after a failure that has made this rank leave the others.
+--- connected(): false after a failure that ended this rank's connections.
 function comm.connected() return job == nil or job.handle ~= nil and C.lr_comm_connected(job.handle) ~= 0 end
 
---- The connection to the job's store (an lr_store), or nil where nothing was joined.
+--- store(): the connection to the job's store (an lr_store), or nil in a process without a job.
 function comm.store() return job and job.store end
 
--- Call a function of C with the communicator: the one joined, or one of a single rank for the time of the call.
+-- Call a function of C with the job's communicator, or without a job with one of a single rank that is freed after the call.
 local function call(fn, ...)
   if job then
     if not job.handle then check.fail "this rank is not connected: an earlier comm.rejoin() failed" end
@@ -127,7 +127,7 @@ local function call(fn, ...)
 end
 
 -- ---- bytes -----------------------------------------------------------------------------------------------------------------
--- The text that C left in `block`.
+-- The text that C wrote into `block`, which is freed.
 local function take_block(length)
   local text = ffi.string(block[0], length)
   C.lr_free(block[0])
@@ -139,7 +139,7 @@ local function checked_string(text, what)
   return text
 end
 
---- broadcast_bytes(text, root): the root's string (a binary one as well), on all ranks; what the others pass does not matter.
+--- broadcast_bytes(text, root): the root's string of any bytes, on all ranks. The arguments of the others are not used.
 function comm.broadcast_bytes(text, root)
   root = root or 0
   if comm.rank == root then checked_string(text, "comm.broadcast_bytes") else text = nil end
@@ -219,7 +219,7 @@ function comm.all_gather(t)
 end
 
 --- all_gather_rows(t[, width]) -> matrix [sum of rows, width], { rows of rank 0, rows of rank 1, ... }. Ranks may have different
---- numbers of rows; one without any passes nil and the width. Where nobody has any, nil and the counts.
+--- numbers of rows; one without rows passes nil and the width. Where no rank has rows, the result is nil and the counts.
 function comm.all_gather_rows(t, width)
   if t then checked_tensor(t, "comm.all_gather_rows") end
   if t and #t.shape ~= 2 then check.fail("comm.all_gather_rows: '%s' is no matrix", t.name) end
@@ -248,12 +248,12 @@ function comm.broadcast(t, root)
   return t
 end
 
---- Return when all ranks have got here.
+--- barrier(): returns when all ranks have called it.
 function comm.barrier() call(C.lr_comm_barrier) end
 
 -- ---- one rank for all ------------------------------------------------------------------------------------------------------
---- on_rank_0(fn): run fn on rank 0 while the others wait. Where it fails all ranks get its error, so none waits for a rank that is
---- gone. Returns what fn returned, on rank 0; nothing elsewhere. fn must not call collectives.
+--- on_rank_0(fn): run fn on rank 0 while the others wait. If it fails, all ranks get its error, so none waits for a rank that has
+--- ended. Returns what fn returned on rank 0, nothing elsewhere. fn must not call collectives.
 function comm.on_rank_0(fn)
   if comm.rank ~= 0 then
     local why = comm.broadcast_bytes(nil, 0)

@@ -1,8 +1,8 @@
--- gpu.lua: what NVIDIA's driver tells of the GPUs while they work (kernels/cuda/nvml.c): memory and utilisation.
---   local watch = gpu.watch(device)      the GPU that this process uses; on other devices, and without NVML, it tells nothing
---   watch:now()                          { used, free, total (bytes), utilization (percent) }, each nil where it is not told
---   watch:tell(step, record, fields)     adds that to a line of the log and to the fields of the progress line
--- The driver is asked once a second at most, by a few system calls; no kernel is waited for.
+-- gpu.lua: memory and utilisation of the GPUs while they work, from NVIDIA's driver (kernels/cuda/nvml.c).
+--   local watch = gpu.watch(device)      of the GPU that this process uses; on other devices, and without NVML, it has no numbers
+--   watch:now()                          { used, free, total (bytes), utilization (percent) }, each nil where it is unknown
+--   watch:tell(step, record, fields)     adds them to a line of the log and to the fields of the progress line
+-- The driver is asked at most once a second, by a few system calls, without waiting for a kernel.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -17,10 +17,10 @@ Watch.__index = Watch
 local ASK_SECONDS = 1
 local PRINT_SECONDS = 10 -- between two lines in the log of a rank that has no progress line
 
--- Of the driver's numbers, -1 is one that it does not tell.
+-- The driver gives -1 for a number that it does not know.
 local function told(value) return value >= 0 and tonumber(value) or nil end
 
---- load(number): now(), of the GPU that NVML has under this number; nil where it cannot be asked.
+--- load(number): the same as now(), for the GPU with this number in NVML; nil where there is none.
 function gpu.load(number)
   local load = ffi.new "lr_gpu_load"
   if C.lr_gpu_load_now(number, load) < 0 then return nil end
@@ -28,7 +28,8 @@ function gpu.load(number)
     utilization = told(load.utilization) }
 end
 
---- ranks(): how many ranks use the GPU that this one uses: one, but where a machine has fewer GPUs than ranks. All ranks call it.
+--- ranks(): the number of ranks that use this rank's GPU; more than one where a machine has fewer GPUs than ranks. All ranks call
+--- it.
 function gpu.ranks()
   local own, count = ffi.new "char[64]", 0
   check(C.lr_device_uuid(C.LR_CUDA, -1, own, ffi.sizeof(own)))
@@ -56,7 +57,7 @@ end
 
 local function memory_text(load) return ("%.1f GiB used, %.1f free"):format(load.used / units.GIB, load.free / units.GIB) end
 
---- The others' progress is rank 0's, but their GPUs are their own: they print what theirs does.
+--- Rank 0 shows progress for all ranks, but each has a GPU of its own, so the others print a line about theirs now and then.
 function Watch:tell(step, record, fields)
   local load = self:now()
   record.gpu_memory_used, record.gpu_memory_free, record.gpu_utilization = load.used, load.free, load.utilization

@@ -1,5 +1,5 @@
--- hardware.lua: what this machine has for training, as facts: for the launcher's look before it starts ranks (preflight.lua) and
--- for `lorarun doctor`. Nothing here judges, starts a GPU or raises; what the system does not tell is nil.
+-- hardware.lua: facts about this machine, for the launcher's checks (preflight.lua) and for `lorarun doctor`. Nothing here rates
+-- them, starts a GPU or raises an error; a fact that the system does not give is nil.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local fs = require "lorarun.base.fs"
@@ -74,7 +74,7 @@ local function processes_on(number)
   for i = 0, math.min(count[0], MOST_PROCESSES) - 1 do
     local pid = tonumber(list[i].pid)
     found[i + 1] = { pid = pid, used = told(list[i].used_bytes),
-      name = (contents(("/proc/%d/comm"):format(pid)) or ""):match "[^\n]+" } -- another container's has no name here
+      name = (contents(("/proc/%d/comm"):format(pid)) or ""):match "[^\n]+" } -- a process of another container has no name here
   end
   return found
 end
@@ -100,7 +100,7 @@ function hardware.gpus()
   return list
 end
 
---- What lies between each two GPUs: { { from, to, peer, nvlink } ... }, the last two true, false or nil.
+--- The connection of each two GPUs: { { from, to, peer, nvlink } ... }, the last two true, false or nil.
 function hardware.links(gpus)
   local list, peer, nvlink = {}, ffi.new "int[1]", ffi.new "int[1]"
   local function answer(value) if value[0] >= 0 then return value[0] == 1 end end
@@ -114,7 +114,7 @@ function hardware.links(gpus)
   return list
 end
 
---- How many of the PCI devices are NVIDIA's GPUs: they may be there without a driver.
+--- The number of NVIDIA's GPUs among the PCI devices, which the system knows without a driver.
 function hardware.pci_gpus()
   local root, count = "/sys/bus/pci/devices", 0
   for _, name in ipairs(names_in(root)) do
@@ -125,8 +125,8 @@ function hardware.pci_gpus()
 end
 
 -- ---- the rest of the machine ------------------------------------------------------------------------------------------------
--- Processors' worth of time that this process's control group and those above it let it use, or nil: no limit. Version 1 has the
--- two numbers in two files; no limit is -1 there.
+-- The processors whose time this process's control group and those above it allow, or nil for no limit. Version 1 of control groups
+-- has the two numbers in two files, with -1 for no limit.
 local function cpu_quota()
   local text, where, least, level = ffi.new "char[64]", ffi.new "char[4096]", nil, 0
   local function file(name, name_1) return C.lr_group_file("cpu", level, name, name_1, text, 64, where, 4096) end
@@ -144,13 +144,13 @@ end
 function hardware.cpu()
   local free, total = ffi.new "int64_t[1]", ffi.new "int64_t[1]"
   local known = C.lr_device_memory(C.LR_CPU, free, total) == C.LR_OK
-  local text = memory.device_text "cpu":gsub("; no GPU: .*", "") -- which is told apart
+  local text = memory.device_text "cpu":gsub("; no GPU: .*", "") -- doctor has a line of its own for that
   local available, limit = memory.available()
   return { text = text, cores = C.lr_cores(), quota = cpu_quota(), threads = C.lr_threads(),
     total = known and tonumber(total[0]) or nil, available = available, limit = limit }
 end
 
---- What each process here may have at most, where something is set: { "ulimit -v: 4.1 GB", ... }
+--- The limits of this process, where some are set: { "ulimit -v: 4.1 GB", ... }
 local function process_limits()
   local list = {}
   for _, kind in ipairs { C.LR_LIMIT_ADDRESSES, C.LR_LIMIT_DATA, C.LR_LIMIT_FILE_SIZE, C.LR_LIMIT_FILES } do
@@ -159,7 +159,7 @@ local function process_limits()
   return list
 end
 
--- The soft limit of /proc/self/limits: bytes, math.huge where there is none, nil where it is not told.
+-- The soft limit of /proc/self/limits: bytes, math.huge where there is none, nil where the system does not give it.
 local function locked_memory()
   local text = (contents "/proc/self/limits" or ""):match "Max locked memory%s+(%S+)"
   return text == "unlimited" and math.huge or tonumber(text)
@@ -182,7 +182,7 @@ function hardware.libraries()
   return { text = C.lr_library_versions(text, 512) == C.LR_OK and ffi.string(text) or nil, gloo = gloo, gloo_missing = missing }
 end
 
---- The Hugging Face cache: { folder, models = how many, or nil where there is none }
+--- The Hugging Face cache: { folder, models = their number, or nil where there is no cache }
 function hardware.cache()
   local folder, models = hub.cache(), nil
   if fs.is_directory(folder) then

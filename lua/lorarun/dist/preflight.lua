@@ -1,8 +1,8 @@
--- preflight.lua: what the launcher looks at before it starts a rank: what would fail later, on every rank at once, fails now.
+-- preflight.lua: the launcher's checks before it starts ranks. What would fail later, on all ranks at once, fails here.
 --   preflight.check(settings, what, say)
 --     settings  of settings.resolve
 --     what      { model =, revision =, data =, output = }, as lr.load_model and lr.train take them; each may be missing
---     say(line) is called once for each thing that is well. The first that cannot work is an error.
+--     say(line) is called for each check that passes. The first that does not is an error.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -19,8 +19,8 @@ local units = require "lorarun.base.units"
 local preflight = {}
 
 local PACKED_COPIES = 2    -- of frozen weights on a CPU: packed for the forward product and for the backward one
-local LARGEST_FILE = 5e9   -- larger models are written in several
-local SMALL = 64 * 2 ^ 20  -- adapters, optimizer state, logs and checkpoints of a run, where nobody knows the adapter yet
+local LARGEST_FILE = 5e9   -- larger models are written in several files
+local SMALL = 64 * 2 ^ 20  -- adapters, optimizer state, logs and checkpoints of a run, before the adapter is known
 
 local gib = units.gib
 
@@ -37,7 +37,7 @@ function preflight.weights_in(folder)
   return bytes, count, tables
 end
 
--- The folder of the model, and of its weights what weights_in says; of an adapter, those of its base.
+-- The model's folder and the results of weights_in, for an adapter those of its base.
 local function weights_of(model, revision)
   local folder = require("lorarun.formats.hub").resolve(model, revision)
   local at = fs.join(folder, require("lorarun.formats.sentence_transformers").read(folder).transformer)
@@ -65,7 +65,7 @@ function preflight.must_have_ids(s, gpus)
   end
 end
 
--- Counting GPUs starts none: the launcher holds no memory there.
+-- Counting GPUs starts none of them, so the launcher takes no memory there.
 local function look_at_gpus(s, gpus, say)
   preflight.must_have_ids(s, gpus)
   if s.ranks_here > gpus then
@@ -101,11 +101,11 @@ local function look_at_cpu(s, say)
   end
 end
 
--- Each rank has the weights in its device's memory. On the way to a GPU they pass through a few buffers.
+-- Each rank holds the weights in its device's memory. On the way to a GPU they need only a few buffers of the host's.
 local function look_at_model(s, gpus, what, say)
   local folder, bytes, count, tables = weights_of(what.model, what.revision)
   local size = dtypes.bytes[dtypes.of_precision[s.precision]]
-  local needed = ((count - tables) * PACKED_COPIES + tables) * size -- a table is read as it is
+  local needed = ((count - tables) * PACKED_COPIES + tables) * size -- a table of embeddings is not packed
   for _, bound in ipairs(gpus == 0 and memory.bounds() or {}) do
     local ranks = bound.each and 1 or s.ranks_here
     if needed * ranks > bound.bytes then
@@ -145,9 +145,9 @@ local function look_at_data(data, say)
   say("data", path)
 end
 
---- must_have_room(output, weight_bytes, others): an error where the disk of the folder, or a limit, has no room for the merged
---- model and for `others`, the bytes of all else that a run writes. What a file replaces stays until the new one is whole. Returns
---- the bytes that are free.
+--- must_have_room(output, weight_bytes, others): an error where the folder's disk, or a limit, has no room for the merged model and
+--- for `others`, the bytes of all other files of a run. An old file stays until the new one is complete, so none of its bytes count
+--- as free. Returns the free bytes.
 function preflight.must_have_room(output, weight_bytes, others)
   local largest = tonumber(C.lr_limit(C.LR_LIMIT_FILE_SIZE))
   if largest >= 0 and largest < math.min(weight_bytes, LARGEST_FILE) then

@@ -1,13 +1,13 @@
--- run_lock.lua: one run at a time in an output folder. Two that write there at once would end with one's adapter under the other's
--- scores, so whoever trains holds the file run.lock in it: the process that trains, or the launcher of its ranks, which goes on
--- holding it while they are started again.
+-- run_lock.lua: allows one run at a time in an output folder. Two at once would leave the adapter of one with the scores of the
+-- other. So a run holds the file run.lock in the folder: the training process does, or the launcher of its ranks, also while it
+-- restarts them.
 --
 --   local lock = run_lock.take(folder)     an error that names the holder where there is one
 --   lock:release()
 --
--- The kernel tells whether the holder lives (runtime/io/lock.c). The text in the file names it, and decides where the kernel does
--- not know: the lock of a process of this machine that is gone is taken; that of another machine is refused, since from here nobody
--- sees whether it still runs.
+-- The kernel knows whether a holder on this machine lives (runtime/io/lock.c). Where it does not know, the text in the file
+-- decides: the lock of a process of this machine that has ended is taken over; one of another machine is an error, since that
+-- machine's processes cannot be seen from here.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -29,7 +29,8 @@ local function first_line(path)
   return line ~= "" and line or nil
 end
 
--- When a process began, in the kernel's ticks since the machine started: a number that is given anew begins later. nil: it is gone.
+-- When a process began, in the kernel's ticks since the machine started; nil where it has ended. It tells a process from a later
+-- one with the same number.
 local function started(pid)
   local stat = first_line(("/proc/%s/stat"):format(pid))
   local state, rest = (stat or ""):match "^.*%) (%a) (.*)$"
@@ -48,19 +49,19 @@ local function own_holder()
     machine = first_line "/etc/machine-id" }
 end
 
--- The holder that the file names, or nil where it says nothing usable.
+-- The holder that the file names, or nil where its text cannot be used.
 local function read_holder(path)
   local ok, holder = pcall(function() return json.decode(fs.read(path), path) end)
   if ok and type(holder) == "table" and type(holder.pid) == "number" and type(holder.host) == "string" then return holder end
 end
 
---- verdict(holder, own, known): what becomes of the lock of `holder` (nil: unknown) for the process `own`: "taken", "running" or
---- "elsewhere". known: whether the kernel says that no process it knows of has it.
+--- verdict(holder, own, known): whether the process `own` may have the lock of `holder` (nil: unknown): "taken": it may; "running":
+--- the holder lives; "elsewhere": that cannot be seen. known: whether the kernel says that no process it knows of holds the lock.
 function run_lock.verdict(holder, own, known)
   if not holder then return known and "taken" or "elsewhere" end
   local same_kernel = holder.boot ~= nil and holder.boot == own.boot
   local same_host = holder.host == own.host
-  if not same_kernel then -- this machine before it was started anew, or another one
+  if not same_kernel then -- this machine before it was restarted, or another one
     return same_host and holder.machine == own.machine and "taken" or "elsewhere"
   end
   if same_host and holder.started and started(holder.pid) == holder.started then return "running" end
@@ -78,7 +79,7 @@ local function refuse(folder, path, holder, verdict)
     check.fail("%s is the output of another run, which is still at work there: %s. Wait for it, end it, or choose another output",
       folder, text_of(holder))
   end
-  check.fail("%s is the output of another run: %s. From here nobody sees whether it still runs: wait for it or choose another "
+  check.fail("%s is the output of another run: %s. From here one cannot see whether it still runs: wait for it or choose another "
     .. "output; where it is known to have ended, remove %s", folder, text_of(holder), path)
 end
 
@@ -98,12 +99,12 @@ local function take(folder, path, own)
     elseif state[0] == C.LR_LOCK_LEFT then
       return handle
     end
-    C.lr_lock_free(handle, 1) -- no lock of the kernel's: whoever makes the file has it
+    C.lr_lock_free(handle, 1) -- the file system has no locks: the process that makes the file has it
   end
 end
 
---- take(folder): hold an output folder, which is made where it is missing. In a rank whose launcher holds it, there is nothing to
---- do.
+--- take(folder): lock an output folder, which is made if it is missing. A rank whose launcher holds the lock gets one that does
+--- nothing.
 function run_lock.take(folder)
   local new = not fs.exists(folder)
   fs.make(folder)
@@ -126,7 +127,7 @@ function Lock:release()
   if self.new then os.remove(self.folder) end -- rmdir: does nothing where there are files
 end
 
---- for_ranks(environment): what the ranks of the launcher that holds the lock must find in their environment.
+--- for_ranks(environment): add the variable by which ranks know that their launcher holds the lock.
 function Lock:for_ranks(environment) environment[BY_LAUNCHER] = self.folder end
 
 return run_lock

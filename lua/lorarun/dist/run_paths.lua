@@ -1,5 +1,5 @@
--- run_paths.lua: an output folder must not be, hold, or lie in what is read: the run would replace the very weights or rows that it
--- learns from, or the next one would find its files among them.
+-- run_paths.lua: refuses an output folder that is, holds, or lies in an input. The run would replace the weights or rows that it
+-- reads, or the next run would find its files among them.
 --
 --   run_paths.refuse_overlap("--output", "out", { { "the model", "models/base" }, { "the data", "data" } })
 --
@@ -10,7 +10,7 @@ local fs = require "lorarun.base.fs"
 
 local run_paths = {}
 
---- real(path): absolute, links resolved; what does not exist yet is taken to be made by its name.
+--- real(path): the absolute path with links resolved. The part that does not exist yet is appended as it is.
 function run_paths.real(path)
   local missing = {}
   while not fs.exists(path) do
@@ -21,7 +21,7 @@ function run_paths.real(path)
   for i = #missing, 1, -1 do
     if missing[i] == ".." then real = fs.dirname(real)
     elseif missing[i] ~= "." then real = fs.join(real, missing[i]) end
-    if fs.exists(real) then real = fs.real(real) end -- what a ".." led back to may be a link
+    if fs.exists(real) then real = fs.real(real) end -- a ".." may lead to a link
   end
   return real
 end

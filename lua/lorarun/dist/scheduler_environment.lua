@@ -1,14 +1,15 @@
--- scheduler_environment.lua: was this process started as one rank of many by somebody else: torchrun (or anything that sets its
--- variables), Slurm's srun, Open MPI's or another mpirun? Then it joins the others instead of starting ranks itself.
+-- scheduler_environment.lua: finds out from the environment whether another launcher started this process as one rank of several:
+-- torchrun (or anything that sets its variables), Slurm's srun, Open MPI's or another mpirun. Such a process joins the others and
+-- starts no ranks itself.
 --   scheduler_environment.detect([getenv])  -> { rank, world_size, local_rank, local_world_size, machine_rank, main_process_ip,
---                                      main_process_port, by, fewer } or nil; getenv(name) -> text or nil, os.getenv unless told.
---                                      machine_rank is nil where nobody told it; fewer: how to have another number of ranks
+--                                      main_process_port, by, fewer } or nil; getenv(name) -> text or nil; default: os.getenv.
+--                                      machine_rank is nil where no variable has it; fewer: how to get another number of ranks
 --   scheduler_environment.address(text, who) -> host, port or nil: of "node1", "10.0.0.1:29500", "::1", "[::1]", "[::1]:29500"
 local check = require "lorarun.base.check"
 
 local scheduler_environment = {}
 
-local FIRST_PORT, PORTS = 20000, 12000 -- where ports made from job numbers lie: below those the system hands out
+local FIRST_PORT, PORTS = 20000, 12000 -- ports made from job numbers; below the system's ephemeral ones
 
 local function number(getenv, name)
   local text = getenv(name)
@@ -41,7 +42,7 @@ function scheduler_environment.first_host(list)
   return host
 end
 
---- address(text, who): a host and, where it is there, a port. An address of IPv6 may stand in brackets, and must before a port. An
+--- address(text, who): a host and, if the text has one, a port. An IPv6 address may be in brackets, and must be before a port. An
 --- error begins with `who`.
 function scheduler_environment.address(text, who)
   local host, port = text:match "^%[([%x:.]+%%?[%w._-]*)%]:?(%d*)$"
@@ -61,8 +62,8 @@ function scheduler_environment.address(text, who)
   return host, port
 end
 
--- In the order of who is believed: what starts ranks inside something else comes before it. mpirun on Slurm's machines starts its
--- own processes by srun; those see Slurm's variables of the one process that mpirun has on their machine.
+-- The launchers in order of precedence: one that runs inside another comes first. mpirun on Slurm's machines starts its processes
+-- by srun; they see Slurm's variables for the one process that mpirun has on their machine.
 local LAUNCHERS = {
   { by = "torchrun", rank = { "RANK" }, world_size = { "WORLD_SIZE" }, local_rank = { "LOCAL_RANK" },
     local_world_size = { "LOCAL_WORLD_SIZE" }, machine_rank = { "GROUP_RANK" },
@@ -72,7 +73,7 @@ local LAUNCHERS = {
     local_rank = { "OMPI_COMM_WORLD_LOCAL_RANK" }, local_world_size = { "OMPI_COMM_WORLD_LOCAL_SIZE" } },
   { by = "mvapich", rank = { "MV2_COMM_WORLD_RANK" }, world_size = { "MV2_COMM_WORLD_SIZE" },
     local_rank = { "MV2_COMM_WORLD_LOCAL_RANK" }, local_world_size = { "MV2_COMM_WORLD_LOCAL_SIZE" } },
-  -- Hydra's and Intel's mpiexec tell the local rank; srun --mpi=pmi2 does not, and has told more in its own variables
+  -- Hydra's and Intel's mpiexec set the local rank; srun --mpi=pmi2 does not, and its own variables say more
   { by = "pmi", mark = "MPI_LOCALRANKID", rank = { "PMI_RANK" }, world_size = { "PMI_SIZE" }, local_rank = { "MPI_LOCALRANKID" },
     local_world_size = { "MPI_LOCALNRANKS" } },
   -- a batch script that runs without srun has SLURM_PROCID=0 too; only srun's tasks have a step
@@ -83,7 +84,8 @@ local LAUNCHERS = {
 }
 local BY_MPIRUN = "mpirun -n N starts N ranks"
 
--- Ranks of this machine, where Slurm says it: SLURM_STEP_TASKS_PER_NODE "4(x2),3": four on each of two machines, then three.
+-- The number of ranks on this machine, where Slurm says it: SLURM_STEP_TASKS_PER_NODE "4(x2),3": four on each of two machines, then
+-- three.
 local function tasks_of_machine(list, machine)
   local at = 0
   for part in (list or ""):gmatch "[^,]+" do
@@ -117,7 +119,7 @@ local function find_launcher(getenv)
   return alone
 end
 
--- Where rank 0 is: what MASTER_ADDR says, the first of Slurm's machines, or this machine where all ranks are here.
+-- The address of rank 0: MASTER_ADDR, else the first of Slurm's machines, else this machine if all ranks are here.
 local function main_process(getenv, found, l)
   local several = found.local_world_size < found.world_size
   local nodes = getenv "SLURM_STEP_NODELIST" or getenv "SLURM_JOB_NODELIST" or getenv "SLURM_NODELIST"

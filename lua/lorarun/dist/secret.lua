@@ -1,17 +1,17 @@
--- secret.lua: the text that the machines of a job share, and by which ranks prove that they belong to it.
+-- secret.lua: the text that the machines of a job share, by which ranks prove that they belong to it.
 --
---   secret.take()                                -- first of all, before anybody's code runs
---   secret.given()                               -- what LORARUN_SECRET said, or nil
---   local text, origin = secret.read(path, where, warnings)   -- path: of --secret-file, or nil: what LORARUN_SECRET said
+--   secret.take()                                -- removes LORARUN_SECRET from the environment, before any recipe runs
+--   secret.given()                               -- the value of LORARUN_SECRET, or nil
+--   local text, origin = secret.read(path, where, warnings)   -- path: of --secret-file, or nil for the value of LORARUN_SECRET
 --
--- LORARUN_SECRET leaves the environment when the program starts: neither recipes nor programs that they start see it.
+-- Recipes, and the programs that they start, never see LORARUN_SECRET.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
 
 local secret = {}
-local SHORTEST = 16 -- bytes; who listens to one meeting of machines may try out guesses for as long as he likes
+local SHORTEST = 16 -- bytes; anyone who records how machines join can try guesses for as long as they like
 local ADVICE = "make one with: head -c 32 /dev/urandom | base64"
 
 local from_environment

@@ -1,13 +1,14 @@
--- settings.lua: where and how ranks run: how many, on which machines and devices, in which precision. The names are Accelerate's.
--- Three places may say it, the first that does decides: the command line (before the recipe), the configuration file, the recipe.
+-- settings.lua: the settings of where and how ranks run: their number, machines, devices and precision. The names are Accelerate's.
+-- Each may come from the command line (before the recipe), the configuration file, `accelerate launch` or the recipe; the first of
+-- these that has it counts.
 --
---   settings.take_flag(argv, i)   -> how many words a flag of the command line took; nil where argv[i] is none; nil, message
---   settings.resolve(recipe)      -> the settings in effect (fields below); origin[name] tells where each value came from
+--   settings.take_flag(argv, i)   -> the number of words of the flag at argv[i]; nil where it is none; nil, message for a mistake
+--   settings.resolve(recipe)      -> the settings in effect (fields below); origin[name] says where each value comes from
 --   settings.flag_help()          -> lines for lorarun --help
 --
 -- Besides the fields of FIELDS, a result has: precision (fp32, bf16, fp16: mixed_precision in the words of a recipe), ranks_here,
--- first_rank (of this machine), secret, config (the path of the file, or nil), needs_gpu (who asks for GPUs, or nil), and warnings
--- (lines for the user).
+-- first_rank (of this machine), secret, config (the path of the file, or nil), needs_gpu (the flag or key that asks for GPUs, or
+-- nil), and warnings (lines for the user).
 local args = require "lorarun.base.args"
 local check = require "lorarun.base.check"
 local scheduler_environment = require "lorarun.dist.scheduler_environment"
@@ -47,11 +48,11 @@ end
 BY_FLAG["config-file"] = BY_NAME.config -- Accelerate's spelling
 BY_FLAG["use-cpu"] = BY_NAME.use_cpu
 
--- What a recipe calls them, where that differs.
+-- The names that recipes use, where they differ.
 local RECIPE_NAMES = { processes = "num_processes", machines = "num_machines", precision = "mixed_precision",
   threads = "num_cpu_threads_per_process" }
 local PRECISION_WORDS = { fp32 = "no", no = "no", bf16 = "bf16", fp16 = "fp16" }
--- Not settings of the ranks, but told to lr.launch for its checks; `args`: the recipe's options, see from_recipe.
+-- Options of lr.launch that are not settings of ranks: for its checks; `args`: see from_recipe.
 local ASIDE = { args = true, model = true, revision = true, data = true, output = true }
 
 local OF_RECIPE = {} -- all of these
@@ -64,8 +65,8 @@ local from_command_line = {}
 
 -- ---- values ---------------------------------------------------------------------------------------------------------
 
--- The number that a text is in decimal digits, as Python's int() and float() take it from a command line; Lua's own tonumber would
--- take 0x10 and 1e3 for whole numbers.
+-- The number in a text of decimal digits, as Python's int() and float() read it from a command line. Lua's tonumber would accept
+-- 0x10 and 1e3 as whole numbers.
 local function number_of(value, kind)
   if type(value) == "number" then return value end
   local text = tostring(value):match "^%s*(.-)%s*$"
@@ -73,7 +74,7 @@ local function number_of(value, kind)
   return text:find(form) and tonumber(text) or nil
 end
 
--- Returns the value as the field wants it; raises an error that begins with `who`: "--num-processes", "c.yaml:3: num_processes".
+-- The value in the field's type; an error begins with `who`: "--num-processes", "c.yaml:3: num_processes".
 local function checked(field, value, who)
   local kind = field.type
   if kind == "integer" or kind == "number" then
@@ -160,8 +161,8 @@ end
 
 -- ---- putting them together ------------------------------------------------------------------------------------------
 
--- Values of a recipe's lr.launch{...}. An option of the recipe that was given on its command line (`--processes 2` behind the
--- recipe's name) is the command line's word: pass `args = args` for that.
+-- The values of a recipe's lr.launch{...}, and which of them the user gave: with `args = args`, an option of the recipe that is on
+-- the command line (`--processes 2` after the recipe's name) counts as given there.
 local function from_recipe(given)
   local values, from_user = {}, {}
   suggest.refuse_unknown("lr.launch", given, OF_RECIPE)
@@ -188,8 +189,8 @@ end
 -- "name is 3 (command line)"
 local function said(result, name) return ("%s is %s (%s)"):format(name, tostring(result[name]), result.origin[name]) end
 
--- The GPUs that gpu_ids names, as this process numbers them: s.gpus. The ids are those of the machine, as in CUDA_VISIBLE_DEVICES,
--- which the ranks get them in; where that is set already, the ids are among it.
+-- Set s.gpus: the GPUs of gpu_ids as this process numbers them. The ids are the machine's numbers, as in CUDA_VISIBLE_DEVICES, in
+-- which the ranks get them; if that variable is set already, the ids must be among it.
 local function choose_gpus(s)
   local visible, count, text = nil, 0, os.getenv "CUDA_VISIBLE_DEVICES"
   if text and text ~= "" then
@@ -214,7 +215,7 @@ local function choose_gpus(s)
   if s.origin.gpu_ids == "command line" then s.needs_gpu = s.needs_gpu or "--gpu-ids" end -- a file's may be for other machines
 end
 
--- What must hold between settings.
+-- Check the settings that depend on each other.
 local function check_together(s)
   if s.num_processes % s.num_machines ~= 0 then
     check.fail("%s, which %s does not divide; every machine runs the same number of ranks", said(s, "num_processes"),
@@ -248,8 +249,8 @@ local function check_together(s)
   if s.gpu_ids and s.gpu_ids ~= "all" and not s.use_cpu then choose_gpus(s) end
 end
 
---- resolve(recipe): recipe is what lr.launch was told: fields of FIELDS, or processes, machines, precision, threads in their place;
---- args = the recipe's options. An error names the setting, its value and who said so.
+--- resolve(recipe): recipe: the options of lr.launch: fields of FIELDS, or processes, machines, precision, threads in their place;
+--- args = the recipe's options. An error names the setting, its value and where it comes from.
 function settings.resolve(recipe)
   local ours, from_user = from_recipe(recipe or {})
   local given = {}
@@ -265,7 +266,7 @@ function settings.resolve(recipe)
     file, places, warnings = accelerate.read(path)
   end
 
-  local launched = require("lorarun.dist.accelerate").environment() -- what `accelerate launch` tells the programs it starts
+  local launched = require("lorarun.dist.accelerate").environment() -- set by `accelerate launch`
   local result = { origin = {}, warnings = warnings }
   for _, row in ipairs(FIELDS) do
     local name = row[1]
@@ -294,7 +295,7 @@ function settings.resolve(recipe)
   return result
 end
 
---- set_machine(s, rank, by): the number of this machine is known after all; `by` whom.
+--- set_machine(s, rank, by): set the number of this machine, which a scheduler (`by`) gave.
 function settings.set_machine(s, rank, by)
   s.machine_rank, s.origin.machine_rank, s.first_rank = rank, by, rank * s.ranks_here
 end
@@ -312,7 +313,7 @@ function settings.show(s)
   return table.concat(lines, "\n")
 end
 
---- checked(name, text) -> the value of that setting; an error tells what is wrong with it.
+--- checked(name, text) -> the value of that setting; an error says what is wrong with it.
 function settings.checked(name, text) return checked(BY_NAME[name], text, name) end
 
 return settings

@@ -1,4 +1,5 @@
--- adapter_folder.lua: what a folder with a PEFT adapter needs beside it: its base model, and whose tokenizer and settings count.
+-- adapter_folder.lua: finds what a folder with a PEFT adapter does not hold itself: its base model and, where it has none, a
+-- tokenizer.
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
 local hub = require "lorarun.formats.hub"
@@ -11,7 +12,7 @@ local KEY = "base_model_name_or_path"
 
 local warned = {}
 
--- Once: the launcher's checks look at the folder before it is loaded.
+-- Warn once: the launcher's checks look at the folder before the model is loaded.
 local function warn(fmt, ...)
   local text = fmt:format(...)
   if not warned[text] then say.warning("%s", text) end
@@ -27,7 +28,7 @@ local function find(config, folder, without_weights)
     check.fail("%s: '%s' is missing; load the base, then model:load_adapter(\"%s\")", config.path, KEY, folder)
   end
   local beside, here = fs.join(folder, base), fs.is_directory(base) and base
-  if fs.is_directory(beside) then -- an absolute path is itself again
+  if fs.is_directory(beside) then -- of an absolute path, join() gives that path
     if same(beside, folder) then
       check.fail("%s: '%s' is the adapter's own folder: it must be the model that the adapter was trained on", config.path, KEY)
     end
@@ -39,7 +40,7 @@ local function find(config, folder, without_weights)
   elseif here then
     return here, fs.real(here)
   elseif base:sub(1, 1) == "/" then
-    check.fail("%s: '%s' is '%s', and there is no such folder (any more); write there where the base is", config.path, KEY, base)
+    check.fail("%s: '%s' is '%s', and there is no such folder; write there where the base is now", config.path, KEY, base)
   end
   local ok, found = pcall(hub.resolve, base, config.revision, without_weights)
   if not ok then check.fail("%s: '%s': %s", config.path, KEY, (tostring(found):gsub("^[^\n]-:%d+: ", ""))) end
@@ -47,8 +48,8 @@ local function find(config, folder, without_weights)
 end
 
 --- base(folder, without_weights): the base model of the adapter in a folder, as model.load takes it, and its revision or nil. A
---- relative path is one from the adapter's folder; where there is nothing, from the working directory, as PEFT understands it. An
---- error where the base is an adapter itself; of one beside its weights transformers takes no notice.
+--- relative path is looked for from the adapter's folder, then from the working directory, as PEFT does. A base that is an adapter
+--- itself is an error; one that has an adapter beside its weights is loaded without it, as by transformers.
 function adapter_folder.base(folder, without_weights)
   local config = peft.read(folder)
   local base, name = find(config, folder, without_weights)

@@ -1,8 +1,8 @@
--- hub.lua: where a model is: a folder, a Hugging Face id in the local hub cache, or lorarun's own small model. It never
--- downloads, and it never guesses: a revision that is not there, or a snapshot that lacks files, is an error with its cure.
+-- hub.lua: finds a model: a folder, a Hugging Face id in the local hub cache, or lorarun's own small model. It downloads nothing
+-- and guesses nothing: a revision that is missing, or a snapshot that lacks files, is an error that names the remedy.
 --
 -- The cache of huggingface_hub: CACHE/models--ORG--NAME/ has refs/BRANCH, each with the number of a commit, and snapshots/COMMIT/,
--- whose files are links to blobs/. A download that was broken off leaves blobs/*.incomplete, or links without a blob.
+-- whose files are links to blobs/. An interrupted download leaves blobs/*.incomplete, or links without a blob.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local check = require "lorarun.base.check"
@@ -18,7 +18,7 @@ local function env(name)
   return value ~= nil and value ~= "" and value or nil
 end
 
--- The home of a user, or of who runs this program.
+-- The home folder of a user; user "": of the one who runs this program.
 local function home_of(user)
   if user == "" and env "HOME" then return env "HOME" end
   local name = user ~= "" and user or env "USER"
@@ -29,7 +29,7 @@ local function home_of(user)
   end
 end
 
---- expand(path): as Python's expanduser and expandvars read it: "~/x", "~user/x", "$NAME/x", "${NAME}/x". What names nobody, or a
+--- expand(path): as Python's expanduser and expandvars read it: "~/x", "~user/x", "$NAME/x", "${NAME}/x". An unknown user, or a
 --- variable that is not set, stays as it is.
 function hub.expand(path)
   path = path:gsub("^~([^/]*)", function(user) return home_of(user) end)
@@ -46,8 +46,8 @@ function hub.cache()
   return hub.expand(env "HF_HUB_CACHE" or env "HUGGINGFACE_HUB_CACHE" or fs.join(hub.home(), "hub"))
 end
 
--- Where models may be, in the order in which they are looked for: sentence-transformers' and transformers' own variables name
--- caches of the same form.
+-- The caches in which models are looked for, in this order. The variables of sentence-transformers and transformers name caches of
+-- the same form as the hub's.
 local function caches()
   local list, seen = {}, {}
   for _, folder in ipairs { env "SENTENCE_TRANSFORMERS_HOME" or "", hub.cache(), env "TRANSFORMERS_CACHE" or "" } do
@@ -65,7 +65,7 @@ function hub.small_model() return fs.join(hub.lorarun_cache(), "models", SMALL_M
 
 -- ---- a repository of the cache ----------------------------------------------------------------------------------------------
 
--- The names below a folder, with their folders in front, sorted: refs have such (refs/pr/1).
+-- The files in a folder and below, as relative paths, sorted. Refs may lie in folders (refs/pr/1).
 local function names_below(folder, prefix, names)
   names = names or {}
   if not fs.is_directory(folder) then return names end
@@ -88,19 +88,19 @@ local function known_revisions(repository)
   return names
 end
 
--- How to get all of a model.
+-- The command that fetches all files of a model.
 local function fetching(id, revision)
   return ("hf download %s%s%s"):format(id, revision and " --revision " .. revision or "",
     env "HF_HUB_OFFLINE" and " (with HF_HUB_OFFLINE unset)" or "")
 end
 
--- The commit that a revision is: what its ref says, or itself; nil where that is not in the cache.
+-- The commit of a revision: what its ref says, or the revision itself; nil where the cache has neither.
 local function commit_of(repository, id, revision)
   local ref = fs.join(repository, "refs", revision or "main")
   if fs.is_file(ref) then
     local commit = fs.read(ref):match "^%s*(.-)%s*$"
     if not commit:find "^[%w._-]+$" or commit:find "^%.+$" then
-      check.fail("%s %s, so a download of the model was broken off; get the rest by: %s", ref,
+      check.fail("%s %s, so a download of the model was interrupted; get the rest by: %s", ref,
         commit == "" and "is empty" or "does not hold the number of a commit", fetching(id, revision))
     end
     return commit
@@ -111,13 +111,13 @@ local function commit_of(repository, id, revision)
   end
   local commits = snapshots_of(repository)
   if #commits > 1 then
-    check.fail("%s has %d snapshots (%s) and no refs/main that tells which one the model is; name one: revision = \"...\", or the "
+    check.fail("%s has %d snapshots (%s) and no refs/main that says which one the model is; name one: revision = \"...\", or the "
       .. "path of its folder, or get the newest by: %s", repository, #commits, table.concat(commits, ", "), fetching(id))
   end
   return commits[1]
 end
 
--- The first file of weights that an index (model.safetensors.index.json) names and that is not there, or nil.
+-- The first file of weights that an index (model.safetensors.index.json) names and that is missing, or nil.
 local function missing_part(folder, name, there)
   local ok, index = pcall(json.decode_file, fs.join(folder, name))
   local map, files = ok and type(index) == "table" and index.weight_map, {}
@@ -159,7 +159,7 @@ local function missing_from(folder, without_weights)
     and "adapter_model.safetensors") or nil
 end
 
--- The folder of a model in a cache, or nil where the cache knows nothing of it.
+-- The folder of a model in a cache, or nil where the cache has nothing of it.
 local function find_in(cache, id, revision, without_weights)
   local repository = fs.join(cache, "models--" .. id:gsub("/", "--"))
   if not fs.is_directory(repository) then return nil end
@@ -182,20 +182,20 @@ end
 
 -- ---- names ------------------------------------------------------------------------------------------------------------------
 
--- Ids that a name may stand for. Without an organization it is a model of the hub's first days (bert-base-uncased), or one of
--- sentence-transformers.
+-- The ids that a name may stand for. A name without an organization is one of the hub's oldest models (bert-base-uncased), or a
+-- model of sentence-transformers.
 local function ids_of(name)
   if name:find "^[%w_][%w._-]*$" then return { name, ORGANIZATION .. "/" .. name } end
   return name:find "^[%w_][%w._-]*/[%w_][%w._-]*$" and { name } or {}
 end
 
--- Names of folders that no organization has: the hub's own words, and where people put what they train.
+-- First names of paths that are no organization's: the hub's own words, and usual folders for trained models.
 local FOLDERS = {}
 for _, name in ipairs { "models", "datasets", "spaces", "model", "output", "outputs", "out", "runs", "checkpoints", "tmp" } do
   FOLDERS[name] = true
 end
 
--- Was a path meant? An id has one "/" at most, and no folder of its first name lies here.
+-- Is the name a path? An id has one "/" at most, and the working directory has no folder with its first name.
 local function is_path(name)
   local first = name:match "^([^/]+)/"
   return #ids_of(name) == 0 or first ~= nil and (FOLDERS[first] ~= nil or fs.is_directory(first))
@@ -219,8 +219,8 @@ local function fail_path(name)
 end
 
 --- resolve(model, revision, without_weights): the folder of a model given as a path or as an id; revision: a branch, a tag or a
---- whole commit number, main unless told; without_weights: its settings are enough, as they are for a plan. Raises an error that
---- says how to get it. A folder that is named by its path has no revisions: it is as it is.
+--- whole commit number (default: main); without_weights: the settings are enough, as for a plan. The error says how to fetch the
+--- model. A folder named by its path has no revisions.
 function hub.resolve(model, revision, without_weights)
   if type(model) ~= "string" or model == "" then
     check.fail("the model is '%s', expected a folder or a Hugging Face id", tostring(model))
@@ -240,7 +240,7 @@ function hub.resolve(model, revision, without_weights)
   local own = #ids > 0 and (model:match("^" .. ORGANIZATION:gsub("%-", "%%-") .. "/(.+)$") or model)
   if own == SMALL_MODEL and (revision or "main") == "main" and fs.is_directory(hub.small_model()) then return hub.small_model() end
   if is_path(model) then fail_path(model) end
-  if own == SMALL_MODEL then ids = { ids[2] or ids[1] } end -- it is known to be theirs
+  if own == SMALL_MODEL then ids = { ids[2] or ids[1] } end -- the small model is known to be of sentence-transformers
   local theirs = ids[2] and (" (%s where it is one of sentence-transformers')"):format(ids[2]) or ""
   local remedy = without_weights and ("To fetch what is needed of it: %s --include '*.json'%s"):format(
     fetching(ids[1], revision), theirs)

@@ -1,5 +1,5 @@
--- model_config.lua: the JSON files of a model folder, read as transformers reads them: what each key may hold; and the keys of
--- config.json that make of an architecture another function than its file in models/ computes.
+-- model_config.lua: reads the JSON files of a model folder as transformers reads them, and checks what each key holds. It refuses
+-- the keys of config.json with which transformers computes something else than the architecture's file in models/.
 --
 --   local config = model_config.read(path)
 --   config:integer("hidden_size")            -- an error with file, key and value where it is missing or no such number
@@ -19,7 +19,7 @@ local Config = {}
 local MOST = 2 ^ 20
 model_config.MOST_LAYERS, model_config.MOST_TOKENS = 1024, 2 ^ 26
 
---- show(value): how a JSON value is told in a message.
+--- show(value): a JSON value as messages write it.
 local function show(value)
   if value == json.null then return "null" end
   if json.is_array(value) then return "a list" end
@@ -145,7 +145,7 @@ function model_config.read(path)
 end
 
 -- ---- keys of every architecture -------------------------------------------------------------------------------------------
---- refuse_others(config): keys that transformers reads for all architectures and that none here computes.
+--- refuse_others(config): an error for keys that transformers reads for all architectures and that lorarun does not compute.
 function model_config.refuse_others(config)
   for _, key in ipairs { "quantization_config", "compression_config" } do
     if not config:is_empty(key) then
@@ -162,9 +162,9 @@ function model_config.refuse_others(config)
   end
 end
 
---- code_of(config, known): what auto_map says of AutoModel, the class of a file of the model's own: the entry of `known` under its
---- name without the repository ("modeling_x.Model"), nil where there is none. Code that nobody here knows is refused:
---- transformers runs it where it is trusted, and only its author knows what it computes. known: nil, for none.
+--- code_of(config, known): the entry of `known` for the class that auto_map names for AutoModel, by its name without the repository
+--- ("modeling_x.Model"); nil where auto_map names none. That class is code of the model's own, which transformers runs if it is
+--- trusted; a class that `known` (may be nil) does not have is an error, since lorarun cannot know what it computes.
 function model_config.code_of(config, known)
   local map = config:object "auto_map"
   if not map then return nil end

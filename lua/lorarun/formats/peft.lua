@@ -1,8 +1,9 @@
--- peft.lua: what an adapter_config.json says, as PEFT 0.18 to 0.21 understand it: which modules have an adapter, of which rank and
--- scale. What another value would make another function of is computed here or refused by name; nothing is left out silently.
+-- peft.lua: reads adapter_config.json as PEFT 0.18 to 0.21 do: which modules have an adapter, of which rank and scale. A key that
+-- changes what the adapter computes is either followed or refused by name; none is ignored.
 --
--- Modules have two names. Ours are those of transformers' AutoModel ("layers.0.self_attn.q_proj"). PEFT's are those in the model it
--- wrapped: an adapter of Qwen2ForCausalLM speaks of "model.layers.0.self_attn.q_proj", and its patterns are matched on that.
+-- Modules have two names. lorarun's are those of transformers' AutoModel ("layers.0.self_attn.q_proj"). PEFT's are those in the
+-- model that it wrapped: an adapter of Qwen2ForCausalLM has "model.layers.0.self_attn.q_proj", and its patterns are matched against
+-- that.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -13,7 +14,7 @@ local sorted = require "lorarun.base.sorted"
 local peft = {}
 local matched = ffi.new "int[1]"
 
---- base_path(model): what base_model_name_or_path is to say: the base's folder as an absolute path, or its Hugging Face id.
+--- base_path(model): the value for base_model_name_or_path: the base's folder as an absolute path, or its Hugging Face id.
 function peft.base_path(model)
   if fs.is_directory(model.name) then return fs.real(model.name) end
   if model.name:find("/", 1, true) then return model.name end
@@ -22,8 +23,8 @@ function peft.base_path(model)
 end
 
 -- ---- regular expressions -----------------------------------------------------------------------------------------------------
--- What PCRE2 reads otherwise than Python's re, or Python does not read at all: nil, or what is wrong. inside: the expression is put
--- into a larger one, where Python takes no flags.
+-- What is wrong with a pattern that PCRE2 reads differently from Python's re, or that Python refuses; nil where both agree. inside:
+-- the pattern becomes part of a larger one, where Python accepts no flags.
 local function not_python(pattern, inside)
   for at, letter in pattern:gmatch "()\\(.)" do
     local before = #pattern:sub(1, at - 1):match "\\*$"
@@ -49,7 +50,7 @@ local function fullmatch(pattern, text)
   return matched[0] ~= 0
 end
 
--- Refuse an expression that Python would, or PCRE2 does. where: what stands in front of the message.
+-- An error where Python or PCRE2 refuses the expression. where: the beginning of the message.
 local function check_regex(pattern, where, inside)
   local wrong = not_python(pattern, inside)
   if wrong then check.fail("%s: '%s': %s", where, pattern, wrong) end
@@ -66,7 +67,7 @@ local function named(list, name)
 end
 
 -- The number of the layer that `name` is in, as layers_to_transform counts; nil where PEFT finds none. PEFT 0.18 takes the last
--- number of a name, 0.21 the first: names with two are of mixtures of experts, which lorarun has not.
+-- number of a name, 0.21 the first. Only mixtures of experts have names with two, and lorarun has none.
 local function layer_number(name, patterns)
   if not patterns or #patterns == 0 then return tonumber(name:match "^.*%.[^.]*%.(%d+)%.") end
   for _, pattern in ipairs(patterns) do
@@ -88,7 +89,7 @@ function peft.is_target(config, name)
   if type(exclude) == "table" and named(exclude, name) then return false end
   if type(targets) == "string" then return targets:lower() == "all-linear" or fullmatch(targets, name) end
   for _, target in ipairs(targets) do
-    if name == target then return true end -- PEFT does not look at the layer of a name that is given whole
+    if name == target then return true end -- PEFT ignores layers_to_transform for a full name
   end
   if not named(targets, name) then return false end
   local layers = config.layers_to_transform
@@ -100,7 +101,7 @@ function peft.is_target(config, name)
   return false
 end
 
---- selection(config): the keys that is_target went by, as text.
+--- selection(config): the keys that is_target follows, as text.
 function peft.selection(config)
   local text = "target_modules"
   for _, key in ipairs { "exclude_modules", "layers_to_transform", "layers_pattern" } do
@@ -120,8 +121,8 @@ end
 
 function peft.scale(config, alpha, rank) return config.use_rslora and alpha / math.sqrt(rank) or alpha / rank end
 
---- suffixes(members, others): the shortest dotted ends of the members' names that are the end of no other's, sorted: what PEFT, by
---- `name == t or name.endswith("." + t)`, finds the members with and nothing else.
+--- suffixes(members, others): the shortest dotted ends of the members' names that end none of the others', sorted. With them PEFT
+--- (`name == t or name.endswith("." + t)`) finds the members and nothing else.
 function peft.suffixes(members, others)
   local list, seen, taken = {}, {}, {}
   for _, other in ipairs(others) do
@@ -153,7 +154,7 @@ local function texts(value)
   return true
 end
 
--- kind -> { a test, what is expected }. null has been dealt with.
+-- kind -> { a test, what is expected }. null is handled before.
 local KINDS = {
   any = { function() return true end },
   text = { function(v) return type(v) == "string" end, "a text" },
@@ -170,7 +171,7 @@ local KINDS = {
   pattern = { json.is_object, "an object { regular expression: number }" },
 }
 
--- Inits whose tensors are those of a plain LoRA once they are trained, and those that leave another base behind.
+-- Initialisations after which the saved tensors are those of a plain LoRA. Others change the base's weights.
 local PLAIN_INIT = { gaussian = true, eva = true, orthogonal = true }
 local function init(value)
   local name = tostring(value)
@@ -184,7 +185,7 @@ local function init(value)
   return "PEFT has no such initialisation"
 end
 
--- null where PEFT calculates with the value, or loses the adapter, is an error.
+-- needed: null is an error, since PEFT computes with the value or loses the adapter.
 local KEYS = {
   peft_type = { "text" }, base_model_name_or_path = { "text" }, revision = { "text" },
   r = { "rank", default = 8, needed = true }, lora_alpha = { "alpha", default = 8, needed = true },
@@ -192,14 +193,14 @@ local KEYS = {
   rank_pattern = { "pattern", values = "rank" }, alpha_pattern = { "pattern", values = "alpha" },
   target_modules = { "names" }, exclude_modules = { "names" }, layers_to_transform = { "layers" }, layers_pattern = { "names" },
   init_lora_weights = { "any", default = true, refuse = init },
-  -- Of no consequence: about how it was trained, saved or is served, or used with an init that has been refused. fan_in_fan_out is
-  -- for GPT-2's Conv1D: on linear layers PEFT sets it to false.
+  -- Without effect on the result: about training, saving or serving, or used with a refused init only. fan_in_fan_out is for
+  -- GPT-2's Conv1D; on linear layers PEFT sets it to false.
   task_type = { "text" }, auto_mapping = { "any" }, peft_version = { "text" }, inference_mode = { "switch" },
   fan_in_fan_out = { "switch" }, megatron_core = { "text" }, qalora_group_size = { "rank" }, runtime_config = { "any" },
   ensure_weight_tying = { "switch" }, loftq_config = { "any" }, eva_config = { "any" }, corda_config = { "any" },
   lora_ga_config = { "any" },
-  -- Another function. off: what switches it off beside null and false: in some keys PEFT asks for null alone, in others for
-  -- anything that is empty.
+  -- These change what the adapter computes. off: the value, besides null and false, that switches the key off; "empty": any empty
+  -- one.
   bias = { "text", default = "none", off = "none", remedy = MERGE }, use_dora = { off = "empty", what = "DoRA" },
   use_qalora = { off = "empty" }, lora_bias = { off = "empty" }, layer_replication = { off = "empty" },
   megatron_config = { off = "empty" }, modules_to_save = { off = "empty" }, trainable_token_indices = { off = "empty" },
@@ -358,8 +359,8 @@ function peft.refuse_overlap(pattern, name, what)
 end
 
 -- ---- writing -----------------------------------------------------------------------------------------------------------------
--- The pattern that gives every module its own value: of those that differ from the default, the names' ends that tell them apart.
--- No two keys match one module, so their order does not matter: PEFT sorts them when it saves.
+-- The pattern that gives each module its value: for values that differ from the default, the shortest ends of names that
+-- distinguish their modules. No two keys match one module, so the order in which PEFT sorts them when it saves does not matter.
 local function pattern_for(modules, field, default)
   local values, members = {}, {}
   for _, m in ipairs(modules) do

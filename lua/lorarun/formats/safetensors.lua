@@ -1,5 +1,5 @@
--- safetensors.lua: the weights of a model as one thing, whether they lie in one file or in shards, and writing them.
--- A tensor here is an lr_tensor handle, or an object that has one in its field `handle` (lorarun.tensor).
+-- safetensors.lua: reads and writes the weights of a model, whether they are in one file or in shards. A tensor here is an
+-- lr_tensor handle, or an object with one in its field `handle` (tensor/tensor.lua).
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local ffi = require "ffi"
@@ -93,7 +93,7 @@ local function open_single(path)
   return self
 end
 
--- Everything beside the weights stays as it is, so the folder is afterwards what it was before.
+-- The command converts the weights alone, in place; all other files of the folder stay.
 local CONVERT = [[python3 -c "import glob, torch, safetensors.torch as s; d = '%s'; w = {}; ]]
   .. [[[w.update(torch.load(f, map_location='cpu', weights_only=True)) for f in sorted(glob.glob(d + '/%s*.bin'))]; ]]
   .. [[s.save_file({k: v.clone().contiguous() for k, v in w.items()}, d + '/%s.safetensors', metadata={'format': 'pt'})"]]
@@ -228,9 +228,8 @@ local function write_file(path, list, metadata)
 end
 
 --- write(path, entries, metadata): one file, atomically.
----   entries: { { name =, dtype = "f32", shape = { ... }, tensor = }, ... }. tensor may be a function, called when its turn
----   comes: it returns the tensor and, if it likes, a function that is called when the tensor has been written. Values are
----   converted to dtype.
+---   entries: { { name =, dtype = "f32", shape = { ... }, tensor = }, ... }. tensor may be a function, which is called just before
+---   the tensor is written: it returns the tensor and, optionally, a function to call after that. Values are converted to dtype.
 ---   metadata: { key = "text" }, e.g. { format = "pt" }.
 function safetensors.write(path, entries, metadata)
   if type(path) ~= "string" then check.fail("safetensors.write: the path is a %s", type(path)) end
@@ -250,7 +249,7 @@ local function split(list, max_bytes)
   return shards
 end
 
--- Files of an earlier write under the same base would be read in place of, or beside, the new ones.
+-- Remove files of an earlier write under the same base: they would be read in place of the new ones, or as well.
 local function remove_stale(dir, base, written)
   local keep = {}
   for _, name in ipairs(written) do keep[name] = true end
@@ -293,7 +292,7 @@ function safetensors.write_sharded(dir, base, entries, max_bytes, metadata)
     write_file(where, shards[1], metadata)
   else
     written = {}
-    -- Shards of two models in one folder would be read as one: they take their places when the last is written.
+    -- Shards of two models in one folder would be read as one model, so all are renamed into place after the last is written.
     local partial = fs.join(dir, ".partial-" .. base)
     if fs.exists(partial) then fs.remove(partial) end
     fs.make(partial)

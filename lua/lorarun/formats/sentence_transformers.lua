@@ -1,6 +1,6 @@
--- sentence_transformers.lua: what a sentence-transformers folder says beside the weights: its modules, pooling, normalisation,
--- prompts, the longest sequence. Reading here; writing is export.lua's. Folders of versions up to 5.3 and those of 5.4 and later
--- differ in form; where both versions read a folder, and read it differently, it is refused.
+-- sentence_transformers.lua: reads the settings of a sentence-transformers folder: its modules, pooling, normalisation, prompts and
+-- longest sequence. models/export.lua writes such folders. Versions up to 5.3 and from 5.4 on write different forms; a folder that
+-- both can read, but read differently, is refused.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local check = require "lorarun.base.check"
@@ -17,8 +17,8 @@ local function set(...)
 end
 
 -- ---- modules.json ---------------------------------------------------------------------------------------------------------
--- Where sentence-transformers has its modules: the names that modules.json may give them. A class of that name elsewhere is
--- somebody else's.
+-- The names that modules.json may give to sentence-transformers' modules, by the packages in which versions have them. A class of
+-- the same name in another package is not one of them.
 local OLD, BASE, NEW = "sentence_transformers.models.", "sentence_transformers.base.modules.",
   "sentence_transformers.sentence_transformer.modules."
 local KINDS = {}
@@ -32,7 +32,7 @@ for class, file in pairs { Transformer = "transformer", Pooling = "pooling", Nor
   named(class, file)
 end
 
--- The modules in the order in which they run, which is that of the file: { kind, path }.
+-- The modules in the order of the file, in which they run: { kind, path, entry }.
 local function read_modules(path)
   local list = json.decode_file(path, "python")
   if not json.is_array(list) then check.fail("%s: it holds %s, expected a list of modules", path, model_config.show(list)) end
@@ -58,7 +58,7 @@ local function read_modules(path)
 end
 
 -- ---- pooling --------------------------------------------------------------------------------------------------------------
--- The names of 5.4 and later, and the keys of earlier versions, with our names.
+-- The names of 5.4 and later, and the keys of earlier versions, with the names that lorarun has for them.
 local POOLING_NAMES = { cls = "cls", mean = "mean", lasttoken = "last", max = "max", mean_sqrt_len_tokens = "mean_sqrt_len",
   weightedmean = "weighted_mean" }
 local POOLING_KEYS = { { "pooling_mode_cls_token", "cls" }, { "pooling_mode_max_tokens", "max" },
@@ -77,7 +77,7 @@ local function modes_of_keys(config)
     end
   end
   if #modes == 0 then return { "mean" } end
-  -- Up to 5.3 a key that is missing is false, but for that of the mean, which is true.
+  -- Up to 5.3 a missing key means false, except that of the mean, which means true.
   if given and config:given "pooling_mode_mean_tokens" == nil then
     config:refuse("pooling_mode_mean_tokens", "is missing: up to version 5.3 sentence-transformers then adds the mean to the other "
       .. "mode, later ones do not; write it: false, if it is not wanted")
@@ -135,11 +135,11 @@ end
 -- A length in tokens, or nil.
 local function length(o, key) return o:get(key) ~= nil and o:integer(key, nil, 1, 2 ^ 31 - 1) or nil end
 
--- What is given to the tokenizer in each call (5.4 and later): the length that it names, or nil.
+-- The length that the arguments of each tokenizer call name (5.4 and later), or nil.
 local function read_call(config)
   local call, longest = config:object "processing_kwargs", nil
   if not call then return nil end
-  for _, key in ipairs { "text", "common" } do -- the second counts where both name a thing
+  for _, key in ipairs { "text", "common" } do -- the second counts where both have a key
     local o = call:object(key)
     refuse_but(o, PADDING, "")
     if o then
@@ -154,7 +154,7 @@ local function read_call(config)
   return longest
 end
 
--- Other uses of the module than embeddings of texts as they are.
+-- Refuse settings under which the module does not embed texts as they are.
 local function check_task(config)
   local task = config:text("transformer_task", "feature-extraction")
   if task ~= "feature-extraction" then
@@ -185,7 +185,7 @@ end
 -- settings.max_length, in tokens (nil: what tokenizer_config.json says), and settings.lower.
 local function read_transformer(settings, folder)
   local config
-  for _, name in ipairs(TRANSFORMER_FILES) do -- the first that says something
+  for _, name in ipairs(TRANSFORMER_FILES) do -- the first that has a key
     config = read_if_there(fs.join(folder, name))
     if config and #config:keys() > 0 then break end
   end
@@ -214,7 +214,7 @@ end
 function st.tokenizer_length(folder)
   local config = read_if_there(fs.join(folder, "tokenizer_config.json"))
   if not config then return nil end
-  local key = config:get "model_max_length" ~= nil and "model_max_length" or "max_len" -- its name of old
+  local key = config:get "model_max_length" ~= nil and "model_max_length" or "max_len" -- its old name
   if config:get(key) == nil then return nil end
   if config:get(key) == math.huge then return 2 ^ 31 - 1 end
   return math.min(config:integer(key, nil, 1, math.huge), 2 ^ 31 - 1) -- transformers writes 1e30 for none
@@ -229,13 +229,13 @@ local function read_config(settings, path)
   if config:given "model_type" == json.null then config:refuse("model_type", "is null, expected \"SentenceTransformer\"") end
   local kind = config:text("model_type", "SentenceTransformer")
   if kind ~= "SentenceTransformer" then
-    config:refuse("model_type", "is '%s': the folder is of another kind than models that give an embedding a text", kind)
+    config:refuse("model_type", "is '%s': the folder is no model that gives one embedding for each text", kind)
   end
   if config:given "prompts" == json.null then config:refuse("prompts", "is null, expected an object; {} for none") end
   local prompts = config:object "prompts"
   for _, name in ipairs(prompts and prompts:keys() or {}) do settings.prompts[name] = prompts:text(name, "") end
   local default = config:get "default_prompt_name" ~= nil and config:text "default_prompt_name" or nil
-  -- Every model of sentence-transformers has these two, empty where the folder does not say.
+  -- Every model of sentence-transformers has the prompts query and document; they are empty where the folder has none.
   if default and not settings.prompts[default] and default ~= "query" and default ~= "document" then
     config:refuse("default_prompt_name", "is '%s', which 'prompts' does not have", default)
   end
@@ -250,7 +250,7 @@ local function read_config(settings, path)
   end
 end
 
--- Normalize: of embeddings, and nothing else.
+-- Normalize must read and write the embedding.
 local function check_normalize(folder)
   local config = read_if_there(fs.join(folder, "config.json"))
   for _, key in ipairs { "module_input_name", "module_output_name" } do

@@ -1,7 +1,7 @@
--- tokenizer.lua: text to token ids, as the tokenizer.json of a model folder says.
+-- tokenizer.lua: turns text into token ids, as the tokenizer.json of a model folder says.
 --   local tok = lr.load_tokenizer(folder)
 --   tok:encode("if x:", { max_length = 512 })   -- Lua array of ids
--- A tokenizer never changes, so several may share one; free() gives its memory back at once, the collector does at last.
+-- A tokenizer never changes, so it can be shared. free() gives its memory back at once; without it the garbage collector does.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local config = require "lorarun.formats.tokenizer_config"
@@ -15,7 +15,7 @@ local tokenizer = {}
 local Tokenizer = {}
 local count = ffi.new "int64_t[1]"
 
--- Fields that are read like plain ones: vocab_size (the highest id + 1), handle (the lr_tokenizer), file_max_length (the file's own
+-- Fields: vocab_size (the highest id + 1), handle (the lr_tokenizer), file_max_length (the file's own
 -- truncation, nil where it has none), class (transformers' tokenizer_class, nil for a tokenizer.json alone), own_code (the
 -- post_processor that stands for code of the folder's own, nil where there is none).
 function Tokenizer.__index(self, key)
@@ -30,7 +30,7 @@ local OPTIONS = { add_special_tokens = options.boolean, max_length = options.who
 
 local NO_OPTIONS = {}
 
--- The ids of text, an array. options: add_special_tokens (default true); max_length: at most so many ids, special ones included.
+-- The ids of text, an array. options: add_special_tokens (default true); max_length: of the ids, special ones included.
 function Tokenizer:encode(text, given)
   if type(text) ~= "string" then check.fail("encode: the text must be a string, got a %s", type(text)) end
   given = given and options.check("encode", given, OPTIONS) or NO_OPTIONS
@@ -80,10 +80,10 @@ function Tokenizer.__tostring(self)
   return ("tokenizer %s (%d tokens)"):format(self.path, self.vocab_size)
 end
 
--- Where a part of tokenizer.json is null or missing: nil.
+-- A part of tokenizer.json; nil where it is null or missing.
 local function part(doc, ...) return json.unless_null(json.part(doc, ...)) end
 
--- The settings of the model, and its type where files of the first releases do not say it (as load_model in tokenizer.c).
+-- The model's settings with its type, which files of the first releases do not name (as load_model in tokenizer.c).
 local function model_settings(doc)
   local m = {}
   for _, key in ipairs { "type", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word", "ignore_merges" } do
@@ -94,7 +94,7 @@ local function model_settings(doc)
   return m
 end
 
--- What tokenizer_generations.read wants of a tokenizer.json; nil where the file is one that C refuses, with the place.
+-- The parts of a tokenizer.json for tokenizer_generations.read; nil for a file that C will refuse, naming the place.
 local function parts_of(doc, path)
   local file = { path = path, model = model_settings(doc) }
   if file.model.type ~= "BPE" and file.model.type ~= "WordPiece" then return nil end
@@ -118,8 +118,8 @@ local function parts_of(doc, path)
   return file
 end
 
--- A folder's tokenizer with what stands beside tokenizer.json; false where nothing does. Also the class, and the special tokens
--- around a text where code of the folder's own puts them there.
+-- Load a folder's tokenizer.json together with the files beside it; false where there are none. Also returns the class, and the
+-- post_processor where code of the folder's own adds the special tokens.
 local function load_folder(out, folder, model_type, tokenizer_class)
   local path = fs.join(folder, "tokenizer.json")
   local facts = fs.is_file(path) and config.facts(folder, model_type, tokenizer_class)

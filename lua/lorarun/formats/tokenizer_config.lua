@@ -1,7 +1,7 @@
--- tokenizer_config.lua: what stands beside tokenizer.json and counts when transformers' AutoTokenizer loads a folder:
--- tokenizer_config.json, special_tokens_map.json, added_tokens.json, and config.json's model_type and tokenizer_class.
--- What follows from them is tokenizer_generations.lua's. Values are read through model_config.lua; the functions here read them as
--- Python hands them to a tokenizer's class, where null is not what is missing.
+-- tokenizer_config.lua: reads the files beside tokenizer.json that transformers' AutoTokenizer takes into account:
+-- tokenizer_config.json, special_tokens_map.json, added_tokens.json, and config.json's model_type and tokenizer_class. What follows
+-- from them is in tokenizer_generations.lua. Values are read through model_config.lua; the functions here read them as Python
+-- passes them to a tokenizer's class, where null and a missing key differ.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local model_config = require "lorarun.formats.model_config"
@@ -30,8 +30,8 @@ function config.array(values, key)
   return v
 end
 
---- facts(folder, model_type, tokenizer_class): all that counts, or nil where nothing is beside tokenizer.json. config, model: the
---- values of tokenizer_config.json and config.json (empty ones where there is no such file); map and added: of
+--- facts(folder, model_type, tokenizer_class): the contents of these files, or nil where tokenizer.json has none beside it. config,
+--- model: the values of tokenizer_config.json and config.json (empty ones where there is no such file); map and added: of
 --- special_tokens_map.json and added_tokens.json, nil where there is none; model_type: that of config.json, else the argument;
 --- tokenizer_class: the argument, the class of such a model's tokenizer where no file names one.
 function config.facts(folder, model_type, tokenizer_class)

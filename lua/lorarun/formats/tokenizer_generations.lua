@@ -1,8 +1,8 @@
 -- tokenizer_generations.lua: what transformers 4 and transformers 5 make of a folder's tokenizer (AutoTokenizer, no remote code).
 --
--- Each generation's reading is a table of parts: normalizer, pre_tokenizer, model, added tokens, special tokens around a text,
--- side of truncation. Where both readings are the same they are lorarun's; where only one generation can load the folder, its
--- reading is; where they differ, nobody can say which of them the model was trained with, and the folder is refused.
+-- Each generation's reading is a table of parts: normalizer, pre_tokenizer, model, added tokens, special tokens around a text, side
+-- of truncation. Where both readings are the same, lorarun takes it; where only one generation can load the folder, its reading.
+-- Where they differ, one cannot know which of them the model was trained with, and the folder is refused.
 -- Written after transformers 4.57 and 5.23 with tokenizers 0.22 and 0.23.
 local check = require "lorarun.base.check"
 local classes = require "lorarun.formats.tokenizer_classes"
@@ -152,7 +152,7 @@ local function known_class(name, values)
     .. "become tokens, write PreTrainedTokenizerFast there", name, table.concat(sorted.keys(classes.known), ", "))
 end
 
--- gte-Qwen2 and models made of it: code that puts eos_token behind the text where add_eos_token says so.
+-- gte-Qwen2 and models made of it: code that puts eos_token after the text if add_eos_token is true.
 local GTE = "tokenization_qwen.Qwen2TokenizerFast"
 
 -- auto_map of a file: the name of the code that tokenises, nil where there is none.
@@ -217,7 +217,7 @@ end
 -- What transformers 4 does with added tokens that no file says, so that what the files say holds in transformers 5 alone: it looks
 -- for a token whose `normalized` changed in both ways, and where BERT's normalizer is written over, for the token as the old one
 -- leaves it. The token, or nil.
-local function left_behind(a)
+local function unwritten_token(a)
   for _, content in ipairs(a.added.order) do
     local t = a.added.by[content]
     local once = added.looked_for(a.added, content) == (t.normalized and "n" or "r")
@@ -337,7 +337,7 @@ function generations.read(facts, file)
   local a, b, reason, name, own_code = readings(facts, file)
   local r = a or b or check.fail("%s", reason)
   local what = a and b and difference(a, b, split)
-  local token = a and left_behind(a)
+  local token = a and unwritten_token(a)
   if token then what = what or ("the added token '%s', which transformers 4 goes on to look for as it was"):format(token) end
   local numbered = {}
   local function ids_of(list)
