@@ -16,6 +16,7 @@
 -- which streams them. Every argument goes through quote().
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
+local using = require "lorarun.base.using"
 
 local git = {}
 local Repository = {}
@@ -147,8 +148,12 @@ function Repository:blobs(ids, scratch, limit, fn)
   if not list then check.fail("cannot write %s: %s", scratch, reason) end
   list:write(table.concat(ids, "\n"), "\n")
   list:close()
-  local pipe = io.popen(self:command({ "cat-file", "--batch" }) .. " < " .. git.quote(scratch) .. " 2>/dev/null", "r")
-  local ok, err = pcall(function()
+  local function close(pipe)
+    pipe:close()
+    os.remove(scratch)
+  end
+  local command = self:command { "cat-file", "--batch" } .. " < " .. git.quote(scratch) .. " 2>/dev/null"
+  using(io.popen(command, "r"), close, function(pipe)
     for i = 1, #ids do
       local header = pipe:read("*l")
       if not header then check.fail("git cat-file ended early in %s, at object %s", self.path, ids[i]) end
@@ -167,9 +172,6 @@ function Repository:blobs(ids, scratch, limit, fn)
       end
     end
   end)
-  pipe:close()
-  os.remove(scratch)
-  if not ok then error(err, 0) end
 end
 
 return git

@@ -7,6 +7,7 @@ local probes = require "lorarun.models.probes"
 local say = require "lorarun.base.say"
 local settings = require "lorarun.dist.settings"
 local suggest = require "lorarun.base.suggest"
+local using = require "lorarun.base.using"
 
 local verify = {}
 
@@ -53,10 +54,7 @@ function verify.folder(path, options)
   local device = options.device or require("lorarun.tensor.tensor").default_device
   local precision = options.precision or (stored.precision == "fp16" and device == "cpu" and "fp32" or stored.precision)
   local model = require("lorarun.models.model").load(path, { precision = precision, device = device })
-  local ok, result = pcall(probes.compare, stored, model)
-  model:free()
-  if not ok then error(result, 0) end
-  return result
+  return using(model, model.free, function() return probes.compare(stored, model) end)
 end
 
 local OPTIONS = { "--python", "--precision", "--device", "--help" }
