@@ -129,7 +129,7 @@ function memory.limit_text(kind)
   return ("ulimit %s: %s"):format(OPTIONS[tonumber(kind)], counts and ("%d"):format(limit) or units.size(limit))
 end
 
-local doing -- what the program is at: see during()
+local doing -- what a training run is doing: see during()
 
 --- during(what, fn, ...): call fn; an out-of-memory error in it tells what it was doing. what: { step, tokens and pairs of the
 --- micro-batch (nil: not known), saved = the step of the newest checkpoint or nil }; fn may change it. Returns fn's result.
