@@ -6,6 +6,7 @@
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
+local device_traits = require "lorarun.tensor.device_traits"
 local autograd = require "lorarun.tensor.autograd"
 local comm = require "lorarun.dist.comm"
 local json = require "lorarun.base.json"
@@ -90,7 +91,7 @@ local SIGNALS = { 15, 2, data_parallel.SIGUSR1 } -- SIGTERM, SIGINT; where sever
 --- or nil). NCCL takes its memory when it first has something to do; so it does before anybody looks at what memory is free.
 function data_parallel.connect(parameters, gathered)
   local exchange = parameters.exchange
-  if comm.world_size == 1 or exchange.device ~= "cuda" then return end
+  if comm.world_size == 1 or not device_traits.itself(exchange.device).asynchronous then return end
   comm.all_reduce(exchange, "sum")
   if not gathered then return end
   tensor.scope(function() comm.all_gather(tensor.zeros(gathered, "f32", "embeddings", exchange.device)) end)

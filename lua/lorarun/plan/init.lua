@@ -8,6 +8,7 @@
 -- added as the most it may be. Times follow from the work of a step and a rate (throughput.lua), and each says whether that was
 -- measured or estimated.
 local check = require "lorarun.base.check"
+local device_traits = require "lorarun.tensor.device_traits"
 local footprint = require "lorarun.train.footprint"
 local launch = require "lorarun.dist.launch"
 local lengths = require "lorarun.data.lengths"
@@ -128,7 +129,7 @@ end
 
 -- The memory there is for tensors on one device, and what is taken of it beforehand. The plan is for the most ranks that it shows.
 local function memory_of(planned)
-  if planned.device == "cuda" then
+  if device_traits.itself(planned.device).own_memory then
     local most = math.max(planned.processes, unpack(planned.counts or {}))
     return planned.memory, DRIVER + (most > 1 and NCCL or 0)
   end
@@ -241,7 +242,7 @@ local function plan_policies(p, o, need)
 end
 
 local function rate_of(planned, model)
-  if planned.device == "cuda" then return throughput.of_gpu(planned.gpu, model) end
+  if device_traits.itself(planned.device).own_memory then return throughput.of_gpu(planned.gpu, model) end
   return throughput.of_cpu(model.precision)
 end
 

@@ -1,5 +1,6 @@
 -- report.lua: a plan (plan/init.lua) as text.
 local units = require "lorarun.base.units"
+local device_traits = require "lorarun.tensor.device_traits"
 
 local report = {}
 local size, count = units.size, units.count
@@ -28,7 +29,8 @@ end
 
 local function title(p)
   local planned, model = p.planned, p.model
-  local where = planned.device == "cuda" and ("a GPU of %s"):format(size(planned.memory)) or "this machine's CPU"
+  local where = device_traits.itself(planned.device).own_memory and ("a GPU of %s"):format(size(planned.memory))
+    or "this machine's CPU"
   if planned.device == "cpu" and planned.processes > 1 then where = ("one of %d ranks on %s"):format(planned.processes, where) end
   local pooling = model.pooling .. " pooling" .. (model.pooling_assumed and " (assumed: there is no modules.json)" or "")
   return ([[plan: %s (%s, %d layers, dimension %d, %s) in %s, LoRA rank %d, on %s
@@ -115,7 +117,7 @@ local function steps_line(p)
   local t = p.times[1]
   if not t.steps then return "" end
   return ("\n  %s steps on %d %s%s, of %s training rows%s"):format(count(t.steps), t.ranks,
-    p.planned.device == "cuda" and "GPU" or "rank", t.ranks == 1 and "" or "s", count(p.draws),
+    device_traits.itself(p.planned.device).own_memory and "GPU" or "rank", t.ranks == 1 and "" or "s", count(p.draws),
     p.assumed and " (as many as the recipe takes at most: there is no data yet)" or "")
 end
 
@@ -123,7 +125,7 @@ local function times_block(p)
   if #p.times == 0 then
     return ("time\n  unknown: no run of twenty seconds or more in %s has been timed on this CPU yet"):format(p.model.precision)
   end
-  local gpu = p.planned.device == "cuda"
+  local gpu = device_traits.itself(p.planned.device).own_memory
   local rows = { { gpu and "GPUs" or "ranks", "pairs a step", gpu and "memory a GPU" or "memory a rank", "s a step", "pairs/s",
     "hours to the end", "of them evaluating, at most" } }
   for _, t in ipairs(p.times) do

@@ -1,9 +1,10 @@
--- device_traits.lua: the kinds of devices, and what each does its own way where the choice falls in Lua. Whoever must choose asks
--- here by trait and names no kind. The drivers tell all this (lr_device_traits in lr.h), so a new backend needs nothing here.
+-- device_traits.lua: the kinds of devices, and what each does its own way where Lua must choose. Other modules ask here for a
+-- trait and name no kind. The drivers tell all this (lr_device_traits in lr.h), so a new backend needs nothing here.
 --
---   traits.DEVICES       device -> its number in C: "cpu", "cuda", "meta"
---   traits.KINDS         device -> its traits; "meta" has none of its own
---   traits.of(device)    the traits of a tensor's device; of "meta", those of the kind that it stands for
+--   traits.DEVICES           device -> its number in C: "cpu", "cuda", "meta"
+--   traits.KINDS             device -> its traits; "meta" has none of its own
+--   traits.itself(device)    the traits of a device, none of "meta"
+--   traits.of(device)        the traits of a tensor's device; of "meta", those of the kind that it stands for
 --
 -- Traits:
 --   word                  what messages call one: "CPU", "GPU"
@@ -30,6 +31,8 @@ for number = 0, C.LR_DEVICE_COUNT - 1 do
     traits.KINDS[name], by_number[number] = kind, kind
   end
 end
+
+function traits.itself(device) return traits.KINDS[device] or {} end
 
 function traits.of(device) return by_number[C.lr_device_like(traits.DEVICES[device])] end
 

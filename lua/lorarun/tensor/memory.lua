@@ -100,7 +100,7 @@ end
 --- available(device): bytes of a device's memory that this process may still have, and what limits them where that is not the
 --- memory itself; nil where the system does not say.
 function memory.available(device)
-  if (device_traits.KINDS[device] or {}).own_memory then
+  if device_traits.itself(device).own_memory then
     local free, total = ffi.new "int64_t[1]", ffi.new "int64_t[1]"
     check(C.lr_device_memory(memory.DEVICES[device], free, total))
     return tonumber(free[0])

@@ -17,6 +17,7 @@
 --   plan:free()
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
+local device_traits = require "lorarun.tensor.device_traits"
 local comm = require "lorarun.dist.comm"
 local evaluate = require "lorarun.train.evaluate"
 local footprint = require "lorarun.train.footprint"
@@ -150,7 +151,8 @@ end
 --- usable(free, device, ranks): of this many free bytes, those that each of the ranks which share the device may use; no more than
 --- lr.memory.limit leaves a rank.
 function recompute.usable(free, device, ranks)
-  return math.min((device == "cuda" and free - LIBRARIES or (1 - OTHERS) * free) / ranks, memory.left(device))
+  local own = device_traits.itself(device).own_memory
+  return math.min((own and free - LIBRARIES or (1 - OTHERS) * free) / ranks, memory.left(device))
 end
 
 -- Find the layers and the parts of every batch, by the largest.
@@ -179,7 +181,7 @@ end
 
 local function auto(o, data)
   local device, model = o.model.device, o.model
-  local ranks = device == "cuda" and gpu.ranks() or comm.local_world_size
+  local ranks = device_traits.itself(device).own_memory and gpu.ranks() or comm.local_world_size
   check(C.lr_memory_release_cached(memory.DEVICES[device])) -- what loading has left counts as free
   local free = memory.available(device) or math.huge
   if recompute.usable(free, device, ranks) == math.huge then
