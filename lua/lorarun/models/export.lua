@@ -1,5 +1,5 @@
 -- export.lua: write what others load: a sentence-transformers folder with merged weights, and one with the PEFT adapter.
--- Everything of the base folder that is not weights is copied as it is: tokenizer, prompts, pooling.
+-- Tokenizer, prompts and pooling are the base folder's.
 local C = require "lorarun.base.c"
 local adapter_folder = require "lorarun.formats.adapter_folder"
 local check = require "lorarun.base.check"
@@ -124,8 +124,8 @@ local function finish(model, folder, options, coarse)
   return probes.demand(model, folder)
 end
 
--- Call fn; where it fails, what was not in the folder before goes: a full disk is not to keep half of a model, which might load as
--- another (without its 1_Pooling, say). Of a folder that was there, only what bears a name of ours.
+-- Call fn; where it fails, remove what it wrote: half of a model that a full disk cut off might load as another model, without its
+-- 1_Pooling, say. In a folder that was there before, only files with names of ours are removed.
 local OURS = { "^model.*%.safetensors", "^adapter_", "^%d+_%a+$", "config.*%.json$", "^modules%.json$", "^tokenizer",
   "^special_tokens_map%.json$", "^README%.md$" }
 
@@ -174,8 +174,8 @@ local OPTIONS = { base = kinds.text, card = kinds.text, probes = kinds.any, chec
 ---   card    text of the model card
 ---   probes  what probes.measure gave for the model as it is, or a function that gives it; default: of texts of lorarun's own
 ---   check   false: the folder is not loaded again
---- The folder is loaded again, with the base that it names, and must give the model's embeddings. Returns the line that tells so,
---- or nil where that could not be.
+--- The folder is loaded again, with the base that it names, and must give the model's embeddings. Returns a line that says so, or
+--- nil where that could not be checked.
 function export.adapter(model, folder, options)
   class.expect(model, "save_adapter")
   options = kinds.check("save_adapter", options, OPTIONS)

@@ -109,8 +109,8 @@ local FIELDS = { rank = options.any, alpha = options.any, dropout = options.any,
   targets = options.either(options.text, options.table), rslora = options.boolean, seed = options.whole(0),
   rank_pattern = options.table, alpha_pattern = options.table }
 
---- add(model, spec): new adapters: A uniform in +-1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt 5), B zero, so the model first
---- is what it was.
+--- add(model, spec): new adapters: A uniform in +-1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt 5), B zero: the model still
+--- computes what it did.
 ---   spec: { rank = 16, alpha = 32, dropout = 0, targets = { "q_proj", ... } | "all-linear" | "regex", rslora = false,
 --- seed = 0, rank_pattern, alpha_pattern }
 --- rank_pattern = { q_proj = 8 } or { { "layers.0.*", 4 }, { "q_proj", 8 } }: regular expressions for a name or its last
@@ -179,7 +179,7 @@ function Adapter:__tostring()
     self.config.lora_dropout, #self.modules, self.parameters.count)
 end
 
---- free(): take the adapters off the model, which is then what it was without them.
+--- free(): take the adapters off the model, which is then as before.
 function Adapter:free()
   if self.model.lora == self then self.model.lora = nil end
   for _, layer in ipairs(self.layers) do
@@ -205,7 +205,7 @@ local function refuse_tensor(file, key)
   end
 end
 
--- PEFT's name of a module, in parts: what its model has in front of our name, and our name; nil where the model has no such layer.
+-- PEFT's name of a module in two parts, the prefix of its model and our name; nil where the model has no such layer.
 local function split_name(model, name, linears)
   for _, prefix in ipairs(model.arch.prefixes) do
     local ours = name:sub(#prefix + 1)
@@ -213,8 +213,8 @@ local function split_name(model, name, linears)
   end
 end
 
--- The modules in an adapter file: a list of { name, A = key, B = key }, which is also a table by name, and the prefix that their
--- names have. Without those that no embedding depends on: heads, and what the architecture leaves `unused` (BERT's pooler).
+-- The modules in an adapter file: a list of { name, A = key, B = key }, which is also a table by name, and found.prefix, the prefix
+-- of their names. Without those that no embedding depends on: heads, and the architecture's `unused` (BERT's pooler).
 local function modules_of(file, model)
   local found, linears, first = {}, {}, nil
   for _, layer in ipairs(model.linears) do
@@ -288,8 +288,8 @@ local function with_file(folder, fn)
   return result
 end
 
--- The modules that config.json of the adapter speaks of must be those that the file has. PEFT begins one that the file lacks anew,
--- with B = 0, and says so; what the file has beyond them it leaves out.
+-- The modules that adapter_config.json names must be those of the file. PEFT would make a module that the file lacks, with B = 0,
+-- and warn; it would leave out a module that the configuration does not name.
 local function compare_modules(model, config, file, found)
   local prefix, missing = found.prefix or "", {}
   for _, layer in ipairs(model.linears) do
@@ -310,8 +310,8 @@ local function compare_modules(model, config, file, found)
   say.warning("%s: as in PEFT, these are without an adapter", text)
 end
 
--- sentence-transformers puts an adapter on AutoModel's modules, whatever model it was trained on: where the file's names have a
--- prefix, the keys of the configuration are to mean the same without it.
+-- sentence-transformers puts an adapter on AutoModel's modules, whatever class it was trained on: where the file's names have a
+-- prefix, the keys of the configuration must mean the same without it.
 local function check_without_prefix(config, file, found)
   if (found.prefix or "") == "" then return end
   for _, module in ipairs(found) do
@@ -366,7 +366,7 @@ function lora.read_into(model, folder)
 end
 
 --- write(model, folder, base): adapter_config.json and adapter_model.safetensors as PEFT writes them for AutoModel's modules. base:
---- what base_model_name_or_path says; default: the base's absolute path, or its Hugging Face id.
+--- the value of base_model_name_or_path; default: the base's absolute path, or its Hugging Face id.
 function lora.write(model, folder, base)
   local adapter = model.lora or check.fail("the model has no adapter to save")
   fs.make(folder)

@@ -71,8 +71,8 @@ end
 
 local MOST_TOKENS = 65535 -- of a text: the loader's
 
--- Tokens a text is cut to: what the user asked for, else what the folder says, else (as in sentence-transformers) the shorter of
--- the tokenizer's own limit and the model's positions.
+-- Tokens that a text is cut to: what the user asked for, else what the folder says, else (as in sentence-transformers) the smaller
+-- of the tokenizer's own limit and the model's positions.
 local function longest(arch, c, asked, of_folder, tokenizer_folder, config)
   if asked ~= nil and (type(asked) ~= "number" or asked % 1 ~= 0 or asked < 1) then
     check.fail("max_length is %s, expected a whole number of at least 1", tostring(asked))
@@ -97,7 +97,7 @@ local function longest(arch, c, asked, of_folder, tokenizer_folder, config)
   return length
 end
 
--- do_lower_case of sentence-transformers: nothing more to do where the tokenizer makes lower case itself.
+-- do_lower_case of sentence-transformers: fine where the tokenizer makes lower case itself, else an error.
 local UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ ÀÉÖ ΑΩ ЖЯ", "abcdefghijklmnopqrstuvwxyz àéö αω жя"
 local function check_lower(tokenizer, config)
   local a, b = tokenizer:encode(UPPER), tokenizer:encode(LOWER)
@@ -150,7 +150,7 @@ local function has_adapter(folder, weights_folder)
   return here
 end
 
--- Of weights with an adapter beside them sentence-transformers reads the configuration where the adapter says that its base is.
+-- Where an adapter lies beside weights, sentence-transformers reads config.json from the base that the adapter names.
 local function check_base(folder, arch, c)
   local adapter = model_config.read_any(fs.join(folder, "adapter_config.json"))
   local base = adapter:get "base_model_name_or_path"
@@ -244,7 +244,7 @@ end
 local POOLED_TOKEN = { cls = function(cu_seqlens, i) return cu_seqlens[i] end,
   last = function(cu_seqlens, i) return cu_seqlens[i + 1] - 1 end }
 
--- The rows that pooling takes and their dropout keys: all that the last layer need compute after its attention. nil where pooling
+-- The rows that pooling takes and their dropout keys: only these are computed after the last layer's attention. nil where pooling
 -- reads every row.
 local function pooled_rows(model, batch)
   local token, n, device = POOLED_TOKEN[model.pooling], batch.sequences, model.device
@@ -374,7 +374,7 @@ end
 --- parameters(): the flat trainable state { value, grad, count }, or nil without adapters.
 function Model:parameters() return self.lora and self.lora.parameters or nil end
 
---- A model of the same shapes, adapters included, on the meta device: what a step of this one will take can be tried on it.
+--- without_bytes(): a model of the same shapes, adapters included, on the meta device, for measuring what a step will take.
 function Model:without_bytes()
   return tensor.persistent(function()
     local twin = assemble(self.arch, self.sizes, { name = self.arch_name, dtype = self.dtype, device = "meta",
@@ -397,7 +397,7 @@ function Model:frozen_count() return self.frozen end
 function Model:save(folder, options) return require("lorarun.models.export").merged(self, folder, options) end
 function Model:save_adapter(folder, options) return require("lorarun.models.export").adapter(self, folder, options) end
 
---- Give back all memory now.
+--- free(): give back all memory now.
 function Model:free()
   local function free(t)
     for _, v in pairs(t) do

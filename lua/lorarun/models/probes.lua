@@ -1,6 +1,6 @@
--- probes.lua: does a folder that was written compute what the model computed that wrote it? A few texts and their embeddings lie in
--- the folder (lorarun_probes.json), with those of the base: an adapter that is silently left out gives the base's. lorarun loads
--- what it wrote again and compares; `lorarun verify` (verify.lua) does it later, and three lines of Python for others.
+-- probes.lua: does a written folder compute what the model in memory did? A few texts and their embeddings lie in the folder
+-- (lorarun_probes.json), with those of the base: an adapter that is silently left out gives the base's. lorarun loads what it wrote
+-- again and compares; `lorarun verify` (verify.lua) does so later, and in Python three lines.
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"

@@ -1,6 +1,6 @@
 -- optim.lua: AdamW over the flat buffer of all adapters (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019;
--- the arithmetic is torch.optim.AdamW's). Clipping by global norm, the scale of an fp16 run's loss and
--- the test for overflow are on the device: nothing in a step waits for a number.
+-- the arithmetic is torch.optim.AdamW's). Clipping by global norm, the loss scale of fp16 and the test for overflow are on the
+-- device: nothing in a step waits for a number.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -18,10 +18,10 @@ local SCALE, GROWTH, BACKOFF, INTERVAL = 65536, 2, 0.5, 2000
 local OPTIONS = { beta1 = options.from(0), beta2 = options.from(0), eps = options.from(0), weight_decay = options.from(0),
   max_grad_norm = options.from(0), scaled = options.boolean, loss_scale = options.from(0) }
 
---- adamw(parameters, options): parameters: { value, grad, count } of lora.lua; norm and scale, if they have them, are where the
---- gradient's norm and a copy of the scale go. options: beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0, max_grad_norm = 1
---- (0: no clipping), scaled = whether the gradients it gets are those of the loss times self.scale ([1] f32, on the device), which
---- it looks after; loss_scale = what that begins with (65536).
+--- adamw(parameters, options): parameters: { value, grad, count } of lora.lua; where it has norm and scale, the gradient's norm and
+--- a copy of the loss scale are written there. options: beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0, max_grad_norm = 1
+--- (0: no clipping), scaled = are the gradients those of the loss times self.scale ([1] f32, on the device), which it adapts;
+--- loss_scale = the first scale (65536).
 local function adamw(parameters, given)
   if type(parameters) ~= "table" or not parameters.value then
     check.fail("lr.adamw takes the model:parameters() of a model with adapters, got %s%s", options.shown(parameters),
@@ -65,8 +65,8 @@ function AdamW:apply(lr)
   p.grad:fill(0)
 end
 
---- taken(norm): the step that apply() began had this gradient norm. Where that is not finite nothing was changed and the step does
---- not count: the result is false.
+--- taken(norm): did the step that apply() began count? norm: its gradient norm. Where that is not finite, nothing was changed and
+--- the step does not count.
 function AdamW:taken(norm)
   local finite = norm - norm == 0
   if finite then self.steps = self.steps + 1 end
