@@ -3,7 +3,8 @@
 --
 --   architectures.find(model_type, folders)   the architecture, or nil and where it was looked for
 --   architectures.sizes(architecture, config) what its configure() makes of config.json, checked
---   architectures.names()                     the model_types that lorarun has itself
+--   architectures.names()                     the names of lorarun's own
+--   architectures.places()                    where users' files are looked for
 --
 -- In this order, the first that is there counts:
 --   1. lorarun's own, models/<name>.lua; DIR/lorarun/models/<name>.lua with LORARUN_LUA_PATH=DIR, which replaces any module so
@@ -181,9 +182,8 @@ end
 
 --- places(): where files of users are looked for, for a message.
 function architectures.places()
-  local places = "beside the recipe"
-  if lua_path() then places = ("%s, in %s"):format(places, fs.join(lua_path(), "models")) end
-  return places
+  local places = "beside the recipe or in the current folder"
+  return lua_path() and ("%s or in %s"):format(places, lua_path()) or places
 end
 
 -- ---- sizes -----------------------------------------------------------------------------------------------------------------

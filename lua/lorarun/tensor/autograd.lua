@@ -10,7 +10,7 @@
 -- that wants to overwrite its incoming gradient asks autograd.writable.
 --
 -- Parameters are leaves with a .grad of their own (a view into the flat gradient buffer): rules may accumulate into it directly
--- (ops.lua's LoRA rule does, with beta = 1); a gradient returned for one is added.
+-- (lora_linear.lua does, with beta = 1); a gradient returned for one is added.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local tensor = require "lorarun.tensor.tensor"
