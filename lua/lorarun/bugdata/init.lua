@@ -33,6 +33,7 @@ local sources = require "lorarun.bugdata.sources"
 local rows = require "lorarun.bugdata.rows"
 local splits = require "lorarun.bugdata.splits"
 local text_hash = require "lorarun.base.text_hash"
+local using = require "lorarun.base.using"
 
 local bugdata = {}
 
@@ -265,7 +266,10 @@ function bugdata.make(given)
     check.fail("--output %s cannot be written: %s", options.output, (tostring(reason):gsub("^%S+:%d+: ", "")))
   end
 
-  local ok, err = pcall(function()
+  local function abandon()
+    for _, writer in pairs(state.writers) do writer.abandon() end
+  end
+  using.made(state, abandon, function()
     make_in(options, state)
     for _, split in ipairs(splits.NAMES) do state.writers[split].close() end
     for _, split in ipairs(splits.NAMES) do state.writers[split].publish() end
@@ -274,10 +278,6 @@ function bugdata.make(given)
     stored.output = nil
     fs.write(fs.join(options.output, "summary.json"), json.encode(stored, { sort_keys = true }) .. "\n")
   end)
-  if not ok then
-    for _, writer in pairs(state.writers) do writer.abandon() end
-    error(err, 0)
-  end
   summary.seconds = C.lr_time() - started
   return summary
 end

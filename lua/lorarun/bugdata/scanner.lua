@@ -8,6 +8,8 @@
 -- Invariants: tokens are in order and do not overlap; only white space is between two of them; a string or a comment is ONE token,
 -- whatever it holds, so its contents are never taken for code. An unclosed string ends with its line (an unclosed long one with the
 -- text). Preprocessor directives of C are single tokens of their own kind, continuations included.
+local sorted = require "lorarun.base.sorted"
+
 local scanner = {}
 
 local byte, find, sub = string.byte, string.find, string.sub
@@ -36,12 +38,7 @@ function scanner.language(name)
 end
 
 -- All known extensions, sorted, for messages.
-function scanner.extensions()
-  local list = {}
-  for extension in pairs(BY_EXTENSION) do list[#list + 1] = extension end
-  table.sort(list)
-  return list
-end
+function scanner.extensions() return sorted.keys(BY_EXTENSION) end
 
 -- Operators of more than one byte, longest first: the first that matches is the token.
 local function operator_table(list)

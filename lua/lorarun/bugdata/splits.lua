@@ -6,11 +6,12 @@
 local diff = require "lorarun.bugdata.diff"
 local scanner = require "lorarun.bugdata.scanner"
 local functions = require "lorarun.bugdata.functions"
+local data_folder = require "lorarun.formats.data_folder"
 local text_hash = require "lorarun.base.text_hash"
 
 local splits = {}
 
-splits.NAMES = { "train", "validation", "test" }
+splits.NAMES = data_folder.SPLITS
 local SHARES = { train = 0.70, validation = 0.15, test = 0.15 }
 
 -- A function that ties two files together has at least this much text: shorter ones are often equal by chance.

@@ -8,6 +8,7 @@ local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local comm = require "lorarun.dist.comm"
 local say = require "lorarun.base.say"
+local device_traits = require "lorarun.tensor.device_traits"
 local units = require "lorarun.base.units"
 
 local gpu = {}
@@ -39,10 +40,10 @@ function gpu.ranks()
   return count
 end
 
---- watch(device): "cpu", "cuda" or "meta", as a model names the device it is on.
+--- watch(device): of the device of a model, by its name.
 function gpu.watch(device)
   local number = ffi.new "int[1]"
-  local found = device == "cuda" and C.lr_gpu_of_device(-1, number) == C.LR_OK
+  local found = device_traits.itself(device).own_memory and C.lr_gpu_of_device(-1, number) == C.LR_OK
   return setmetatable({ number = found and number[0] or nil, asked = -math.huge, printed = -math.huge }, Watch)
 end
 

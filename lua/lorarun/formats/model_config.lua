@@ -120,11 +120,9 @@ end
 
 --- known(keys): an error for a key that is not in the set.
 function Config:known(keys)
-  local names = {}
-  for key in pairs(keys) do names[#names + 1] = key end
   for _, key in ipairs(self:keys()) do
     if not keys[key] then
-      self:refuse(key, "is unknown to sentence-transformers%s; remove it", suggest.did_you_mean(key, names))
+      self:refuse(key, "is unknown to sentence-transformers%s; remove it", suggest.did_you_mean(key, sorted.keys(keys)))
     end
   end
 end

@@ -13,6 +13,7 @@ local probes = require "lorarun.models.probes"
 local safetensors = require "lorarun.formats.safetensors"
 local say = require "lorarun.base.say"
 local tensor = require "lorarun.tensor.tensor"
+local using = require "lorarun.base.using"
 
 local export = {}
 
@@ -140,15 +141,13 @@ local function made_whole(folder, fn)
   local new, before = not fs.exists(folder), {}
   fs.make(folder)
   for _, name in ipairs(fs.list(folder)) do before[name] = true end
-  local ok, result = pcall(fn)
-  if ok then return result end
-  pcall(function()
+  local function remove_new()
     if new then return fs.remove(folder) end
     for _, name in ipairs(fs.list(folder)) do
       if not before[name] and is_ours(name) then fs.remove(fs.join(folder, name)) end
     end
-  end)
-  error(result, 0)
+  end
+  return select(2, using.made(folder, remove_new, fn))
 end
 
 --- refuse_mixture(folder, form, own): an error where a folder that gets an "adapter" holds weights already, or one that gets
@@ -192,8 +191,8 @@ end
 -- Returns whether weights were rounded to fewer bits than f32 has.
 local function write_merged(model, folder, options)
   local coarse = false
-  local file = safetensors.open_folder(model.weights_folder)
-  local ok, err = pcall(function()
+  local opened = safetensors.open_folder(model.weights_folder)
+  using(opened, opened.close, function(file)
     local adapted = {}
     for _, m in ipairs(model.lora and model.lora.modules or {}) do adapted[model.prefix .. m.name .. ".weight"] = m end
     local entries = {}
@@ -214,8 +213,6 @@ local function write_merged(model, folder, options)
     end
     safetensors.write_sharded(folder, "model", entries, options.max_bytes or 5e9)
   end)
-  file:close()
-  if not ok then error(err, 0) end
   write_config(model, folder)
   write_settings(model, folder)
   write_tokenizer(model, folder)

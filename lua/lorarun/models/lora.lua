@@ -13,6 +13,7 @@ local lora_linear = require "lorarun.models.lora_linear"
 local safetensors = require "lorarun.formats.safetensors"
 local options = require "lorarun.base.options"
 local say = require "lorarun.base.say"
+local using = require "lorarun.base.using"
 
 local lora = {}
 local Adapter = {}
@@ -168,10 +169,7 @@ function Adapter:off(fn)
   local values = self.parameters.value
   local kept = values:data()
   for _, m in ipairs(self.modules) do m.b:fill(0) end
-  local ok, result = pcall(fn)
-  values:write(kept)
-  if not ok then error(result, 0) end
-  return result
+  return using(kept, function() values:write(kept) end, fn)
 end
 
 function Adapter:__tostring()
@@ -282,10 +280,7 @@ local function with_file(folder, fn)
     check.fail("%s is missing: an adapter folder holds adapter_config.json and adapter_model.safetensors", path)
   end
   local file = safetensors.open(path)
-  local ok, result = pcall(fn, file)
-  file:close()
-  if not ok then error(result, 0) end
-  return result
+  return using(file, file.close, fn)
 end
 
 -- The modules that adapter_config.json names must be those of the file. PEFT would make a module that the file lacks, with B = 0,
@@ -350,13 +345,11 @@ function lora.load(model, folder, in_auto_model)
       end
       return rank, (peft.pattern_value(config.alpha_pattern, full, config.lora_alpha))
     end)
-    local ok, err = pcall(read_tensors, adapter, file, found)
-    if not ok then
+    local function detach()
       adapter:free()
       model.lora = nil
-      error(err, 0)
     end
-    return adapter
+    return (using.made(adapter, detach, function() read_tensors(adapter, file, found) end))
   end)
 end
 

@@ -8,6 +8,7 @@
 -- knows nothing of files, pooling or LoRA.
 local ffi = require "ffi"
 local check = require "lorarun.base.check"
+local dtypes = require "lorarun.base.dtypes"
 local fs = require "lorarun.base.fs"
 local guard = require "lorarun.base.guard"
 local model_config = require "lorarun.formats.model_config"
@@ -20,6 +21,7 @@ local nn = require "lorarun.models.nn"
 local hub = require "lorarun.formats.hub"
 local dataset = require "lorarun.data.dataset"
 local kinds = require "lorarun.base.options"
+local using = require "lorarun.base.using"
 local weights = require "lorarun.models.weights"
 local prompts = require "lorarun.models.prompts"
 local say = require "lorarun.base.say"
@@ -35,7 +37,6 @@ local OPTIONS = { precision = kinds.any, max_length = kinds.any, pooling = kinds
   tokenizer_folder = kinds.text, adapter = kinds.text, stands_for = kinds.choice(sorted.keys(device_traits.KINDS)) }
 local ENCODE_OPTIONS = { prompt = prompts.KINDS.prompt, prompt_name = prompts.KINDS.prompt_name, batch_tokens = kinds.whole(1) }
 local CONTEXT_OPTIONS = { training = kinds.boolean, seed = kinds.whole(0), step = kinds.whole(0), recompute = kinds.whole(0) }
-local PRECISION = { fp32 = "f32", bf16 = "bf16", fp16 = "f16" }
 
 local function names_of(set)
   return table.concat(sorted.keys(set), ", ")
@@ -122,12 +123,7 @@ end
 local load
 
 local function with_adapter(model, folder, in_auto_model)
-  local ok, why = pcall(model.load_adapter, model, folder, in_auto_model)
-  if not ok then
-    model:free()
-    error(why, 0)
-  end
-  return model
+  return (using.made(model, model.free, function() model:load_adapter(folder, in_auto_model) end))
 end
 
 local function load_adapted(folder, settings, options)
@@ -186,7 +182,7 @@ function load(name, options)
   local c = architectures.sizes(arch, arch_name, config)
   if adapted then check_base(weights_folder, arch, c) end
   local precision = options.precision or "fp32"
-  local dtype = PRECISION[precision]
+  local dtype = dtypes.of_precision[precision]
   if not dtype then check.fail("there is no precision '%s'; there are fp32, bf16, and on a GPU fp16", tostring(precision)) end
   local device = options.device or tensor.default_device
   local kind = device_traits.KINDS[options.stands_for or device]
@@ -213,11 +209,9 @@ function load(name, options)
         load = function() end })
     else
       local opened = weights.open(weights_folder, arch, c)
-      local ok, err = pcall(function()
-        model = assemble(arch, c, { name = arch_name, dtype = dtype, device = device, max_length = max_length, load = opened.load })
+      model = using(opened.file, opened.file.close, function()
+        return assemble(arch, c, { name = arch_name, dtype = dtype, device = device, max_length = max_length, load = opened.load })
       end)
-      opened.file:close()
-      if not ok then error(err, 0) end
       prefix = opened.prefix
     end
     local tokenizer

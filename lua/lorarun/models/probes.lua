@@ -2,11 +2,13 @@
 -- (lorarun_probes.json), with those of the base: an adapter that is silently left out gives the base's. lorarun loads what it wrote
 -- again and compares; `lorarun verify` (verify.lua) does so later, and in Python three lines.
 local check = require "lorarun.base.check"
+local dtypes = require "lorarun.base.dtypes"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local memory = require "lorarun.tensor.memory"
 local say = require "lorarun.base.say"
 local units = require "lorarun.base.units"
+local using = require "lorarun.base.using"
 
 local probes = {}
 
@@ -170,9 +172,8 @@ function probes.compare(stored, model)
 end
 
 -- Bytes that loading a model a second time takes: weights, on the CPU in the layouts of both directions, and something for a pass.
-local BYTES = { fp32 = 4, bf16 = 2, fp16 = 2 }
 local function bytes_of(model)
-  return 1.1 * model:frozen_count() * BYTES[model.precision] * (model.device == "cpu" and 2 or 1) + 64e6
+  return 1.1 * model:frozen_count() * dtypes.bytes[dtypes.of_precision[model.precision]] * (model.device == "cpu" and 2 or 1) + 64e6
 end
 
 --- again(model, folder): load the folder that the model has just written, on the same device in the same precision, and compare:
@@ -184,10 +185,7 @@ function probes.again(model, folder)
   end
   local ok, result = pcall(function()
     local other = model:another(folder)
-    local done, why = pcall(probes.compare, probes.read(folder), other)
-    other:free()
-    if not done then error(why, 0) end
-    return why
+    return using(other, other.free, function() return probes.compare(probes.read(folder), other) end)
   end)
   if ok then return result end
   if tostring(result):find "out of [%w ]*memory" then return nil, "there is not enough memory to load it beside the model" end

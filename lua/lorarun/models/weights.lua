@@ -6,6 +6,7 @@ local nn = require "lorarun.models.nn"
 local safetensors = require "lorarun.formats.safetensors"
 local say = require "lorarun.base.say"
 local tensor = require "lorarun.tensor.tensor"
+local using = require "lorarun.base.using"
 
 local weights = {}
 
@@ -73,7 +74,7 @@ function weights.open(folder, arch, sizes)
     local older = not file:has(full) and arch.older_name and arch.older_name(name)
     return older and file:has(opened.prefix .. older) and opened.prefix .. older or full
   end
-  local ok, err = pcall(function()
+  using.made(file, file.close, function()
     opened.prefix = prefix_of(arch, file)
     local missing, other, wants = {}, {}, wanted(arch, sizes)
     for _, want in ipairs(wants) do
@@ -90,10 +91,6 @@ function weights.open(folder, arch, sizes)
     if #other > 0 then check.fail("%s: %d tensors do not fit: %s", file.path, #other, list(other)) end
     warn_of_layers(file, wants)
   end)
-  if not ok then
-    file:close()
-    error(err, 0)
-  end
   function opened.load(name, t) file:load(name_of(name), t) end
   return opened
 end

@@ -10,6 +10,7 @@
 local check = require "lorarun.base.check"
 local device_traits = require "lorarun.tensor.device_traits"
 local footprint = require "lorarun.train.footprint"
+local data_folder = require "lorarun.formats.data_folder"
 local launch = require "lorarun.dist.launch"
 local lengths = require "lorarun.data.lengths"
 local memory = require "lorarun.tensor.memory"
@@ -21,7 +22,9 @@ local recompute = require "lorarun.train.recompute"
 local say = require "lorarun.base.say"
 local settings = require "lorarun.dist.settings"
 local setup = require "lorarun.train.setup"
+local sorted = require "lorarun.base.sorted"
 local suggest = require "lorarun.base.suggest"
+local using = require "lorarun.base.using"
 local train_options = require "lorarun.train.train_options"
 
 local plan = {}
@@ -55,9 +58,7 @@ local function counts_of(text)
 end
 
 local function gpu_named(text)
-  local names = {}
-  for name in pairs(throughput.GPUS) do names[#names + 1] = name end
-  table.sort(names)
+  local names = sorted.keys(throughput.GPUS)
   if not throughput.GPUS[text:lower()] then
     check.fail("--gpu is '%s', which is not known%s; there are %s", text, suggest.did_you_mean(text:lower(), names),
       table.concat(names, ", "))
@@ -163,11 +164,9 @@ end
 
 -- The policies that are shown: none, quarters, all, and the one that was chosen.
 local function shown_policies(layers, chosen)
-  local set, list = { [chosen or 0] = true }, {}
+  local set = { [chosen or 0] = true }
   for quarter = 0, 4 do set[math.floor(layers * quarter / 4 + 0.5)] = true end
-  for n in pairs(set) do list[#list + 1] = n end
-  table.sort(list)
-  return list
+  return sorted.keys(set)
 end
 
 -- How long it takes on this many ranks. A text is evaluated once, however many rows have it, so that takes at most what is said.
@@ -285,19 +284,20 @@ function plan.train(planned, given)
   local p = { planned = planned, model = model, layers = model.layer_count, draws = d.draws, evaluated = d.evaluated,
     tested = d.tested, assumed = not d.train, parameters = model.lora.parameters.count, frozen = model:frozen_count(),
     flops_a_token = throughput.flops_a_token(model), again = FORWARD * nn.again(model.built.layers) }
-  local ok, err = pcall(function()
+  local function free()
+    f:free()
+    optimizer:free()
+    for _, name in ipairs(data_folder.SPLITS) do
+      if d[name] then d[name]:close() end
+    end
+  end
+  using(f, free, function()
     local largest_part
     p.batch, largest_part = lengths.sample { columns = o.columns, prefixes = o.prefixes, max_length = model.max_length,
       batch = o.batch, accumulate = o.accumulate, draws = draws, total_steps = total_steps,
       threads = o.loader_threads, set = d.train, sample = d.sample, tokenizer = model.tokenizer }
     compute(p, o, f, largest_part)
   end)
-  f:free()
-  optimizer:free()
-  for _, name in ipairs { "train", "validation", "test" } do
-    if d[name] then d[name]:close() end
-  end
-  if not ok then error(err, 0) end
   planned.plans = planned.plans + 1
   say.line(require("lorarun.plan.report").text(p))
   return p

@@ -12,6 +12,7 @@ local json = require "lorarun.base.json"
 local lora = require "lorarun.models.lora"
 local safetensors = require "lorarun.formats.safetensors"
 local sorted = require "lorarun.base.sorted"
+local using = require "lorarun.base.using"
 
 local checkpoint = {}
 local FORMAT = 2
@@ -63,15 +64,11 @@ function checkpoint.save(folder, run)
   local partial = fs.join(folder, ".partial-" .. name_of(run.state.step))
   fs.make(folder)
   remove_if_there(partial)
-  local ok, err = pcall(function()
+  using.made(partial, remove_if_there, function() -- after an error, such as a full disk, the partial files go
     write_files(partial, run)
     remove_if_there(path)
     fs.rename(partial, path)
   end)
-  if not ok then -- a full disk, say: what was begun would only fill it
-    pcall(remove_if_there, partial)
-    error(err, 0)
-  end
   return path
 end
 
@@ -167,8 +164,8 @@ function checkpoint.load(path, state, run)
   if not fits then
     error(why .. "; a run goes on with the rank and targets that it began with: give them, or begin anew without --resume", 0)
   end
-  local file = safetensors.open(fs.join(path, "optimizer.safetensors"))
-  local ok, err = pcall(function()
+  local opened = safetensors.open(fs.join(path, "optimizer.safetensors"))
+  using(opened, opened.close, function(file)
     for name, t in sorted { ["adamw.m"] = run.optimizer.m, ["adamw.v"] = run.optimizer.v } do
       if not file:has(name) or file:info(name).shape[1] ~= t.shape[1] then
         check.fail("%s: '%s' does not fit the run's %d trainable parameters", file.path, name, t.shape[1])
@@ -176,8 +173,6 @@ function checkpoint.load(path, state, run)
       file:load(name, t)
     end
   end)
-  file:close()
-  if not ok then error(err, 0) end
   run.optimizer:restore(state.optimizer)
 end
 

@@ -15,6 +15,7 @@ local ops = require "lorarun.tensor.ops"
 local data_parallel = require "lorarun.dist.data_parallel"
 local tensor = require "lorarun.tensor.tensor"
 local autograd = require "lorarun.tensor.autograd"
+local using = require "lorarun.base.using"
 
 local evaluate = {}
 
@@ -116,7 +117,7 @@ local function encode(model, loader, texts, order, batches, on_progress, ended)
   if count == 0 then return nil end
   local mine = tensor.persistent(tensor.new, { count, model.dimension }, "f32", "evaluation embeddings", model.device)
   local submitted, done, by = 0, 0, nil
-  local ok, err = pcall(function()
+  using.made(mine, mine.free, function()
     for _, batch in ipairs(batches) do
       by = ended and ended()
       if by then return end
@@ -138,10 +139,6 @@ local function encode(model, loader, texts, order, batches, on_progress, ended)
       if on_progress then on_progress(done, count) end
     end
   end)
-  if not ok then
-    mine:free()
-    error(err, 0)
-  end
   return mine, by
 end
 
@@ -189,9 +186,9 @@ local function similarities(model, set, o)
   local own, place = share_out(order, batches)
   local loader = dataset.loader(set, model.tokenizer, { columns = columns, prefixes = prefixes, max_length = model.max_length,
     threads = o.threads or 1, queue = 4 })
-  local ok, mine, by = pcall(encode, model, loader, texts, order, own, o.on_progress, o.ended)
-  loader:close()
-  if not ok then error(mine, 0) end
+  local mine, by = using(loader, loader.close, function()
+    return encode(model, loader, texts, order, own, o.on_progress, o.ended)
+  end)
   if o.ended then by = comm.all_reduce(by or o.ended() or 0, "max") end
   if (by or 0) ~= 0 then
     if mine then mine:free() end
@@ -199,17 +196,13 @@ local function similarities(model, set, o)
   end
   local all = mine
   if comm.world_size > 1 then
-    ok, all = pcall(tensor.persistent, comm.all_gather_rows, mine, model.dimension)
-    if mine then mine:free() end
-    if not ok then error(all, 0) end
+    local function free() if mine then mine:free() end end
+    all = using(mine, free, function() return (tensor.persistent(comm.all_gather_rows, mine, model.dimension)) end)
   end
   for c = 1, 2 do
     for row = 0, set.rows - 1 do index[c][row] = place[index[c][row]] end
   end
-  local result
-  ok, result = pcall(row_products, all, index[1], index[2], set.rows)
-  all:free()
-  if not ok then error(result, 0) end
+  local result = using(all, all.free, function() return row_products(all, index[1], index[2], set.rows) end)
   return result, texts.count
 end
 

@@ -14,6 +14,7 @@
 -- pairs with each other says  gather = true:  then each rank gets the embeddings of all ranks, in the order one rank would see.
 local ffi = require "ffi"
 local ops = require "lorarun.tensor.ops"
+local sorted = require "lorarun.base.sorted"
 local tensor = require "lorarun.tensor.tensor"
 local check = require "lorarun.base.check"
 local options = require "lorarun.base.options"
@@ -60,10 +61,8 @@ local NAMES = { cosine = "cosine_similarity", cosine_similarity = "cosine_simila
 function loss.by_name(name, given)
   local known = NAMES[name]
   if not known then
-    local names = {}
-    for n in pairs(NAMES) do names[#names + 1] = n end
     check.fail("there is no loss %s; there are cosine and mnr%s", options.shown(name),
-      type(name) == "string" and suggest.did_you_mean(name, names) or "")
+      type(name) == "string" and suggest.did_you_mean(name, sorted.keys(NAMES)) or "")
   end
   return loss[known](given)
 end

@@ -1,5 +1,6 @@
 -- report.lua: what a run tells its user: the banner before the first step, evaluation lines, the summary after the last. Everything
 -- here takes plain values and asks nobody else.
+local data_folder = require "lorarun.formats.data_folder"
 local say = require "lorarun.base.say"
 local sorted = require "lorarun.base.sorted"
 local units = require "lorarun.base.units"
@@ -19,7 +20,7 @@ local block = report.block
 
 -- What was skipped of each split, "bad rows".
 local function add_skipped(rows, sets)
-  for _, split in ipairs { "train", "validation", "test" } do
+  for _, split in ipairs(data_folder.SPLITS) do
     local set = sets[split]
     if set and set.skipped > 0 then
       rows[#rows + 1] = { "skipped", ("%d bad rows of %s; the first: %s"):format(set.skipped, split, set.first_skip) }

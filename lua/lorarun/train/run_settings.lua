@@ -7,6 +7,7 @@
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local comm = require "lorarun.dist.comm"
+local data_folder = require "lorarun.formats.data_folder"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local schedules = require "lorarun.train.schedule"
@@ -113,7 +114,7 @@ function run_settings.of(o, data)
   local prompts = {}
   for c, name in ipairs(o.columns) do prompts[name] = o.prefixes[c] ~= "" and o.prefixes[c] or nil end
   s.prompts = encoded(prompts)
-  for _, split in ipairs { "train", "validation", "test" } do
+  for _, split in ipairs(data_folder.SPLITS) do
     local set = data[split]
     s[("checksum of the %s data"):format(split)] = set and fs.crc32c(set.path) or NONE
     if split ~= "train" then s[split .. "_rows"] = set and set.rows or 0 end

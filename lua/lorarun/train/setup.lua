@@ -3,11 +3,11 @@ local ffi = require "ffi"
 local batches = require "lorarun.data.batches"
 local check = require "lorarun.base.check"
 local comm = require "lorarun.dist.comm"
+local data_folder = require "lorarun.formats.data_folder"
 local data_parallel = require "lorarun.dist.data_parallel"
 local dataset = require "lorarun.data.dataset"
 local divergence = require "lorarun.train.divergence"
 local files = require "lorarun.train.files"
-local fs = require "lorarun.base.fs"
 local journals = require "lorarun.train.journal"
 local memory = require "lorarun.tensor.memory"
 local optim = require "lorarun.tensor.optim"
@@ -25,27 +25,12 @@ local validate = require "lorarun.train.validate"
 local setup = {}
 
 -- ---- the data ------------------------------------------------------------------------------------------------------------------
----
-
-local function path_of(o, split)
-  if type(o.data) == "table" then return o.data[split] end
-  local found = {}
-  for _, suffix in ipairs { ".jsonl", ".csv" } do
-    local path = fs.join(o.data, split .. suffix)
-    if fs.is_file(path) then found[#found + 1] = path end
-  end
-  if #found > 1 then
-    check.fail("there are both %s and %s: give what is meant, as in data = { train = path, validation = path, test = path }",
-      found[1], found[2])
-  end
-  return found[1]
-end
 
 --- open_data(o): the three data sets, two of which may be nil. A loss that reads no labels needs no scores to train; evaluation
 --- needs them, and of the texts only the two that it compares.
 function setup.open_data(o)
   local function open(split, max_rows)
-    local path = path_of(o, split)
+    local path = data_folder.path(o.data, split)
     if not path then return nil end
     local training = split == "train"
     local columns = { { name = o.score, kind = "number", optional = training and not o.loss.needs_labels } }
@@ -58,8 +43,8 @@ function setup.open_data(o)
     if o.group then columns[#columns + 1] = { name = o.group, kind = "text", optional = true } end
     return dataset.open(path, { columns = columns, on_bad_row = o.on_bad_row, max_rows = max_rows > 0 and max_rows or nil })
   end
+  data_folder.train_path(o.data) -- an error where there is none
   local train = open("train", o.max_train_rows)
-  if not train then check.fail("there is no train.jsonl (or train.csv) in '%s'", tostring(o.data)) end
   local validation, test = open("validation", o.max_evaluation_rows), open("test", o.max_evaluation_rows)
   local scored = validation or test
   if o.group_given and o.group and scored and not scored:has(o.group) and comm.rank == 0 then
@@ -195,7 +180,7 @@ end
 -- What the banner tells (report.lua).
 local function facts(o, data, plan, settings)
   local model, sets = o.model, {}
-  for _, split in ipairs { "train", "validation", "test" } do
+  for _, split in ipairs(data_folder.SPLITS) do
     local set = data[split]
     sets[split] = set and { rows = set.rows, skipped = set.skipped, first_skip = set.first_skip }
   end

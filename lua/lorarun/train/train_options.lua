@@ -2,6 +2,7 @@
 -- What cannot be meant is refused here with the option's name; nothing that was given is left out of account.
 local args = require "lorarun.base.args"
 local check = require "lorarun.base.check"
+local data_folder = require "lorarun.formats.data_folder"
 local fs = require "lorarun.base.fs"
 local losses = require "lorarun.train.loss"
 local options = require "lorarun.base.options"
@@ -67,7 +68,7 @@ local function check_data(given, may_be_missing)
   end
   if type(given) ~= "table" then return end
   suggest.refuse_unknown("data", given, { train = 1, validation = 1, test = 1 })
-  for _, split in ipairs { "train", "validation", "test" } do
+  for _, split in ipairs(data_folder.SPLITS) do
     local path = given[split]
     if path ~= nil and type(path) ~= "string" then check.fail("data.%s is %s, expected a path", split, options.shown(path)) end
   end
