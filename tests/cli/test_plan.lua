@@ -2,6 +2,7 @@
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local data_files = dofile(os.getenv "LORARUN_TESTS" .. "/data.lua")
 local quote, run = shell.quote, shell.run
 
 local root = fs.dirname(os.getenv "LORARUN_TESTS")
@@ -27,16 +28,10 @@ local function bare_model(folder, name, changes)
 end
 
 local function make_data(folder, rows)
-  fs.make(folder)
-  for _, split in ipairs { "train", "validation", "test" } do
-    local lines = {}
-    for i = 1, rows do
-      lines[i] = json.encode { current_line = ("x = %d"):format(i), context = ("y = f(x)\n"):rep(i % 5 + 1), score = i % 2,
-        context_type = "context_full" }
-    end
-    fs.write(fs.join(folder, split .. ".jsonl"), table.concat(lines, "\n") .. "\n")
-  end
-  return quote(folder)
+  return quote(data_files.make(folder, rows, function(i)
+    return { current_line = ("x = %d"):format(i), context = ("y = f(x)\n"):rep(i % 5 + 1), score = i % 2,
+      context_type = "context_full" }
+  end))
 end
 
 local function has(r, ...)

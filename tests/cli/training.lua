@@ -3,8 +3,8 @@
 --   training.with_data(function(folder, data) local r = training.train(data, folder .. "/out", "--max-steps 2") end)
 -- `data` and what is made of it are words of a shell command; results are { status, out, err }.
 local fs = require "lorarun.base.fs"
-local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local data_files = dofile(os.getenv "LORARUN_TESTS" .. "/data.lua")
 local quote, run = shell.quote, shell.run
 
 local root = fs.dirname(os.getenv "LORARUN_TESTS")
@@ -14,18 +14,12 @@ local training = { recipe = quote(fs.join(root, "recipes", "bugdetect.lua")),
 
 --- A data folder: rows whose label follows from the text, so that there is something to learn.
 function training.make_data(folder, rows)
-  fs.make(folder)
-  for _, split in ipairs { "train", "validation", "test" } do
-    local lines = {}
-    for i = 1, rows do
-      local good = i % 3 ~= 0
-      lines[i] = json.encode({ current_line = good and ("x = %d"):format(i) or ("x == %d"):format(i), context = ("def f%d(y):\n"
-        .. "    x = %d\n    return x + y"):format(i, i), score = good and 1 or 0,
-        context_type = i % 2 == 0 and "context_full" or "context_before" }, { sort_keys = true })
-    end
-    fs.write(fs.join(folder, split .. ".jsonl"), table.concat(lines, "\n") .. "\n")
-  end
-  return folder
+  return data_files.make(folder, rows, function(i)
+    local good = i % 3 ~= 0
+    return { current_line = good and ("x = %d"):format(i) or ("x == %d"):format(i), context = ("def f%d(y):\n"
+      .. "    x = %d\n    return x + y"):format(i, i), score = good and 1 or 0,
+      context_type = i % 2 == 0 and "context_full" or "context_before" }
+  end)
 end
 
 function training.with_data(fn)

@@ -3,8 +3,8 @@
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local fs = require "lorarun.base.fs"
-local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local data_files = dofile(os.getenv "LORARUN_TESTS" .. "/data.lua")
 ffi.cdef "int kill(int pid, int signal); int usleep(unsigned);"
 
 local ROUNDS, RANKS, KILL = 20, 3, 9
@@ -23,15 +23,10 @@ lr.train { model = model, data = arg[2], output = folder .. "/out", learning_rat
 ]]
 
 local function make_data(folder)
-  fs.make(folder)
-  for _, split in ipairs { "train", "validation" } do
-    local lines = {}
-    for i = 1, 60 do
-      lines[i] = json.encode { current_line = (i % 3 ~= 0 and "x = %d" or "x == %d"):format(i), score = i % 3 ~= 0 and 1 or 0,
-        context = ("def f%d(y):\n"):format(i) .. ("    x = %d\n"):format(i):rep(1 + i * 7 % 5), context_type = "full" }
-    end
-    fs.write(fs.join(folder, split .. ".jsonl"), table.concat(lines, "\n") .. "\n")
-  end
+  return data_files.make(folder, { train = 60, validation = 60 }, function(i)
+    return { current_line = (i % 3 ~= 0 and "x = %d" or "x == %d"):format(i), score = i % 3 ~= 0 and 1 or 0,
+      context = ("def f%d(y):\n"):format(i) .. ("    x = %d\n"):format(i):rep(1 + i * 7 % 5), context_type = "full" }
+  end)
 end
 
 local function wait_for(what, seconds, condition)

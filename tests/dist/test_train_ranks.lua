@@ -5,6 +5,7 @@ local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local data_files = dofile(os.getenv "LORARUN_TESTS" .. "/data.lua")
 
 local device = os.getenv "LORARUN_TEST_DEVICE" or "cpu"
 local bert = fs.join(os.getenv "LORARUN_TESTS", "golden", "bert")
@@ -12,18 +13,12 @@ local bert = fs.join(os.getenv "LORARUN_TESTS", "golden", "bert")
 -- ---- data and runs -----------------------------------------------------------------------------------------------------------
 -- A data folder. Contexts differ in length, so that balancing by tokens moves pairs; labels follow from the text.
 local function make_data(folder, rows)
-  fs.make(folder)
-  for _, split in ipairs { "train", "validation", "test" } do
-    local lines = {}
-    for i = 1, rows do
-      local good = i % 3 ~= 0
-      lines[i] = json.encode { current_line = good and ("x = %d"):format(i) or ("x == %d"):format(i),
-        context = ("def f%d(y):\n"):format(i) .. ("    x = %d\n"):format(i):rep(1 + i * 7 % 5) .. "    return x + y",
-        negative = ("y = %d"):format(-i), score = good and 1 or 0, context_type = i % 2 == 0 and "full" or "before" }
-    end
-    fs.write(fs.join(folder, split .. ".jsonl"), table.concat(lines, "\n") .. "\n")
-  end
-  return folder
+  return data_files.make(folder, rows, function(i)
+    local good = i % 3 ~= 0
+    return { current_line = good and ("x = %d"):format(i) or ("x == %d"):format(i),
+      context = ("def f%d(y):\n"):format(i) .. ("    x = %d\n"):format(i):rep(1 + i * 7 % 5) .. "    return x + y",
+      negative = ("y = %d"):format(-i), score = good and 1 or 0, context_type = i % 2 == 0 and "full" or "before" }
+  end)
 end
 
 -- What every rank runs. `given`, the text of a Lua table, overrides options of lr.train; `before` is code that sees them.

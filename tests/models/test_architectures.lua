@@ -7,6 +7,7 @@ local call = require "lorarun.base.check"
 local safetensors = require "lorarun.formats.safetensors"
 local tensor = require "lorarun.tensor.tensor"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local data_files = dofile(os.getenv "LORARUN_TESTS" .. "/data.lua")
 local quote = shell.quote
 
 local tests = os.getenv "LORARUN_TESTS"
@@ -59,15 +60,9 @@ local CONFIG = { architectures = json.array { "SmallEncoderModel" }, model_type 
   num_hidden_layers = 2, num_attention_heads = 2, intermediate_size = INNER, vocab_size = WORDS, max_position_embeddings = PLACES }
 
 local function make_data(folder)
-  fs.make(folder)
-  for _, split in ipairs { "train", "validation" } do
-    local lines = {}
-    for i = 1, 24 do
-      lines[i] = json.encode { current_line = ("x = %d"):format(i), context = ("y = f(x, %d)\n"):format(i):rep(i % 3 + 1),
-        score = i % 2 }
-    end
-    fs.write(fs.join(folder, split .. ".jsonl"), table.concat(lines, "\n") .. "\n")
-  end
+  return data_files.make(folder, { train = 24, validation = 24 }, function(i)
+    return { current_line = ("x = %d"):format(i), context = ("y = f(x, %d)\n"):format(i):rep(i % 3 + 1), score = i % 2 }
+  end)
 end
 
 -- The recipe: a run of three steps, the gradients of a loss by central differences, what was written loaded again.

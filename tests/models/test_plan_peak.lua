@@ -3,6 +3,7 @@
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local data_files = dofile(os.getenv "LORARUN_TESTS" .. "/data.lua")
 
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local TARGETS = { bert = "query,key,value", qwen2 = "q_proj,k_proj,v_proj" }
@@ -33,15 +34,9 @@ lr.fs.write(result_path, json.encode(result.batch and { held = result.held, batc
 ]]
 
 local function make_data(folder)
-  fs.make(folder)
-  for _, split in ipairs { "train", "validation" } do
-    local lines = {}
-    for i = 1, 30 do
-      lines[i] = json.encode { current_line = ("x = %d"):format(i), context = ("y = f(x, %d)\n"):format(i):rep(i % 7 + 1),
-        score = i % 2 }
-    end
-    fs.write(fs.join(folder, split .. ".jsonl"), table.concat(lines, "\n") .. "\n")
-  end
+  return data_files.make(folder, { train = 30, validation = 30 }, function(i)
+    return { current_line = ("x = %d"):format(i), context = ("y = f(x, %d)\n"):format(i):rep(i % 7 + 1), score = i % 2 }
+  end)
 end
 
 -- Run the recipe as `command`, "" or "plan --gpu-memory 80GB" and the like; returns what it wrote.

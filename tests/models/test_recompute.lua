@@ -3,6 +3,7 @@
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
+local data_files = dofile(os.getenv "LORARUN_TESTS" .. "/data.lua")
 
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local FOLDERS = { bert = "query,key,value", qwen2 = "q_proj,k_proj,v_proj" }
@@ -21,16 +22,10 @@ end
 
 -- Rows of very different lengths: every fourth step has long ones, of lines_of_long lines. validation: how many rows that split has
 local function make_data(folder, rows, lines_of_long, validation)
-  fs.make(folder)
-  for split, count in pairs { train = rows, validation = validation or 2 } do
-    local lines = {}
-    for i = 1, count do
-      lines[i] = json.encode({ current_line = ("x = %d"):format(i), score = i % 2,
-        context = ("y = f(x, %d)\n"):format(i):rep(math.floor(i / 4) % 4 == 3 and (lines_of_long or 9) or 1) })
-    end
-    fs.write(fs.join(folder, split .. ".jsonl"), table.concat(lines, "\n") .. "\n")
-  end
-  return folder
+  return data_files.make(folder, { train = rows, validation = validation or 2 }, function(i)
+    return { current_line = ("x = %d"):format(i), score = i % 2,
+      context = ("y = f(x, %d)\n"):format(i):rep(math.floor(i / 4) % 4 == 3 and (lines_of_long or 9) or 1) }
+  end)
 end
 
 -- A program that trains four steps of four pairs, and says what its steps took. FREE: what it takes the free memory to be.

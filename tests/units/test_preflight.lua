@@ -3,12 +3,7 @@ local fs = require "lorarun.base.fs"
 local preflight = require "lorarun.dist.preflight"
 local settings = require "lorarun.dist.settings"
 
-local function folder()
-  local path = os.tmpname()
-  os.remove(path)
-  fs.make(path)
-  return path
-end
+local folder = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua").new_folder
 
 local function looked(recipe, what)
   local lines = {}

@@ -2,17 +2,12 @@
 -- transformers 4 and 5 (tests/golden/make_tokenizer_folders.py), and what is refused.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
+local using = require "lorarun.base.using"
 local load_tokenizer = require("lorarun.formats.tokenizer").load_tokenizer
+local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local GOLDEN = os.getenv "LORARUN_TESTS" .. "/golden/"
 local FILES = { "tokenizer.json", "tokenizer_config.json", "config.json", "special_tokens_map.json", "added_tokens.json" }
-
-local function scratch_folder()
-  local folder = os.tmpname()
-  os.remove(folder)
-  fs.make(folder)
-  return folder
-end
 
 -- The value at keys, changed: { file, { key, ... }, value }, without a value to remove it, without keys to remove the file.
 local function apply(files, change)
@@ -34,17 +29,16 @@ end
 
 -- The folder of a base with changes, as transformers would find it; with(folder) while it is there.
 local function with_folder(base, changes, with)
-  local files, folder = {}, scratch_folder()
+  local files = {}
   for _, name in ipairs(FILES) do
     local path = GOLDEN .. base .. "/" .. name
     if fs.is_file(path) then files[name] = json.decode_file(path) end
   end
   for _, change in ipairs(changes) do apply(files, change) end
-  for name, values in pairs(files) do fs.write(fs.join(folder, name), json.encode(values)) end
-  local ok, result = pcall(with, folder)
-  fs.remove(folder)
-  if not ok then error(result, 0) end
-  return result
+  return using(shell.new_folder(), fs.remove, function(folder)
+    for name, values in pairs(files) do fs.write(fs.join(folder, name), json.encode(values)) end
+    return with(folder)
+  end)
 end
 
 local function try(base, changes, options)

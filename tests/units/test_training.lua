@@ -15,12 +15,7 @@ local safetensors = require "lorarun.formats.safetensors"
 local data_parallel = require "lorarun.dist.data_parallel"
 local tests = os.getenv "LORARUN_TESTS"
 local shell = dofile(tests .. "/shell.lua")
-
-local function write_rows(path, row)
-  local lines = {}
-  for i = 1, 10 do lines[i] = json.encode(row(i), { sort_keys = true }) end
-  fs.write(path, table.concat(lines, "\n") .. "\n")
-end
+local data_files = dofile(tests .. "/data.lua")
 
 local function row_of(i) return { current_line = ("x = %d"):format(i), context = ("y = %d"):format(i * i), score = i % 2 } end
 
@@ -28,9 +23,7 @@ local function row_of(i) return { current_line = ("x = %d"):format(i), context =
 -- adapters' values after the last step. options: of lr.train, and lora = of add_lora, before(model).
 local function with_trainer(fn, row)
   shell.with_folder(function(folder)
-    local rows = fs.join(folder, "data")
-    fs.make(rows)
-    for _, split in ipairs { "train", "validation", "test" } do write_rows(fs.join(rows, split .. ".jsonl"), row or row_of) end
+    local rows = data_files.make(fs.join(folder, "data"), 10, row or row_of)
     fn(function(name, options)
       local steps, on_step = {}, options.on_step
       local model = lr.load_model(tests .. "/golden/bert", { max_length = 16 })
