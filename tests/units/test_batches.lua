@@ -98,7 +98,7 @@ test("every rank has its share of one rank's batches: rows, order, ids and keys"
           end
           rows, tokens, most = rows + #part.own, tokens + part.packed_tokens, math.max(most, part.packed_tokens)
         end
-        check.equal(left, 0, "sequences that nobody has")
+        check.equal(left, 0, "sequences that no rank has")
         check.equal(rows, #one.rows)
         check.equal(tokens, one.tokens)
         check.equal(parts[0][m].most, most, "tokens of the fullest rank")
@@ -165,7 +165,7 @@ test("a stream that begins later gives what an undisturbed one gives", function(
   end)
 end)
 
-test("what is said of a run that goes on with other settings", function()
+test("the messages about a run that resumes with other settings", function()
   local before = { world_size = 4, batch = 8, accumulate = 1, global_batch = 32, total_steps = 100, compared = 32, seed = 1,
     threads = 2 }
   local function said(changed)

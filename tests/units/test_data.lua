@@ -240,7 +240,7 @@ test("texts are packed at once", function()
   tokenizer:free()
 end)
 
-test("the collector frees what nobody closed, loaders first", function()
+test("the garbage collector frees what was not closed, loaders first", function()
   local m = ffi.new "lr_memory"
   local function objects()
     for _ = 1, 6 do collectgarbage() end

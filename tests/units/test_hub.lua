@@ -1,4 +1,4 @@
--- Where models are found: the hub's cache as huggingface_hub lays it out, what is wrong with one, and names that stand for ids.
+-- Where models are found: the hub's cache as huggingface_hub lays it out, errors for incomplete ones, and short names of ids.
 -- The folders here hold empty files: nothing is loaded.
 local ffi = require "ffi"
 local fs = require "lorarun.base.fs"

@@ -74,7 +74,7 @@ local IN_ORDER = [[
   lr.export.refuse_mixture
 ]]
 
-test("every function that takes options refuses one that nobody knows, and what is no table", function()
+test("every function that takes options refuses an unknown one, and a value that is no table", function()
   with_things(function(t)
     for name, call in pairs(TAKES_OPTIONS) do
       local text = check.raises("bacth", call, t, { bacth = 3 })

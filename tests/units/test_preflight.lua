@@ -24,7 +24,7 @@ local function model_in(dir, weights, name)
   return fs.join(dir, "model")
 end
 
-test("what is well gets a line each", function()
+test("each check that passes gives a line", function()
   local dir = folder()
   local model = model_in(dir, 1000)
   fs.make(fs.join(dir, "data"))

@@ -1,4 +1,4 @@
--- The lock of an output folder: one holder, whom the error names; the lock of a dead process is taken, that of another machine is
+-- The lock of an output folder: one holder, which the error names; the lock of a dead process is taken, that of another machine is
 -- refused; of any number that ask at once, one gets it.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
@@ -117,7 +117,7 @@ test("many at once, on a file that a dead one left: never two together", functio
     check.equal(r.err, "")
     local log = fs.read(fs.join(folder, "log"))
     check.equal(log, ("in\nout\n"):rep(#log / 7), "two held it at once:")
-    check.that(#log >= 7, "nobody had it")
+    check.that(#log >= 7, "no process had it")
     check.that(not fs.exists(lock_path(folder)), "the file is left")
   end)
 end)

@@ -1,4 +1,4 @@
--- Ranks that somebody else started: the variables of torchrun, Slurm and mpirun.
+-- Ranks that another launcher started: the variables of torchrun, Slurm and mpirun.
 local scheduler_environment = require "lorarun.dist.scheduler_environment"
 
 local function detect(variables)
@@ -62,12 +62,12 @@ test("a machine's number is not what Open MPI calls a node's rank", function()
   check.equal(r.machine_rank, 0, "of the only machine")
   r = detect { OMPI_COMM_WORLD_RANK = "1", OMPI_COMM_WORLD_SIZE = "4", OMPI_COMM_WORLD_LOCAL_RANK = "1",
     OMPI_COMM_WORLD_LOCAL_SIZE = "2", OMPI_COMM_WORLD_NODE_RANK = "1", MASTER_ADDR = "a" }
-  check.equal(r.machine_rank, nil, "which nobody told")
+  check.equal(r.machine_rank, nil, "which no variable has")
   r = detect { RANK = "1", WORLD_SIZE = "4", LOCAL_WORLD_SIZE = "2", LOCAL_RANK = "1", MASTER_ADDR = "a" }
   check.equal(r.machine_rank, nil)
 end)
 
-test("who started this process last is believed", function()
+test("the launcher that started this process last counts", function()
   -- mpirun on Slurm's machines: srun has started one process a machine, mpirun two in each
   local r = detect { SLURM_STEP_ID = "0", SLURM_PROCID = "1", SLURM_STEP_NUM_TASKS = "2", SLURM_LOCALID = "0", SLURM_NODEID = "1",
     SLURM_JOB_ID = "7", SLURM_JOB_NODELIST = "n[1-2]", OMPI_COMM_WORLD_RANK = "3", OMPI_COMM_WORLD_SIZE = "4",

@@ -12,7 +12,7 @@ local function flags(...)
   end
 end
 
-test("nobody says anything: one rank, fp32", function()
+test("without any setting there is one rank, in fp32", function()
   flags()
   local s = settings.resolve {}
   check.equal(s.num_processes, 1)
@@ -112,7 +112,7 @@ end)
 
 test("mistakes are named", function()
   check.raises("--num-processes is 'four', expected a whole number", flags, "--num-processes", "four")
-  for _, text in ipairs { "1e1", "0x4", "2.0", "1_0", "nan", "" } do -- numbers to Lua, some of them, and to nobody else
+  for _, text in ipairs { "1e1", "0x4", "2.0", "1_0", "nan", "" } do -- some are numbers for Lua, none is a whole number for Python
     check.raises(("--num-processes is '%s', expected a whole number"):format(text), flags, "--num-processes=" .. text)
   end
   check.raises("--timeout is 'inf', expected a number", flags, "--timeout", "inf")
