@@ -35,6 +35,15 @@ not_long() {
   tracked '*.c' '*.h' '*.cu' '*.cuh' '*.cc' '*.cpp' '*.def' '*.lua' '*.py' '*.sh' '*.cmake' Makefile CMakeLists.txt |
     xargs -0 -r awk 'FNR == 801 { print FILENAME ": over 800 lines: two things in one file?"; bad = 1 } END { exit bad }'
 }
+# "---- title ----" stands on one line: its dashes do not go on in the next.
+rules_on_one_line() {
+  tracked '*.c' '*.h' '*.cu' '*.cuh' '*.cc' '*.cpp' '*.def' '*.lua' '*.py' '*.sh' '*.cmake' CMakeLists.txt |
+    xargs -0 -r awk '
+      FNR == 1 { rule = 0 }
+      rule && /----/ && !/[A-Za-z0-9]/ { print FILENAME ":" FNR ": a section rule of two lines"; bad = 1 }
+      { rule = /^ *(\/\*|--|#) ---+ .*[A-Za-z0-9]/ }
+      END { exit bad }'
+}
 # Folders of somebody's machine. Tests may name paths that do not exist.
 no_machine_paths() {
   ! git grep -nIE '(^|[^A-Za-z0-9_.~-])/(root|home|work|tmp|Users)/[A-Za-z0-9]' -- . ':!tests'
@@ -68,6 +77,7 @@ check "shellcheck" shell_clean
 check "mutants fit the modules (change tests/mutants/mutants.lua with the line)" mutants_fit
 check "no module requires upwards, nor in a circle" layers_hold
 check "files of at most 800 lines" not_long
+check "section rules of one line" rules_on_one_line
 check "no absolute path of one machine" no_machine_paths
 check "comments and pages name what there is" names_there
 check "no trailing spaces, no conflict markers" no_conflict_or_trailing_space

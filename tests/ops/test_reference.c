@@ -11,8 +11,7 @@
 #include "ops/reference_movement.h"
 #include "ops/reference_scratch.h"
 
-/* ---- arguments that no kernel may be given
- * --------------------------------------------------------------------------------------------- */
+/* ---- arguments that no kernel may be given ---------------------------------------------------------------------------- */
 TEST(wrong_arguments)
 {
     mat *x = mat_random(4, 6, LR_F32, false), *y = mat_new(4, 5, LR_F32, false), *half = mat_random(4, 6, HALF, false);

@@ -205,7 +205,10 @@ test("docs: variables LORARUN_... are those that the program knows, and the refe
     end
   end
   local text = fs.read(fs.join(DOCS, "reference.md"))
-  for name in sorted(variables.of_users) do check.that(text:find("`LORARUN_" .. name), "reference.md lacks LORARUN_" .. name) end
+  local of_users = fs.read(fs.join(ROOT, "lua", "lorarun", "cli", "variables.lua")):match "local OURS = (%b{})"
+  for name in of_users:gmatch "%f[%w_](%u[%u_]+) = " do
+    check.that(text:find("`LORARUN_" .. name), "reference.md lacks LORARUN_" .. name)
+  end
 end)
 
 test("docs/launching.md: every flag of ranks", function()

@@ -2,7 +2,6 @@
 -- and a LORARUN_ name that nothing reads a warning: where they are used, both would go unnoticed.
 --   variables.check([environment])   -> warnings, a list of lines; an error names the variable, its value and what it may be.
 --                                       environment: name -> value; by default this process's own
---   variables.of_users               { [name without LORARUN_] = ... }: those that are documented
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
@@ -35,7 +34,6 @@ local OURS = {
     end
   end,
 }
-variables.of_users = OURS
 -- Variables of the launcher, of tests and of tools.
 local INTERNAL = {}
 for _, name in ipairs { "LAUNCHER", "PROMPT", "GENERATION", "GROUP", "RUN_LOCK", "SIMT", "SIMT_SEED", "TESTS", "PROGRAM",
