@@ -15,7 +15,8 @@
 #include <unistd.h>
 
 enum {
-    MOST = LR_CHOICE_SLOTS * 3 / 4, /* some hundred for each model and precision; beyond that probing takes long */
+    /* Of the slots in use: a model in one precision needs a few hundred, and a fuller table takes long to search. */
+    MOST = LR_CHOICE_SLOTS * 3 / 4,
     LINE = 768,
     WORDS = sizeof(lr_algorithm) / sizeof(uint64_t),
     LOCK_ATTEMPTS = 200, /* 10 ms apart: a rank that was stopped while it held the lock must not stop the others */
@@ -29,7 +30,7 @@ int64_t lr_choice_tokens(int64_t n)
     return (n + step - 1) / step * step;
 }
 
-/* ---- the table --------------------------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------------------------------- */
 static uint32_t hash_of(const lr_choice_key *key)
 {
     const unsigned char *p = (const unsigned char *)key;
@@ -39,7 +40,7 @@ static uint32_t hash_of(const lr_choice_key *key)
     return h;
 }
 
-/* The slot that has the key, or the free one where it belongs. */
+/* The slot that has the key, or the free one where the key belongs. */
 static lr_choice *slot_of(lr_choices *c, const lr_choice_key *key)
 {
     uint32_t at = hash_of(key) % LR_CHOICE_SLOTS;
@@ -48,7 +49,7 @@ static lr_choice *slot_of(lr_choices *c, const lr_choice_key *key)
     return &c->slots[at];
 }
 
-/* Where the key is there already, that choice stays. */
+/* A choice that the key has already stays. */
 static void add(lr_choices *c, const lr_choice *choice)
 {
     lr_choice *slot = slot_of(c, &choice->key);
@@ -59,7 +60,7 @@ static void add(lr_choices *c, const lr_choice *choice)
     c->count++;
 }
 
-/* ---- the file's text --------------------------------------------------------------------------------------------------- */
+/* ---- the file's text ------------------------------------------------------------------------------------------------- */
 static int write_head(const lr_choices *c, char *line)
 {
     return snprintf(line, LINE, "lorarun products 1, cuBLASLt %" PRId64 ", %s\n", c->version, c->gpu);
@@ -135,7 +136,8 @@ static bool read_line(const char *line, lr_choice *x)
     return *line == '\n';
 }
 
-/* Add every choice of the text. False: it is not what this program writes for this GPU and version; nothing was added. */
+/* Add every choice of the text. False: the text is not as this program writes it for this GPU and version, and nothing was
+ * added. */
 static bool read_text(lr_choices *c, const char *text, int64_t size)
 {
     char head[LINE];
@@ -152,7 +154,7 @@ static bool read_text(lr_choices *c, const char *text, int64_t size)
     lr_choice x;
     for (const char *line = text + head_size; line < last; line = strchr(line, '\n') + 1)
         if (!read_line(line, &x))
-            return false; /* the sum is right, so another program wrote it */
+            return false; /* the checksum is right, so another program wrote it */
     for (const char *line = text + head_size; line < last; line = strchr(line, '\n') + 1)
         if (read_line(line, &x))
             add(c, &x);
@@ -192,8 +194,8 @@ static int write_file(const lr_choices *c)
     return status;
 }
 
-/* ---- the file ---------------------------------------------------------------------------------------------------------- */
-/* folder/name, where name is made of the GPU's and the version: letters and digits stay. */
+/* ---- the file -------------------------------------------------------------------------------------------------------- */
+/* c->path becomes folder/name; the name has the letters and digits of the GPU's name, and the version. */
 static bool name_file(lr_choices *c, const char *folder)
 {
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
@@ -217,7 +219,7 @@ static bool name_file(lr_choices *c, const char *folder)
     return true;
 }
 
-/* The lock, or -1: nobody else writes while it is held. */
+/* Take the lock: no other process writes while it is held. -1: it could not be taken. */
 static int lock(const lr_choices *c)
 {
     char path[sizeof c->path + 8];
@@ -253,15 +255,15 @@ void lr_choices_open(lr_choices *c, const char *folder, const char *gpu, int64_t
         c->path[0] = 0;
     const int fd = c->path[0] != 0 ? lock(c) : -1;
     if (c->path[0] != 0)
-        read_file(c); /* also where it cannot be written */
+        read_file(c); /* even if it cannot be written */
     if (fd >= 0)
         unlock(fd);
     else
         c->path[0] = 0; /* nothing can be kept */
 }
 
-/* Keep the choice, unless somebody else kept one for its key first, which then counts. False: it could not be kept, nor was it
- * added. */
+/* Keep the choice in the file, unless another rank has kept one for its key, which then counts. False: it could not be kept, and
+ * was not added. */
 static bool keep(lr_choices *c, const lr_choice *choice)
 {
     const int fd = c->path[0] != 0 ? lock(c) : -1;
@@ -272,7 +274,7 @@ static bool keep(lr_choices *c, const lr_choice *choice)
         if (!slot->used) {
             add(c, choice);
             kept = write_file(c) == LR_OK;
-            if (!kept) { /* nothing was added after it: no other key is looked for beyond its slot */
+            if (!kept) { /* no other key was added after it, so none is searched for past its slot */
                 slot->used = false;
                 c->count--;
             }
@@ -280,16 +282,17 @@ static bool keep(lr_choices *c, const lr_choice *choice)
         unlock(fd);
     }
     if (!kept)
-        c->path[0] = 0; /* a full disk, a folder taken away: not tried again for every product */
+        c->path[0] = 0; /* the disk is full, or the folder is gone: not tried again for every product */
     return kept;
 }
 
-/* ---- choosing ---------------------------------------------------------------------------------------------------------- */
+/* ---- choosing -------------------------------------------------------------------------------------------------------- */
 enum { ROUNDS = 3, MOST_RUNS = 10 };
-static const double LONG_ENOUGH =
-    100e-6; /* seconds that a measurement should take: the clock's steps are about one microsecond */
-static const double NEAR = 1.25;   /* candidates whose first time is within this of the best are timed again */
-static const double BETTER = 0.99; /* of the time of one that the library prefers */
+/* Seconds that a measurement should take: the clock's resolution is about one microsecond. */
+static const double LONG_ENOUGH = 100e-6;
+static const double NEAR = 1.25; /* candidates whose first time is within this of the best are timed again */
+/* A candidate replaces one that the library prefers if it takes less than this part of its time. */
+static const double BETTER = 0.99;
 
 static int runs_for(double seconds)
 {
@@ -297,7 +300,7 @@ static int runs_for(double seconds)
     return runs <= 1.0 ? 1 : runs >= MOST_RUNS ? MOST_RUNS : (int)runs;
 }
 
-/* Seconds of one product, the least that was seen; below 0: the algorithm does not do. */
+/* Seconds of one product, the least that was measured; below 0: the algorithm cannot be used. */
 static double timed(const lr_choice_library *l, const lr_algorithm *a, int runs, double least)
 {
     double seconds;
@@ -307,8 +310,8 @@ static double timed(const lr_choice_library *l, const lr_algorithm *a, int runs,
     return least > 0.0 && least < seconds ? least : seconds;
 }
 
-/* The index of the fastest, its time in *best; -1: none could be timed. Each is run once before it is timed, since its first run
- * loads it. In turns, so that what disturbs the machine for a while disturbs all. */
+/* The index of the fastest candidate, with its time in *best; -1: none could be timed. Each is run once before it is timed,
+ * since the first run loads it. They are timed in turns, so that a disturbance of the machine affects all. */
 static int fastest(const lr_choice_library *l, const lr_algorithm *candidates, int count, double *best)
 {
     double least[LR_CHOICE_CANDIDATES], first = -1.0;

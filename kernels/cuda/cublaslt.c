@@ -117,7 +117,7 @@ static int start(void)
     return status;
 }
 
-/* ---- a product as the library describes it ---------------------------------------------------------------------------------- */
+/* ---- a product as the library describes it --------------------------------------------------------------------------- */
 typedef struct lt_product {
     cublasLtMatmulDesc_t operation;
     /* In the library's terms: its a is our b, its c our r, its d our c. In place, c is d. */
@@ -193,7 +193,7 @@ static cublasStatus_t describe(lt_product *x, const lr_cuda_product *p)
     return status;
 }
 
-/* ---- choosing an algorithm --------------------------------------------------------------------------------------------- */
+/* ---- choosing an algorithm ------------------------------------------------------------------------------------------- */
 _Static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(lr_algorithm), "choices.c keeps an algorithm whole");
 
 static uint32_t alignment_of(const void *p)
@@ -202,8 +202,8 @@ static uint32_t alignment_of(const void *p)
     return low == 0 || low > 256 ? 256 : (uint32_t)low;
 }
 
-/* The product with its number of tokens rounded up: the one the heuristic is asked about. Tokens are the rows of a, and so of c or,
- * where a is transposed, the sum's. Addresses stay: only their alignment counts. */
+/* The product with its number of tokens rounded up, for the heuristic. Tokens are the rows of a, and so of c or, where a is
+ * transposed, what the sum runs over. The addresses stay: only their alignment counts. */
 static lr_cuda_product rounded_product(const lr_cuda_product *p)
 {
     lr_cuda_product r = *p;
@@ -294,12 +294,12 @@ static cublasStatus_t multiply(const lr_exec *exec, const lt_product *x, const l
                              x->c, to, x->d, &a, p->workspace, LR_CUDA_GEMM_WORKSPACE, (cudaStream_t)exec->stream);
 }
 
-/* A product that is to be made, as choices.c sees it through the two functions below. */
+/* A product for choices.c, which uses it through the two functions below. */
 typedef struct lt_trial {
     const lr_exec *exec;
     const lr_cuda_product *product;
     const lt_product *described;
-    void *to; /* where timed products go: c, or memory of its own where c is r and must stay as it is */
+    void *to; /* the output of timed products: c, or separate memory where c is also r and must not change */
     lr_device_event *from, *until;
 } lt_trial;
 
@@ -327,7 +327,7 @@ static int seconds(void *context, const lr_algorithm *algorithm, int runs, doubl
     return status == LR_OK ? driver->event_seconds(t->from, t->until, taken) : status;
 }
 
-/* Where events or the memory for it cannot be had, the choice is made without timing. */
+/* Without events, or without memory for the output, the choice is made without timing. */
 static int choose(const lr_exec *exec, const lr_cuda_product *p, const lt_product *described, lr_algorithm *out)
 {
     const lr_driver *driver = lr_cuda_driver();
@@ -352,8 +352,8 @@ static int choose(const lr_exec *exec, const lr_cuda_product *p, const lt_produc
     return status;
 }
 
-/* ---- multiplying ------------------------------------------------------------------------------------------------------- */
-/* A kernel is loaded at its first use, and the library has several words for there being no memory for it. */
+/* ---- multiplying ----------------------------------------------------------------------------------------------------- */
+/* A kernel is loaded at its first use; the library has several statuses for a lack of memory for that. */
 static bool may_lack_memory(cublasStatus_t status)
 {
     return status == CUBLAS_STATUS_ALLOC_FAILED || status == CUBLAS_STATUS_NOT_INITIALIZED ||
@@ -377,7 +377,7 @@ int lr_cuda_gemm(lr_exec *exec, const lr_cuda_product *p)
         if (may_lack_memory(done) && lr_memory_release_cached(LR_CUDA) == LR_OK)
             done = multiply(exec, &x, p, p->c.data, &algorithm);
         if (done == CUBLAS_STATUS_NOT_SUPPORTED || done == CUBLAS_STATUS_INVALID_VALUE) {
-            done = ask(p, 1, &algorithm, &count); /* what suits the rounded sizes does not suit these */
+            done = ask(p, 1, &algorithm, &count); /* the algorithm for the rounded sizes cannot make this product */
             if (done == CUBLAS_STATUS_SUCCESS)
                 done = multiply(exec, &x, p, p->c.data, &algorithm);
         }

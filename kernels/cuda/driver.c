@@ -70,7 +70,7 @@ static void here(void)
         said = cudaSetDevice(device_index) == cudaSuccess; /* if it fails, so does the call after it */
 }
 
-/* ---- finding the GPU -------------------------------------------------------------------------------------------------------- */
+/* ---- finding the GPU ------------------------------------------------------------------------------------------------- */
 static int find_device(int index)
 {
     int count = 0, driver = 0;
@@ -200,7 +200,7 @@ static void prepare(lr_exec *exec)
     exec->fault = fault;
 }
 
-/* ---- memory ------------------------------------------------------------------------------------------------------------ */
+/* ---- memory ---------------------------------------------------------------------------------------------------------- */
 static int reserve(void **out, size_t *bytes)
 {
     size_t available, total;
@@ -276,7 +276,7 @@ static int fill(lr_stream *stream, const lr_copy *c, const void *element, size_t
     return lr_cuda_failed(cudaMemset2DAsync(c->to, c->to_pitch, 0, c->width, c->rows, (cudaStream_t)stream), "filling");
 }
 
-/* ---- order ------------------------------------------------------------------------------------------------------------- */
+/* ---- order ----------------------------------------------------------------------------------------------------------- */
 static lr_stream *compute_stream(void)
 {
     return (lr_stream *)compute;

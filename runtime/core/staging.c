@@ -14,7 +14,7 @@
 #include <pthread.h>
 #include <string.h>
 
-enum { SLOTS = 16 }; /* so many threads can fill a buffer at the same time */
+enum { SLOTS = 16 }; /* the number of threads that can fill a buffer at the same time */
 
 struct lr_stage {
     char *data;
