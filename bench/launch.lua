@@ -43,7 +43,8 @@ fs.write(fs.join(folder, "recipe.lua"), ([[
   lr.launch { processes = %d, threads = 1 }
   local model = lr.load_model(%q)
   model:add_lora { rank = 16, alpha = 32, dropout = 0.1, targets = { "query", "key", "value" } }
-  lr.train { model = model, data = %q, output = %q, batch = %d, max_steps = 1, sampling = "sequential", learning_rate = 1e-3,
+  lr.train { model = model, data = %q, output = %q, batch = %d, max_steps = 1,
+    columns = { "current_line", "context" }, sampling = "sequential", learning_rate = 1e-3,
     max_evaluation_rows = 2, max_train_rows = 100, on_step = function() if lr.comm.rank == 0 then print "first step" end end }
 ]]):format(args.ranks, model, data, fs.join(folder, "out"), BATCH))
 

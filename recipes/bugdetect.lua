@@ -83,5 +83,5 @@ lr.train {
   sampling = args.sampling, seed = args.seed, recompute = args.recompute,
   evaluation_steps = args.evaluation_steps, evaluate_first = small, keep = args.keep,
   max_train_rows = args.max_train_rows, max_evaluation_rows = args.max_evaluation_rows, on_bad_row = args.on_bad_row,
-  resume = args.resume ~= "" and args.resume, settings = args, recipe = arg[0],
+  resume = args.resume ~= "" and args.resume,
 }

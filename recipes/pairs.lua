@@ -10,6 +10,6 @@ local args = lr.args {
 local model = lr.load_model(args.model)
 model:add_lora { rank = 16, alpha = 32, targets = "all-linear" }
 lr.train {
-  model = model, data = { train = args.data }, output = args.output, settings = args,
-  columns = { "query", "passage" }, group = false, loss = "mnr", batch = 64, epochs = 1, learning_rate = 3e-4,
+  model = model, data = { train = args.data }, output = args.output,
+  columns = { "query", "passage" }, loss = "mnr", batch = 64, epochs = 1, learning_rate = 3e-4,
 }

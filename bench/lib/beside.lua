@@ -43,7 +43,8 @@ local model = lr.load_model(args.model, { max_length = args.max_length, precisio
 model:add_lora { rank = 16, alpha = 32, dropout = 0.1, targets = lr.split(args.targets, ",") }
 local DONE = {}
 local ok, err = pcall(lr.train, { model = model, data = args.data, output = args.output, batch = args.batch,
-  max_steps = args.steps + 1, group = false, sampling = "sequential", learning_rate = 3e-4, max_evaluation_rows = 2,
+  max_steps = args.steps + 1, columns = { "current_line", "context" },
+  sampling = "sequential", learning_rate = 3e-4, max_evaluation_rows = 2,
   evaluation_steps = 1e9, on_step = function(step) if step.step == args.steps then error(DONE, 0) end end })
 if not ok and err ~= DONE then error(err, 0) end
 ]]

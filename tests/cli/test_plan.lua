@@ -197,7 +197,8 @@ test("a recipe of one's own: --help, what comes after lr.train, several training
         local lr = require "lorarun"
         local model = lr.load_model(%q, { device = "cpu" })
         model:add_lora { rank = 2, targets = "all-linear" }
-        local function train() return lr.train { model = model, data = "", output = "out", batch = 4 } end
+        local function train() return lr.train { model = model, data = "", output = "out", batch = 4,
+          columns = { "current_line", "context" } } end
         %s]]):format(fs.join(golden, "bert"), code))
       return plan(quote(path) .. (words or ""))
     end
@@ -207,13 +208,13 @@ test("a recipe of one's own: --help, what comes after lr.train, several training
     check.equal(select(2, own("train() train()").out:gsub("the largest batch that fits", "")), 2)
     r = own "local p = train() print(p.test.spearman)"
     check.equal(r.status, 0)
-    has(r, "the recipe failed after lr.train, which only planned and returns no results: ", "own.lua:5: ")
+    has(r, "the recipe failed after lr.train, which only planned and returns no results: ", "own.lua:6: ")
     r = own "print 'nothing'"
     check.equal(r.status, 1)
     has(r, "own.lua never called lr.train: there is nothing to plan")
     r = own "error 'broken'"
     check.equal(r.status, 1)
-    has(r, "own.lua:5: broken")
+    has(r, "own.lua:6: broken")
     check.equal(own("train()", " a b").status, 0)
   end)
 end)

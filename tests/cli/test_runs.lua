@@ -306,7 +306,8 @@ test("--resume alone is latest, in a recipe that declares it or not; the remedy 
         local args = lr.args { { "batch", 8 }, { "stop", 0 }, %s }
         local model = lr.load_model(%q, { max_length = 32 })
         model:add_lora { rank = 2, targets = { "query" } }
-        lr.train { model = model, data = %s, output = %q, max_steps = 4, evaluation_steps = 2, batch = args.batch, %s
+        lr.train { model = model, data = %s, output = %q, max_steps = 4, evaluation_steps = 2, batch = args.batch,
+          columns = { "current_line", "context" }, %s
           on_step = function(s) if s.step == args.stop then os.execute "kill -TERM $PPID" end end }]]):format(words, training.bert,
         data, output, resume))
       local r = run(("$L %s --stop 1"):format(quote(path)))
@@ -319,13 +320,14 @@ test("--resume alone is latest, in a recipe that declares it or not; the remedy 
       check.equal(r.status, 0, r.err)
       check_says(r.out, "step-00000002, step 2 of 4")
       check.equal(fs.read(fs.join(output, "recipe.lua")), fs.read(path), "the recipe as it ran")
+      check.equal(json.decode_file(fs.join(output, "training_config.json")).settings.batch, 8, "the options that lr.args gave")
     end
     -- a recipe without lr.args has no options
     local output = fs.join(folder, "none")
     local script = ([[
       local model = lr.load_model(%q, { max_length = 32 })
       model:add_lora { rank = 2, targets = { "query" } }
-      lr.train { model = model, data = %q, output = %q, max_steps = 4, batch = 8,
+      lr.train { model = model, data = %q, output = %q, max_steps = 4, batch = 8, columns = { "current_line", "context" },
         on_step = function(s) os.execute "kill -TERM $PPID" end }]]):format(training.bert, fs.join(folder, "data"), output)
     local r = run("$L -e " .. quote(script))
     check.equal(r.status, 143, r.err)
@@ -424,7 +426,8 @@ test("no room on the disk is said before the first step, also on one process and
       local lr = require "lorarun"
       local model = lr.load_model(%q, { max_length = 32 })
       model:add_lora { rank = 2, targets = { "query" } }
-      lr.train { model = model, data = %s, output = %q, max_steps = 4, evaluation_steps = 1, batch = 8 }]]):format(
+      lr.train { model = model, data = %s, output = %q, max_steps = 4, evaluation_steps = 1, batch = 8,
+        columns = { "current_line", "context" } }]]):format(
       training.bert, data, output))
     r = with_disk(folder, 4, ('$L %s; s=$?; ls $D/out; exit $s'):format(quote(script)))
     check.equal(r.status, 1)

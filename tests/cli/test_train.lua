@@ -480,6 +480,7 @@ test("Ctrl-C in lr.train at the prompt comes back to the prompt; the run can go 
       require("ffi").cdef "int raise(int)"
       model = lr.load_model(%q, { max_length = 32 }) model:add_lora { rank = 2, targets = { "query" } }
       o = { model = model, data = %s, output = %q, batch = 8, epochs = 1, evaluation_steps = 100, learning_rate = 1e-3 }
+      o.columns = { "current_line", "context" }
       o.on_step = function(s) if s.step == 2 then require("ffi").C.raise(2) end end -- os.execute would ignore it
       lr.train(o)
       print("back", model:encode("x").shape[1])

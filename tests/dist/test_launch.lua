@@ -632,7 +632,8 @@ test("signals to the launcher while its ranks train: they save and go on, or sto
     local function train(output, resume, on_step)
       local model = lr.load_model(%q, { max_length = 32 })
       model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = { "query", "value" }, seed = 3 }
-      lr.train { model = model, data = folder .. "/data", output = folder .. output, learning_rate = 5e-3, batch = 2,
+      lr.train { model = model, data = folder .. "/data", columns = { "current_line", "context" },
+        output = folder .. output, learning_rate = 5e-3, batch = 2,
         max_steps = 40, evaluation_steps = 100, seed = 5, resume = resume, on_step = on_step }
       model:free()
     end

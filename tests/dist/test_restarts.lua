@@ -18,7 +18,8 @@ local job = lr.launch { processes = %d, max_restarts = 3, threads = 1, output = 
 lr.fs.write(("%%s/pid-%%d-%%d"):format(folder, job.generation, job.rank), tostring(require("ffi").C.getpid()))
 local model = lr.load_model(%q, { max_length = 32 })
 model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = { "query", "value" }, seed = 3 }
-lr.train { model = model, data = arg[2], output = folder .. "/out", learning_rate = 5e-3, batch = 2, max_steps = 24,
+lr.train { model = model, data = arg[2], columns = { "current_line", "context" },
+  output = folder .. "/out", learning_rate = 5e-3, batch = 2, max_steps = 24,
   evaluation_steps = 3, seed = 5 }
 ]]
 

@@ -30,7 +30,8 @@ local SCRIPT = [[
   local model = lr.load_model(%q, { max_length = 32, precision = os.getenv "PRECISION" })
   model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = { "query", "key", "value" }, seed = 3 }
   local seen = { sums = {}, losses = {}, norms = {} }
-  local options = { model = model, data = folder .. "/data", output = folder .. "/" .. os.getenv "NAME", learning_rate = 5e-3,
+  local options = { model = model, data = folder .. "/data", columns = { "current_line", "context" }, group = "context_type",
+    output = folder .. "/" .. os.getenv "NAME", learning_rate = 5e-3,
     schedule = lr.schedule.warmup_linear(2), evaluation_steps = 3, epochs = 2, seed = 5,
     on_step = function(s)
       local i = #seen.losses + 1

@@ -39,7 +39,8 @@ local model = lr.load_model(model_folder, { max_length = 32, precision = precisi
 assert(model.device == "cuda")
 model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = "all-linear" }
 local given = { model = model, data = folder .. "/data", output = output, batch = 4, epochs = 2, sampling = "shuffled",
-  learning_rate = 5e-3, evaluation_steps = 4, group = false, schedule = lr.schedule.warmup_linear(2) }
+  learning_rate = 5e-3, evaluation_steps = 4, columns = { "current_line", "context" },
+  schedule = lr.schedule.warmup_linear(2) }
 for key, value in pairs(assert(loadstring("return " .. options))()) do given[key] = value end
 local result = lr.train(given)
 print("RESULT " .. require("lorarun.base.json").encode { spearman = result.validation.spearman,

@@ -16,7 +16,7 @@ local model = lr.load_model(model_folder, { max_length = 64, precision = precisi
 model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = lr.split(targets, ",") }
 local seen
 local ok, planned = pcall(lr.train, { model = model, data = folder .. "/data", output = folder .. "/out", batch = 6, max_steps = 1,
-  sampling = "shuffled", group = false, recompute = recompute, on_step = function()
+  sampling = "shuffled", columns = { "current_line", "context" }, recompute = recompute, on_step = function()
     local s = memory.stats "cuda"
     seen = { peak = s.peak_bytes, workspace = s.scratch_bytes }
     error "seen"

@@ -12,7 +12,8 @@ local TARGETS = { bert = "query,key,value", qwen2 = "q_proj,k_proj,v_proj" }
 local RECIPE = [[
 local lr, memory, json = require "lorarun", require "lorarun.tensor.memory", require "lorarun.base.json"
 local folder, model_folder, targets, options, result_path = unpack(arg)
-local given = { data = folder .. "/data", output = folder .. "/out", batch = 6, max_steps = 1, sampling = "shuffled", group = false,
+local given = { data = folder .. "/data", output = folder .. "/out", batch = 6, max_steps = 1, sampling = "shuffled",
+  columns = { "current_line", "context" },
   evaluation_steps = 100, max_evaluation_rows = 2 }
 for key, value in pairs(assert(loadstring("return " .. options))()) do given[key] = value end
 local model = lr.load_model(model_folder, { max_length = 64, precision = given.precision })

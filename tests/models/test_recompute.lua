@@ -38,7 +38,7 @@ local model = lr.load_model(arch, { max_length = 64 })
 local device = model.device
 model:add_lora { rank = 2, alpha = 4, dropout = 0.1, targets = lr.split(targets, ",") }
 local given = { model = model, data = folder .. "/data", output = folder .. "/out", batch = 4, epochs = 1, sampling = "sequential",
-  learning_rate = 1e-2, evaluation_steps = 100, group = false }
+  learning_rate = 1e-2, evaluation_steps = 100, columns = { "current_line", "context" } }
 for key, value in pairs(assert(loadstring("return " .. options))()) do given[key] = value end
 local result = { calls = 0, steps = 0, losses = {}, norms = {} }
 if given.loss == "own" then

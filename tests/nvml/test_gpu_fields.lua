@@ -107,7 +107,8 @@ local function trained(kind, device)
     local r = run(kind, "LORARUN_SIMT=1", ([[
       local model = lr.load_model(%q, { max_length = 8, device = %q })
       model:add_lora { rank = 2, targets = { "query" } }
-      lr.train { model = model, data = %q, output = %q, batch = 2, max_steps = 2, group = false }]]):format(bert, device,
+      lr.train { model = model, data = %q, output = %q, batch = 2, max_steps = 2,
+        columns = { "current_line", "context" } }]]):format(bert, device,
       fs.join(folder, "data"), fs.join(folder, "out")))
     check.equal(r.status, 0, r.err)
     local log = fs.read(fs.join(folder, "out", "log.jsonl"))

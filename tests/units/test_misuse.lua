@@ -151,7 +151,7 @@ test("what is no model, tensor, data set or path is named with the cure", functi
         lr.evaluate.run(m, t.set, { columns = { "a", "b", "c" } })
       end,
       ["prompts: there is no column 'contxt'; did you mean 'context'?"] = function()
-        lr.evaluate.run(m, t.set, { prompts = { contxt = { text = "q: " } } })
+        lr.evaluate.run(m, t.set, { columns = { "current_line", "context" }, prompts = { contxt = { text = "q: " } } })
       end,
       ["save takes a model, got nil"] = function() lr.export.merged(nil, t.folder) end,
       ["model:encode: the model " .. BERT .. " was freed"] = function() freed:encode "x" end,

@@ -22,7 +22,7 @@ end
 
 -- The options of a run, complete, with others in place of these.
 local function complete(model, changes)
-  local given = { model = model, data = "data", output = "out" }
+  local given = { model = model, data = "data", output = "out", columns = { "current_line", "context" } }
   for key, value in pairs(changes or {}) do given[key] = value end
   return train_options.complete(given)
 end
@@ -76,6 +76,7 @@ test("every option of lr.train has a kind: what is none of it is refused by name
     check.raises("lr.train takes a table of options, got 'x'", train_options.complete, "x")
     check.raises("lr.train takes a table of options", train_options.complete, nil)
     check.raises("lr.train needs 'output'", train_options.complete, { model = model, data = "data" })
+    check.raises("lr.train needs 'columns'", train_options.complete, { model = model, data = "data", output = "out" })
     model.lora:free()
     model.lora = nil
     check.raises("call model:add_lora first", complete, model)

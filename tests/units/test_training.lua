@@ -31,7 +31,8 @@ local function with_trainer(fn, row)
       for key, value in pairs(options.lora or {}) do lora[key] = value end
       model:add_lora(lora)
       if options.before then options.before(model) end
-      local o = { model = model, data = rows, output = fs.join(folder, name), batch = 4, sampling = "sequential", group = false,
+      local o = { model = model, data = rows, output = fs.join(folder, name), batch = 4, sampling = "sequential",
+        columns = { "current_line", "context" },
         schedule = lr.schedule.constant(), evaluation_steps = 100,
         on_step = function(s)
           steps[#steps + 1] = s

@@ -18,6 +18,7 @@
 --   args.of_recipe(spec, argv, is_launcher_flag)  lr.args: as parse, and every recipe has --resume: alone it means latest, and
 --                                 lr.train hears of it. is_launcher_flag(name): would the launcher take it, before the recipe?
 --   args.resume()              -> the value of --resume or nil, and whether lr.train acts on it (the recipe has none of its own)
+--   args.settings()            -> the table that the recipe's latest lr.args returned, or nil: lr.train keeps it with the model
 --   args.to_resume()           -> the words that resume from the newest checkpoint; nil where the recipe has no lr.args
 --   args.read(spec, argv)      -> the table; nil, message on a mistake; nil, nil, text for --help
 --   args.given(result, name)   -> whether the command line gave the option
@@ -337,7 +338,8 @@ function args.parse(spec, argv) return parse(options_from(spec), argv) end
 
 -- ---- --resume -------------------------------------------------------------------------------------------------------
 
-local resume -- of the recipe's latest lr.args: { asked = value or nil, own = the recipe declares it, switch = as a boolean }
+local latest -- what the recipe's latest lr.args gave
+local resume -- and its --resume: { asked = value or nil, own = the recipe declares it, switch = as a boolean }
 
 function args.of_recipe(spec, argv, is_launcher_flag)
   local options = options_from(spec)
@@ -351,12 +353,15 @@ function args.of_recipe(spec, argv, is_launcher_flag)
   local result = parse(options, argv, is_launcher_flag)
   local value = explicit[result].resume and result.resume
   resume = { asked = value ~= "" and value or nil, own = own, switch = switch }
+  latest = result
   return result
 end
 
 function args.resume()
   if resume then return resume.asked, not resume.own end
 end
+
+function args.settings() return latest end
 
 function args.to_resume() return resume and (resume.switch and "--resume" or "--resume latest") end
 

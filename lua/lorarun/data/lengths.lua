@@ -53,7 +53,7 @@ local function estimated(set, o, rows, count)
   return result
 end
 
--- Where there is no data: lines of about 12 tokens, contexts mostly short and some as long as may be.
+-- Where there is no data: texts of about 12 tokens in the first column; in the others mostly short ones, some as long as may be.
 local PURPOSE_LENGTHS = 0x504C414E
 local word = ffi.new "uint32_t[4]"
 
@@ -102,7 +102,8 @@ function lengths.sample(o)
   end
   local tokens, source
   if not o.set then
-    tokens, source = assumed(o, count), ("assumed, there being no data: about 12 tokens a line, 30 to %d a context"):format(
+    tokens = assumed(o, count)
+    source = ("assumed, there being no data: about 12 tokens in the first column, 30 to %d in others"):format(
       math.min(o.max_length, 512))
   elseif not o.tokenizer then
     tokens = estimated(o.set, o, rows, count)

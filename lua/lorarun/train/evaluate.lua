@@ -1,7 +1,7 @@
--- evaluate.lua: how well similarity tells correct lines from buggy ones. Each distinct text of the data set is encoded once,
--- longest first; then every row is one dot product.
+-- evaluate.lua: how well the similarity of two texts agrees with a score of the pair. Each distinct text of the data set is encoded
+-- once, longest first; then every row is one dot product.
 --
--- Several ranks share the encoding: the batches are those that one rank alone would make, each done by one rank, so that the
+-- Several ranks share the encoding: the batches are those that one rank alone would make, each encoded by one rank, so that the
 -- embeddings are the same bits. Every rank calls these functions with the same arguments and gets the same figures.
 local ffi = require "ffi"
 local bit = require "bit"
@@ -36,7 +36,7 @@ local function distinct(set, columns, prefixes)
   local index, count = {}, 0
   for c, name in ipairs(columns) do
     local hashes = set:hashes(name)
-    local salt = 0ULL -- equal texts behind different prompts are different texts
+    local salt = 0ULL -- equal texts after different prompts are different texts
     for k = 1, c do
       if (prefixes[k] or "") == (prefixes[c] or "") then salt = ffi.cast("uint64_t", k - 1) * 0x9E3779B97F4A7C15ULL break end
     end
@@ -168,8 +168,9 @@ local function checked(model, set, given, what, kinds)
     check.fail("%s: the second argument is %s, expected a data set, as lr.data.open gives it", what, options.shown(set))
   end
   given = options.check(what, given, kinds)
-  local o = { columns = { "current_line", "context" }, score = "score", threads = 1 }
+  local o = { score = "score", threads = 1 }
   for name, value in pairs(given) do o[name] = value end
+  if not o.columns then check.fail("%s needs the columns that are compared: columns = { name, name }", what) end
   if #o.columns ~= 2 then check.fail("%s: columns names %d, expected the two that are compared", what, #o.columns) end
   if o.prompts and o.prefixes then check.fail("%s: prompts and prefixes are both given: give one of them", what) end
   if o.prefixes and next(o.prefixes) ~= nil and #o.prefixes == 0 then
@@ -207,7 +208,7 @@ local function similarities(model, set, o)
 end
 
 --- similarities(model, set, options): cosine of the two text columns of every row, a C array of doubles, and the number of
---- distinct texts. options: columns = { "current_line", "context" }, prompts as those of lr.train, or prefixes = { texts of the
+--- distinct texts. options: columns = the names of the two, prompts as those of lr.train, or prefixes = { texts of the
 --- columns }, threads, on_progress(done, total) of this rank, and ended(), asked before every batch and after the last: a number
 --- other than 0 on any rank ends it, which returns nil and that number on all of them.
 function evaluate.similarities(model, set, given)

@@ -59,7 +59,7 @@ function output.begin(run)
     files:begin(run.checkpoints.own_until, run.evaluation_due)
     files:recipe(run_settings.recipe(o))
     local settings = {}
-    for key, value in pairs(o.settings or {}) do settings[key] = value end -- a plain copy: lr.args gives a guarded table
+    for key, value in pairs(o.settings) do settings[key] = value end -- a plain copy: lr.args gives a guarded table
     files:json("training_config.json", { settings = settings, fixed = run.settings, lorarun = require "lorarun.base.version",
       jit = jit.version, lora = o.model.lora.config, loss = o.loss.name or "function", peak_memory = memory.stats().peak_bytes })
   end)

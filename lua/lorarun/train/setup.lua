@@ -47,7 +47,7 @@ function setup.open_data(o)
   local train = open("train", o.max_train_rows)
   local validation, test = open("validation", o.max_evaluation_rows), open("test", o.max_evaluation_rows)
   local scored = validation or test
-  if o.group_given and o.group and scored and not scored:has(o.group) and comm.rank == 0 then
+  if o.group and scored and not scored:has(o.group) and comm.rank == 0 then
     say.note("note: %s has no column '%s': figures are not split by it", scored.path, o.group)
   end
   return train, validation, test

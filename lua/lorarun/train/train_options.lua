@@ -15,8 +15,8 @@ local train_options = {}
 
 -- docs/reference.md lists them; tests/units/test_documented.lua compares the defaults.
 train_options.DEFAULTS = {
-  model = false, data = false, output = false, loss = "cosine", schedule = "linear", warmup = 0, -- the first three must be given
-  columns = { "current_line", "context" }, score = "score", group = "context_type", prompts = {},
+  model = false, data = false, output = false, columns = false, -- these four must be given
+  score = "score", group = false, prompts = {}, loss = "cosine", schedule = "linear", warmup = 0,
   batch = 64, accumulate = 1, epochs = 3, max_steps = 0, learning_rate = 3e-4, weight_decay = 0, clip = 1,
   sampling = "auto", evaluation_steps = 2000, evaluate_first = false, keep = 3, seed = 1, recompute = "auto",
   resume = false, on_bad_row = "error", max_train_rows = 0, max_evaluation_rows = 0, loader_threads = 1,
@@ -49,6 +49,7 @@ local KINDS = {
 
 -- A list of different names, two or more.
 local function check_columns(columns)
+  if not columns then check.fail "lr.train needs 'columns', the names of the data's text columns: columns = { name, name }" end
   local count, seen = 0, {}
   for key, name in sorted(columns) do
     if type(key) ~= "number" or type(name) ~= "string" then
@@ -149,11 +150,11 @@ function train_options.complete(given, planned)
     check.fail("lr.train: recipe is %s, and there is no such file; it is the path of the recipe, which is kept with the model",
       options.shown(o.recipe))
   end
-  o.group_given = given.group ~= nil
   o.prefixes = o.model:prefixes(o.columns, o.prompts)
   recompute.number(o.recompute, o.model.layer_count)
   local asked, left_to_train = args.resume()
   if asked and (left_to_train or given.resume == nil) then o.resume = asked end
+  o.settings = o.settings or args.settings() or {}
   return o
 end
 

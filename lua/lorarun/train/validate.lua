@@ -30,7 +30,7 @@ local function evaluate_split(self, step, split)
   local o, set = self.options, self.data[split]
   C.lr_rank_report(step, self.data.total_steps, "evaluating " .. split)
   local bar = comm.rank == 0
-    and progress.new { description = "evaluating " .. split, total = 1, transient = true } or nil
+    and progress.new { description = "evaluating " .. split, total = 1, unit = "texts", transient = true } or nil
   local result, ended_by = evaluate.run(o.model, set, { columns = { o.columns[1], o.columns[2] }, score = o.score,
     group = o.group and set:has(o.group) and o.group or nil, prefixes = o.prefixes, threads = o.loader_threads, sweep = THRESHOLDS,
     ended = function() return data_parallel.ending(C.lr_signal_pending()) end,
