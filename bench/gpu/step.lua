@@ -46,8 +46,8 @@ local function fewest_layers(bench, f, tokens, pairs_)
   check(C.lr_memory_release_cached(memory.DEVICES[bench.device]))
   local room = recompute.usable(memory.available(bench.device), bench.device, 1)
   for layers = wanted or 0, wanted or f.model.layer_count do
-    local need = f:step { tokens = tokens, layers = layers, pairs = pairs_ }
-    if need + f:workspace(tokens, 2 * pairs_, bench.device) <= room then return layers, need end
+    local need, scratch = f:step { tokens = tokens, layers = layers, pairs = pairs_ }
+    if need + scratch <= room then return layers, need end
   end
 end
 

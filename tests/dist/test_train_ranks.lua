@@ -171,7 +171,8 @@ test("one rank short of memory: all take the batch in the same parts, and learn 
       local two, short = trained(folder, "two", 2, given:format(4), { before = [[
         if rank == 1 then
           local f = require("lorarun.train.footprint").new { model = model, loss = options.loss, columns = 2 }
-          local room = f:step { tokens = 200, layers = 2, pairs = options.batch } / 2 + f:workspace(200, 2 * options.batch, "cpu")
+          local tensors, scratch = f:step { tokens = 200, layers = 2, pairs = options.batch }
+          local room = tensors / 2 + scratch
           f:free()
           require("lorarun.tensor.memory").available = function() return 2 * room / 0.9 end -- shared by two ranks
         end

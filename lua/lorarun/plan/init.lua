@@ -4,9 +4,8 @@
 --
 -- The recipe runs as it is, up to lr.train, with a job of its own kind (launch.plan_for): the model is on the meta device, and
 -- lr.train comes here. A step of the run's own batch is then taken without bytes, with the allocator that the real one will use, so
--- the memory of a plan is that of the run to the byte; what lies outside the allocator (a driver, working memory of kernels) is
--- added as the most it may be. Times follow from the work of a step and a rate (throughput.lua), and each says whether that was
--- measured or estimated.
+-- the memory of a plan is that of the run to the byte, kernels' scratch included; a driver's memory is estimated. Times follow from
+-- the work of a step and a rate (throughput.lua), and each says whether that was measured or estimated.
 local check = require "lorarun.base.check"
 local device_traits = require "lorarun.tensor.device_traits"
 local footprint = require "lorarun.train.footprint"
@@ -154,11 +153,11 @@ end
 
 -- need(tokens, layers, parts, ranks): bytes of a step beyond what is held, and of these the tensors'. parts: { part, cached } as in
 -- recompute.split; ranks: how many share the step, 1 unless told otherwise.
-local function needs(p, o, f)
+local function needs(o, f)
   return function(tokens, layers, parts, ranks)
-    local step = f:step { tokens = tokens, layers = layers, pairs = parts.part, batch = parts.cached and o.batch or nil,
+    local tensors, scratch = f:step { tokens = tokens, layers = layers, pairs = parts.part, batch = parts.cached and o.batch or nil,
       ranks = ranks and { rank = 0, world_size = ranks } }
-    return step + f:workspace(tokens, parts.part * #o.columns, p.planned.device), step
+    return tensors + scratch, tensors
   end
 end
 
@@ -256,7 +255,7 @@ local function plan_times(p, o, need)
 end
 
 local function compute(p, o, f, largest_part)
-  local need = needs(p, o, f)
+  local need = needs(o, f)
   p.held = held_by()
   p.memory, p.driver = memory_of(p.planned)
   p.room = p.memory - p.driver - p.held.weights - p.held.adapters - p.held.gradients - p.held.optimizer

@@ -1,7 +1,8 @@
 -- footprint.lua: how much memory training steps will take, known beforehand: each step is taken on the meta device first.
 --
 --   local f = footprint.new { model = model, loss = loss, columns = 2 }
---   f:step { tokens = 10000, pairs = 64, layers = 0 }   bytes that a step takes at its peak, beyond what is held before it
+--   f:step { tokens = 10000, pairs = 64, layers = 0 }   bytes of a step's tensors at their peak, beyond what is held before it,
+--                                                       and of its kernels' scratch
 --   footprint.largest(need, room, least, most)          the most tokens for which need(tokens) <= room
 --   f:free()
 --
@@ -26,14 +27,6 @@ Footprint.__index = Footprint
 
 local NO_VALUES = ffi.new "int64_t[1]" -- what is written to the meta device is never read
 local PRECISION = 1000 -- the count found is within a thousandth of the largest
-
--- The working memory of a thread of the CPU: attention's rows of one head of the longest sequence, eight times in words of four
--- bytes, rounded up in both directions; and blocks of products.
-local HEAD_COPIES, MORE_ROWS, MORE_COLUMNS, BLOCKS = 8, 96, 32, 2 ^ 20
-
--- Of a GPU: LR_CUDA_GEMM_WORKSPACE of kernels/cuda/cuda.h, the adapters of one product (q, k and v), a row's two numbers and the
--- rows of a tile in attention's backward (attention.h), and by how much working memory is more than what was asked for (memory.c).
-local CUBLASLT, ADAPTERS, STATISTICS, TILE_ROWS, GROWN, PAGE = 32 * 2 ^ 20, 3, 8, 64, 9 / 8, 4096
 
 --- new(given): given = { model, loss, columns = how many texts a pair has }
 local function new(given)
@@ -90,14 +83,15 @@ local function take(self, spec, at_loss)
     seed = 0, plan = { cached = batch > spec.pairs, layers = function() return spec.layers end }, ranks = ranks }:batch()
 end
 
---- step(spec): bytes of tensors beyond those held before, at the peak of a step. spec: { tokens and pairs = of a micro-batch of one
---- rank, layers = how many are computed again in backward, batch = pairs of a batch that is taken in cached parts of `pairs`,
---- ranks = { rank, world_size } where the step is that of another job }
+--- step(spec): bytes of tensors beyond those held before, at the peak of a step, and the bytes of its kernels' scratch. spec:
+--- { tokens and pairs = of a micro-batch of one rank, layers = how many are computed again in backward, batch = pairs of a batch
+--- that is taken in cached parts of `pairs`, ranks = { rank, world_size } where the step is that of another job }
 function Footprint:step(spec)
   local before = memory.stats("meta").live_bytes
   memory.reset_peak "meta"
   take(self, spec)
-  return memory.stats("meta").peak_bytes - before
+  local stats = memory.stats "meta"
+  return stats.peak_bytes - before, stats.scratch_bytes
 end
 
 --- kept(spec): what the forward pass of a micro-batch leaves for backward: { { name, buffers, bytes } ... }, largest first.
@@ -118,7 +112,7 @@ function Footprint:kept(spec)
   return list
 end
 
---- evaluation(texts, tokens): bytes that evaluating this many distinct texts takes, with this many tokens a forward pass.
+--- evaluation(texts, tokens): the same of evaluating this many distinct texts, with this many tokens a forward pass.
 function Footprint:evaluation(texts, tokens)
   local model, world = self.model, comm.world_size
   local before = memory.stats("meta").live_bytes
@@ -127,22 +121,8 @@ function Footprint:evaluation(texts, tokens)
     autograd.no_grad(model.forward, model, model:context(batch_of(tokens, math.ceil(tokens / model.max_length))))
   end)
   local shared = world > 1 and texts / world or 0 -- a rank's own, until those of all are gathered
-  return memory.stats("meta").peak_bytes - before + (texts + shared) * model.dimension * 4
-end
-
---- workspace(tokens, texts, device): the most bytes of working memory that a device's kernels take besides, for a step of this many
---- tokens and texts. On the CPU that of each thread and, where a machine makes products of 16 bits in f32, copies of the widest
---- layer's input and output. On a GPU the most that one op wants: a product (cuBLASLt's, and adapters in 16 bits), or attention's
---- backward.
-function Footprint:workspace(tokens, texts, device)
-  local model, widest = self.model, 0
-  for _, layer in ipairs(model.linears) do widest = math.max(widest, layer.n + layer.k) end
-  if device == "cuda" then
-    local product = CUBLASLT + 2 * widest * ADAPTERS * model.lora.config.r
-    return GROWN * math.max(product, STATISTICS * model.sizes.heads * (tokens + TILE_ROWS * texts)) + PAGE
-  end
-  local rows = HEAD_COPIES * 4 * (model.max_length + MORE_ROWS) * (model.sizes.head_dim + MORE_COLUMNS)
-  return C.lr_threads() * (rows + BLOCKS) + (model.dtype == "f32" and 0 or tokens * widest * 4)
+  local stats = memory.stats "meta"
+  return stats.peak_bytes - before + (texts + shared) * model.dimension * 4, stats.scratch_bytes
 end
 
 --- largest(need, room, least, most): the most tokens, from `least` to `most`, for which need(tokens) <= room; nil where `least` is

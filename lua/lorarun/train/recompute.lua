@@ -61,15 +61,16 @@ local function counter(o, data)
   end
 end
 
--- Bytes that a step needs whose micro-batches have this many tokens, working memory included. parts: { part, cached }
+-- Bytes that a step needs whose micro-batches have this many tokens, its kernels' scratch included. parts: { part, cached }
 function Plan:need(tokens, layers, parts)
-  local o = self.options
-  return self.footprint:step { tokens = tokens, layers = layers, pairs = parts.part, batch = parts.cached and o.batch or nil }
-    + self.footprint:workspace(tokens, parts.part * #o.columns, self.device)
+  local tensors, scratch = self.footprint:step { tokens = tokens, layers = layers, pairs = parts.part,
+    batch = parts.cached and self.options.batch or nil }
+  return tensors + scratch
 end
 
 function Plan:need_of_evaluation(texts, tokens)
-  return self.footprint:evaluation(texts, tokens) + self.footprint:workspace(tokens, 0, self.device)
+  local tensors, scratch = self.footprint:evaluation(texts, tokens)
+  return tensors + scratch
 end
 
 -- The fewest layers with which a micro-batch of this many tokens fits, or nil.
