@@ -5,7 +5,7 @@ local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local tensor = require "lorarun.tensor.tensor"
 
--- Sequences as in the job until so many tokens are reached.
+-- Sequences with the lengths of the job, until this many tokens are reached.
 local function batch_of(bench, tokens, vocabulary)
   local list, total, pairs_ = {}, 0, 1
   while total < tokens do

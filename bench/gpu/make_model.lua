@@ -100,7 +100,7 @@ local function byte_vocabulary()
   return vocabulary
 end
 
-local SPECIAL = { "<|endoftext|>", "<|im_start|>", "<|im_end|>" } -- the ids behind the bytes
+local SPECIAL = { "<|endoftext|>", "<|im_start|>", "<|im_end|>" } -- the ids after the bytes
 
 local function write(name, value)
   fs.write(fs.join(args.out, name), json.encode(value, { indent = 2, sort_keys = true }) .. "\n")

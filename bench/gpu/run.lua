@@ -23,7 +23,7 @@ local fs, tensor = lr.fs, lr.tensor
 local PARTS = { "ceilings", "gemm", "kernels", "step", "load", "beside" }
 local args = lr.args {
   { "parts", table.concat(PARTS, ","), "what to measure" },
-  { "minutes", 30, "begin nothing after so many", min = 0 },
+  { "minutes", 30, "begin nothing after this many", min = 0 },
   { "out", "", "folder for the results; empty: $OUT, or build/bench-gpu" },
   { "size", "7b", "of the model", choices = { "7b", "tiny" } },
   { "device", "cuda", "to measure", choices = { "cuda", "cpu" } },
@@ -42,7 +42,7 @@ if args.device == "cuda" and not lr.has_gpu() then
   os.exit(77)
 end
 tensor.default_device = args.device
-io.stdout:setvbuf "line" -- whoever watches sees each figure when it is there
+io.stdout:setvbuf "line" -- each figure is seen when it is there
 
 local root = fs.dirname(fs.dirname(fs.dirname(fs.real(arg[0]))))
 local tiny = args.size == "tiny"
@@ -73,7 +73,7 @@ bench.report = dofile(fs.join(root, "bench", "gpu", "report.lua")).new(out, { gp
   C.lr_cuda_version() ~= nil and ffi.string(C.lr_cuda_version()) or "none" })
 bench.out = out
 
---- Whether there is time for something that takes so many seconds; if not, says what was left out.
+--- Whether there is time for something that takes this many seconds; if not, notes what was left out.
 function bench.time_for(seconds, what)
   if C.lr_time() - started + seconds <= 60 * args.minutes then return true end
   bench.report:note("no time was left for %s", what)

@@ -1,5 +1,5 @@
--- init.lua: what `require "lorarun"` gives: the names a recipe uses. Modules load when first named, so that a REPL starts at once.
--- What needs to know which rank this is has the job launched first (launch.lua), where the recipe has not done that.
+-- init.lua: what `require "lorarun"` returns: the names a recipe uses. Modules load when first named, so that a prompt opens at
+-- once. A function that needs to know which rank this is launches the job first (launch.lua), where the recipe has not.
 local lr = {}
 
 local MODULES = {
@@ -12,7 +12,7 @@ local MODULES = {
 
 local function job() return require("lorarun.dist.launch").job() end
 
--- What ranks that were killed were writing in a run's folder.
+-- Remove what ranks were writing in a run's folder when they were killed.
 local function sweep(output) require("lorarun.train.files").sweep(output) end
 
 local FUNCTIONS = {

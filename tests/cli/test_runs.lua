@@ -70,7 +70,7 @@ test("a group that is started again before its first step does not go on from an
     check_says(r.err, "restart 1 of 1")
     check.that(not r.out:find "resuming", r.out)
     check.equal(#training.lines_of(fs.join(output, "log.jsonl")), 6, "four steps and two evaluations")
-    -- what was asked for still is
+    -- a checkpoint that was asked for is still taken
     r = restarted " --resume step-00000002"
     check.equal(r.status, 0, r.err)
     check_says(r.out, "step-00000002, step 2 of 4")
@@ -172,7 +172,7 @@ test("a start that fails before its first step leaves the earlier run as it was"
 end)
 
 -- ---- going on ------------------------------------------------------------------------------------------------------------------
-test("who goes on hears of every difference; one that makes the adapter another function is refused", function()
+test("a run that goes on names every difference; one that makes the adapter another function is refused", function()
   with_data(function(folder, data)
     local output, other = fs.join(folder, "out"), quote(training.make_data(fs.join(folder, "other"), 48))
     local path = fs.join(folder, "other", "train.jsonl")
@@ -285,7 +285,7 @@ test("a checkpoint of an older lorarun: what it did not note is named, what its 
     local r = train(data, output, "--max-steps 4 --evaluation-steps 2 --resume step-00000002")
     check.equal(r.status, 0, r.err)
     for _, part in ipairs { "an older lorarun wrote the checkpoint, and did not note ", "clip, ", "schedule, ",
-      "checksum of the train data, ", "whether these are the same nobody can tell" } do
+      "checksum of the train data, ", "whether these are the same is not known" } do
       check_says(r.err, part)
     end
     check.that(not r.err:find "warning", r.err)
@@ -403,7 +403,7 @@ test("an undefined metric chooses no best model: it is said, the newest is kept,
 end)
 
 -- ---- full disks ----------------------------------------------------------------------------------------------------------------
--- A shell command with a disk of so many megabytes, which it may fill, at folder/disk and $D. nil where this machine lets nobody
+-- A shell command with a disk of this many megabytes, which it may fill, at folder/disk and $D. nil where this machine lets nobody
 -- mount one.
 local function with_disk(folder, megabytes, command)
   local disk = fs.join(folder, "disk")

@@ -142,7 +142,7 @@ test("settings about ranks are not ignored when a scheduler has started the rank
   end
   refused("--num-processes 3", "num_processes is 3 (command line), but")
   refused("--max-restarts 1", "max_restarts is 1 (command line), but")
-  refused("--log-dir logs", "leave --log-dir away")
+  refused("--log-dir logs", "leave --log-dir out")
   launch("lr.launch {}", function(r)
     expect_text(r, "num_processes is 3 (c.yaml:2), but torchrun started 2 ranks")
   end, "printf 'distributed_type: MULTI_CPU\\nnum_processes: 3\\n' >c.yaml; RANK=0 WORLD_SIZE=2 $L --config c.yaml recipe.lua")

@@ -222,7 +222,7 @@ test("a batch that cannot fit nor be split is refused before the first step, wit
     local smaller = tonumber(r.error:match "%-%-batch (%d+)")
     check.that(smaller >= 1 and smaller < 4, r.error)
     check.equal(train(folder, "bert", free, ('{ batch = %d, loss = "own" }'):format(smaller)).error, nil)
-    check.equal(train(folder, "bert", free, '{ recompute = "all" }').error, nil) -- as it is told, without looking
+    check.equal(train(folder, "bert", free, '{ recompute = "all" }').error, nil) -- a number is taken as it is
   end)
 end)
 
@@ -274,7 +274,7 @@ test("recompute is auto, none, all or a number", function()
   end)
 end)
 
-test("trying an evaluation without bytes leaves nothing behind, which would make the next step look smaller", function()
+test("trying an evaluation without bytes leaves no tensors, which would make the next step look smaller", function()
   local memory, footprint = require "lorarun.tensor.memory", require "lorarun.train.footprint"
   local model = require("lorarun.models.model").load(fs.join(golden, "bert"), { max_length = 64, device = "meta" })
   model:add_lora { rank = 2, targets = { "query" } }

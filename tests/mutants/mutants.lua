@@ -189,7 +189,7 @@ return {
   { "begun-before-its-first-step", "train/trainer", "cli/test_runs", "leaves the earlier run",
     "check(C.lr_signal_catch(1))\n",
     "check(C.lr_signal_catch(1)) output.begin(run)\n" },
-  { "another-alpha-goes-on", "train/run_settings", "cli/test_runs", "hears of every difference",
+  { "another-alpha-goes-on", "train/run_settings", "cli/test_runs", "names every difference",
     '"rank", "targets", "alpha", "rslora",',
     '"rank", "targets", "rslora",' },
   { "undefined-is-the-best", "train/validate", "cli/test_runs", "an undefined metric",

@@ -199,7 +199,7 @@ test("a recipe that is no file is refused; a group that no row has is a note", f
       check.that(notes { group = "nope" }:find("validation.jsonl has no column 'nope'", 1, true), "a group that is not there")
       check.equal(notes { group = "kind" }, "")
       check.equal(notes { group = false }, "")
-      check.equal(notes {}, "", "the default, which nobody asked for")
+      check.equal(notes {}, "", "no group by default")
     end)
   end)
 end)

@@ -28,7 +28,7 @@ local function new(o)
   return self
 end
 
---- range(step, draws, step_size): the draws of a step, with so many in an epoch and in a step: the first, and how many.
+--- range(step, draws, step_size): the draws of a step, where an epoch and a step have this many: the first, and how many.
 local function range(step, draws, step_size)
   local steps_per_epoch = math.ceil(draws / step_size)
   local epoch = math.floor(step / steps_per_epoch)

@@ -8,7 +8,7 @@ local using = require "lorarun.base.using"
 
 local lengths = {}
 
-local ROWS_A_BATCH = 256 -- that the loader's threads tokenise at a time
+local ROWS_A_BATCH = 256 -- tokenised at a time by the loader's threads
 
 --- of_rows(set, tokenizer, o, rows, count): tokens of each of `count` rows, an int32_t array: all texts of a row together. rows: C
 --- array of row numbers, or nil for the first `count`. o: { columns, prefixes, max_length, threads }
@@ -39,7 +39,7 @@ function lengths.of_rows(set, tokenizer, o, rows, count)
   return result
 end
 
--- Where there is no tokenizer: a token has so many bytes on average, and a text two special ones.
+-- Where there is no tokenizer: the bytes of a token on average, and the special tokens of a text.
 local BYTES_A_TOKEN, SPECIAL_TOKENS = 3, 2
 
 local function estimated(set, o, rows, count)

@@ -1,8 +1,8 @@
 -- data_parallel.lua: what training on several ranks needs beyond training on one. With one rank nothing here moves a byte.
 --
--- Every rank runs the same loop over the same numbers: it knows the rows of every micro-batch, who has which, and all their
--- lengths. What is left to tell is one all-reduce a step, and one gather of embeddings where a loss compares all pairs. So that
--- the ranks never part ways, what they decide from (losses, scores, signals) is the same bits on all of them.
+-- Every rank runs the same loop over the same numbers: it knows the rows of every micro-batch, the rank that has each, and their
+-- lengths. So a step exchanges one all-reduce, and one gather of embeddings where a loss compares all pairs. Whatever ranks decide
+-- from (losses, scores, signals) is the same bits on all of them, so that they always decide alike.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -30,8 +30,8 @@ function data_parallel.from_rank_0(fn)
   return result
 end
 
---- first_on_machine(fn): call fn on every rank, but on the first of each machine before the others: what it leaves in files is made
---- once a machine, and found by the others. An error of a first rank is an error on every rank.
+--- first_on_machine(fn): call fn on every rank, on the first of each machine before the others: the files that it writes are made
+--- once a machine, and the others find them. An error on a first rank is an error on every rank.
 function data_parallel.first_on_machine(fn)
   if comm.world_size == 1 then return fn() end
   local first, ok, err = comm.local_rank == 0, true, nil
@@ -85,10 +85,10 @@ data_parallel.SIGUSR1 = 10
 --- ending(signal): the signal where it is one that ends the run, or nil. SIGUSR1 asks for a checkpoint, and the run goes on.
 function data_parallel.ending(signal) return signal ~= 0 and signal ~= data_parallel.SIGUSR1 and signal or nil end
 
-local SIGNALS = { 15, 2, data_parallel.SIGUSR1 } -- SIGTERM, SIGINT; where several came, the first of these counts
+local SIGNALS = { 15, 2, data_parallel.SIGUSR1 } -- SIGTERM, SIGINT; where several arrived, the first of these counts
 
---- connect(parameters, gathered): the collectives of a step, once, over the gradients before there are any and `gathered` (a shape,
---- or nil). NCCL takes its memory when it first has something to do; so it does before anybody looks at what memory is free.
+--- connect(parameters, gathered): run the collectives of a step once, over the gradients before there are any and over a tensor of
+--- the shape `gathered` (or nil). NCCL takes its memory at its first collective, so it has it before free memory is measured.
 function data_parallel.connect(parameters, gathered)
   local exchange = parameters.exchange
   if comm.world_size == 1 or not device_traits.itself(exchange.device).asynchronous then return end
@@ -104,7 +104,7 @@ function data_parallel.reduce(parameters)
   local values, pending = ffi.new("float[?]", parameters.signals:elements()), C.lr_signal_pending()
   for i, number in ipairs(SIGNALS) do values[i - 1] = pending == number and 1 or 0 end
   parameters.signals:write(values)
-  parameters.loss:data() -- a device has then done all that it was asked to before: what follows is the exchange alone
+  parameters.loss:data() -- waits for the device, so that what follows is the exchange alone
   local started = C.lr_time()
   comm.all_reduce(parameters.exchange, "sum")
   return C.lr_time() - started
@@ -151,7 +151,7 @@ end
 function data_parallel.gather(e, owner, pairs_, columns, width, ranks)
   local place, own = places(owner, pairs_, columns, ranks)
   local rows = columns * pairs_
-  local planned = e and e.device == "meta" -- a step that is only counted: nobody sends anything
+  local planned = e and e.device == "meta" -- a step that is only counted sends nothing
   local theirs = planned and tensor.new({ rows, width }, e.dtype, "embeddings", "meta")
     or autograd.no_grad(comm.all_gather_rows, e, width) -- recorded below, with its places
   local all = ops.gather_rows(theirs, tensor.from(place, { rows }, "i32", "places", theirs.device))

@@ -2,8 +2,8 @@
 --   local job = lr.launch { processes = 4, precision = "bf16" }   -- rank, world_size, local_rank, ...
 --
 -- A recipe runs up to here in the program that the user started. Where more than one rank is wanted, that program becomes their
--- launcher (supervisor.lua), starts itself again once for each, and never comes back; in a rank, the same call joins the others and
--- returns. What the recipe prints before is seen once, from the launcher: a rank's standard output is shown from here on.
+-- launcher (supervisor.lua), starts itself again once for each, and never returns; in a rank, the same call joins the others and
+-- returns. What the recipe prints before the call is seen once, from the launcher: a rank's output is shown from here on.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -12,15 +12,15 @@ local secret = require "lorarun.dist.secret"
 
 local launch = {}
 
-local LAUNCHER_FIRST = 30 -- seconds by which the launcher's patience is shorter than a rank's: it knows best whom to blame
+local LAUNCHER_FIRST = 30 -- seconds by which the launcher's timeout is shorter than a rank's: it knows best which rank failed
 
 local current -- the job of this process, once it is known
 local input   -- the code that was read from standard input
 local prompt  -- whether the job is to have a prompt
 local planned -- what this program plans for instead of training: see plan_for
 
--- Where somebody else started this process as a rank (torchrun, Slurm, mpirun), as environment.detect tells it. A program that a
--- rank of ours has started finds the same variables, and is none.
+-- Where another launcher started this process as a rank (torchrun, Slurm, mpirun), what scheduler_environment.detect found. A
+-- program that one of lorarun's ranks started has the same variables, and is no rank.
 local function started_by_others()
   if C.lr_rank_launched() ~= 0 or os.getenv "LORARUN_LAUNCHER" then return nil end
   local given = require("lorarun.dist.settings").given
@@ -30,9 +30,9 @@ local function started_by_others()
   end)
 end
 
--- Is a process that somebody else started to start ranks itself? One that was started alone is, where several are wanted; so is
--- one of as many as there are machines: `srun --ntasks-per-node=1 lorarun --num-machines 2 --num-processes 8` starts a launcher on
--- each, and tells it the machine's number.
+-- Does a process that another launcher started start ranks itself? It does if it was started alone and several are wanted, and if
+-- one process was started on each machine: `srun --ntasks-per-node=1 lorarun --num-machines 2 --num-processes 8` starts a launcher
+-- on each, and tells it the machine's number.
 local function is_launcher(s, found)
   if found.world_size == 1 then return true end
   if s.num_machines ~= found.world_size or s.num_processes == found.world_size or s.origin.num_machines == "default" then
@@ -42,10 +42,10 @@ local function is_launcher(s, found)
   return true
 end
 
---- Before any code of the user's runs: only rank 0 prints.
+--- Called before any code of the user's: only rank 0 prints.
 function launch.prepare()
   if C.lr_rank_launched() ~= 0 then
-    io.stdout:setvbuf "line" -- a pipe, which C would fill before it passes anything on; at its end somebody may be watching
+    io.stdout:setvbuf "line" -- a pipe, of which C would pass on nothing until its buffer is full; a user may be watching
   else
     local found = started_by_others()
     if found and found.rank > 0 then check(C.lr_rank_mute()) end
@@ -61,8 +61,8 @@ function launch.at_prompt() return C.lr_rank_launched() ~= 0 and os.getenv "LORA
 --- Code that came on standard input: ranks get it on theirs.
 function launch.standard_input(text) input = text end
 
---- The recipe failed: tell the launcher, who wants to know which rank was first, and which only followed. The others hear of it
---- now, not when this process has tidied up.
+--- The recipe failed: tell the launcher, which reports the rank that failed first and not those that failed because of it. The
+--- other ranks get an error now, not when this process has tidied up.
 function launch.gave_up(message)
   local peers = check.of_another_rank
   C.lr_rank_failed(message, peers and message:find(peers, 1, true) and 1 or 0)
@@ -77,13 +77,13 @@ local function variable(name)
   return value
 end
 
--- What this process is, for recipes.
+-- The job of this process, as recipes see it.
 local function new_job(s, place)
   local gpus = s.use_cpu and 0 or C.lr_device_count(C.LR_CUDA)
   local cuda = gpus > 0
   if cuda then
-    -- Each rank of a machine its own. A launcher of ours lets its ranks see those that gpu_ids names, in that order; a scheduler
-    -- may have given each one to see.
+    -- Each rank of a machine has a GPU of its own. lorarun's launcher makes those visible that gpu_ids names, in that order; a
+    -- scheduler may have made one visible to each rank.
     local index = gpus == 1 and 0 or place.local_rank
     if s.gpus and C.lr_rank_launched() == 0 then
       require("lorarun.dist.preflight").must_have_ids(s, gpus)
@@ -91,7 +91,7 @@ local function new_job(s, place)
         s.gpu_ids, s.origin.gpu_ids, place.local_world_size)
     end
     check(C.lr_device_choose(C.LR_CUDA, index))
-    if C.lr_device_available(C.LR_CUDA) == 0 then -- the job would take days on the CPU: nobody meant that
+    if C.lr_device_available(C.LR_CUDA) == 0 then -- on the CPU the job would take days
       check.fail("the GPU cannot be used: %s; `lorarun doctor` tells more, --cpu trains on the CPU",
         ffi.string(C.lr_device_missing(C.LR_CUDA)))
     end
@@ -105,8 +105,8 @@ local function new_job(s, place)
     precision = s.precision, device = cuda and "cuda" or "cpu" }
 end
 
--- NCCL takes a GPU for one rank alone, and would say so when the first gradients meet. Ranks that say they are on machines of their
--- own are believed, as NCCL believes them.
+-- NCCL takes a GPU for one rank alone, and would say so only when gradients are first added up. Ranks that claim to be on machines
+-- of their own (NCCL_HOSTID) are believed, as NCCL believes them.
 local function refuse_shared_gpus()
   local sharing = require("lorarun.dist.gpu").ranks()
   if sharing > 1 and not os.getenv "NCCL_HOSTID" then
@@ -136,24 +136,24 @@ local function join_launched(s)
   return job
 end
 
--- Nothing that the user said about ranks is passed over where others have started them. A recipe's own numbers are those for a
--- start without them.
+-- Where another launcher started the ranks, nothing that the user said about them is ignored. A recipe's own numbers are for a
+-- start without another launcher.
 local function refuse_contradictions(s, found)
   local function said(name) return ("%s is %s (%s)"):format(name, tostring(s[name]), s.origin[name]) end
   local theirs = ("%s started %d ranks"):format(found.by, found.world_size)
   local number = s.origin.num_processes
   if number ~= "default" and number ~= "recipe" and s.num_processes ~= found.world_size then
-    check.fail("%s, but %s; leave it away, or: %s", said "num_processes", theirs, found.fewer)
+    check.fail("%s, but %s; leave it out, or: %s", said "num_processes", theirs, found.fewer)
   end
   for _, name in ipairs { "num_machines", "machine_rank", "max_restarts", "log_dir" } do
     if s.origin[name] == "command line" then
-      check.fail("%s, but %s: machines, restarts and logs are its own; leave --%s away, or: %s", said(name), theirs,
+      check.fail("%s, but %s: machines, restarts and logs are its own; leave --%s out, or: %s", said(name), theirs,
         (name:gsub("_", "-")), found.fewer)
     end
   end
 end
 
--- The number of this machine where nobody told it: machines count in the order of their first ranks. All ranks call it.
+-- The number of this machine where it was not given: machines count in the order of their first ranks. All ranks call it.
 local function count_machines()
   local f = io.open("/proc/sys/kernel/random/boot_id", "r")
   local own, known, n = f and f:read "*l" or "", {}, -1
@@ -165,7 +165,7 @@ local function count_machines()
   return known[own]
 end
 
--- Started by others: rank 0 serves the store itself.
+-- Ranks that another launcher started: rank 0 serves the store itself.
 local function join_others(s, found)
   refuse_contradictions(s, found)
   if s.num_cpu_threads_per_process > 0 then check(C.lr_threads_set(s.num_cpu_threads_per_process)) end
@@ -186,7 +186,7 @@ local function own_words()
   return words
 end
 
--- Known to this job's processes alone: nobody else on the machine can join it.
+-- A secret that only this job's processes know, so that no other process of the machine can join it.
 local function new_secret()
   local f = assert(io.open("/dev/urandom", "rb"))
   local bytes = f:read(16)
@@ -194,7 +194,7 @@ local function new_secret()
   return (bytes:gsub(".", function(byte) return ("%02x"):format(byte:byte()) end))
 end
 
--- What ranks find in their environment besides torchrun's variables.
+-- The variables of ranks besides torchrun's.
 local function environment_of_ranks(s)
   local environment = {}
   if s.num_cpu_threads_per_process > 0 then
@@ -260,7 +260,7 @@ end
 
 --- launch(options) -> the job: rank, world_size, local_rank, local_world_size, machine_rank, generation (restarts so far),
 --- precision, device. options: settings of settings.lua, and model, data, output, which the launcher checks before it starts ranks.
---- clean_up(output) is called when the ranks have ended, and some of them may have been killed while they wrote there.
+--- clean_up(output) is called when the ranks have ended: some may have been killed while they wrote there.
 function launch.launch(given, clean_up)
   if current then check.fail("the job is under way: lr.launch comes once, and before the model, training or lr.comm") end
   given = given or {}

@@ -80,7 +80,7 @@ local OPTIONS = { ["--gpu-memory"] = bytes_of, ["--gpus"] = counts_of, ["--gpu"]
 
 --- read(words): the words after `plan` on the command line. From now on this program plans. Returns the recipe's path, its own
 --- words, and what is planned for: { device = "cuda" or "cpu", gpu = its name, memory = its bytes, counts = numbers of GPUs to
---- compare, processes = ranks, as lr.launch was told, plans = how often lr.train was called }; nothing where help is asked for.
+--- compare, processes = ranks that lr.launch was given, plans = how often lr.train was called }. Returns nothing for --help.
 function plan.read(words)
   local given, own, recipe, i = {}, {}, nil, 1
   while i <= #words do
@@ -115,7 +115,7 @@ end
 
 -- ---- the plan of a run ----------------------------------------------------------------------------------------------------------
 
--- What the model holds, by what it is for.
+-- The bytes that the model holds, by their purpose.
 local function held_by()
   local held = { weights = 0, adapters = 0, gradients = 0, optimizer = 0 }
   local NAMES = { adapters = "adapters", ["adapter gradients"] = "gradients", ["optimizer state"] = "optimizer",
@@ -127,7 +127,7 @@ local function held_by()
   return held
 end
 
--- The memory there is for tensors on one device, and what is taken of it beforehand. The plan is for the most ranks that it shows.
+-- The memory of one device, and what a driver takes of it. The plan is for the largest number of ranks that it shows.
 local function memory_of(planned)
   if device_traits.itself(planned.device).own_memory then
     local most = math.max(planned.processes, unpack(planned.counts or {}))
@@ -137,7 +137,7 @@ local function memory_of(planned)
   return recompute.usable(free, "cpu", planned.processes), 0
 end
 
--- The data of the run, where there is any: sets, the sampler, and rows that training and evaluation take.
+-- The data of the run, if it exists: data sets, the sampler, and the rows that training and evaluation take.
 local function open(o, planned)
   local d = {}
   if o.data == "" then -- it is yet to be made
@@ -168,7 +168,8 @@ local function shown_policies(layers, chosen)
   return sorted.keys(set)
 end
 
--- How long it takes on this many ranks. A text is evaluated once, however many rows have it, so that takes at most what is said.
+-- How long it takes on this many ranks. A text is evaluated once, however many rows have it, so the time for evaluating is an upper
+-- bound.
 local function times(p, o, count, flops)
   local share = count > 1 and SCALING or 1
   if p.planned.device == "cpu" then share = 1 / count end -- the ranks of a machine have its one CPU among them
@@ -276,7 +277,7 @@ function plan.train(planned, given)
   local o = train_options.complete(given, true)
   local model = o.model
   local d = open(o, planned)
-  local draws = d.draws > 0 and d.draws or SAMPLED_STEPS * o.batch * o.accumulate -- of lengths alone, where nobody knows the rows
+  local draws = d.draws > 0 and d.draws or SAMPLED_STEPS * o.batch * o.accumulate -- to sample lengths, where rows are not known
   local _, total_steps = setup.count_steps(o, draws, 1)
   local optimizer = optim.adamw(model.lora.parameters)
   local f = footprint.new { model = model, loss = o.loss, columns = #o.columns }

@@ -34,7 +34,7 @@ local function title(p)
   if planned.device == "cpu" and planned.processes > 1 then where = ("one of %d ranks on %s"):format(planned.processes, where) end
   local pooling = model.pooling .. " pooling" .. (model.pooling_assumed and " (assumed: there is no modules.json)" or "")
   return ([[plan: %s (%s, %d layers, dimension %d, %s) in %s, LoRA rank %d, on %s
-Nothing was loaded. Memory is what lorarun will hold, found by a step without bytes; what is estimated says so.]]):format(
+Nothing was loaded. Memory is what lorarun will hold, found by a step without bytes; estimates are marked.]]):format(
     model.name, tostring(model.config.model_type), p.layers, model.dimension, pooling, model.precision, model.lora.config.r, where)
 end
 

@@ -2,10 +2,11 @@
 --   adapter_model.safetensors, adapter_config.json   the adapter, as PEFT writes it
 --   optimizer.safetensors                             AdamW's m and v, flat, in the order of the adapter buffer
 --   state.json                                        step, scores, settings, and the CRC-32C of the other files
--- Randomness and data position are functions of the step (sampler.lua), so nothing else is needed to go on to the same bits.
+-- Random numbers and the position in the data are functions of the step (sampler.lua), so nothing else is needed to go on to the
+-- same bits.
 --
--- It is written under a temporary name, every file fsynced, then renamed: a crash leaves the old set or the new one. A checkpoint
--- whose CRC does not fit is refused by name, and the one before it is used.
+-- It is written under a temporary name, every file is synced to the disk, then it is renamed: after a crash there is the old set of
+-- checkpoints or the new one. A checkpoint whose CRC does not fit is named in a warning, and the one before it is used.
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
@@ -90,15 +91,15 @@ function checkpoint.prune(folder, keep, protect)
   checkpoint.sweep(folder)
 end
 
---- sweep(folder): remove partial checkpoints, where nobody writes any more: those of ranks that were killed.
+--- sweep(folder): remove the partial checkpoints of ranks that were killed. No rank may be writing any more.
 function checkpoint.sweep(folder)
   for _, name in ipairs(fs.is_directory(folder) and fs.list(folder) or {}) do
     if name:find("^%.partial%-step%-") then fs.remove(fs.join(folder, name)) end
   end
 end
 
---- set_aside(folder, step): move what is beyond `step` out of the way, where a run begins at `step`: it belongs to another run (or
---- is damaged), and would be taken for this one's newest. Returns the folder it is in now, or nil where there was nothing.
+--- set_aside(folder, step): move checkpoints after `step` to another folder, when a run begins at `step`: they are another run's
+--- (or damaged), and would be taken for this one's newest. Returns that folder, or nil where there was none to move.
 function checkpoint.set_aside(folder, step)
   local aside
   for _, other in ipairs(checkpoint.steps(folder)) do

@@ -63,7 +63,7 @@ function evaluate.distinct_texts(set, columns, prefixes)
 end
 
 -- The distinct texts longest first, so that a batch holds texts of one length and the first batch is the largest memory will see,
--- cut into batches: { first, last, bytes } of `order`.
+-- cut into batches { first, last, bytes }: ranges of `order`.
 local function cut_batches(set, columns, distinct_texts, max_length)
   local count, place_row, place_column = distinct_texts.count, distinct_texts.row, distinct_texts.column
   local order, length = {}, ffi.new("int64_t[?]", count)
@@ -87,8 +87,8 @@ local function cut_batches(set, columns, distinct_texts, max_length)
   return order, batches
 end
 
--- Who encodes which batch. Returns the list of this rank's, and where each text's embedding will be when those of all ranks lie
--- one after the other, each in the order of its batches.
+-- Deal the batches out to the ranks. Returns the list of this rank's, and where each text's embedding will be when those of all
+-- ranks lie one after the other, each in the order of its batches.
 local function share_out(order, batches)
   local n = #batches
   local weights, owner = ffi.new("int64_t[?]", n), ffi.new("int32_t[?]", n)
@@ -109,8 +109,8 @@ local function share_out(order, batches)
   return own, place
 end
 
--- The embeddings of this rank's batches, one after the other, or nil where it has none; and what ended() said, where that left some
--- of them undone.
+-- The embeddings of this rank's batches, one after the other, or nil where it has none; and what ended() returned, where that ended
+-- it before the last batch.
 local function encode(model, loader, texts, order, batches, on_progress, ended)
   local count = 0
   for _, batch in ipairs(batches) do count = count + batch.last - batch.first + 1 end
@@ -161,7 +161,7 @@ local SIMILARITIES = { columns = options.table, prompts = options.table, prefixe
 local RUN = { score = options.text, group = options.maybe(options.text), sweep = options.whole(0) }
 for name, kind in pairs(SIMILARITIES) do RUN[name] = kind end
 
--- The options with their defaults, each looked at.
+-- The options with their defaults, each checked.
 local function checked(model, set, given, what, kinds)
   require("lorarun.models.model").expect(model, what)
   if type(set) ~= "table" or not set.rows then
@@ -232,7 +232,7 @@ local function two_valued(labels, n)
   return true
 end
 
-local NAMES = { "similarities", "labels" } -- of what is compared, in a reason why a figure does not exist
+local NAMES = { "similarities", "labels" } -- what is compared, in the reason why a figure does not exist
 
 local function scores_of(similarity, labels, n)
   local pearson, why = metrics.pearson(similarity, labels, n, NAMES)
@@ -247,7 +247,7 @@ local function scores_of(similarity, labels, n)
   return result
 end
 
--- Of embeddings that are not numbers there are no figures, nor anything else to be had.
+-- Embeddings that are not numbers have no figures: the run ends.
 local function refuse_nan(set, similarity)
   for i = 0, set.rows - 1 do
     if similarity[i] ~= similarity[i] then

@@ -1,5 +1,4 @@
--- files.lua: the text files of a run's folder: log.jsonl, the evaluation CSV, training_config.json, evaluation.json, the
--- recipe.
+-- files.lua: the text files of a run's folder: log.jsonl, the evaluation CSV, training_config.json, evaluation.json, the recipe.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 
@@ -7,9 +6,9 @@ local files = {}
 local Files = {}
 Files.__index = Files
 
-local LEVELS = 2 -- of folders in a run's: checkpoints/step-00000123
+local LEVELS = 2 -- of folders in a run's folder: checkpoints/step-00000123
 
---- sweep(folder): remove what ranks that were killed were writing in a run's folder.
+--- sweep(folder): remove the partial files of ranks that were killed from a run's folder.
 function files.sweep(folder)
   if not fs.is_directory(folder) then return end
   for _, name in ipairs(fs.list(folder)) do
@@ -23,8 +22,8 @@ function files.new(folder)
   return setmetatable({ folder = folder, log_path = fs.join(folder, "log.jsonl"), waiting = {} }, Files)
 end
 
--- Keep the whole lines of a text file for which keep(line) holds; atomic. A last line without its end was cut off by whatever ended
--- the run, or the disk.
+-- Keep the whole lines of a text file for which keep(line) holds; atomic. A last line without a line feed was cut off when the run
+-- was killed, or the disk was full.
 local function filter(path, keep)
   if not fs.is_file(path) then return end
   local text, kept = fs.read(path), {}
@@ -38,7 +37,7 @@ end
 -- ---- evaluations ---------------------------------------------------------------------------------------------------------------
 local HEAD = "epoch,steps,cosine_pearson,cosine_spearman" -- of sentence-transformers' files
 
--- The step of a row, nil of what is none.
+-- The step of a row; nil for a line that is no row.
 local function step_of_row(line) return tonumber(line:match "^[^,]+,(%d+),[^,]+,[^,]+$") end
 
 -- Keep the rows whose step fits(step).
@@ -80,8 +79,8 @@ function Files:log(record)
   when_begun(self, function() fs.append(self.log_path, line) end)
 end
 
---- One line of similarity_evaluation_<name>_results.csv, sentence-transformers' format; it takes the place of those of the same
---- step and later ones, which a run that was resumed evaluates again. A correlation that is not defined is nan.
+--- One line of similarity_evaluation_<name>_results.csv, in sentence-transformers' format. It replaces the lines of the same step
+--- and of later ones, which a resumed run evaluates again. An undefined correlation is nan.
 function Files:evaluation(name, epoch, step, result)
   local path = fs.join(self.folder, "similarity_evaluation_" .. name .. "_results.csv")
   local function number(x) return x and ("%.17g"):format(x) or "nan" end

@@ -2,16 +2,17 @@
 --     compute(columns, labels, embeddings) -> tensor of one element
 --   columns     one tensor [batch, dim] for each text column, in order: views of embeddings [columns * batch, dim]
 --   labels      f32 [batch], or nil where the loss uses none
--- and  positives_only = true  where rows with a score below 0.5 are of no use to it. A recipe may pass a plain function instead.
--- and  stateless = true  where compute does nothing but ops on its arguments: then a step may be tried without values beforehand,
--- and  mean_over_pairs = true  where it is the mean of what each pair gives by itself: then a batch is as good as its parts.
--- and  columns = n  how many columns of texts it reads, more_columns = true  where more than these are welcome,
--- and  in_batch = true  where n columns are compared with those of the batch's other pairs alone: one pair then teaches nothing.
--- and  settings = { ... }  the options it was made with: a run that is resumed with others is told.
--- All embeddings are unit length when they come here (the trainer normalises where the model does not).
---
--- On several ranks a loss is computed on each rank's own pairs, which is enough where it is a mean over pairs. One that compares
--- pairs with each other says  gather = true:  then each rank gets the embeddings of all ranks, in the order one rank would see.
+-- It may also have
+--     positives_only = true    it does not use rows with a score below 0.5
+--     stateless = true         compute does nothing but ops on its arguments, so a step may be tried without values beforehand
+--     mean_over_pairs = true   it is the mean of one loss for each pair, so a batch may be taken in parts
+--     columns = n              how many columns of texts it reads; more_columns = true: it takes more, too
+--     in_batch = true          its n columns are compared only with other pairs of the batch: a single pair teaches nothing
+--     gather = true            it compares pairs with each other: on several ranks it gets the embeddings of all ranks, in the
+--                              order one rank would see. Without it each rank computes the loss of its own pairs, which is
+--                              enough for a mean over pairs
+--     settings = { ... }       the options it was made with: a run that is resumed with others says so
+-- All embeddings have unit length (the trainer normalises where the model does not). A recipe may pass a plain function instead.
 local ffi = require "ffi"
 local ops = require "lorarun.tensor.ops"
 local sorted = require "lorarun.base.sorted"

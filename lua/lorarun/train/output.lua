@@ -1,7 +1,7 @@
 -- output.lua: a run's output folder, from the lock on it to the model in it. Checkpoints are resume.lua's, texts are files.lua's.
 --
--- The folder becomes this run's when its first step is done (begin): until then an earlier run's files are as they were, and what
--- there is to log waits. At the end (finish) the best adapter is written in every form, read back, and compared.
+-- The folder becomes this run's when its first step is done (begin): until then an earlier run's files stay as they were, and lines
+-- for the log wait. At the end (finish) the best adapter is written in every form, read back, and compared.
 local C = require "lorarun.base.c"
 local checkpoint = require "lorarun.train.checkpoint"
 local comm = require "lorarun.dist.comm"
@@ -25,8 +25,8 @@ local LOGS = 16 * 2 ^ 20 -- bytes of a tokenizer, logs and other small files of 
 
 -- ---- before the first step -----------------------------------------------------------------------------------------------------
 
---- take(o): what must hold before anything is read or written: the output is apart from what is read, and no other run's. Returns
---- the lock on it.
+--- take(o): before anything is read or written, make sure that the output folder is apart from what is read, and no other run's.
+--- Returns the lock on it.
 function output.take(o)
   local inputs = run_paths.of_model(o.model)
   for _, input in ipairs(run_paths.of_data(o.data)) do inputs[#inputs + 1] = input end
@@ -108,7 +108,7 @@ function output.finish(run, results, seconds)
   end)
   C.lr_rank_report(last, last, "checking what was written")
   for _, folder in ipairs { adapter, o.output } do
-    comm.on_rank_0(function() -- what is wrong is told last: the run has its other lines to print first
+    comm.on_rank_0(function() -- an error waits until the summary is printed
       local ok, line = pcall(probes.demand, model, folder)
       if not ok then wrong = wrong or line elseif line then say.line(line) end
     end)

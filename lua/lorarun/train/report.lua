@@ -1,5 +1,5 @@
--- report.lua: what a run tells its user: the banner before the first step, evaluation lines, the summary after the last. Everything
--- here takes plain values and asks nobody else.
+-- report.lua: what a run tells its user: the banner before the first step, evaluation lines, the summary after the last. These
+-- functions take plain values and ask no other module for more.
 local data_folder = require "lorarun.formats.data_folder"
 local say = require "lorarun.base.say"
 local sorted = require "lorarun.base.sorted"

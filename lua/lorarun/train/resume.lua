@@ -92,7 +92,7 @@ local function compare(self, path, state)
 end
 
 -- The checkpoint to go on from: path and state, or nil. Ranks that were started again after a failure go on from the checkpoint
--- that they wrote before it, whatever was asked for in the beginning. Where they had written none, those in the folder are an
+-- that they wrote before it, whatever resume says. Where they had written none, those in the folder are an
 -- earlier run's.
 local function choose(self)
   local folder, asked = self.folder, self.asked

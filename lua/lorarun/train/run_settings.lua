@@ -1,9 +1,9 @@
--- run_settings.lua: what decides how a run goes: a flat table of names to numbers, texts and booleans. A checkpoint keeps it, ranks
--- compare theirs before the first step, and who goes on from a checkpoint hears of each difference; those that would make the
--- adapter another function are refused.
+-- run_settings.lua: what decides how a run goes: a flat table of names to numbers, texts and booleans. A checkpoint keeps it, and
+-- ranks compare theirs before the first step. A run that goes on from a checkpoint names each difference; differences that would
+-- make the adapter another function are refused.
 --
 -- Functions of the recipe's own (schedule, loss, sampler) have no name that could be compared: the checksum of the recipe stands
--- for them. Files are compared by CRC-32C; of weights, which may be many gigabytes, some blocks count.
+-- for them. Files are compared by CRC-32C; of weights, which may be many gigabytes, only some blocks are read.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local comm = require "lorarun.dist.comm"
@@ -20,7 +20,7 @@ local NONE = "none"
 local RECIPE = "checksum of the recipe"
 
 -- ---- files ---------------------------------------------------------------------------------------------------------------------
-local BLOCK, BLOCKS = 4096, 64 -- bytes, and how many of them a large file is known by
+local BLOCK, BLOCKS = 4096, 64 -- bytes of a block, and how many blocks of a large file are read
 
 local function crc(sum, text) return C.lr_crc32c(sum, text, #text) end
 
@@ -36,14 +36,14 @@ local function sampled(sum, path)
   while at < size do
     f:seek("set", at)
     local text = f:read(BLOCK)
-    if not text then break end -- it became shorter, which whoever reads it will say
+    if not text then break end -- the file was cut short; reading the weights will say so
     sum, at = crc(sum, text), at + step
   end
   f:close()
   return sum
 end
 
--- What the weights in a model's folder are known by.
+-- One number for the weights in a model's folder.
 local function checksum_of_weights(folder)
   local sum = 0
   for _, name in ipairs(fs.list(folder)) do
@@ -54,8 +54,7 @@ end
 
 local function checksum(path) return path and fs.is_file(path) and fs.crc32c(path) or NONE end
 
---- recipe(o): the file of the recipe that runs: the option, or the script that the program was given. nil where there is none, as
---- at the prompt.
+--- recipe(o): the file of the recipe that runs: the option, or the script that the program was given; nil at the prompt.
 function run_settings.recipe(o)
   if o.recipe then return o.recipe end
   local words = rawget(_G, "arg")
@@ -63,7 +62,7 @@ function run_settings.recipe(o)
   if type(path) == "string" and fs.is_file(path) and fs.real(path) ~= fs.real "/proc/self/exe" then return path end
 end
 
--- ---- what there is -------------------------------------------------------------------------------------------------------------
+-- ---- settings ------------------------------------------------------------------------------------------------------------------
 local function encoded(value) return json.encode(value, { sort_keys = true }) end
 
 -- A loss by its name and the options it was made with.
@@ -127,7 +126,8 @@ function run_settings.of(o, data)
   return s
 end
 
---- of_ranks(settings): those that all ranks of a job must have alike. The recipe's text is not among them: what follows from it is.
+--- of_ranks(settings): those that all ranks of a job must have in common. The recipe's text is not one of them, but what follows
+--- from it is.
 function run_settings.of_ranks(settings)
   local list = {}
   for name, value in pairs(settings) do
@@ -137,14 +137,14 @@ function run_settings.of_ranks(settings)
 end
 
 -- ---- differences ---------------------------------------------------------------------------------------------------------------
--- What decides which rows a step has; told together, because only what comes of them matters.
+-- These decide together which rows a step has. changes() tells of their effect, not of each.
 local SHARED_OUT = { world_size = true, batch = true, accumulate = true, global_batch = true, compared = true, total_steps = true }
--- What the adapter is as a function; told by refusals().
+-- These make the adapter the function that it is: see refusals().
 local FUNCTION = { "rank", "targets", "alpha", "rslora", "rank_pattern", "alpha_pattern", "adapted modules", "pooling", "normalize",
   "checksum of the model's weights" }
 local OF_FUNCTION = {}
 for _, name in ipairs(FUNCTION) do OF_FUNCTION[name] = true end
--- What scores are of, and not what is learned.
+-- These change what is scored, and not what is learned.
 local OF_SCORES = { group = true, max_evaluation_rows = true, evaluation_steps = true, validation_rows = true, test_rows = true,
   ["checksum of the validation data"] = true, ["checksum of the test data"] = true }
 
@@ -173,8 +173,8 @@ function run_settings.refusals(before, now)
   return #names > 0 and table.concat(names, ", ") .. " and " .. last or last, table.concat(texts, "; ")
 end
 
---- changes(before, now): what a user should know who goes on with settings `now` from a checkpoint that was written with `before`:
---- a list of sentences.
+--- changes(before, now): what the user should know of a run with settings `now` that goes on from a checkpoint written with
+--- `before`: a list of sentences.
 function run_settings.changes(before, now)
   local list = {}
   local function say(fmt, ...) list[#list + 1] = fmt:format(...) end
@@ -197,13 +197,13 @@ function run_settings.changes(before, now)
   for _, name in ipairs(sorted.keys(now)) do
     local was, is = before[name], now[name]
     local skip = SHARED_OUT[name] or OF_FUNCTION[name]
-      -- other ranks have other numbers of threads, and the bits are others for the ranks' sake already
+      -- with other numbers of ranks come other numbers of threads, and the bits differ already
       or name == "threads" and before.world_size ~= now.world_size
       -- the same model in another place
       or name == "model" and before[weights] ~= nil and before[weights] == now[weights]
     if was == nil and not SHARED_OUT[name] then
-      if name ~= "targets" and name ~= "adapted modules" then missing[#missing + 1] = name end -- the tensors tell these
-    elseif name == RECIPE and was ~= is then -- often of no consequence: a number in it is compared by itself
+      if name ~= "targets" and name ~= "adapted modules" then missing[#missing + 1] = name end -- these show in the tensors
+    elseif name == RECIPE and was ~= is then -- often without effect: the numbers in it are compared by themselves
       say("the recipe's text was another when the checkpoint was written (checksum %s, %s now): what functions of its own compute "
         .. "is not compared", tostring(was), tostring(is))
     elseif not skip and was ~= is then
@@ -212,7 +212,7 @@ function run_settings.changes(before, now)
     end
   end
   if #missing > 0 then
-    say("an older lorarun wrote the checkpoint, and did not note %s: whether these are the same nobody can tell",
+    say("an older lorarun wrote the checkpoint, and did not note %s: whether these are the same is not known",
       table.concat(missing, ", "))
   end
   return list

@@ -1,12 +1,12 @@
 -- schedule.lua: learning-rate schedules: functions of (step, total), step counted from 0, that return a factor for the learning
--- rate. The formulas are transformers' get_*_schedule_with_warmup. A recipe may pass any function of the same kind.
+-- rate. The formulas are those of transformers' get_*_schedule_with_warmup. A recipe may pass any such function.
 local check = require "lorarun.base.check"
 local options = require "lorarun.base.options"
 local suggest = require "lorarun.base.suggest"
 
 local schedule = {}
 
-local made = setmetatable({}, { __mode = "k" }) -- function -> { name, warmup } of those that are made here
+local made = setmetatable({}, { __mode = "k" }) -- function -> { name, warmup }, of the functions that are made here
 
 local function warmup_then(name, warmup, after)
   warmup = warmup or 0
@@ -21,7 +21,7 @@ local function warmup_then(name, warmup, after)
   return factor
 end
 
---- describe(fn): { name, warmup } of a schedule that was made here, by the names of by_name; nil of a function of somebody else's.
+--- describe(fn): { name, warmup } of a schedule that was made here, as by_name calls it; nil for any other function.
 function schedule.describe(fn) return made[fn] end
 
 --- 0 to 1 over `warmup` steps (0 where none are given, here and below), then linearly to 0 at `total`.

@@ -53,7 +53,7 @@ function setup.open_data(o)
   return train, validation, test
 end
 
--- The recipe's own sampler, what it gives looked at.
+-- The recipe's own sampler, with a check of each row that it gives.
 local function own_sampler(o, train, labels)
   local positives = o.loss.positives_only and labels
   return function(draw)
@@ -68,7 +68,7 @@ local function own_sampler(o, train, labels)
   end
 end
 
--- The rows that a loss takes which reads positives only: a C array of their numbers, or nil where all are; and how many.
+-- The rows for a loss that reads positives only: a C array of their numbers, and how many there are.
 local function positives_among(o, train, labels)
   local list, n = ffi.new("int64_t[?]", train.rows), 0
   for i = 0, train.rows - 1 do
@@ -79,7 +79,7 @@ local function positives_among(o, train, labels)
 end
 
 -- Where a loss compares each pair with the batch's other pairs and nothing else, a pair that is alone in its batch has a loss and a
--- gradient of 0. A run of such batches is refused; of a last one in every epoch the user is told.
+-- gradient of 0. A run of such batches is refused; where only the last batch of an epoch is one, a note says so.
 local function check_batches(o, draws, world)
   if not o.loss.in_batch or #o.columns > o.loss.columns then return end
   local alone = o.loss.gather and 1 or world -- pairs in a batch of all ranks of which none has another to be compared with

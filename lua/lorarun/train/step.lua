@@ -30,7 +30,7 @@ Step.__index = Step
 
 --- new(given): given = { model (with adapters), loss (a table as in loss.lua), source, optimizer (nil: gradients alone), columns =
 --- how many texts a pair has, seed = of dropout, plan = { cached, layers(self, tokens) }, ranks = { rank, world_size } where these
---- are not the ranks of the job: a step that is only counted on the meta device talks to nobody }.
+--- are not the ranks of the job: a step that is only counted on the meta device exchanges nothing }.
 ---
 --- step.counts is what all steps took so far: tokens and pairs of all ranks, padded = tokens if every column were padded to its
 --- longest text, fullest = tokens of the rank with most of each micro-batch, wait = seconds that this rank waited for data.
@@ -200,7 +200,7 @@ end
 function Step:batch() return take_batch(self, next_batch) end
 
 --- run(at): all of the next step, its gradients and its loss added up from 0. at.tokens and at.pairs become those of this rank's
---- micro-batch, for whoever wants to know what an error came in (memory.during).
+--- micro-batch, so that an out-of-memory error can name it (memory.during).
 function Step:run(at)
   local counts = self.counts
   local function take()

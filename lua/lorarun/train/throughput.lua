@@ -1,4 +1,4 @@
--- throughput.lua: how fast a device trains: what was measured on it, or what is to be expected of it.
+-- throughput.lua: how fast a device trains: measured, where a run on this machine was, or estimated.
 --
 -- A rate is the useful work of whole training steps in FLOP/s, counted as 4 N a token (N: weights of linear layers; forward 2 N,
 -- gradients of activations 2 N, and frozen weights get none). Attention, LoRA and everything else count as loss, so a rate found
@@ -17,10 +17,10 @@ local sorted = require "lorarun.base.sorted"
 
 local throughput = {}
 
-local LEAST_SECONDS = 20 -- of training, for a rate that is worth keeping
+local LEAST_SECONDS = 20 -- of training, for a rate to be kept
 
--- GPUs: memory, the most FLOP/s that the data sheet promises for dense products, and the share of them that whole steps of a large
--- model are expected to reach.
+-- GPUs: memory in bytes, the data sheet's FLOP/s of dense products, and the share of them that whole steps of a large model are
+-- expected to reach.
 throughput.GPUS = {
   a100 = { memory = 80e9, bf16 = 312e12, tf32 = 156e12, fp32 = 19.5e12, share = 0.65 },
   h100 = { memory = 80e9, bf16 = 989e12, tf32 = 494e12, fp32 = 67e12, share = 0.55 },
@@ -38,7 +38,7 @@ end
 
 local function path() return fs.join(hub.lorarun_cache(), "rates.json") end
 
--- What is in the file; where it cannot be read, nothing was measured.
+-- The file's table; an empty one where it cannot be read.
 local function read()
   local ok, all = pcall(json.decode_file, path())
   return ok and type(all) == "table" and all or {}
@@ -55,7 +55,7 @@ local function device_line(device)
   return ffi.string(text)
 end
 
--- Under what a model's rate is kept: fp32 that a GPU may multiply as TF32 is another precision.
+-- The name under which a model's rate is kept: fp32 that a GPU may multiply as TF32 is a precision of its own.
 local function kind_of(model)
   return model.precision == "fp32" and model.device ~= "cpu" and C.lr_tf32(-1) ~= 0 and "tf32" or model.precision
 end
@@ -65,7 +65,7 @@ end
 function throughput.remember(run)
   local model, seconds = run.model, run.seconds
   if seconds < LEAST_SECONDS or run.recomputed then return end
-  pcall(function() -- a run that has come so far does not fail for this
+  pcall(function() -- a run that is done does not fail for this
     local all, device = read(), device_line(model.device)
     all[device] = type(all[device]) == "table" and all[device] or {}
     local sharing = model.device == "cpu" and comm.local_world_size or 1 -- ranks that had this device among them
@@ -80,14 +80,15 @@ local function measured(record)
   return record.flops, ("measured here on %s with %s"):format(tostring(record.date), tostring(record.model)), true
 end
 
---- of_cpu(precision): FLOP/s of this machine's CPU, where they come from, and true: they were measured; nil where none were.
+--- of_cpu(precision): the FLOP/s of this machine's CPU, a text that says where they come from, and true (measured); nil where no
+--- run was measured.
 function throughput.of_cpu(precision)
   local record = record_of(read()[device_line "cpu"], precision)
   if record then return measured(record) end
 end
 
---- of_gpu(name, model): the same of a GPU of throughput.GPUS for a model's precision; where none of that name was measured on this
---- machine, an estimate, and false.
+--- of_gpu(name, model): the same for a GPU of throughput.GPUS and a model's precision; where no such GPU was measured on this
+--- machine, an estimate, its source, and false.
 function throughput.of_gpu(name, model)
   local precision = kind_of(model)
   for device, records in sorted(read()) do

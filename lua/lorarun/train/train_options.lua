@@ -1,5 +1,5 @@
 -- train_options.lua: the options of lr.train: which there are, what each may be, and what follows from them before the first step.
--- What cannot be meant is refused here with the option's name; nothing that was given is left out of account.
+-- A value that cannot be meant is refused here by the option's name; no option that was given is ignored.
 local args = require "lorarun.base.args"
 local check = require "lorarun.base.check"
 local data_folder = require "lorarun.formats.data_folder"
@@ -45,7 +45,7 @@ local KINDS = {
   on_step = maybe(options.func), deterministic = options.boolean,
 }
 
--- ---- each by itself ------------------------------------------------------------------------------------------------------------
+-- ---- each option ---------------------------------------------------------------------------------------------------------------
 
 -- A list of different names, two or more.
 local function check_columns(columns)
@@ -109,7 +109,7 @@ local function loss_of(o)
   return loss
 end
 
--- The schedule as a function. warmup is then its own; false where it is the recipe's, of which nobody knows.
+-- The schedule as a function. o.warmup becomes the schedule's own; nil for a function of the recipe's, whose warmup is not known.
 local function complete_schedule(o, given)
   for name, make in sorted(schedules) do
     if o.schedule == make then
@@ -158,7 +158,7 @@ function train_options.complete(given, planned)
   return o
 end
 
---- notes(o): what a user may not expect of options that are in order: a list of sentences.
+--- notes(o): what valid options do that a user may not expect: a list of sentences.
 function train_options.notes(o)
   local list, model, bare = {}, o.model, {}
   local default = model.settings.default_prompt
