@@ -48,7 +48,7 @@ static inline const char *text_in_folder(const char *name, const char *text)
     return write_in_folder(name, text, strlen(text));
 }
 
-/* How many names are in the test's folder: a temporary file that was left behind counts. */
+/* The number of names in the test's folder, including temporary files that were not removed. */
 static inline int64_t names_in_folder(void)
 {
     char *names;

@@ -16,7 +16,7 @@
  *   tokenizer.c          the public functions
  *
  * To add a normalizer, a pre-tokenizer, a post-processor or a word model, write a constant that describes it (lr_normalizer_kind,
- * lr_pretokenizer_kind, lr_postprocessor_kind, lr_word_model), in a file of its own where it is long, and name it in the table
+ * lr_pretokenizer_kind, lr_postprocessor_kind, lr_word_model), in a file of its own if it is long, and name it in the table
  * `kinds` of normalizer.c, pretokenizer.c, postprocessor.c or tokenizer.c.
  *
  * Invariants

@@ -126,7 +126,7 @@ test("gpu_ids as a number, a text and a list", function()
   check.equal(ids "\n- '2'\n- 3", "2,3")
   check.raises("FILE:2: gpu_ids is '[\"...\", 2]', expected numbers with commas", ids, "[[0, 1], 2]")
   check.raises("FILE:2: gpu_ids is '{\"a\": 1}', expected numbers", ids, "{ a: 1 }")
-  check.raises("FILE:2: gpu_ids is '0.1', expected numbers", ids, "0.1") -- a slip of 0,1
+  check.raises("FILE:2: gpu_ids is '0.1', expected numbers", ids, "0.1") -- a typing mistake for 0,1
   check.raises("FILE:2: gpu_ids is '[]'", ids, "[]")
 end)
 

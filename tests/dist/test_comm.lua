@@ -271,7 +271,7 @@ end)
 test("the others end at their timeout when a peer is stopped", function()
   local results = lose(3, 2, "STOP", "comm.all_reduce(t)", 2)
   local named = 0
-  for rank = 0, 1 do -- the first to give up says whom it waited for; the other may see that one leave
+  for rank = 0, 1 do -- the first rank to give up says which one it waited for; the other may see it leave
     local out = results[rank + 1].out
     if out:find("false\tall_reduce (collective 2): waited 2.0 s for rank 2\n", 1, true) then named = named + 1
     else check.that(out:find "false\tall_reduce %(collective 2%): lost ranks? ", out) end

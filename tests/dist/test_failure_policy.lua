@@ -43,7 +43,7 @@ test("a rank that fails by itself ends the job at once, and its status is the jo
     check.equal(what, case[3])
     check.equal(policy:outcome(views).status, case[2])
   end
-  local policy = new_policy() -- it has said so and not ended yet
+  local policy = new_policy() -- it has reported its failure and not ended yet
   check.that(policy:look({ view(0), view(1, { failed = 0, failure = "boom" }) }, {}).ending)
 end)
 
@@ -75,7 +75,7 @@ test("a rank that left before others lost it is to blame; one that left after is
   local rank, what = blamed(new_policy(), { view(0, follower), view(1, { ended = 2, status = 0 }) })
   check.equal(rank, 1)
   check.that(what:find "ended, with exit status 0, while others")
-  check.equal(blamed(new_policy(), { view(0, follower), view(1, { ended = 0.6, status = 0 }) }), 1) -- it was seen a little late
+  check.equal(blamed(new_policy(), { view(0, follower), view(1, { ended = 0.6, status = 0 }) }), 1) -- noticed a little late
   check.equal(blamed(new_policy(), { view(0, follower), view(1, { ended = 0.2, status = 0 }) }), 0)
 end)
 
@@ -117,7 +117,7 @@ test("a stall is a failure of the slowest rank, which is killed", function()
   check.equal(rank, 1)
   check.equal(what, "did not come to barrier, where ranks 0 and 2 wait for it, for 100 s (step 40 of 100, training)")
 
-  policy = new_policy(100) -- all wait: the one that is behind
+  policy = new_policy(100) -- all wait: the rank with the fewest collectives
   now = 1101
   check.equal(policy:look({ view(0, { waiting = 101 }), view(1, { waiting = 101, collectives = 6 }) }, {}).hung, 1)
 end)

@@ -648,7 +648,7 @@ test("signals to the launcher while its ranks train: they save and go on, or sto
           mark "stopped"
           signal_launcher(15)
         end
-        sleep(0.05) -- the launcher is another process: let it have a say
+        sleep(0.05) -- the launcher is another process: let it run
       end)
     end
   ]]):format(bert)

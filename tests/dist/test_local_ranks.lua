@@ -84,7 +84,7 @@ test("a process that cannot be killed is left running, with a message", function
   check.equal(run.running, 0)
   check.equal(#said, 1)
   check.equal(said[1], "rank 5 (process 1001) cannot be killed: it hangs in the system; the launcher goes on without it")
-  ends(run, 1, { signal = 9 }) -- it dies after all
+  ends(run, 1, { signal = 9 }) -- it dies later
   check.equal(run.running, 0)
 end)
 

@@ -94,7 +94,7 @@ test("killed at random moments, the run ends in the same bits", function()
       if errors:find "restart 1 of 3" then
         restarted = restarted + 1
         check.that(errors:find(("rank %d on %%S+ was killed by SIGKILL"):format(victim)), errors)
-      else -- the run was over before its kill: the first one, which told how long a run takes, was slowed down by something
+      else -- the run was over before its kill: the first run, whose time was measured, must have been slow
         duration = math.min(duration, C.lr_time() - joined)
       end
       check_whole(here .. "/out")

@@ -208,7 +208,7 @@ end)
 
 -- ---- evaluation --------------------------------------------------------------------------------------------------------------
 test("evaluation is shared among the ranks and gives one rank's figures, bit for bit", function()
-  for rows, most in pairs { [5] = 4, [700] = 3 } do -- one batch of texts, so that most ranks have none; and several
+  for rows, most in pairs { [5] = 4, [700] = 3 } do -- one batch of texts, so that most ranks have none, and several batches
     with_data(rows, function(folder)
       local expected
       for n = 1, most do
