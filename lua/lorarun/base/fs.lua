@@ -83,6 +83,17 @@ function fs.read(path)
   return text
 end
 
+--- contents(path): the whole file, or nil where it cannot be read. Unlike read() it takes files of /proc and /sys, whose size is 0.
+function fs.contents(path)
+  local file = io.open(path, "r")
+  local text = file and file:read "*a"
+  if file then file:close() end
+  return text
+end
+
+--- first_line(path): the first line of such a file; nil where it cannot be read or the line is empty.
+function fs.first_line(path) return (fs.contents(path) or ""):match "^[^\n]+" end
+
 local function checked_text(path, text)
   if type(text) ~= "string" then check.fail("cannot write %s: the text is a %s", path, type(text)) end
   return text

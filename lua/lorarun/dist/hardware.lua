@@ -11,13 +11,6 @@ local hardware = {}
 
 local MOST_PROCESSES = 64
 
-local function contents(path)
-  local f = io.open(path, "r")
-  local text = f and f:read "*a"
-  if f then f:close() end
-  return text
-end
-
 -- The names in a folder; none where it cannot be read.
 local function names_in(folder)
   local ok, names = pcall(fs.list, folder)
@@ -59,7 +52,7 @@ end
 --- NVIDIA's driver: { kernel = version of its kernel module, version = of its library, cuda = the newest it runs, as { 13, 0 },
 --- missing = why its library (NVML) cannot be asked }
 function hardware.driver()
-  local kernel = (contents "/proc/driver/nvidia/version" or ""):match "Kernel Module%s[^\n]-(%d+%.[%d.]+)"
+  local kernel = (fs.contents "/proc/driver/nvidia/version" or ""):match "Kernel Module%s[^\n]-(%d+%.[%d.]+)"
   local text, cuda = ffi.new "char[96]", ffi.new "int[1]"
   if C.lr_gpu_driver(text, 96, cuda) < 0 then return { kernel = kernel, missing = last_error() } end
   return { kernel = kernel, version = text_told(text),
@@ -74,7 +67,7 @@ local function processes_on(number)
   for i = 0, math.min(count[0], MOST_PROCESSES) - 1 do
     local pid = tonumber(list[i].pid)
     found[i + 1] = { pid = pid, used = told(list[i].used_bytes),
-      name = (contents(("/proc/%d/comm"):format(pid)) or ""):match "[^\n]+" } -- a process of another container has no name here
+      name = fs.first_line(("/proc/%d/comm"):format(pid)) } -- a process of another container has no name here
   end
   return found
 end
@@ -118,7 +111,7 @@ end
 function hardware.pci_gpus()
   local root, count = "/sys/bus/pci/devices", 0
   for _, name in ipairs(names_in(root)) do
-    local vendor, class = contents(fs.join(root, name, "vendor")), contents(fs.join(root, name, "class"))
+    local vendor, class = fs.contents(fs.join(root, name, "vendor")), fs.contents(fs.join(root, name, "class"))
     if vendor and class and vendor:find "^0x10de" and class:find "^0x03" then count = count + 1 end
   end
   return count
@@ -161,7 +154,7 @@ end
 
 -- The soft limit of /proc/self/limits: bytes, math.huge where there is none, nil where the system does not give it.
 local function locked_memory()
-  local text = (contents "/proc/self/limits" or ""):match "Max locked memory%s+(%S+)"
+  local text = (fs.contents "/proc/self/limits" or ""):match "Max locked memory%s+(%S+)"
   return text == "unlimited" and math.huge or tonumber(text)
 end
 

@@ -7,6 +7,7 @@
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
+local fs = require "lorarun.base.fs"
 local say = require "lorarun.base.say"
 local secret = require "lorarun.dist.secret"
 
@@ -155,9 +156,7 @@ end
 
 -- The number of this machine where it was not given: machines count in the order of their first ranks. All ranks call it.
 local function count_machines()
-  local f = io.open("/proc/sys/kernel/random/boot_id", "r")
-  local own, known, n = f and f:read "*l" or "", {}, -1
-  if f then f:close() end
+  local own, known, n = fs.first_line "/proc/sys/kernel/random/boot_id" or "", {}, -1
   local comm = require "lorarun.dist.comm"
   for _, machine in ipairs(comm.all_gather_bytes(own)) do
     if not known[machine] then known[machine], n = n + 1, n + 1 end

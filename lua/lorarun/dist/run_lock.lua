@@ -22,17 +22,10 @@ Lock.__index = Lock
 local NAME = "run.lock"
 local BY_LAUNCHER = "LORARUN_RUN_LOCK" -- in a rank's environment: the folder that its launcher holds
 
-local function first_line(path)
-  local f = io.open(path, "r")
-  local line = f and f:read "*l"
-  if f then f:close() end
-  return line ~= "" and line or nil
-end
-
 -- When a process began, in the kernel's ticks since the machine started; nil where it has ended. It tells a process from a later
 -- one with the same number.
 local function started(pid)
-  local stat = first_line(("/proc/%s/stat"):format(pid))
+  local stat = fs.first_line(("/proc/%s/stat"):format(pid))
   local state, rest = (stat or ""):match "^.*%) (%a) (.*)$"
   if not state or state == "Z" or state == "X" then return nil end
   local field = 3
@@ -43,10 +36,10 @@ local function started(pid)
 end
 
 local function own_holder()
-  local now, pid = os.time(), tonumber(first_line("/proc/self/stat"):match "^%d+")
-  return { pid = pid, started = started "self", host = first_line "/proc/sys/kernel/hostname" or "this machine", since = now,
-    time = os.date("!%Y-%m-%d %H:%M:%S UTC", now), boot = first_line "/proc/sys/kernel/random/boot_id",
-    machine = first_line "/etc/machine-id" }
+  local now, pid = os.time(), tonumber(fs.first_line("/proc/self/stat"):match "^%d+")
+  return { pid = pid, started = started "self", host = fs.first_line "/proc/sys/kernel/hostname" or "this machine", since = now,
+    time = os.date("!%Y-%m-%d %H:%M:%S UTC", now), boot = fs.first_line "/proc/sys/kernel/random/boot_id",
+    machine = fs.first_line "/etc/machine-id" }
 end
 
 -- The holder that the file names, or nil where its text cannot be used.

@@ -4,6 +4,7 @@ local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local device_traits = require "lorarun.tensor.device_traits"
+local fs = require "lorarun.base.fs"
 local sorted = require "lorarun.base.sorted"
 local units = require "lorarun.base.units"
 
@@ -70,18 +71,11 @@ function memory.holders(lines, device)
   return list
 end
 
-local function contents(path)
-  local f = io.open(path, "r")
-  local all = f and f:read "*a"
-  if f then f:close() end
-  return all
-end
-
 --- bounds(): what limits the memory of this process: a list of { bytes = how many are left, what = which limit, nil for the free
 --- memory of the machine, each = does every process have this much for itself? }.
 function memory.bounds()
   local list, bound = {}, ffi.new "lr_memory_bound"
-  local kib = (contents "/proc/meminfo" or ""):match "MemAvailable:%s+(%d+) kB"
+  local kib = (fs.contents "/proc/meminfo" or ""):match "MemAvailable:%s+(%d+) kB"
   if kib then list[1] = { bytes = tonumber(kib) * 1024 } end
   local function add(status, each)
     if check(status) == C.LR_OK and bound.what[0] ~= 0 then

@@ -9,6 +9,7 @@
 --   ranks.running                  how many of them run
 --   ranks:close()                  kills what still runs
 local C = require "lorarun.base.c"
+local fs = require "lorarun.base.fs"
 local processes = require "lorarun.dist.launcher.processes"
 local signals = require "lorarun.dist.signals"
 
@@ -73,10 +74,7 @@ end
 
 -- Why a process does not run, where the system knows: "is stopped (SIGSTOP)".
 local function condition(pid)
-  local f = io.open(("/proc/%d/stat"):format(pid), "r")
-  local text = f and f:read "*a"
-  if f then f:close() end
-  local letter = text and text:match "%) (%a)"
+  local letter = (fs.contents(("/proc/%d/stat"):format(pid)) or ""):match "%) (%a)"
   return letter == "T" and "is stopped (SIGSTOP)" or letter == "D" and "hangs in a system call" or nil
 end
 

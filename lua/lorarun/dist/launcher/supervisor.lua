@@ -13,6 +13,7 @@ local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local ffi = require "ffi"
 local failure_policy = require "lorarun.dist.launcher.failure_policy"
+local fs = require "lorarun.base.fs"
 local local_ranks = require "lorarun.dist.launcher.local_ranks"
 local machines = require "lorarun.dist.launcher.machines"
 local rank_output = require "lorarun.dist.launcher.rank_output"
@@ -24,12 +25,7 @@ local supervisor = {}
 local TICK = 0.2     -- seconds between looks at all ranks
 local LAST_READ = 5  -- seconds within which a reader of the launcher's output must take some of it
 
-local function host_name()
-  local f = io.open("/proc/sys/kernel/hostname", "r")
-  local name = f and f:read "*l"
-  if f then f:close() end
-  return name or "this machine"
-end
+local function host_name() return fs.first_line "/proc/sys/kernel/hostname" or "this machine" end
 
 -- One line about a failure, or nil.
 local function failure_text(failure)
