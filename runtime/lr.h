@@ -57,8 +57,8 @@ typedef struct lr_memory {
 int lr_memory_stats(int device, lr_memory *out);
 /* peak_bytes = live_bytes. On the meta device scratch_bytes = 0, too, so that each step's own is counted. */
 int lr_memory_reset_peak(int device);
-int lr_memory_release_cached(
-    int device); /* give what is kept for reuse, and the working memory of ops, back to the system */
+/* Give what is kept for reuse, and the working memory of ops, back to the system. */
+int lr_memory_release_cached(int device);
 /* Let the tensors of a device take at most `bytes`; more is LR_ENOMEM. Memory that is kept for reuse is given back where it would
  * exceed that. 0, the default: no limit. */
 int lr_memory_limit(int device, int64_t bytes);

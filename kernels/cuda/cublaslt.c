@@ -374,8 +374,10 @@ int lr_cuda_gemm(lr_exec *exec, const lr_cuda_product *p)
     status = choose(exec, p, &x, &algorithm);
     if (status == LR_OK) {
         cublasStatus_t done = multiply(exec, &x, p, p->c.data, &algorithm);
-        if (may_lack_memory(done) && lr_memory_release_cached(LR_CUDA) == LR_OK)
+        if (may_lack_memory(done)) {
+            lr_memory_give_back(LR_CUDA);
             done = multiply(exec, &x, p, p->c.data, &algorithm);
+        }
         if (done == CUBLAS_STATUS_NOT_SUPPORTED || done == CUBLAS_STATUS_INVALID_VALUE) {
             done = ask(p, 1, &algorithm, &count); /* the algorithm for the rounded sizes cannot make this product */
             if (done == CUBLAS_STATUS_SUCCESS)

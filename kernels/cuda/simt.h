@@ -69,8 +69,9 @@ static int simt_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 b
             error = cudaGetLastError();
         }
         /* A kernel is loaded when it is first launched, into memory that the allocator may be keeping. */
-        if (error != cudaErrorMemoryAllocation || lr_memory_release_cached(LR_CUDA) != LR_OK)
+        if (error != cudaErrorMemoryAllocation)
             break;
+        lr_memory_give_back(LR_CUDA);
     }
     if (error != cudaErrorInvalidConfiguration && error != cudaErrorInvalidValue &&
         error != cudaErrorLaunchOutOfResources)

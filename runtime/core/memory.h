@@ -23,4 +23,8 @@ void lr_storage_release(lr_storage *s);
  * which on a GPU means: for what is put on the compute stream before it. On the meta device they are counted, and *out is NULL. */
 int lr_scratch_take(void **out, int device, size_t bytes);
 
+/* Give the device's free memory back to it, for a library that a kernel calls and that lacks memory. lr_memory_release_cached would
+ * take the scratch away, too, which the running op uses. */
+void lr_memory_give_back(int device);
+
 #endif

@@ -108,6 +108,11 @@ int lr_memory_release_cached(int device)
     return LR_OK;
 }
 
+void lr_memory_give_back(int device)
+{
+    trim(&devices[device], 0);
+}
+
 int lr_memory_limit(int device, int64_t bytes)
 {
     if (device < 0 || device >= LR_DEVICE_COUNT || bytes < 0)

@@ -83,6 +83,7 @@ TEST(a_product_gets_the_memory_that_the_allocator_keeps)
     make_operands(96);
     CHECK_INT(multiply(), LR_OK);
     CHECK_INT(lr_memory_release_cached(LR_CUDA), LR_OK);
+    CHECK_INT(multiply(), LR_OK); /* takes its working memory again */
     CHECK_INT(lr_device_memory(LR_CUDA, &available, &total), LR_OK);
     snprintf(spare, sizeof spare, "%d", (int)(available / MIB - 10));
     CHECK_INT(take_memory(), LR_OK); /* 20 MiB of it stay cached */
