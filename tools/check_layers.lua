@@ -71,10 +71,10 @@ local function requires_of(text)
     if word.kind == "name" and word.text == "require" and before ~= "." and before ~= ":" then
       local following = words[i + 1]
       local called = following and (following.kind == "(" or following.kind == ",") -- ",": pcall(require, name)
-      local argument, behind = words[i + (called and 2 or 1)], words[i + (called and 3 or 2)]
+      local argument, after = words[i + (called and 2 or 1)], words[i + (called and 3 or 2)]
       local item = { line = word.line }
       if argument and argument.kind == "string" then
-        item[called and behind and behind.kind == ".." and "prefix" or "name"] = argument.text
+        item[called and after and after.kind == ".." and "prefix" or "name"] = argument.text
       end
       found[#found + 1] = item
     end
