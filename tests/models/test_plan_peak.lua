@@ -71,8 +71,7 @@ for arch, targets in pairs(TARGETS) do
         local seen = run(folder, "", fs.join(golden, arch), targets, options)
         local peak = sum(planned.held) + planned.batch.step
         check.near(seen.peak / peak, 1, 0.001, ("%s: of %d bytes planned and %d taken the ratio"):format(options, peak, seen.peak))
-        check.that(seen.scratch <= planned.batch.workspace, ("%s: %d bytes of working memory, at most %d were planned"):format(
-          options, seen.scratch, planned.batch.workspace))
+        check.equal(seen.scratch, planned.batch.workspace, options .. ": bytes of working memory") -- a text is as long as may be
       end
     end)
   end)
@@ -176,7 +175,7 @@ test("the allocator takes little more than what a step holds", function()
     end
     local most = 0
     for i = 0, 9 do
-      most = math.max(most, f:step { tokens = 18000 + i * 701 % 2000, pairs = 128, layers = 0 })
+      most = math.max(most, (f:step { tokens = 18000 + i * 701 % 2000, pairs = 128, layers = 0 }))
       reserved(most, 1.015, "step " .. i)
     end
     for _, spec in ipairs { { 33000, 11 }, { 64000, 22 }, { 100000, 28 } } do

@@ -37,9 +37,10 @@ local function new(given)
     loss = given.loss.stateless and given.loss or losses.cosine_similarity() }, Footprint)
 end
 
--- A packed batch with this many tokens: what matters of it here is its shape.
-local function batch_of(tokens, sequences)
-  return { tokens = tokens, sequences = sequences, max_length = math.ceil(tokens / sequences), ids = NO_VALUES,
+-- A packed batch with this many tokens: what matters of it here is its shape. Its longest text may be as long as texts may be: the
+-- CPU's attention has scratch for that one.
+local function batch_of(model, tokens, sequences)
+  return { tokens = tokens, sequences = sequences, max_length = math.min(tokens, model.max_length), ids = NO_VALUES,
     positions = NO_VALUES, keys = NO_VALUES, cu_seqlens = NO_VALUES }
 end
 
@@ -58,14 +59,14 @@ end
 
 -- A source of batches (train/step.lua): one micro-batch after the other, of spec.pairs pairs and spec.tokens tokens each; together
 -- they are a batch of `batch` pairs.
-local function source(spec, batch, columns, ranks)
+local function source(model, spec, batch, columns, ranks)
   local from = 0
   return {
     next = function()
       local n = math.min(spec.pairs, batch - from)
       local info = share_of(n, batch, from, ranks)
       from = info.ends and 0 or from + n
-      return batch_of(math.max(n, math.ceil(spec.tokens * n / spec.pairs)), n * columns), info
+      return batch_of(model, math.max(n, math.ceil(spec.tokens * n / spec.pairs)), n * columns), info
     end,
     label_tensor = function(_, rows, device) return tensor.new({ #rows }, "f32", "labels", device) end,
   }
@@ -79,8 +80,9 @@ local function take(self, spec, at_loss)
     if at_loss then at_loss() end
     return value
   end }, { __index = self.loss })
-  training_step.new { model = self.model, loss = loss, source = source(spec, batch, self.columns, ranks), columns = self.columns,
-    seed = 0, plan = { cached = batch > spec.pairs, layers = function() return spec.layers end }, ranks = ranks }:batch()
+  training_step.new { model = self.model, loss = loss, source = source(self.model, spec, batch, self.columns, ranks),
+    columns = self.columns, seed = 0, ranks = ranks,
+    plan = { cached = batch > spec.pairs, layers = function() return spec.layers end } }:batch()
 end
 
 --- step(spec): bytes of tensors beyond those held before, at the peak of a step, and the bytes of its kernels' scratch. spec:
@@ -118,7 +120,7 @@ function Footprint:evaluation(texts, tokens)
   local before = memory.stats("meta").live_bytes
   memory.reset_peak "meta"
   tensor.scope(function() -- which returns nothing: what a scope returns stays, and the next count would see it go
-    autograd.no_grad(model.forward, model, model:context(batch_of(tokens, math.ceil(tokens / model.max_length))))
+    autograd.no_grad(model.forward, model, model:context(batch_of(model, tokens, math.ceil(tokens / model.max_length))))
   end)
   local shared = world > 1 and texts / world or 0 -- a rank's own, until those of all are gathered
   local stats = memory.stats "meta"
