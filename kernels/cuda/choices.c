@@ -169,11 +169,11 @@ static void read_file(lr_choices *c)
     if (c->path[0] == 0 || lr_file_stat(c->path, &there) != LR_OK)
         return;
     if (lr_file_read(c->path, &text, &size) != LR_OK) {
-        (void)fprintf(stderr, "lorarun: %s: products are chosen anew\n", lr_last_error());
+        (void)fprintf(stderr, "lorarun: %s: products are chosen again\n", lr_last_error());
         return;
     }
     if (!read_text(c, text, size))
-        (void)fprintf(stderr, "lorarun: %s is damaged or another program's: products are chosen anew\n", c->path);
+        (void)fprintf(stderr, "lorarun: %s is damaged or another program's: products are chosen again\n", c->path);
     lr_free(text);
 }
 
@@ -360,7 +360,7 @@ int lr_choose(lr_choices *c, const lr_choice_key *key, const lr_choice_library *
     if (full && !told) {
         (void)fprintf(
             stderr,
-            "lorarun: %d products have been chosen, which is as many as are kept: others are chosen anew each "
+            "lorarun: %d products have been chosen, which is as many as are kept: others are chosen again each "
             "time, which is slow%s%s\n",
             c->count, c->path[0] != 0 ? "; delete " : "", c->path);
         told = true;

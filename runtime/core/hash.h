@@ -1,7 +1,7 @@
 /* hash.h: hashes for tables that are filled from files.
  *
  * The author of a file who knows a table's hash can choose keys that all collide, which makes filling the table quadratic. So
- * the hash has a secret, drawn anew in every process. Only the places in a table may depend on it: no result, no order, no file. */
+ * the hash has a secret, drawn again in every process. Only the places in a table may depend on it: no result, no order, no file. */
 #ifndef LR_HASH_H
 #define LR_HASH_H
 

@@ -32,7 +32,7 @@ int64_t lr_pools_reserved(const lr_pools *m);
 int lr_pool_take(int device, lr_pool_kind kind, size_t bytes, const char *name, lr_piece **out);
 void lr_pool_give(int device, lr_pool_kind kind, lr_piece *piece);
 
-/* Give the working memory of ops (lr_scratch_take) back to the pool; the next op takes it anew. */
+/* Give the working memory of ops (lr_scratch_take) back to the pool; the next op takes it again. */
 void lr_scratch_drop(int device);
 
 /* Where a piece is; NULL on the meta device. */

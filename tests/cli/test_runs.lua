@@ -160,7 +160,7 @@ test("a start that fails before its first step leaves the earlier run as it was"
     local r = train(data, output, "--max-steps 4 --evaluation-steps 2 --resume step-00000002 --alpha 3")
     check.equal(r.status, 1)
     check_same(contents(output), before, "a resume that is refused")
-    -- and one that does not fail begins the folder anew, what it evaluated before its first step included
+    -- and one that does not fail begins the folder again, what it evaluated before its first step included
     r = training.train_changed(folder, "{ evaluate_first = true }", data, output, "--max-steps 1")
     check.equal(r.status, 0, r.err)
     check_says(r.err, "checkpoints beyond step 0 are not of this run; they are in " .. output .. "/checkpoints-before-1 now")
@@ -215,7 +215,7 @@ test("a run that goes on names every difference; one that makes the adapter anot
       for _, part in ipairs(parts) do check_says(r.err, part) end
     end
     refused("--alpha 8", { "alpha was 32 when the checkpoint was written and is 8 now",
-      "That would make the adapter another function; a run goes on with the alpha that it began with: give them, or begin anew" })
+      "That would make the adapter another function; a run goes on with the alpha that it began with: give them, or begin again" })
     refused("--rank 2 --targets query", { "rank was 4 when",
       "targets was key, query, value when the checkpoint was written and is query now",
       "a run goes on with the rank and targets that it began with" })

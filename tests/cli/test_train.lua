@@ -237,7 +237,7 @@ test("checkpoints: the last few and the best are kept; a damaged one is refused 
   end)
 end)
 
-test("a run that begins anew moves the checkpoints of the one before aside; a best one that is not there is given up", function()
+test("a run that begins again moves the checkpoints of the one before aside; a best one that is not there is given up", function()
   with_data(function(folder, data)
     local output = fs.join(folder, "out")
     local checkpoints = fs.join(output, "checkpoints")

@@ -48,7 +48,7 @@ TEST(a_gpu_and_its_load)
     CHECK_INT(load.free_bytes, 50000000000);
     CHECK_INT(load.total_bytes, 80000000000);
     CHECK_INT(load.utilization, 42);
-    set("used_1", "31000000000"); /* read anew every time */
+    set("used_1", "31000000000"); /* read again every time */
     CHECK_INT(lr_gpu_load_now(1, &load), LR_OK);
     CHECK_INT(load.used_bytes, 31000000000);
 }

@@ -46,13 +46,13 @@ test("whose lock is taken", function()
     local function verdict(changes, known) return run_lock.verdict(changed(me, changes), me, known) end
     -- this very machine
     check.equal(verdict({}, true), "running", "a process that lives, where the kernel's lock does not hold")
-    check.equal(verdict({ started = me.started + 1 }, true), "taken", "a number that was given anew")
+    check.equal(verdict({ started = me.started + 1 }, true), "taken", "a number that was given again")
     check.equal(verdict({ started = me.started + 1 }, false), "taken", "the same without the kernel's word")
     check.equal(verdict({ pid = 2 ^ 30 }, false), "taken", "a process that is gone")
     -- a container of this machine: its processes are hidden, the kernel's lock is not
     check.equal(verdict({ host = "container" }, true), "taken")
     check.equal(verdict({ host = "container" }, false), "elsewhere")
-    -- this machine before it was started anew, and another one
+    -- this machine before it was started again, and another one
     check.equal(verdict({ boot = "another" }, false), "taken")
     check.equal(verdict({ boot = "another", host = "other" }, true), "elsewhere")
     check.equal(verdict({ boot = "another", machine = "other" }, true), "elsewhere")

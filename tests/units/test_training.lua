@@ -241,7 +241,7 @@ local function scores_seen(train, name, options)
   return seen
 end
 
-test("which rows: in file order, shuffled anew in each epoch and by each seed, and those with score 1 alone", function()
+test("which rows: in file order, shuffled again in each epoch and by each seed, and those with score 1 alone", function()
   local function tenths(i) return { current_line = "x = " .. i, context = "y = " .. i, score = (i - 1) / 10 } end
   with_trainer(function(train)
     check.array(scores_seen(train, "a", { epochs = 2 }), { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 })
@@ -385,7 +385,7 @@ local function with_look(t, name, before, fn)
   if not ok then error(err, 0) end
 end
 
-test("the ranks wait anew for each thing that rank 0 does at the end", function()
+test("the ranks wait again for each thing that rank 0 does at the end", function()
   with_trainer(function(train)
     local section, seen = 0, {}
     local function note() seen[#seen + 1] = section end

@@ -99,7 +99,7 @@ function comm.leave()
   comm.rank, comm.world_size, comm.local_rank, comm.local_world_size = 0, 1, 0, 1
 end
 
---- rejoin(): connect anew after an error that ended the connections. All ranks call it equally often.
+--- rejoin(): connect again after an error that ended the connections. All ranks call it equally often.
 function comm.rejoin()
   if not job or job.options.world_size == 1 then return end
   free(job.handle, C.lr_comm_free)

@@ -1,12 +1,12 @@
 -- tokenizer_classes.lua: the classes of transformers' tokenizers that lorarun knows: what each makes of a tokenizer.json and a
 -- tokenizer_config.json. In transformers 4 a class reads tokenizer.json and writes a few settings over it; in transformers 5
--- most classes take only the vocabulary (and the merges) out of the file and build the rest anew.
+-- most classes take only the vocabulary (and the merges) out of the file and build the rest again.
 --
 --   tokens            special tokens that the class has where the files name none
 --   flags             flags of special tokens that are written as strings, by attribute; such tokens replace those of
 --                     tokenizer.json in transformers 4. flags_in_5: in 5, too, where no file has the token
 --   normalizer        4: which of BertNormalizer's settings are written over the file's
---   built             5: builds anew: returns normalizer, pre_tokenizer, model settings; nil: takes tokenizer.json
+--   built             5: builds again: returns normalizer, pre_tokenizer, model settings; nil: takes tokenizer.json
 --   around            5: the attributes of the special tokens before and after a text, and their ids where they are null;
 --                     nil: tokenizer.json's
 --   plain_again       5: special tokens lose the flags that the files give them

@@ -114,7 +114,7 @@ local function four(facts, file, class, remote)
   return r
 end
 
--- transformers 5: built anew by most classes. registered: the class of the model.
+-- transformers 5: built again by most classes. registered: the class of the model.
 local function five(facts, file, class)
   local config = facts.config
   if class.llama then return nil, "transformers 5 builds another kind of tokenizer for this class" end

@@ -154,7 +154,7 @@ function lora.like(model, other)
   end)
 end
 
---- Draw A anew from the seed and set B to zero.
+--- Draw A again from the seed and set B to zero.
 function Adapter:reset(seed)
   for i, m in ipairs(self.modules) do
     local bound = 1 / math.sqrt(m.input)

@@ -19,7 +19,7 @@
 --            whose first K columns the norm before the layer writes, and then
 --              y = [x | h] [W | S]^T + b + r        one product
 --              [dx | dh] = dy [W | S]               one for both gradients
---            S is written anew in every forward pass, from the f32 adapters. That costs what rounding them costs anyway, and a
+--            S is written again in every forward pass, from the f32 adapters. That costs what rounding them costs anyway, and a
 --            stale S cannot be. W itself is never changed.
 --
 -- The layer: { name, k = K, n = N, forward, backward = W packed for each direction, bias = f32 [N] or nil, weight = W as a plain
@@ -86,7 +86,7 @@ end
 local inside = { name = "inside" }
 local ALIGNED = 8 -- columns: 16 bytes of 16-bit numbers
 
--- Lay the weight out anew with `room` more columns to the right. layer.weight, forward and backward are then views of the first K.
+-- Lay the weight out again with `room` more columns to the right. layer.weight, forward and backward are then views of the first K.
 local function widen(layer, room)
   local w, k = layer.weight, layer.k
   local whole = tensor.zeros({ layer.n, k + room }, w.dtype, w.name, w.device)

@@ -39,7 +39,7 @@ function nn.source(options)
     return { w = source.vector(name .. ".weight", n), b = biased and source.vector(name .. ".bias", n) or nil, eps = eps }
   end
 
---- An embedding table in the model's dtype.
+  --- An embedding table in the model's dtype.
   function source.table(name, rows, width)
     return loaded(name, tensor.new({ rows, width }, source.dtype, name, source.device))
   end

@@ -29,7 +29,7 @@ function memory.stats(device)
     scratch_bytes = tonumber(stats.scratch_bytes), host_objects = tonumber(stats.host_objects) }
 end
 
---- Count the peak anew from what is held now.
+--- Count the peak again from what is held now.
 function memory.reset_peak(device) check(C.lr_memory_reset_peak(memory.number_of(device))) end
 
 -- The most that tensors of a device may take, by its number: what the user set, and what a run keeps to. The smaller counts.

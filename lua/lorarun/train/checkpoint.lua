@@ -163,7 +163,7 @@ end
 function checkpoint.load(path, state, run)
   local fits, why = pcall(lora.read_into, run.model, path)
   if not fits then
-    error(why .. "; a run goes on with the rank and targets that it began with: give them, or begin anew without --resume", 0)
+    error(why .. "; a run goes on with the rank and targets that it began with: give them, or begin again without --resume", 0)
   end
   local opened = safetensors.open(fs.join(path, "optimizer.safetensors"))
   using(opened, opened.close, function(file)

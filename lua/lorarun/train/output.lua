@@ -84,7 +84,7 @@ local function summary_of(run, results, seconds)
 end
 
 --- finish(run, results, seconds): write the model that is in memory in every form, check what was written, print the summary. Of a
---- large model each part takes minutes, in which the other ranks wait; their patience begins anew with each part, so no part need
+--- large model each part takes minutes, in which the other ranks wait; their patience begins again with each part, so no part need
 --- be short for the sake of the others. Returns results with the scores of the whole run.
 function output.finish(run, results, seconds)
   local o, model, last = run.options, run.options.model, run.data.total_steps

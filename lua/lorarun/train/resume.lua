@@ -82,7 +82,7 @@ local function compare(self, path, state)
   local names, differences = run_settings.refusals(before, self.settings)
   if names then
     check.fail("--resume: %s: %s. That would make the adapter another function; a run goes on with the %s that it began with: give "
-      .. "them, or begin anew without --resume", path, differences, names)
+      .. "them, or begin again without --resume", path, differences, names)
   end
   if state.step > self.total_steps then
     check.fail("--resume: %s is of step %d, and the run has %d: nothing is left to do. Give more epochs or max_steps, or an "

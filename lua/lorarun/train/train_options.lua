@@ -173,7 +173,7 @@ function train_options.notes(o)
   end
   if model.trained and not o.resume then
     list[#list + 1] = "the model was trained before: this run begins with the adapters as they are; model.lora:reset(seed) begins "
-      .. "anew"
+      .. "again"
   end
   return list
 end
