@@ -44,8 +44,8 @@ for file in units/test_autograd models/test_golden models/test_recompute models/
 done
 try test_train_ranks 600 env LORARUN_TEST_DEVICE=cuda "$LORARUN_PROGRAM" "$tests/run.lua" "$tests/dist/test_train_ranks.lua" \
   "1, 2 and 4 ranks"
-for file in step joined fp16 plan recipe nccl sanitizer; do
-  try "test_$file" 400 "$LORARUN_PROGRAM" "$tests/run.lua" "$tests/gpu/test_$file.lua"
+for file in "$tests"/gpu/test_*.lua; do
+  try "$(basename "$file" .lua)" 400 "$LORARUN_PROGRAM" "$tests/run.lua" "$file"
 done
 
 printf '\n%s\n%d passed, %d failed, %d skipped; logs: %s\n' "$table" $passed $failed $skipped "$logs"
