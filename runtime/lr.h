@@ -32,6 +32,10 @@ typedef enum lr_status {
 } lr_status;
 
 enum { LR_ABI_VERSION = 1 };
+enum {
+    LR_MOST_THREADS = 4096, /* compute threads of a process */
+    LR_MOST_TOKENS = 65535  /* tokens of a text in a batch: the loader keeps a position in 16 bits */
+};
 int lr_abi_version(void);                       /* to be compared with LR_ABI_VERSION before anything else is called */
 int lr_library_versions(char *buf, size_t cap); /* one line: "oneDNN 2.6.3, libsodium 1.0.18, ..."; core/libraries.c */
 const char *lr_cuda_version(void);              /* of the CUDA toolkit it was built with, "13.0.88"; NULL: without */

@@ -11,7 +11,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-enum { MOST_THREADS = 4096 };
 static int threads;
 
 /* For GEMM physical cores would be better than hardware threads, but in a container only the affinity mask says what is granted. */
@@ -29,15 +28,15 @@ static int threads_by_default(void)
 {
     const char *text = getenv("OMP_NUM_THREADS");
     const long n = text != NULL ? strtol(text, NULL, 10) : 0;
-    return n >= 1 && n <= MOST_THREADS ? (int)n : lr_cores();
+    return n >= 1 && n <= LR_MOST_THREADS ? (int)n : lr_cores();
 }
 
 /* oneDNN computes wrongly where a parallel region has fewer threads than it asked for. So OpenMP must not lower the number by
  * itself: OMP_DYNAMIC and OMP_MAX_ACTIVE_LEVELS are overruled, and no more threads are asked for than OMP_THREAD_LIMIT allows. */
 int lr_threads_set(int n)
 {
-    if (n < 0 || n > MOST_THREADS)
-        return lr_fail(LR_EINVAL, "threads is %d, expected 0 (all cores) to %d", n, MOST_THREADS);
+    if (n < 0 || n > LR_MOST_THREADS)
+        return lr_fail(LR_EINVAL, "threads is %d, expected 0 (all cores) to %d", n, LR_MOST_THREADS);
     threads = n == 0 ? threads_by_default() : n;
     if (threads > omp_get_thread_limit())
         threads = omp_get_thread_limit();
@@ -76,7 +75,7 @@ static void *wait_for_end(void *context)
 static int try_threads(int n)
 {
     trial t = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
-    static pthread_t tried[MOST_THREADS]; /* used by the Lua thread alone */
+    static pthread_t tried[LR_MOST_THREADS]; /* used by the Lua thread alone */
     int started = 0;
     while (started < n && lr_thread_start(&tried[started], wait_for_end, &t) == LR_OK)
         started++;

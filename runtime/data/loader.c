@@ -20,12 +20,12 @@
 
 enum {
     POSITION_BITS = 16,
-    MAX_LENGTH = (1 << POSITION_BITS) - 1, /* most ids of a sequence */
     MAX_THREADS = 256,
     MAX_QUEUE = 4096,
     ROOM = 64 /* added to the first guess of a sequence's length */
 };
 static const int64_t MAX_KEY = INT64_MAX >> POSITION_BITS;
+_Static_assert(LR_MOST_TOKENS < 1 << POSITION_BITS, "a position has room in a key");
 
 typedef struct slot {
     bool done;  /* a worker has finished it; under the loader's mutex */
@@ -96,9 +96,9 @@ static int append_ids(const lr_loader *l, slot *s, const char *text, int64_t siz
     } while (count > (int64_t)s->id_cap - at);
     if (count == 0)
         return lr_fail(LR_EINVAL, "the text gives no tokens (is it empty?); leave it out");
-    if (count > MAX_LENGTH)
+    if (count > LR_MOST_TOKENS)
         return lr_fail(LR_EINVAL, "the text has %lld tokens, at most %d are possible; set max_length", (long long)count,
-                       MAX_LENGTH);
+                       LR_MOST_TOKENS);
     if (at + count > INT32_MAX)
         return lr_fail(LR_EINVAL, "the batch has more than %d tokens; make it smaller", INT32_MAX);
     if (l->max_length > 0 &&
@@ -366,9 +366,9 @@ int lr_loader_next(lr_loader *l, lr_batch *out)
 /* ---- making and freeing loaders ---------------------------------------------------------------------------------- */
 static int loader_new(lr_loader **out, const lr_dataset *d, const lr_tokenizer *tok, int64_t max_length, int queue)
 {
-    if (max_length < 0 || max_length > MAX_LENGTH)
+    if (max_length < 0 || max_length > LR_MOST_TOKENS)
         return lr_fail(LR_EINVAL, "max_length is %lld, expected 1 to %d, or 0 for no limit", (long long)max_length,
-                       MAX_LENGTH);
+                       LR_MOST_TOKENS);
     lr_loader *l = lr_calloc(1, sizeof *l);
     if (l == NULL)
         return LR_ENOMEM;

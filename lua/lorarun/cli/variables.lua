@@ -10,7 +10,6 @@ local suggest = require "lorarun.base.suggest"
 
 local variables = {}
 
-local MOST_THREADS = 4096
 
 local function one_of(...)
   local words = { ... }
@@ -44,7 +43,7 @@ end
 -- As libgomp reads it: a number, or a list with one for each nested level.
 local function threads(value)
   local n = tonumber(value:match "^%s*(%d+)%s*$" or value:match "^%s*(%d+)%s*,[%d%s,]*$")
-  if not n or n < 1 or n > MOST_THREADS then return ("a whole number from 1 to %d"):format(MOST_THREADS) end
+  if not n or n < 1 or n > C.LR_MOST_THREADS then return ("a whole number from 1 to %d"):format(C.LR_MOST_THREADS) end
 end
 
 local function own_environment()

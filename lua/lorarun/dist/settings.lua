@@ -9,6 +9,7 @@
 -- Besides the fields of FIELDS, a result has: precision (fp32, bf16, fp16: mixed_precision in the words of a recipe), ranks_here,
 -- first_rank (of this machine), secret, config (the path of the file, or nil), needs_gpu (the flag or key that asks for GPUs, or
 -- nil), and warnings (lines for the user).
+local C = require "lorarun.base.c"
 local args = require "lorarun.base.args"
 local check = require "lorarun.base.check"
 local scheduler_environment = require "lorarun.dist.scheduler_environment"
@@ -31,7 +32,8 @@ local FIELDS = {
     choices = { no = "fp32", fp16 = "fp16", bf16 = "bf16" } },
   { "gpu_ids", "string", nil, "0,1|all", "GPUs of this machine to use" },
   { "use_cpu", "boolean", false, "", "train on the CPU, whatever GPUs there are", flag = "cpu" },
-  { "num_cpu_threads_per_process", "integer", 0, "N", "compute threads of a rank; 0: cores divided by ranks", min = 0, max = 4096 },
+  { "num_cpu_threads_per_process", "integer", 0, "N", "compute threads of a rank; 0: cores divided by ranks", min = 0,
+    max = C.LR_MOST_THREADS },
   { "max_restarts", "integer", 0, "N", "start again from the last checkpoint when a rank fails, up to N times", min = 0,
     max = 1e6 },
   { "log_dir", "string", nil, "DIR", "write what each rank says to DIR/rank_N.log" },

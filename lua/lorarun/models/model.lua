@@ -7,6 +7,7 @@
 -- The architecture is the file models/<model_type>.lua, which architectures.lua finds. It gives configure, build and forward, and
 -- knows nothing of files, pooling or LoRA.
 local ffi = require "ffi"
+local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local dtypes = require "lorarun.base.dtypes"
 local fs = require "lorarun.base.fs"
@@ -70,8 +71,6 @@ local function assemble(arch, sizes, o)
     frozen = source.count, dtype = o.dtype, device = o.device, max_length = o.max_length }, Model)
 end
 
-local MOST_TOKENS = 65535 -- of a text: the loader's
-
 -- Tokens that a text is cut to: what the user asked for, else what the folder says, else (as in sentence-transformers) the smaller
 -- of the tokenizer's own limit and the model's positions.
 local function longest(arch, c, asked, of_folder, tokenizer_folder, config)
@@ -83,9 +82,9 @@ local function longest(arch, c, asked, of_folder, tokenizer_folder, config)
   end
   local length = asked or of_folder
     or math.min(c.positions, sentence_transformers.tokenizer_length(tokenizer_folder) or c.positions)
-  local limit = math.min(architectures.longest(arch, c), MOST_TOKENS)
+  local limit = math.min(architectures.longest(arch, c), C.LR_MOST_TOKENS)
   if length > limit then
-    local why = limit == MOST_TOKENS and ("lorarun takes texts of up to %d tokens"):format(limit)
+    local why = limit == C.LR_MOST_TOKENS and ("lorarun takes texts of up to %d tokens"):format(limit)
       or ("%s has %d positions"):format(config.path, limit)
     if asked then check.fail("max_length is %d, but %s", asked, why) end
     say.warning("the folder's own length is %d tokens, but %s: longer ones are cut", length, why)
