@@ -278,7 +278,7 @@ return {
     "if rank == comm.rank then own[#own + 1] = batch end",
     "if rank == 0 then own[#own + 1] = batch end" },
   { "rows-of-rank-0", "data/batches", RANKS, "fewer pairs than ranks",
-    "if packed.owner[i - 1] == comm.rank then",
+    "if packed.owner[i - 1] == self.ranks.rank then",
     "if packed.owner[i - 1] == 0 then" },
   { "negatives-not-gathered", "train/step", RANKS, "without gathering",
     "self.loss.gather and self.ranks.world_size > 1,",

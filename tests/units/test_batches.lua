@@ -1,7 +1,6 @@
 -- The stream of micro-batches: the same draws however many ranks share them, each pair with one rank, its keys where one rank has
 -- them. The test plays the ranks one after the other: batches.lua reads only the rank's number and their count from comm.
 local ffi = require "ffi"
-local comm = require "lorarun.dist.comm"
 local batches = require "lorarun.data.batches"
 local dataset = require "lorarun.data.dataset"
 local fs = require "lorarun.base.fs"
@@ -29,12 +28,12 @@ end
 
 -- The micro-batches of a rank in steps first..last-1: per micro-batch { step, rows, own, tokens, sequences = { key, ids } ... }.
 local function stream(set, model, world, rank, options)
-  comm.world_size, comm.rank = world, rank
   local labels = ffi.new("double[?]", set.rows)
   for i = 0, set.rows - 1 do labels[i] = i end
   local s = batches.new { set = set, model = model, columns = COLUMNS, draws = set.rows, labels = labels,
     sample = function(draw) return draw * 7 % set.rows end, batch = options.batch, accumulate = options.accumulate or 1,
-    part = options.part, passes = options.passes, first_step = options.first or 0, last_step = options.last }
+    part = options.part, passes = options.passes, first_step = options.first or 0, last_step = options.last,
+    ranks = { rank = rank, world_size = world } }
   local list = {}
   for i = 1, options.micro_batches do
     local packed, info = s:next()
@@ -57,7 +56,6 @@ local function stream(set, model, world, rank, options)
       packed_tokens = packed.tokens, sequences = sequences }
   end
   s:close()
-  comm.world_size, comm.rank = 1, 0
   return list
 end
 

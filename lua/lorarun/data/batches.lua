@@ -15,15 +15,17 @@ Batches.__index = Batches
 
 --- new{ set, model, columns, labels = C array or nil, draws = draws an epoch, sample = function(draw) -> row, batch = pairs a rank,
 --- accumulate, part = pairs a rank in a part (batch where nil), passes = over a batch (1), prefixes, threads, queue, first_step,
---- last_step }
+--- last_step, ranks = { rank, world_size } where they are not the job's }
 local function new(o)
-  local self = setmetatable({ set = o.set, columns = o.columns, labels = o.labels, draws = o.draws, sample = o.sample,
-    batch = o.batch * comm.world_size, step_size = o.batch * comm.world_size * o.accumulate, next_step = o.first_step,
-    part = (o.part or o.batch) * comm.world_size, passes = o.passes or 1, last_step = o.last_step, pending = {}, head = 1, tail = 0,
+  local ranks = o.ranks or comm
+  local world = ranks.world_size
+  local self = setmetatable({ ranks = ranks, set = o.set, columns = o.columns, labels = o.labels, draws = o.draws,
+    sample = o.sample, batch = o.batch * world, step_size = o.batch * world * o.accumulate, next_step = o.first_step,
+    part = (o.part or o.batch) * world, passes = o.passes or 1, last_step = o.last_step, pending = {}, head = 1, tail = 0,
     at = 0, from = 0, pass = 1 }, Batches) -- the batch begins at draw `at` of its step, the next part at `from`
   self.loader = dataset.loader(o.set, o.model.tokenizer, { columns = o.columns, prefixes = o.prefixes,
     max_length = o.model.max_length, threads = o.threads or 1, queue = o.queue or 4,
-    balance = { world = comm.world_size, rank = comm.rank } })
+    balance = { world = world, rank = ranks.rank } })
   self:fill()
   return self
 end
@@ -74,9 +76,9 @@ function Batches:next()
   self:fill()
   info.own, info.owner, info.lengths, info.tokens, info.most_tokens = {}, packed.owner, packed.lengths, 0, 0
   for i, row in ipairs(info.rows) do
-    if packed.owner[i - 1] == comm.rank then info.own[#info.own + 1] = row end
+    if packed.owner[i - 1] == self.ranks.rank then info.own[#info.own + 1] = row end
   end
-  for rank = 0, comm.world_size - 1 do
+  for rank = 0, self.ranks.world_size - 1 do
     local tokens = tonumber(packed.rank_tokens[rank])
     info.tokens, info.most_tokens = info.tokens + tokens, math.max(info.most_tokens, tokens)
   end
