@@ -47,7 +47,7 @@ end
 local SPREAD = 0.02 * math.sqrt(3) -- uniform in [-a, a] has the standard deviation a / sqrt 3
 local DRAWN, SHIFTS, SHIFT = 2 ^ 24, 4096, 257 -- numbers drawn; beyond them the block repeats. Tensors begin at places apart
 
--- So many bf16 numbers in a row, as a matrix of one column.
+-- `count` bf16 numbers, as a matrix of one column.
 local function random_block(count)
   local block = tensor.new({ count, 1 }, "bf16", "random")
   local drawn = math.min(count, DRAWN)

@@ -150,7 +150,7 @@ static inline lr_source head_rows(const attention_work *w, const lr_tensor *t, i
     return lr_source_of(t, first * t->ld + column, w->pairs);
 }
 
-/* Fetch rows [first, first + n) of one head, to be read (from the second-level cache, in a while) or written. */
+/* Fetch rows [first, first + n) of one head, to be read later, from the second-level cache, or written. */
 static inline __attribute__((always_inline)) void fetch_head(const attention_work *w, const lr_tensor *t, int64_t first,
                                                              int64_t n, int64_t column, bool write)
 {

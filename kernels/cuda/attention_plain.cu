@@ -4,8 +4,8 @@
  *
  * A block has 32 rows of one head, eight a warp, and goes through the other side 32 rows at a time. All tiles are f32 in shared
  * memory. Both kinds of product are one loop: eight rows of the warp, four neighbouring elements read at once by all lanes, times a
- * column of each lane's own. In scores a lane's column is a row of the other tile (an odd stride apart: no two lanes in one bank),
- * in sums of rows it is an element, and one more every 32. Between the two a warp's probabilities go through shared memory, where
+ * column of each lane's own. In scores a lane's column is a row of the other tile (an odd stride apart: no two lanes in one bank);
+ * in sums of rows a lane owns the elements lane, lane + 32, and so on. Between the two a warp's probabilities go through shared memory, where
  * only it reads them.
  *
  * With n = head_dim rounded up to 4, a block of 128 threads has 32 (3 n + 2) + 1024 floats for the forward, 32 (4 n + 2) + 2048 for

@@ -1,8 +1,8 @@
 /* dropout.cu: counter-based dropout with the CPU's masks, bit for bit (kernels/cpu/dropout.c): eight neighbouring columns share one
  * Philox block, 16 bits each, and those eight are one thread's work.
  *
- * Bytes an element of size s: 2s, 3s with beta. Philox is some 80 integer instructions for eight elements: memory stays the bound.
- * */
+ * Bytes an element of size s: 2s, 3s with beta. Philox is some 80 integer instructions for eight elements, so the kernel is limited
+ * by memory. */
 #include "core/philox.h"
 #include "cuda/vec.h"
 

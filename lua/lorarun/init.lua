@@ -44,9 +44,10 @@ local FUNCTIONS = {
     local C = require "lorarun.base.c"
     if n ~= nil then
       local check = require "lorarun.base.check"
-      if type(n) ~= "number" or n % 1 ~= 0 or n < 0 or n > 4096 then
+      if type(n) ~= "number" or n % 1 ~= 0 or n < 0 or n > C.LR_MOST_THREADS then
         local shown = require("lorarun.base.options").shown(n)
-        check.fail("lr.threads: the number of threads is %s, expected a whole number from 0 (all cores) to 4096", shown)
+        check.fail("lr.threads: the number of threads is %s, expected a whole number from 0 (all cores) to %d", shown,
+          C.LR_MOST_THREADS)
       end
       check(C.lr_threads_set(n))
     end
@@ -58,7 +59,7 @@ local FUNCTIONS = {
   given = function(args, name) return require("lorarun.base.args").given(args, name) end,
   has_gpu = function()
     local C, planned = require "lorarun.base.c", require("lorarun.dist.launch").planned()
-    if planned then return planned.device == "cuda" end
+    if planned then return require("lorarun.tensor.device_traits").itself(planned.device).own_memory end
     return C.lr_device_count(C.LR_CUDA) > 0 -- a launcher that only asks does not start the GPU
   end,
   --- split("a,b", ",") -> { "a", "b" }; empty parts are left out.

@@ -46,8 +46,8 @@ size_t lr_arena_missing(const lr_arena *a, const lr_piece *piece);
 /* Map what is missing. If the source fails, returns its status; what was mapped by then stays mapped. */
 int lr_arena_map(lr_arena *a, const lr_piece *piece);
 
-/* Give granules that hold free pieces only back to the source, highest addresses first, until at most `bytes` are mapped or no such
- * granule is left. */
+/* Unmap granules that hold nothing but free pieces, highest addresses first, until at most `bytes` are mapped or no such granule is
+ * left. */
 void lr_arena_trim(lr_arena *a, size_t bytes);
 
 /* For tests: which invariant does not hold, or NULL. */

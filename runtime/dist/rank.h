@@ -13,7 +13,7 @@ enum { LR_RANK_PAGE_FD = 3, LR_RANK_OUTPUT_FD = 4, LR_RANK_PAGE_SIZE = 65536 }; 
 /* The rank writes, the launcher reads. version is odd while the rank writes; a reader that saw it odd, or saw it change, reads
  * again. A rank that is killed while it writes leaves version odd, so the reader gives up after a while and uses what is there. */
 typedef struct lr_rank_page {
-    atomic_int process;  /* the rank's process id: its child with the same environment is no rank */
+    atomic_int process;  /* the rank's process id: a child process inherits the environment, but is not a rank */
     atomic_int terminal; /* 1: its standard input, output and error are the launcher's own */
     atomic_int width[2]; /* columns of the terminal where standard output and error are shown; 0: none */
     atomic_uint version;

@@ -44,7 +44,7 @@ void lr_mapping_close(lr_mapping *m); /* accepts NULL */
 /* LR_EFORMAT if the first bytes of the file `path` show that it is only a pointer to the real one (Git LFS), else LR_OK. */
 int lr_file_refuse_pointer(const char *path, const void *head, size_t size);
 
-/* lr_crc32c without the processor's instruction for it: for other machines, and for tests to compare with. */
+/* lr_crc32c in plain C: for processors without the instruction, and for tests to compare with. */
 uint32_t lr_crc32c_portable(uint32_t crc, const void *data, size_t size);
 
 #endif

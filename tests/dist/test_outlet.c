@@ -1,4 +1,4 @@
-/* test_outlet.c: the launcher's output to readers that read, that do not, and that are gone. While a test has replaced standard
+/* test_outlet.c: the launcher's output to readers that keep up, that stall, and that have exited. While a test has replaced standard
  * output, it only collects what is written; it checks that once the real one is back. */
 #define _GNU_SOURCE
 #include "lr_test.h"

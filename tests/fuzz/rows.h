@@ -1,5 +1,5 @@
 /* rows.h: JSON Lines and CSV. Rows that are accepted can be read again, to the same bytes, which are UTF-8. The first byte of
- * the input has the options. */
+ * the input selects the options. */
 #include "fuzz.h"
 #include "text/unicode.h"
 

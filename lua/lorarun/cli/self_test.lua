@@ -5,6 +5,7 @@
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
+local device_traits = require "lorarun.tensor.device_traits"
 local dtypes = require "lorarun.base.dtypes"
 local ops = require "lorarun.tensor.ops"
 local tensor = require "lorarun.tensor.tensor"
@@ -14,7 +15,6 @@ local self_test = {}
 local GEMM_SECONDS, COPY_SECONDS = 0.35, 0.15 -- each direction
 local SMALLEST, LARGEST = 256, 8192 -- of the products: M = N = K
 local COPY_BYTES = 2 ^ 26
-local DEVICE = { cpu = C.LR_CPU, cuda = C.LR_CUDA }
 local TOLERANCE = { f32 = 1e-5, bf16 = 2 ^ -7 } -- of a value, or of 1 where it is smaller
 
 -- Numbers in [-1, 1), the same on every machine.
@@ -84,7 +84,7 @@ end
 local function best_rate(device, seconds, amount, work)
   local function once()
     work()
-    check(C.lr_device_wait(DEVICE[device]))
+    check(C.lr_device_wait(device_traits.DEVICES[device]))
   end
   once()
   local best, ends, taken = 0, C.lr_time() + seconds
@@ -134,12 +134,12 @@ end
 
 --- run(device, index): index is the GPU's number among those that this process may use.
 function self_test.run(device, index)
-  if device == "cuda" then
-    check(C.lr_device_choose(C.LR_CUDA, index))
-    local missing = C.lr_device_missing(C.LR_CUDA)
+  if device_traits.itself(device).own_memory then
+    check(C.lr_device_choose(device_traits.DEVICES[device], index))
+    local missing = C.lr_device_missing(device_traits.DEVICES[device])
     if missing ~= nil then error(ffi.string(missing), 0) end
   end
-  local wrong, dtype = {}, device == "cuda" and "bf16" or "f32"
+  local wrong, dtype = {}, device_traits.itself(device).fp16 and "bf16" or "f32" -- the fastest products
   for _, precision in ipairs { "f32", "bf16" } do
     local share = product_differs(device, precision)
     if share > 1 then

@@ -1,6 +1,7 @@
 -- verify.lua: `lorarun verify`: does a folder that lorarun wrote compute what the model in memory did? See models/probes.lua.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
+local device_traits = require "lorarun.tensor.device_traits"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local probes = require "lorarun.models.probes"
@@ -26,7 +27,7 @@ Exit status: 0 the same embeddings; 1 other embeddings, or the folder does not l
 probes, or its adapter changes nothing.
 ]=]
 
--- Three lines, however long. Every version of transformers understands torch_dtype; without it version 5 computes in the weights'
+-- It must stay three lines. Every version of transformers understands torch_dtype; without it version 5 computes in the weights'
 -- 16 bits.
 local PYTHON = {
   'import json, numpy as np; from sentence_transformers import SentenceTransformer; folder, n = FOLDER, np.linalg.norm\n',
@@ -52,7 +53,8 @@ function verify.folder(path, options)
   local stored = probes.read(path)
     or check.fail("%s has no %s: it was not written by lorarun, or by an older one", path, probes.FILE)
   local device = options.device or require("lorarun.tensor.tensor").default_device
-  local precision = options.precision or (stored.precision == "fp16" and device == "cpu" and "fp32" or stored.precision)
+  local stored_precision = stored.precision == "fp16" and not device_traits.of(device).fp16 and "fp32" or stored.precision
+  local precision = options.precision or stored_precision
   local model = require("lorarun.models.model").load(path, { precision = precision, device = device })
   return using(model, model.free, function() return probes.compare(stored, model) end)
 end

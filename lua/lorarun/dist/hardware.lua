@@ -93,7 +93,7 @@ function hardware.gpus()
   return list
 end
 
---- The connection of each two GPUs: { { from, to, peer, nvlink } ... }, the last two true, false or nil.
+--- The connection of every pair of GPUs: { { from, to, peer, nvlink } ... }, the last two true, false or nil.
 function hardware.links(gpus)
   local list, peer, nvlink = {}, ffi.new "int[1]", ffi.new "int[1]"
   local function answer(value) if value[0] >= 0 then return value[0] == 1 end end

@@ -8,6 +8,7 @@ local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local fs = require "lorarun.base.fs"
+local device_traits = require "lorarun.tensor.device_traits"
 local say = require "lorarun.base.say"
 local secret = require "lorarun.dist.secret"
 
@@ -123,7 +124,7 @@ local function join(job, at)
     local_world_size = job.local_world_size, generation = job.generation, host = at.host, port = at.port, secret = at.secret,
     timeout = at.timeout, serve = at.serve }
   C.lr_rank_waits(nil)
-  if job.device == "cuda" then refuse_shared_gpus() end
+  if device_traits.itself(job.device).own_memory then refuse_shared_gpus() end
 end
 
 local function join_launched(s)
@@ -240,14 +241,14 @@ end
 --- lr.has_gpu answers for `what`; lr.bugdata.from_this_machine makes no data.
 function launch.plan_for(what)
   planned = what
-  check(C.lr_meta_like(what.device == "cuda" and C.LR_CUDA or C.LR_CPU))
+  check(C.lr_meta_like(device_traits.DEVICES[what.device]))
 end
 
 --- planned(): what this program plans for, or nil where it trains.
 function launch.planned() return planned end
 
 local function planned_job(s)
-  if s.needs_gpu and planned.device == "cpu" then
+  if s.needs_gpu and not device_traits.itself(planned.device).own_memory then
     check.fail("%s asks for GPUs; say which to plan for: --gpu h100, or --gpu-memory 80GB", s.needs_gpu)
   end
   planned.processes = s.num_processes

@@ -111,7 +111,8 @@ local function own(name)
   return checked(value, replaced or ("lorarun's models/%s.lua"):format(name))
 end
 
--- Files of users that have this name: { path, told = were we told of its folder by LORARUN_LUA_PATH? }, the first first.
+-- Files of users that have this name, in the order in which they count: { path, from_variable = did LORARUN_LUA_PATH name its
+-- folder? }.
 local function files_of_users(name)
   local found = {}
   local path = package.searchpath("models." .. name, package.path)
@@ -119,7 +120,7 @@ local function files_of_users(name)
   local told = lua_path() and fs.join(lua_path(), "models", name .. ".lua")
   if told and fs.is_file(told) then
     local same = path and fs.real(path) == fs.real(told)
-    found[same and 1 or #found + 1] = { path = told, told = true }
+    found[same and 1 or #found + 1] = { path = told, from_variable = true }
   end
   return found
 end
@@ -132,7 +133,7 @@ end
 local loaded = {} -- path -> architecture: a file is run once
 
 local function load_file(file, folders)
-  for _, folder in ipairs(file.told and {} or folders) do
+  for _, folder in ipairs(file.from_variable and {} or folders) do
     if is_within(file.path, folder) then
       check.fail("%s lies in the model's folder %s: lorarun runs no code that may have come with a model. Move it out of there, "
         .. "beside the recipe, or name its folder with LORARUN_LUA_PATH", file.path, folder)

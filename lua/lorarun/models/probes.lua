@@ -2,6 +2,7 @@
 -- (lorarun_probes.json), with those of the base: an adapter that is silently left out gives the base's. lorarun loads what it wrote
 -- again and compares; `lorarun verify` (verify.lua) does so later, and in Python three lines.
 local check = require "lorarun.base.check"
+local device_traits = require "lorarun.tensor.device_traits"
 local dtypes = require "lorarun.base.dtypes"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
@@ -171,9 +172,10 @@ function probes.compare(stored, model)
   return result
 end
 
--- Bytes that loading a model a second time takes: weights, on the CPU in the layouts of both directions, and something for a pass.
+-- Bytes that loading a model a second time takes: weights in their layouts, and something for a pass.
 local function bytes_of(model)
-  return 1.1 * model:frozen_count() * dtypes.bytes[dtypes.of_precision[model.precision]] * (model.device == "cpu" and 2 or 1) + 64e6
+  local layouts = device_traits.of(model.device).plain_weights and 1 or 2 -- of a weight, one for each direction
+  return 1.1 * model:frozen_count() * dtypes.bytes[dtypes.of_precision[model.precision]] * layouts + 64e6
 end
 
 --- again(model, folder): load the folder that the model has just written, on the same device in the same precision, and compare:

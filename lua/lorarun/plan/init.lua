@@ -172,7 +172,7 @@ end
 -- bound.
 local function times(p, o, count, flops)
   local share = count > 1 and SCALING or 1
-  if p.planned.device == "cpu" then share = 1 / count end -- the ranks of a machine have its one CPU among them
+  if not device_traits.itself(p.planned.device).own_memory then share = 1 / count end -- the ranks have one CPU among them
   local factor = 1 + p.batch.usual_layers / p.layers * p.again + (p.batch.cached and FORWARD or 0)
   local t = { ranks = count, batch = o.batch * o.accumulate * count }
   local pairs_, steps = t.batch, nil

@@ -29,9 +29,9 @@ end
 
 local function title(p)
   local planned, model = p.planned, p.model
-  local where = device_traits.itself(planned.device).own_memory and ("a GPU of %s"):format(size(planned.memory))
-    or "this machine's CPU"
-  if planned.device == "cpu" and planned.processes > 1 then where = ("one of %d ranks on %s"):format(planned.processes, where) end
+  local gpu = device_traits.itself(planned.device).own_memory
+  local where = gpu and ("a GPU of %s"):format(size(planned.memory)) or "this machine's CPU"
+  if not gpu and planned.processes > 1 then where = ("one of %d ranks on %s"):format(planned.processes, where) end
   local pooling = model.pooling .. " pooling" .. (model.pooling_assumed and " (assumed: there is no modules.json)" or "")
   return ([[plan: %s (%s, %d layers, dimension %d, %s) in %s, LoRA rank %d, on %s
 Nothing was loaded. Memory is what lorarun will hold, found by a step without bytes; estimates are marked.]]):format(
@@ -48,7 +48,8 @@ local function memory_block(p)
   }
   if p.driver > 0 then rows[#rows + 1] = { "driver and libraries", size(p.driver), "estimated" } end
   rows[#rows + 1] = { "left for a batch", size(math.max(0, p.room)),
-    ("of %s%s"):format(size(p.memory), p.planned.device == "cpu" and ", nine tenths of what is free now" or "") }
+    ("of %s%s"):format(size(p.memory), device_traits.itself(p.planned.device).own_memory and ""
+      or ", nine tenths of what is free now") }
   return "memory\n" .. aligned(rows, 2)
 end
 

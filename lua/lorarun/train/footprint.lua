@@ -37,8 +37,8 @@ local function new(given)
     loss = given.loss.stateless and given.loss or losses.cosine_similarity() }, Footprint)
 end
 
--- A packed batch with this many tokens: what matters of it here is its shape. Its longest text may be as long as texts may be: the
--- CPU's attention has scratch for that one.
+-- A packed batch with this many tokens: what matters of it here is its shape. Its longest text is assumed to have max_length
+-- tokens: the CPU's attention has scratch for that one.
 local function batch_of(model, tokens, sequences)
   return { tokens = tokens, sequences = sequences, max_length = math.min(tokens, model.max_length), ids = NO_VALUES,
     positions = NO_VALUES, keys = NO_VALUES, cu_seqlens = NO_VALUES }

@@ -94,7 +94,7 @@ function Journal:evaluation(split, step, r)
   self.bar:print(report.evaluation(split, step, r))
 end
 
---- final_evaluation(split, step, r): that of the best adapter, which the summary tells of.
+--- final_evaluation(split, step, r): the evaluation of the best adapter, at the end of the run; the summary shows it.
 function Journal:final_evaluation(split, step, r) self.files:evaluation(split, step / self.steps_per_epoch, step, r) end
 
 --- print(text): a line above the progress line.

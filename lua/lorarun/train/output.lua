@@ -36,8 +36,8 @@ function output.take(o)
   return run_lock.take(o.output)
 end
 
---- check_room(o, total_steps): is there room for all that the run will write: checkpoints (an adapter and AdamW's two numbers for
---- each of its own; while one is written, those that it makes superfluous are still there), the adapter, the merged model?
+--- check_room(o, total_steps): is there room for all that the run will write: checkpoints (the adapter, AdamW's m and v of each
+--- parameter; while one is written, those that it replaces are still there), the adapter, the merged model?
 function output.check_room(o, total_steps)
   local adapter = 4 * o.model.lora.parameters.count
   local checkpoints = math.min(o.keep, math.ceil(total_steps / o.evaluation_steps)) + 2 -- the best, and the one being written
@@ -49,7 +49,7 @@ end
 
 -- ---- the run begins ------------------------------------------------------------------------------------------------------------
 
---- begin(run): the folder becomes this run's, where it is not yet: trainer.lua's run. On every rank.
+--- begin(run): take over the output folder, once. run: see trainer.lua. Every rank calls it.
 function output.begin(run)
   if run.begun then return end
   run.begun = true
@@ -84,8 +84,8 @@ local function summary_of(run, results, seconds)
 end
 
 --- finish(run, results, seconds): write the model that is in memory in every form, check what was written, print the summary. Of a
---- large model each part takes minutes, in which the other ranks wait; their patience begins again with each part, so no part need
---- be short for the sake of the others. Returns results with the scores of the whole run.
+--- large model each part takes minutes, in which the other ranks wait; each part restarts their timeout, so a slow part does
+--- not end the job. Returns results with the scores of the whole run.
 function output.finish(run, results, seconds)
   local o, model, last = run.options, run.options.model, run.data.total_steps
   results.best_step, results.baseline = run.scores.best.step, run.scores.baseline

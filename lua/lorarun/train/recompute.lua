@@ -33,7 +33,7 @@ local Plan = {}
 Plan.__index = Plan
 
 local OTHERS = 0.1 -- of a machine's free memory is for the loader's batches, caches of libraries, and other programs
-local LIBRARIES = 0.5e9 -- bytes of a GPU that CUDA's libraries take when they load kernels that were not needed before
+local LIBRARIES = 0.5e9 -- bytes of a GPU that CUDA's libraries still take later, for kernels that they load on first use
 local LONG_TOKEN = 6 -- bytes: few texts have longer ones on average
 local LONG_PART = 4096 -- tokens: products of this many rows are as fast as those of more
 

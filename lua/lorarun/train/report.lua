@@ -34,7 +34,7 @@ function report.banner(f)
   if type(targets) == "table" then targets = table.concat(targets, ", ") end
   local function rows_in(set) return set and units.count(set.rows) or "no" end
   local rows = { { "device", f.device } }
-  if f.ranks > 1 then rows[2] = { "world size", ("%d (rank 0, main process)"):format(f.ranks) } end
+  if f.ranks > 1 then rows[2] = { "ranks", ("%d"):format(f.ranks) } end
   for _, row in ipairs {
     { "model", f.name == f.folder and f.name or ("%s (%s)"):format(f.name, f.folder) },
     { "data", f.data },

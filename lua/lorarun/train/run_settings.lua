@@ -137,7 +137,7 @@ function run_settings.of_ranks(settings)
 end
 
 -- ---- differences ---------------------------------------------------------------------------------------------------------------
--- These decide together which rows a step has. changes() tells of their effect, not of each.
+-- These decide together which rows a step has. changes() reports that the rows differ, not each setting.
 local SHARED_OUT = { world_size = true, batch = true, accumulate = true, global_batch = true, compared = true, total_steps = true }
 -- These make the adapter the function that it is: see refusals().
 local FUNCTION = { "rank", "targets", "alpha", "rslora", "rank_pattern", "alpha_pattern", "adapted modules", "pooling", "normalize",

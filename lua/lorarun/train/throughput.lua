@@ -12,6 +12,7 @@ local comm = require "lorarun.dist.comm"
 local fs = require "lorarun.base.fs"
 local hub = require "lorarun.formats.hub"
 local json = require "lorarun.base.json"
+local device_traits = require "lorarun.tensor.device_traits"
 local memory = require "lorarun.tensor.memory"
 local sorted = require "lorarun.base.sorted"
 
@@ -55,9 +56,10 @@ local function device_line(device)
   return ffi.string(text)
 end
 
--- The name under which a model's rate is kept: fp32 that a GPU may multiply as TF32 is a precision of its own.
+-- The name under which a model's rate is kept: where fp32 may be multiplied as TF32, that is a precision of its own.
 local function kind_of(model)
-  return model.precision == "fp32" and model.device ~= "cpu" and C.lr_tf32(-1) ~= 0 and "tf32" or model.precision
+  local tf32 = model.precision == "fp32" and device_traits.of(model.device).own_memory and C.lr_tf32(-1) ~= 0
+  return tf32 and "tf32" or model.precision
 end
 
 --- remember(run): keep the rate of a training run that is done, where it was long enough and nothing was computed twice. run:
@@ -68,7 +70,7 @@ function throughput.remember(run)
   pcall(function() -- a run that is done does not fail for this
     local all, device = read(), device_line(model.device)
     all[device] = type(all[device]) == "table" and all[device] or {}
-    local sharing = model.device == "cpu" and comm.local_world_size or 1 -- ranks that had this device among them
+    local sharing = device_traits.of(model.device).own_memory and 1 or comm.local_world_size -- ranks on this device
     all[device][kind_of(model)] = { flops = throughput.flops_a_token(model) * run.tokens / seconds / comm.world_size * sharing,
       model = model.name, date = os.date "%Y-%m-%d" }
     fs.make(fs.dirname(path()))

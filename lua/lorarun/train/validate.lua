@@ -19,7 +19,7 @@ Scores.__index = Scores
 
 local THRESHOLDS = 21 -- of the sweep in evaluation.json
 
---- new(o, data): the run's options (train_options.lua) and data (setup.lua). scores.journal, which tells of each evaluation, is set
+--- new(o, data): the run's options (train_options.lua) and data (setup.lua). scores.journal, which logs each evaluation, is set
 --- before the first.
 function validate.new(o, data)
   return setmetatable({ options = o, data = data }, Scores)

@@ -7,8 +7,8 @@
 --           machine_rank =, machines =, host =, port =,       of machine 0, where the job's store is served
 --           secret =, timeout =, rendezvous_timeout =, max_restarts =, log_dir = or nil,
 --           prompt = whether rank 0 has the terminal, for a prompt }
--- After a failure all ranks are ended; where restarts are left, they start again with LORARUN_GENERATION one higher. Each machine of
--- a job has a launcher; that of machine 0 decides for all (machines.lua).
+-- After a failure all ranks are ended; where restarts are left, they start again with LORARUN_GENERATION one higher. Each machine
+-- of a job has a launcher; that of machine 0 decides for all (machines.lua).
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local ffi = require "ffi"
