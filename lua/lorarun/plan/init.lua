@@ -8,6 +8,7 @@
 -- the work of a step and a rate (throughput.lua), and each says whether that was measured or estimated.
 local check = require "lorarun.base.check"
 local device_traits = require "lorarun.tensor.device_traits"
+local evaluate = require "lorarun.train.evaluate"
 local footprint = require "lorarun.train.footprint"
 local data_folder = require "lorarun.formats.data_folder"
 local launch = require "lorarun.dist.launch"
@@ -32,7 +33,7 @@ local FORWARD = 0.5 -- of a step's work: through frozen weights backward is as m
 local DRIVER = 1e9 -- of a GPU's memory: its context, kernels, and what recompute.lua leaves for those that are loaded later
 local NCCL = 1.5e9 -- of each GPU's, where there are several: what others report is 0.5 to 1.6 GB
 local SCALING = 0.97 -- of N times one GPU's rate is what N GPUs are expected to reach
-local EVALUATION_TOKENS = 8192 -- of a forward pass of evaluate.lua, about
+local EVALUATION_TOKENS = evaluate.BATCH_BYTES / 3 -- of a forward pass, about: code has three bytes a token
 local MOST_TOKENS = 2 ^ 24 -- beyond any batch
 local SAMPLED_STEPS = 200
 
@@ -191,13 +192,6 @@ local function times(p, o, count, flops)
   return t
 end
 
--- The fewest layers with which a micro-batch of this many tokens fits, or nil.
-local function fewest(p, need, tokens, parts)
-  for n = 0, p.layers do
-    if need(tokens, n, parts) <= p.room then return n end
-  end
-end
-
 -- The most tokens that fit with this many layers recomputed, of pairs as long as the run's are on average.
 local function most_tokens(p, o, need, layers)
   local pair = p.batch.pair
@@ -211,7 +205,9 @@ end
 local function plan_batch(p, o, need, f, largest_part)
   local b, wanted = p.batch, recompute.number(o.recompute, p.layers)
   local parts = { part = o.batch, cached = false }
-  local function fewest_of(tokens, of_parts) return fewest(p, need, tokens, of_parts) end
+  local function fewest_of(tokens, of_parts) -- layers, or nil
+    return recompute.fewest(p.layers, function(n) return need(tokens, n, of_parts) <= p.room end)
+  end
   local layers = wanted or fewest_of(b.largest, parts)
   if not layers then
     parts, layers = recompute.split { loss = o.loss, batch = o.batch, layers = p.layers, tokens = b.largest, counted = largest_part,
@@ -265,7 +261,8 @@ local function compute(p, o, f, largest_part)
   local rows = math.max(p.evaluated, p.tested)
   if rows > 0 then
     local texts = 2 * rows
-    local bytes = f:evaluation(texts, math.min(EVALUATION_TOKENS, texts * p.model.max_length))
+    local tensors, scratch = f:evaluation(texts, math.min(EVALUATION_TOKENS, texts * p.model.max_length))
+    local bytes = tensors + scratch
     p.evaluation = { rows = rows, bytes = bytes, fits = bytes <= p.room }
   end
   plan_times(p, o, need)

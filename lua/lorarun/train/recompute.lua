@@ -73,15 +73,20 @@ function Plan:need_of_evaluation(texts, tokens)
   return tensors + scratch
 end
 
--- The fewest layers with which a micro-batch of this many tokens fits, or nil.
-function Plan:fewest(tokens, parts)
-  local low, high = 0, self.model_layers
-  if self:need(tokens, high, parts) > self.room then return nil end
+--- fewest(layers, fits): the fewest of a model's layers for which fits(n) holds, or nil. It holds for more where it does for some.
+function recompute.fewest(layers, fits)
+  local low, high = 0, layers
+  if not fits(high) then return nil end
   while low < high do -- high fits
     local middle = math.floor((low + high) / 2)
-    if self:need(tokens, middle, parts) <= self.room then high = middle else low = middle + 1 end
+    if fits(middle) then high = middle else low = middle + 1 end
   end
   return low
+end
+
+-- The fewest layers with which a micro-batch of this many tokens fits, or nil.
+function Plan:fewest(tokens, parts)
+  return recompute.fewest(self.model_layers, function(n) return self:need(tokens, n, parts) <= self.room end)
 end
 
 function Plan:most_tokens(layers, parts)
