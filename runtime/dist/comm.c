@@ -523,7 +523,8 @@ void lr_comm_free(lr_comm *c)
 {
     if (c == NULL)
         return;
-    lr_nccl_free(c->nccl, false);
+    if (c->free_device != NULL)
+        c->free_device(c, false);
     lr_comm_unlink(c);
     (void)pthread_cond_destroy(&c->wake);
     (void)pthread_mutex_destroy(&c->mutex);

@@ -4,7 +4,9 @@
  *   comm_meet.c  how the ranks find and connect to each other
  *   comm_link.c  loads the mesh; transfers with timeout and interrupts; breaking
  *   comm_host.c  the algorithms on host memory, over the mesh of comm_mesh.h
- *   comm_nccl.c  the same on CUDA */
+ *   comm_nccl.c  the same on CUDA
+ *
+ * comm.c calls all others, comm_nccl.c calls comm_host.c, and all call comm_link.c, which calls none of them. */
 #ifndef LR_COMM_H
 #define LR_COMM_H
 
@@ -53,7 +55,9 @@ struct lr_comm {
     uint8_t *lost;       /* [world_size] */
     void *scratch;       /* grows to what the largest all_reduce needs */
     int64_t scratch_size;
-    lr_nccl *nccl; /* made by the first collective on CUDA */
+    /* Made by the first collective on CUDA, which also sets what frees it: NULL before and after. */
+    lr_nccl *nccl;
+    void (*free_device)(lr_comm *c, bool broken);
     const lr_mesh_calls *calls;
     pthread_mutex_t mutex; /* guards the fields below, which lr_comm_abort and the watcher use too */
     pthread_cond_t wake;   /* ends the watcher */
@@ -99,6 +103,5 @@ int lr_nccl_available(void);
 int lr_nccl_all_reduce(lr_comm *c, void *data, int64_t elements, int dtype, int reduce, double began);
 int lr_nccl_all_gather(lr_comm *c, const void *own, void *out, double began);
 int lr_nccl_broadcast(lr_comm *c, void *data, int64_t size, int root, double began);
-void lr_nccl_free(lr_nccl *n, bool broken);
 
 #endif

@@ -134,8 +134,8 @@ int lr_comm_break(lr_comm *c, int status, const char *fmt, ...)
     (void)snprintf(c->why, sizeof c->why, "%s", text);
     (void)pthread_mutex_unlock(&c->mutex);
     lr_comm_close_mesh(c);
-    lr_nccl_free(c->nccl, true);
-    c->nccl = NULL;
+    if (c->free_device != NULL)
+        c->free_device(c, true);
     return lr_fail(status, "%s", text);
 }
 

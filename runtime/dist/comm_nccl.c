@@ -142,6 +142,26 @@ static int complete(lr_comm *c, const char *what, ncclResult_t result, double be
 }
 
 /* ---- the communicator ------------------------------------------------------------------------------------------------------- */
+/* The communicator's free_device, from when there is an lr_nccl until it is freed. */
+static void free_nccl(lr_comm *c, bool broken)
+{
+    lr_nccl *n = c->nccl;
+    c->nccl = NULL;
+    c->free_device = NULL;
+    ncclResult_t result = ncclSuccess;
+    if (n->comm != NULL && !broken && api.ncclCommFinalize(n->comm) == ncclInProgress) {
+        int turns = 0;
+        const double began = lr_time();
+        do { /* a peer that does not leave must not hold this rank */
+            pause_polling(&turns);
+            (void)api.ncclCommGetAsyncError(n->comm, &result);
+        } while (result == ncclInProgress && lr_time() - began < 5);
+    }
+    if (n->comm != NULL)
+        (void)(broken || result != ncclSuccess ? api.ncclCommAbort(n->comm) : api.ncclCommDestroy(n->comm));
+    lr_free(n);
+}
+
 /* All ranks call this together: they have agreed on their first collective on CUDA. */
 static int connect_nccl(lr_comm *c, double began)
 {
@@ -160,29 +180,12 @@ static int connect_nccl(lr_comm *c, double began)
     c->nccl = lr_calloc(1, sizeof *c->nccl);
     if (c->nccl == NULL)
         return lr_comm_break(c, LR_ENOMEM, "out of memory for an NCCL communicator");
+    c->free_device = free_nccl;
     (void)lr_memory_release_cached(LR_CUDA); /* NCCL allocates its own memory */
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     return settle(c, "connecting", api.ncclCommInitRankConfig(&c->nccl->comm, c->world_size, id, c->rank, &config),
                   began);
-}
-
-void lr_nccl_free(lr_nccl *n, bool broken)
-{
-    if (n == NULL)
-        return;
-    ncclResult_t result = ncclSuccess;
-    if (n->comm != NULL && !broken && api.ncclCommFinalize(n->comm) == ncclInProgress) {
-        int turns = 0;
-        const double began = lr_time();
-        do { /* a peer that does not leave must not hold this rank */
-            pause_polling(&turns);
-            (void)api.ncclCommGetAsyncError(n->comm, &result);
-        } while (result == ncclInProgress && lr_time() - began < 5);
-    }
-    if (n->comm != NULL)
-        (void)(broken || result != ncclSuccess ? api.ncclCommAbort(n->comm) : api.ncclCommDestroy(n->comm));
-    lr_free(n);
 }
 
 /* ---- the collectives -------------------------------------------------------------------------------------------------------- */
@@ -281,10 +284,5 @@ int lr_nccl_broadcast(lr_comm *c, void *data, int64_t size, int root, double beg
 {
     (void)c, (void)data, (void)size, (void)root, (void)began;
     return lr_nccl_available();
-}
-
-void lr_nccl_free(lr_nccl *n, bool broken)
-{
-    (void)n, (void)broken; /* there never is one */
 }
 #endif
