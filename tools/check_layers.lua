@@ -1,5 +1,5 @@
--- check_layers.lua: does every module of lua/lorarun require only what is below it? `make lint` asks, tests/units/test_layers.lua
--- asks it about small trees.
+-- check_layers.lua: does every module of lua/lorarun require, and every C file include, only what is below it? `make lint` asks,
+-- tests/units/test_layers.lua asks it about small trees.
 --
 --   local wrong = dofile "tools/check_layers.lua" (root [, known])   -- a list of texts, empty where all is well
 --
@@ -12,6 +12,13 @@
 --
 -- A computed require must begin with its folder: require("lorarun.models." .. name) stands for all modules of models/ that no
 -- other file requires by name. Anything else that is computed cannot be followed and is wrong.
+--
+-- C: the order of the folders of runtime/ is the line "C layers:" of docs/architecture.md, lowest first; runtime/lr.h belongs to
+-- the lowest. A file of runtime/ may include its own folder and those below, nothing of kernels/. A file of kernels/ may include
+-- the lowest folder of runtime/, the headers that lie in kernels/ itself, and those of its own backend. An #include is looked up as
+-- the compiler does it: beside the file, then in runtime/, then in kernels/. What the build makes (lr_ops.h and its like) is below
+-- all. Files that include each other in a circle are wrong as well. Calls are not seen, only includes: lr.h declares the public
+-- functions of all folders.
 local TOP, START = "lorarun", "lorarun.cli.program"
 local BELOW = { ["lorarun.cdef"] = true, ["lorarun.ops_spec"] = true, ["lorarun.host"] = true }
 
@@ -96,7 +103,7 @@ local function modules_of(root)
   return modules
 end
 
--- Follows requires from module to module; `report` is called once for each circle, with its edges.
+-- Follows the edges from module to module; `report` is called once for each circle, with its edges.
 local function find_circles(modules, report)
   local state, path = {}, {} -- state: "open" while the module is on the path, "done" after
   local function visit(module)
@@ -119,13 +126,30 @@ local function find_circles(modules, report)
   end
 end
 
-return function(root, known)
-  local wrong, needed = {}, {}
-  local function say(fmt, ...) wrong[#wrong + 1] = fmt:format(...) end
-  local line = read(root .. "/docs/architecture.md"):match "layers: `([^`\n]+)`"
-  if not line then return { "docs/architecture.md: there is no line: layers: `base < ... < cli`, lowest folder first" } end
+-- The folders of the line that begins with `title`, by height: { base = 1, tensor = 2, ... }, and the first height above them all;
+-- nil where there is no such line.
+local function heights_of(page, title)
+  local line = ("\n" .. page):match("\n" .. title .. ": `([^`\n]+)`")
+  if not line then return nil end
   local height, top = {}, 1
   for folder in line:gmatch "[^%s<]+" do height[folder], top = top, top + 1 end
+  return height, top
+end
+
+local function say_circles(files, verb, cure, say)
+  find_circles(files, function(edges)
+    local places = {}
+    for i, edge in ipairs(edges) do
+      places[i] = ("%s:%d %s %s"):format(edge.from.path, edge.line, verb, edge.to.name)
+    end
+    say("a circle: %s; %s", table.concat(places, ", "), cure)
+  end)
+end
+
+local function check_lua(root, page, known, say)
+  local height, top = heights_of(page, "layers")
+  if not height then return say "docs/architecture.md: there is no line: layers: `base < ... < cli`, lowest folder first" end
+  local needed = {}
 
   local modules, named = modules_of(root), {}
   local function height_of(module)
@@ -177,15 +201,114 @@ return function(root, known)
     end
   end
 
-  find_circles(modules, function(edges)
-    local places = {}
-    for i, edge in ipairs(edges) do
-      places[i] = ("%s:%d requires %s"):format(edge.from.path, edge.line, edge.to.name)
-    end
-    say("a circle: %s; move what both need into a module below them", table.concat(places, ", "))
-  end)
+  say_circles(modules, "requires", "move what both need into a module below them", say)
   for _, entry in ipairs(known or {}) do
     if not needed[entry] then say("tools/lint.sh: '%s' is no longer required: take it off the list", entry) end
   end
+end
+
+-- ---- C ---------------------------------------------------------------------------------------------------------------------
+-- A C text whose comments are blank, line by line what it was.
+local function without_comments(text)
+  local parts, at = {}, 1
+  while at <= #text do
+    local sign = text:find("[/\"']", at) or #text + 1
+    parts[#parts + 1] = text:sub(at, sign - 1)
+    local two, finish = text:sub(sign, sign + 1), sign
+    if two == "/*" then
+      finish = select(2, text:find("*/", sign + 2, true)) or #text
+      parts[#parts + 1] = " " .. text:sub(sign, finish):gsub("[^\n]", "")
+    elseif two == "//" then
+      finish = (text:find("\n", sign, true) or #text + 1) - 1
+    else
+      local quote = text:sub(sign, sign)
+      while quote ~= "/" and finish < #text do -- a string ends with its line at the latest
+        finish = finish + 1
+        local letter = text:sub(finish, finish)
+        if letter == quote or letter == "\n" then break end
+        if letter == "\\" then finish = finish + 1 end
+      end
+      parts[#parts + 1] = text:sub(sign, finish)
+    end
+    at = finish + 1
+  end
+  return table.concat(parts)
+end
+
+-- The C files of the tree, by path and as a list: { path = "runtime/io/json.c", top = "runtime", folder = "io", name = path }.
+-- A file of runtime/ or kernels/ itself has no folder.
+local function c_files_of(root)
+  local names = {}
+  for ending in ("c h cc cpp cu cuh def inc"):gmatch "%a+" do names[#names + 1] = "-name '*." .. ending .. "'" end
+  local any = table.concat(names, " -o ")
+  local command = ("cd '%s' && find runtime kernels \\( %s \\) 2>/dev/null | LC_ALL=C sort"):format(root, any)
+  local files, found = {}, assert(io.popen(command))
+  for path in found:lines() do
+    local file = { path = path, name = path, top = path:match "^[^/]+", folder = path:match "^[^/]+/([^/]+)/", edges = {} }
+    files[#files + 1], files[path] = file, file
+  end
+  found:close()
+  return files
+end
+
+local function check_c(root, page, say)
+  local height = heights_of(page, "C layers")
+  if not height then return say "docs/architecture.md: there is no line: C layers: `core < ... < host`, lowest folder first" end
+  local files = c_files_of(root)
+  for _, file in ipairs(files) do
+    if file.top == "runtime" then
+      local place = file.folder and height[file.folder] or 1
+      if file.folder and not height[file.folder] then
+        say("%s: its folder has no place in the order of docs/architecture.md (C layers: ...)", file.path)
+        height[file.folder] = 1
+      end
+      file.height = place
+    end
+  end
+
+  -- What is wrong where `from` includes `to`, or nil.
+  local function objection(from, to)
+    if from.top == "runtime" then
+      if to.top == "kernels" then
+        return "which is of kernels/: a backend hands its functions to the runtime (runtime/core/device.h)"
+      end
+      return to.height > from.height and "which is above it: move what both need down, or have it passed in" or nil
+    elseif to.top == "runtime" then
+      return to.height > 1 and "but of runtime/ a kernel may include the lowest folder only: move what it needs there" or nil
+    end
+    return to.folder and to.folder ~= from.folder
+      and "which is another folder's: move what both need into a header of kernels/ itself" or nil
+  end
+
+  for _, file in ipairs(files) do
+    local number = 0
+    for line in (without_comments(read(root .. "/" .. file.path)) .. "\n"):gmatch "(.-)\n" do
+      number = number + 1
+      local argument = line:match "^%s*#%s*include%f[^%w_]%s*(.*)"
+      local sign, name = (argument or ""):match "^([\"<])([^\">]+)[\">]"
+      local beside = name and sign == "\"" and files[file.path:match "^(.*/)" .. name]
+      local to = name and (beside or files["runtime/" .. name] or files["kernels/" .. name])
+      if to then
+        local why = objection(file, to)
+        if why then
+          say("%s:%d: it includes %s, %s", file.path, number, to.path, why)
+        else
+          table.insert(file.edges, { from = file, to = to, line = number })
+        end
+      elseif argument and not name then
+        say("%s:%d: what it includes cannot be told: write the name of the file", file.path, number)
+      elseif sign == "\"" and not name:find "^lr_[%w_]+%.[%w]+$" then -- lr_...: made by the build
+        say("%s:%d: there is no file %s, neither beside it nor in runtime/ or kernels/", file.path, number, name)
+      end
+    end
+  end
+  say_circles(files, "includes", "move what both need into a header below them", say)
+end
+
+return function(root, known)
+  local wrong, page = {}, read(root .. "/docs/architecture.md")
+  local function say(fmt, ...) wrong[#wrong + 1] = fmt:format(...) end
+  check_lua(root, page, known, say)
+  check_c(root, page, say)
   return wrong
 end

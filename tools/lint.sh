@@ -61,7 +61,7 @@ mutants_fit() {
     end
     os.exit(bad)'
 }
-# The modules' folders stand on each other in the order that docs/architecture.md names (tools/check_layers.lua).
+# The folders of modules and of C stand on each other in the orders that docs/architecture.md names (tools/check_layers.lua).
 layers_hold() {
   luajit -e 'local wrong = dofile "tools/check_layers.lua" "."
     for _, text in ipairs(wrong) do print(text) end
@@ -75,7 +75,7 @@ check "clang-format (mend with: clang-format -i FILE)" formatted
 check "luacheck" lua_clean
 check "shellcheck" shell_clean
 check "mutants fit the modules (change tests/mutants/mutants.lua with the line)" mutants_fit
-check "no module requires upwards, nor in a circle" layers_hold
+check "no module requires, and no C file includes, upwards or in a circle" layers_hold
 check "files of at most 800 lines" not_long
 check "section rules of one line" rules_on_one_line
 check "no absolute path of one machine" no_machine_paths
