@@ -7,8 +7,22 @@ local fs = require "lorarun.base.fs"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 
+local function environment(rank)
+  local env = ranks.one_gpu(rank)
+  env.FAKE_NCCL_tells = 1
+  return env
+end
+
+-- Did NCCL's communicator end on this rank, once and in this way: "destroyed" after work, "aborted" after a failure?
+local function check_ended(result, how)
+  if not fake then return end
+  local ends = {}
+  for word in result.err:gmatch "fake NCCL: (%a+)\n" do ends[#ends + 1] = word end
+  check.equal(table.concat(ends, " "), how, result.err)
+end
+
 local function run(n, code)
-  local results = ranks.run { n, code, timeout = 120, seconds = 300, env = ranks.one_gpu }
+  local results = ranks.run { n, code, timeout = 120, seconds = 300, env = environment }
   for rank, r in ipairs(results) do
     check.equal(r.status, 0, ("status of rank %d, which said '%s',"):format(rank - 1, r.err))
   end
@@ -47,6 +61,7 @@ test("two ranks on one GPU", function()
   local results = run(2, CODE)
   check.equal(results[1].out, "2\n2\t0 2\n101\n")
   check.equal(results[2].out, results[1].out)
+  for _, r in ipairs(results) do check_ended(r, "destroyed") end
 end)
 
 -- Two ranks whose second collective does not end. `after`: what rank 1 does after the first; more: variables of rank 0
@@ -59,7 +74,7 @@ local function broken(after, timeout, more, which)
     if rank == 1 then %s end
     comm.all_reduce(t)
   ]]):format(after), timeout = timeout, env = function(rank)
-    local env = ranks.one_gpu(rank)
+    local env = environment(rank)
     for name, value in pairs(rank == (which or 0) and more or {}) do env[name] = value end
     return env
   end }
@@ -143,7 +158,10 @@ if fake then
 
   test("a failure of NCCL is an error of all ranks that says which collective it was", function()
     local results = broken("", 60, { FAKE_NCCL_fails = 2 }):wait()
-    for _, r in ipairs(results) do check.equal(r.status, 1, r.err) end
+    for _, r in ipairs(results) do
+      check.equal(r.status, 1, r.err)
+      check_ended(r, "aborted")
+    end
     check.that(results[1].err:find "all_reduce %(collective %d+%): ncclAllReduce: remote process exited", results[1].err)
     check.that(results[1].seconds < 20 and results[2].seconds < 20, "a rank waited for the other")
   end)
@@ -157,6 +175,7 @@ if fake then
     check.equal(results[2].status, 137)
     check.equal(results[1].status, 1)
     check.that(results[1].err:find("lost rank 1: the connection was closed", 1, true), results[1].err)
+    check_ended(results[1], "aborted")
     check.that(results[1].seconds < 20, "rank 0 waited")
   end)
 
@@ -165,6 +184,7 @@ if fake then
     for _, r in ipairs(results) do
       check.equal(r.status, 1, r.err)
       check.that(r.err:find("all_reduce", 1, true), r.err)
+      check_ended(r, "aborted")
     end
   end)
 end

@@ -9,7 +9,9 @@
  * Every rank has a file of shared memory in /dev/shm, named by the unique id, with an operation's number, its description and
  * the bytes that it sends. The processor cannot access the device's memory directly; /proc/self/mem can.
  *
- *   FAKE_NCCL_fails=3   the third collective of this rank fails, as if a peer were lost FAKE_NCCL_hangs=3   the third never ends */
+ *   FAKE_NCCL_fails=3   the third collective of this rank fails, as if a peer were lost
+ *   FAKE_NCCL_hangs=3   the third never ends
+ *   FAKE_NCCL_tells=1   standard error says how the communicator ended */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <limits.h>
@@ -312,8 +314,10 @@ EXPORT ncclResult_t ncclGroupEnd(void)
     return ncclInProgress;
 }
 
-static void leave(struct ncclComm *c)
+static void leave(struct ncclComm *c, const char *how)
 {
+    if (set_for("FAKE_NCCL_tells", 1))
+        (void)fprintf(stderr, "fake NCCL: %s\n", how);
     char path[128];
     snprintf(path, sizeof path, "/dev/shm/%s-%d", c->name, c->rank);
     unlink(path); /* ranks that have it open keep it */
@@ -335,14 +339,14 @@ EXPORT ncclResult_t ncclCommFinalize(ncclComm_t c)
 EXPORT ncclResult_t ncclCommDestroy(ncclComm_t c)
 {
     ALLOWED(c != NULL && c == only && c->finalized && c->polls > POLLS);
-    leave(c);
+    leave(c, "destroyed");
     return ncclSuccess;
 }
 
 EXPORT ncclResult_t ncclCommAbort(ncclComm_t c)
 {
     ALLOWED(c != NULL && c == only);
-    leave(c);
+    leave(c, "aborted");
     return ncclSuccess;
 }
 
