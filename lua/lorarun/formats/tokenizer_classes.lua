@@ -1,14 +1,15 @@
--- tokenizer_classes.lua: the classes of transformers' tokenizers that lorarun knows: what each makes of a tokenizer.json and a
--- tokenizer_config.json. In transformers 4 a class reads tokenizer.json and writes a few settings over it; in transformers 5
--- most classes take only the vocabulary (and the merges) out of the file and build the rest again.
+-- tokenizer_classes.lua: the classes of transformers' tokenizers that lorarun knows, and what each makes of a tokenizer.json and a
+-- tokenizer_config.json. In transformers 4 a class reads tokenizer.json and replaces a few of its settings; in transformers 5
+-- most classes take only the vocabulary (and the merges) from the file and build the rest again. The fields of a class (a number in
+-- front: the generation that the field is about):
 --
---   tokens            special tokens that the class has where the files name none
---   flags             flags of special tokens that are written as strings, by attribute; such tokens replace those of
---                     tokenizer.json in transformers 4. flags_in_5: in 5, too, where no file has the token
---   normalizer        4: which of BertNormalizer's settings are written over the file's
---   built             5: builds again: returns normalizer, pre_tokenizer, model settings; nil: takes tokenizer.json
---   around            5: the attributes of the special tokens before and after a text, and their ids where they are null;
---                     nil: tokenizer.json's
+--   tokens            special tokens that the class has if the files name none
+--   flags             by attribute: the flags of special tokens that the files give as strings. Such tokens replace those of
+--                     tokenizer.json in transformers 4; with flags_in_5 also in transformers 5, if no file has the token
+--   normalizer        4: the settings of BertNormalizer that replace the file's
+--   built             5: builds these parts again: returns normalizer, pre_tokenizer, model settings; nil: uses tokenizer.json
+--   around            5: the attributes of the special tokens before and after a text, and the ids to use if those are null;
+--                     nil: as tokenizer.json says
 --   plain_again       5: special tokens lose the flags that the files give them
 local files = require "lorarun.formats.tokenizer_config"
 local json = require "lorarun.base.json"
@@ -74,15 +75,15 @@ classes.known = {
     plain_again = true,
   },
   LlamaTokenizer = { tokens = { unk_token = "<unk>", bos_token = "<s>", eos_token = "</s>" }, llama = true },
-  PreTrainedTokenizerFast = {}, -- what tokenizer.json says
+  PreTrainedTokenizerFast = {}, -- as tokenizer.json says
 }
 
--- The class of a model whose files name none, and which transformers 5 registers for the model.
+-- By model type: the class that transformers 5 registers, which also counts if the files name none.
 classes.of_model = { bert = "BertTokenizer", distilbert = "BertTokenizer", electra = "BertTokenizer", nomic_bert = "BertTokenizer",
   mpnet = "MPNetTokenizer", roberta = "RobertaTokenizer", gpt2 = "GPT2Tokenizer", qwen2 = "Qwen2Tokenizer",
   qwen3 = "Qwen2Tokenizer" }
 
--- Models for which transformers 5 takes the registered class, whatever the files name.
+-- Models for which transformers 5 uses the registered class, whatever the files name.
 classes.overruled = { qwen2 = true }
 
 return classes

@@ -1,14 +1,14 @@
 -- tokenizer_config.lua: reads the files beside tokenizer.json that transformers' AutoTokenizer takes into account:
--- tokenizer_config.json, special_tokens_map.json, added_tokens.json, and config.json's model_type and tokenizer_class. What follows
--- from them is in tokenizer_generations.lua. Values are read through model_config.lua; the functions here read them as Python
--- passes them to a tokenizer's class, where null and a missing key differ.
+-- tokenizer_config.json, special_tokens_map.json, added_tokens.json, and config.json's model_type and tokenizer_class. What they
+-- mean is in tokenizer_generations.lua. Values are read through model_config.lua; the functions here read them as Python passes
+-- them to a tokenizer's class, where null and a missing key are different things.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local model_config = require "lorarun.formats.model_config"
 
 local config = {}
 
---- boolean(values, key, default): the default where the key is missing; null is an error: Python's None is no bool.
+--- boolean(values, key, default): the default if the key is missing; null is an error, since Python's None is not a bool.
 function config.boolean(values, key, default)
   local v = values:given(key)
   if v == nil then return default end
@@ -16,10 +16,10 @@ function config.boolean(values, key, default)
   return v
 end
 
---- text(values, key): a string, or nil where the key is missing or null.
+--- text(values, key): a string, or nil if the key is missing or null.
 function config.text(values, key) return values:get(key) ~= nil and values:text(key) or nil end
 
---- object(values, key), array(values, key): the table of the file, or nil where the key is missing or null.
+--- object(values, key), array(values, key): the table in the file, or nil if the key is missing or null.
 function config.object(values, key)
   local o = values:object(key)
   return o and o.raw
@@ -30,10 +30,10 @@ function config.array(values, key)
   return v
 end
 
---- facts(folder, model_type, tokenizer_class): the contents of these files, or nil where tokenizer.json has none beside it. config,
---- model: the values of tokenizer_config.json and config.json (empty ones where there is no such file); map and added: of
---- special_tokens_map.json and added_tokens.json, nil where there is none; model_type: that of config.json, else the argument;
---- tokenizer_class: the argument, the class of such a model's tokenizer where no file names one.
+--- facts(folder, model_type, tokenizer_class): the contents of these files, or nil if there is nothing to go by. config, model: the
+--- values of tokenizer_config.json and config.json (empty if there is no such file); map and added: those of
+--- special_tokens_map.json and added_tokens.json, or nil; model_type: that of config.json, else the argument; tokenizer_class:
+--- the argument, which is the class of such a model's tokenizer if no file names one.
 function config.facts(folder, model_type, tokenizer_class)
   local function read(name)
     local path = fs.join(folder, name)

@@ -1,8 +1,8 @@
 -- tokenizer_generations.lua: what transformers 4 and transformers 5 make of a folder's tokenizer (AutoTokenizer, no remote code).
 --
 -- Each generation's reading is a table of parts: normalizer, pre_tokenizer, model, added tokens, special tokens around a text, side
--- of truncation. Where both readings are the same, lorarun takes it; where only one generation can load the folder, its reading.
--- Where they differ, one cannot know which of them the model was trained with, and the folder is refused.
+-- of truncation. lorarun uses the reading if both generations have the same, or if only one of them can load the folder. If the two
+-- differ, nothing tells which of them the model was trained with, and the folder is refused.
 -- Written after transformers 4.57 and 5.23 with tokenizers 0.22 and 0.23.
 local check = require "lorarun.base.check"
 local classes = require "lorarun.formats.tokenizer_classes"
@@ -14,14 +14,14 @@ local sorted = require "lorarun.base.sorted"
 local generations = {}
 
 -- ---- parts in one form, to be compared ---------------------------------------------------------------------------
--- The type of a part that has none, by its keys, as C takes it (normalizer.c).
+-- The type of a part. If the part names none, its keys decide, as in C (normalizer.c).
 local function type_of(part)
   if type(part.type) == "string" then return part.type == "Bert" and "BertNormalizer" or part.type end
   return part.lowercase ~= nil and "BertNormalizer" or part.normalizers and "Sequence" or part.strip_left ~= nil and "Strip"
     or part.pattern and "Replace" or "Prepend"
 end
 
-local COMPARED = { -- what of a part changes ids; other parts are compared whole
+local COMPARED = { -- the fields that change ids; parts of other types are compared whole
   BertNormalizer = function(p)
     local accents = json.unless_null(p.strip_accents)
     if accents == nil then accents = p.lowercase end
@@ -30,11 +30,11 @@ local COMPARED = { -- what of a part changes ids; other parts are compared whole
   ByteLevel = function(p) return { p.add_prefix_space, p.use_regex ~= false } end,
 }
 
--- A normalizer or pre-tokenizer as one text; Sequences are flattened.
+-- A normalizer or pre-tokenizer as one text, with its Sequences flattened.
 local function canonical(part, inner)
   local texts = {}
   local function walk(p, depth)
-    if type(p) ~= "table" or depth > 32 then -- what C refuses, with its place
+    if type(p) ~= "table" or depth > 32 then -- C refuses this, with its place in the file
       texts[#texts + 1] = tostring(p)
       return
     end
@@ -72,13 +72,13 @@ local function token_of(named, attribute)
   end
 end
 
--- transformers 4: tokenizer.json, with what the class writes over it.
+-- transformers 4: tokenizer.json, with the settings that the class writes over it.
 local function four(facts, file, class, remote)
   local config = facts.config
-  if json.is_array(config:get "extra_special_tokens") then -- an empty one, too
+  if json.is_array(config:get "extra_special_tokens") then -- also an empty one
     return nil, ("%s: transformers 4 reads 'extra_special_tokens' as an object only"):format(config.path)
   end
-  if class == classes.known.RobertaTokenizer then files.boolean(config, "add_prefix_space", false) end -- null fails in both
+  if class == classes.known.RobertaTokenizer then files.boolean(config, "add_prefix_space", false) end -- both refuse null
   local r = { normalizer = file.normalizer, pre_tokenizer = file.pre_tokenizer, model = file.model }
   if class.normalizer then
     if not file.normalizer then
@@ -114,7 +114,7 @@ local function four(facts, file, class, remote)
   return r
 end
 
--- transformers 5: built again by most classes. registered: the class of the model.
+-- transformers 5: most classes build the tokenizer again from its vocabulary. registered: the class of the model.
 local function five(facts, file, class)
   local config = facts.config
   if class.llama then return nil, "transformers 5 builds another kind of tokenizer for this class" end
@@ -152,10 +152,10 @@ local function known_class(name, values)
     .. "become tokens, write PreTrainedTokenizerFast there", name, table.concat(sorted.keys(classes.known), ", "))
 end
 
--- gte-Qwen2 and models made of it: code that puts eos_token after the text if add_eos_token is true.
+-- The code of gte-Qwen2 and of models derived from it: it puts eos_token after the text if add_eos_token is true.
 local GTE = "tokenization_qwen.Qwen2TokenizerFast"
 
--- auto_map of a file: the name of the code that tokenises, nil where there is none.
+-- The name of the code that auto_map of a file gives for the tokenizer, or nil.
 local function remote_code(values)
   local map = values:get "auto_map"
   if json.is_object(map) then map = json.unless_null(map.AutoTokenizer) end
@@ -192,10 +192,10 @@ local function model_text(m)
     tostring(m.max_input_chars_per_word)) or ("%s %s"):format(tostring(m.type), tostring(m.ignore_merges == true))
 end
 
--- Strings that BERT's normalizer leaves alone, whatever its settings: of those it does not matter when they are normalised.
+-- Does BERT's normalizer leave this string alone, whatever its settings? Then it does not matter when the string is normalised.
 local function plain_ascii(s) return not s:find "[^%l%d%p ]" end
 
--- What differs: the names of the parts, in words, or nil.
+-- What differs between two readings, in words, or nil.
 local function difference(a, b, split)
   if canonical(a.normalizer, "normalizers") ~= canonical(b.normalizer, "normalizers") then return "the normalizer" end
   if canonical(a.pre_tokenizer, "pretokenizers") ~= canonical(b.pre_tokenizer, "pretokenizers") then return "the pre_tokenizer" end
@@ -214,9 +214,9 @@ local function difference(a, b, split)
   return nil
 end
 
--- What transformers 4 does with added tokens that no file says, so that what the files say holds in transformers 5 alone: it looks
--- for a token whose `normalized` changed in both ways, and where BERT's normalizer is written over, for the token as the old one
--- leaves it. The token, or nil.
+-- The first added token that transformers 4 finds in other places of a text than the files say, or nil. (Transformers 5 does as the
+-- files say.) If a token's `normalized` has changed, transformers 4 looks for it in both ways; if BERT's normalizer was given other
+-- settings, it looks for the token as the old normalizer left it.
 local function unwritten_token(a)
   for _, content in ipairs(a.added.order) do
     local t = a.added.by[content]
@@ -225,7 +225,7 @@ local function unwritten_token(a)
   end
 end
 
--- The ids around a text that a post-processor of tokenizer.json puts there; what C refuses with its place is left out here.
+-- The ids that a post-processor of tokenizer.json puts around a text. What C refuses, with its place, is passed over here.
 local function around_of(part, before, after)
   local function ids(list, of, position)
     for _, id in ipairs(type(of) == "table" and of or {}) do
@@ -255,7 +255,7 @@ local function around_of(part, before, after)
   end
 end
 
--- A post-processor that puts ids around a text, in the form that tokenizers reads.
+-- A post-processor that puts these ids around a text, in the form that the library tokenizers reads.
 local function template(before, after)
   local single, special = json.array {}, {}
   local function put(name, ids)
@@ -278,7 +278,7 @@ local function shown_ids(list)
   return table.concat(texts, " ")
 end
 
--- The class that a model's tokenizer has where no file names one, or nil.
+-- The class that a model's tokenizer has if no file names one, or nil.
 local function registered_class(facts) return classes.of_model[facts.model_type or ""] or facts.tokenizer_class end
 
 local function refuse(facts, file, name, what)
@@ -290,8 +290,8 @@ local function refuse(facts, file, name, what)
     file.path, name or "none", tostring(facts.model_type), what, facts.config.path, remedy)
 end
 
--- The readings of transformers 4 and 5, each nil with a reason where it cannot load the folder; the name of the class; and whether
--- code of the folder's own, which is known, makes the tokens.
+-- The readings of transformers 4 and 5, each nil, with a reason, if that generation cannot load the folder; the name of the class;
+-- and whether the tokens are made by code in the folder that lorarun knows.
 local function readings(facts, file)
   local config, model = facts.config, facts.model
   local remote = remote_code(config)
@@ -325,11 +325,11 @@ local function readings(facts, file)
   return a, b, reason, name or registered, remote ~= nil
 end
 
---- read(facts, file): what counts of a folder, as changes to tokenizer.json (lr_tokenizer_load_changed). facts:
---- tokenizer_config.facts; file: tokenizer.json's parts { path, normalizer, pre_tokenizer, post_processor, added_tokens,
---- truncation, model = settings of its model, id = function(token): its id in the vocabulary or nil, vocabulary = function():
---- token -> id, and how many }. Then the name of the class, and whether code of the folder's own makes the tokens. Raises an error
---- where the generations differ.
+--- read(facts, file): what the folder's files change in tokenizer.json (for lr_tokenizer_load_changed), the name of the class, and
+--- whether code in the folder makes the tokens. facts: tokenizer_config.facts; file: tokenizer.json's parts { path, normalizer,
+--- pre_tokenizer, post_processor, added_tokens, truncation, model = settings of its model, id = function(token): its id in the
+--- vocabulary or nil, vocabulary = function(): token -> id, and the number of tokens }. Raises an error if the generations read the
+--- folder differently.
 function generations.read(facts, file)
   local config = facts.config
   refuse_settings(facts, file)

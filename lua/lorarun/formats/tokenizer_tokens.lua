@@ -1,9 +1,9 @@
 -- tokenizer_tokens.lua: the tokens that a folder's files add to a tokenizer's vocabulary, and their flags, as transformers 4 (with
 -- tokenizers 0.22) and 5 (0.23) add them.
 --
--- A token is { content, single_word, lstrip, rstrip, special, normalized }; normalized nil: the contrary of special. A list of
--- added tokens is { order = contents in the order in which they were added, by = content -> token, special = the contents that are
--- special, calls = the new contents of each call }: each call of add_tokens numbers its new tokens from the highest id on.
+-- A token is { content, single_word, lstrip, rstrip, special, normalized }; if normalized is nil, it is the opposite of special. A
+-- list of added tokens is { order = contents in the order in which they were added, by = content -> token, special = the contents
+-- that are special, calls = the new contents of each call }: each call of add_tokens numbers its new tokens after the highest id.
 local files = require "lorarun.formats.tokenizer_config"
 local json = require "lorarun.base.json"
 
@@ -31,7 +31,7 @@ local function plain_token(content, flags)
     rstrip = flags.rstrip or false, special = flags.special or false, normalized = flags.normalized }
 end
 
--- A token out of a file's object { content, flags }.
+-- A token from an object { content, flags } of a file.
 local function read_token(values, key, spec)
   if type(spec) ~= "table" or json.is_array(spec) or type(spec.content) ~= "string" then
     values:refuse(key, "has a token that is no object with a content")
@@ -44,7 +44,7 @@ local function read_token(values, key, spec)
   return plain_token(spec.content, spec)
 end
 
--- A special token as tokenizer_config.json has it: a string, or an object that says it is an AddedToken.
+-- A special token in the form of tokenizer_config.json: a string, or an object that says it is an AddedToken.
 local function read_special(values, key, spec)
   if type(spec) == "string" then return spec end
   if type(spec) == "table" and spec.__type == "AddedToken" then return read_token(values, key, spec) end
@@ -67,7 +67,7 @@ local function add_tokens(list, tokens)
     if t.content ~= "" and not (known and same(known, t)) then
       local entry = plain_token(t.content, t)
       entry.normalized = is_normalized(t)
-      -- before 0.23, every version of a token that is not special stays among the strings that are looked for
+      -- before 0.23, tokenizers goes on looking for every version that a token had, unless the token is special
       entry.versions = known and known.versions or ""
       if not list.special[t.content] then entry.versions = entry.versions .. (entry.normalized and "n" or "r") end
       if not known then
@@ -80,7 +80,7 @@ local function add_tokens(list, tokens)
   list.calls[#list.calls + 1] = call
 end
 
--- Where tokenizers 0.22 looks for a token: "n" in normalised text, "r" in the raw one, "nr" in both.
+-- Where tokenizers 0.22 looks for a token: "n": in the normalised text, "r": in the raw text, "nr": in both.
 local function looked_for(list, content)
   local versions = list.by[content].versions .. (list.special[content] or "")
   return (versions:find "n" and "n" or "") .. (versions:find "r" and "r" or "")
@@ -92,8 +92,8 @@ local function file_tokens(file)
   return tokens
 end
 
--- Special tokens by attribute and in order: { attribute, token }; token a string or a token with flags; and the further ones.
--- Without added_tokens_decoder, special_tokens_map.json comes before tokenizer_config.json.
+-- Two lists: the special tokens with their attributes, { attribute, token }, where token is a string or a token with flags; and
+-- special tokens without an attribute. Without added_tokens_decoder, special_tokens_map.json comes before tokenizer_config.json.
 local function named_tokens(facts, file, class, generation)
   local config, named, further = facts.config, {}, {}
   local legacy = config:given "added_tokens_decoder" == nil and facts.map or nil
@@ -106,7 +106,7 @@ local function named_tokens(facts, file, class, generation)
     t.special = true
     return t
   end
-  -- tokenizer.json's padding names a token, too, where the class does not
+  -- if the class has no padding token, the padding of tokenizer.json may name one
   local file_pad = not (generation == 5 and class.built) and type(file.padding) == "table"
     and type(file.padding.pad_token) == "string" and file.padding.pad_token or nil
   for _, attribute in ipairs(ATTRIBUTES) do
@@ -145,7 +145,7 @@ local function named_tokens(facts, file, class, generation)
   return named, further
 end
 
--- added_tokens_decoder in the order of its ids; where there is none, added_tokens.json and tokenizer.json's tokens.
+-- The tokens of added_tokens_decoder in the order of their ids; without it, those of added_tokens.json and tokenizer.json.
 local function decoder_tokens(facts, file, named, further, generation)
   local by_index, indices = {}, {}
   local function put(index, token)
@@ -168,7 +168,7 @@ local function decoder_tokens(facts, file, named, further, generation)
       local index = facts.added.raw[content]
       if type(index) ~= "number" then facts.added:refuse(content, "is no id") end
       local token = plain_token(content, { special = special[content] or false, normalized = not special[content] })
-      token.unnamed = generation == 4 -- a special token of this name does not get these flags there
+      token.unnamed = generation == 4 -- in transformers 4 a special token with this content does not get these flags
       put(index, token)
     end
     for i, spec in ipairs(file.added_tokens or {}) do
@@ -184,7 +184,7 @@ local function decoder_tokens(facts, file, named, further, generation)
   return tokens, map
 end
 
--- The list of added tokens. fresh: the class starts without tokenizer.json's.
+-- The list of added tokens. fresh: the class starts without those of tokenizer.json.
 local function added_tokens(facts, file, class, generation, fresh)
   local named, further = named_tokens(facts, file, class, generation)
   local decoder, map = decoder_tokens(facts, file, named, further, generation)
@@ -216,7 +216,7 @@ local function added_tokens(facts, file, class, generation, fresh)
   for _, token in ipairs(values) do
     local content = content_of(token)
     local skip = seen[content] or known[content]
-    if generation == 4 and type(token) == "table" then -- compared as a token with strings: never among them
+    if generation == 4 and type(token) == "table" then -- it looks for the token in a list of strings: in vain
       skip = seen[content] or (in_add[content] and same(in_add[content], token))
     end
     if not skip then to_add[#to_add + 1] = type(token) == "table" and token or plain_token(token) end
@@ -255,7 +255,7 @@ local function same_order(a, b)
   return true
 end
 
--- Is a reading's list of added tokens tokenizer.json's?
+-- Is a reading's list of added tokens the same as that of tokenizer.json?
 local function is_files(list, file)
   local own = new_list()
   add_tokens(own, file_tokens(file))
