@@ -1,6 +1,6 @@
--- Adapters as PEFT means them: which modules, ranks and scales an adapter_config.json gives, what is refused and how, what is
--- written again, and folders that hold an adapter alone. test_golden.lua compares embeddings with PEFT's; here the same adapter is
--- described in other words, or with other values. PEFT 0.18 and 0.21 gave the numbers that are expected.
+-- Adapters have PEFT's meaning: the modules, ranks and scales that an adapter_config.json gives, what is refused and how, what is
+-- saved, and folders that hold nothing but an adapter. test_golden.lua compares embeddings with PEFT's; here the same adapter is
+-- described by other keys, or with other values. The expected numbers are those of PEFT 0.18 and 0.21.
 local fs = require "lorarun.base.fs"
 local hub = require "lorarun.formats.hub"
 local json = require "lorarun.base.json"
@@ -17,8 +17,8 @@ local golden = fs.real(fs.join(os.getenv "LORARUN_TESTS", "golden"))
 local qwen2, bert = fs.join(golden, "qwen2"), fs.join(golden, "bert")
 local TEXTS = { "x = 1", "def area(width, height):\n    return width * height" }
 
--- An adapter folder: golden adapter `like` with `changes` to its configuration, and its tensors under the names that rename(key)
--- gives (nil: without it).
+-- Makes an adapter folder: the golden adapter `like` with `changes` to its configuration, and its tensors under the names that
+-- rename(key) gives (nil: the tensor is left out).
 local function make(folder, like, changes, rename)
   fs.make(folder)
   local from = fs.join(golden, "adapters", like)
@@ -72,14 +72,14 @@ local Q0, Q1, V1 = "layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj", "la
 test("of overlapping keys the first in file order counts, whatever the order is", function()
   shell.with_folder(function(folder)
     local members = { { ".*_proj", 16 }, { "layers.0.self_attn.q_proj", 64 }, { "q_proj", 2 } }
-    local expected = { { 4, 4, 4 }, { 16, 0.5, 4 }, { 0.5, 0.5, 4 } } -- with the list turned by one each time; r is 4
+    local expected = { { 4, 4, 4 }, { 16, 0.5, 4 }, { 0.5, 0.5, 4 } } -- the list is rotated by one each time; r is 4
     for turn = 1, 3 do
       make(folder, "qwen2_lora", { alpha_pattern = json.object(members) })
       with_model(qwen2, function(model)
         model:load_adapter(folder)
         local m = modules(model)
         check.array({ m[Q0].scale, m[Q1].scale, m[V1].scale }, expected[turn], 0, "turn " .. turn)
-        -- and what is written does not depend on the order any more: PEFT sorts keys when it saves
+        -- what is saved does not depend on the order: PEFT sorts keys when it saves
         model:save_adapter(fs.join(folder, "again"))
       end)
       local again = fs.join(folder, "again", "adapter_config.json")
@@ -95,7 +95,7 @@ test("of overlapping keys the first in file order counts, whatever the order is"
   end)
 end)
 
-test("patterns and targets are those of the model that PEFT wrapped; what is saved speaks of AutoModel's modules", function()
+test("patterns and targets are those of the model that PEFT wrapped; what is saved speaks of the modules of AutoModel", function()
   shell.with_folder(function(folder)
     make(folder, "qwen2_lora", { target_modules = "model\\.layers\\.[012]\\.self_attn\\.[qkv]_proj",
       alpha_pattern = { ["^model.layers.0.*"] = 32, ["^layers.1.*"] = 2 } }, in_causal_lm)
@@ -148,7 +148,7 @@ test("the ends of names that tell modules apart", function()
   check.equal(table.concat(peft.suffixes({ "a.q", "b.q" }, { "a.k" }), " "), "q")
 end)
 
-test("each key of PEFT's configuration with a value that matters is understood or refused by name", function()
+test("each key of PEFT's configuration with a value that matters is understood, or refused with its name", function()
   local null = json.null
   local REFUSED = { { "r", "16", "expected a whole number" }, { "r", 0, "at least 1" }, { "r", null, "is null" },
     { "r", 16, "makes it 16" }, { "rank_pattern", { q_proj = 3 }, "rank_pattern's 'q_proj'" },
@@ -211,7 +211,7 @@ test("each key of PEFT's configuration with a value that matters is understood o
   end)
 end)
 
-test("tensors that are not a plain LoRA's, and files that lack some, are refused by name", function()
+test("tensors that do not belong to a plain LoRA, and missing ones, are refused with their names", function()
   local CASES = {
     { function(key) return key:find "0.self_attn.q_proj.lora_A" and "base_model.model.embed_tokens.lora_embedding_A" or key end,
       "a LoRA on an embedding table" },
@@ -232,7 +232,7 @@ test("tensors that are not a plain LoRA's, and files that lack some, are refused
         check.raises(case[2], lora.load, model, at)
         check.that(not model.lora, "an adapter was left behind")
       end
-      -- names with the adapter's own name in them, and without the wrapper's, are the same modules
+      -- names that contain the adapter's name, or lack the wrapper's, mean the same modules
       local function odd(key) return (key:gsub("^base_model%.model%.", ""):gsub("%.weight$", ".default.weight")) end
       model:load_adapter(make(fs.join(folder, "odd"), "qwen2_lora", nil, odd))
       local e = values(model)
@@ -241,7 +241,7 @@ test("tensors that are not a plain LoRA's, and files that lack some, are refused
       model:load_adapter(fs.join(golden, "adapters", "qwen2_lora"))
       check_same(values(model), e, 0)
     end)
-    -- a module that the file lacks: PEFT begins it with B = 0, so it does nothing; but not where it is to be random
+    -- a module that the file lacks: PEFT starts it with B = 0, so it changes nothing, unless it is to start with random weights
     local function without(key) return not key:find "layers.1.self_attn.v_proj" and key or nil end
     with_model(qwen2, function(model)
       check.raises("makes random ones", lora.load, model,
@@ -276,13 +276,13 @@ test("add_lora: keys that overlap need an order", function()
   end)
 end)
 
-test("a folder that holds an adapter alone takes pooling, tokenizer and length from its base", function()
+test("a folder with an adapter alone takes pooling, tokenizer and length from its base", function()
   shell.with_folder(function(folder)
     local expected
     with_model(qwen2, function(model)
       model:load_adapter(fs.join(golden, "adapters", "qwen2_lora"))
       expected = values(model)
-      -- a checkpoint of lorarun is such a folder
+      -- lorarun's checkpoints are such folders
       local optimizer = optim.adamw(model.lora.parameters, {})
       local path = checkpoint.save(fs.join(folder, "checkpoints"), { model = model, optimizer = optimizer, state = { step = 3 } })
       optimizer:free()
@@ -292,7 +292,7 @@ test("a folder that holds an adapter alone takes pooling, tokenizer and length f
         check.equal(other.max_length, model.max_length)
       end)
     end)
-    -- bases: absolute, relative to the adapter, relative to here
+    -- paths of the base: absolute, from the adapter's folder, from the current folder
     local at = fs.join(folder, "adapters", "mine")
     local function from(base, revision)
       make(at, "qwen2_lora", { base_model_name_or_path = base, revision = revision })
@@ -316,17 +316,17 @@ test("a folder that holds an adapter alone takes pooling, tokenizer and length f
     check.raises("is missing", load_model, from(json.null))
     for _, self in ipairs { ".", at, "../mine" } do check.raises("the adapter's own folder", load_model, from(self)) end
     make(fs.join(folder, "other"), "qwen2_lora", { base_model_name_or_path = at })
-    check.raises("holds an adapter itself", load_model, from "../../other") -- which leads back here
+    check.raises("holds an adapter itself", load_model, from "../../other") -- its base is this adapter again
     check.raises("holds an adapter itself", load_model, fs.join(folder, "other"))
-    check.raises("lora_alpha", load_model, make(at, "qwen2_lora", { lora_alpha = "x" })) -- with nothing left behind
-    -- an adapter beside the base's weights is for those who load the base alone
+    check.raises("lora_alpha", load_model, make(at, "qwen2_lora", { lora_alpha = "x" })) -- and nothing is leaked
+    -- an adapter beside the base's weights counts only if the base itself is loaded
     make(fs.join(folder, "base"), "qwen2_rslora", { base_model_name_or_path = "org/any" })
     with_model(from "../../base", function(model) check_same(values(model), expected, 1e-6) end)
   end)
 end)
 
-test("keys that mean something else on sentence-transformers' names are refused in a model's folder", function()
-  local CASES = { -- nil: the same with the prefix and without
+test("keys that mean something else with sentence-transformers' names are refused in a model's folder", function()
+  local CASES = { -- nil: the meaning is the same with and without the prefix
     { { alpha_pattern = { ["layers.0.self_attn.q_proj"] = 3 } } },
     { { alpha_pattern = { ["model.layers.0.self_attn.q_proj"] = 3 } }, "'alpha_pattern' means something else" },
     { { alpha_pattern = { ["^layers.1.*q_proj"] = 3 } }, "'alpha_pattern' means something else" },
@@ -349,13 +349,13 @@ test("keys that mean something else on sentence-transformers' names are refused 
       end
       with_model(qwen2, function(model) model:load_adapter(alone) end) -- PEFT's meaning
     end
-    -- what AutoModel's names were written for
+    -- an adapter that was written for AutoModel's names
     make(base, "qwen2_lora", { alpha_pattern = { ["^layers.1.*q_proj"] = 3 }, base_model_name_or_path = qwen2 })
     load_model(base):free()
   end)
 end)
 
-test("the base's revision is honoured, kept and written", function()
+test("the base's revision is used, kept and saved", function()
   shell.with_folder(function(folder)
     local cache = hub.cache
     hub.cache = function() return folder end
@@ -375,7 +375,7 @@ test("the base's revision is honoured, kept and written", function()
       end)
       local written = json.decode_file(fs.join(folder, "again", "adapter_config.json"))
       check.equal(written.base_model_name_or_path .. " " .. written.revision, "org/base v2")
-      -- a name without an organization is written as the cache has it
+      -- a name without an organization is saved with the one that the cache has
       check.equal(peft.base_path { name = "base", folder = fs.join(repository, "snapshots", "aaa") }, "org/base")
       -- main is a BERT
       check.raises("no linear layer", load_model, make(at, "qwen2_lora", { base_model_name_or_path = "org/base" }))

@@ -1,5 +1,5 @@
--- An architecture that is not lorarun's is one file in a folder that has nothing else. The one of docs/adding-a-model.md is taken
--- from that page, and trained, saved, loaded, planned, verified and merged; its gradients are checked numerically.
+-- An architecture that is not lorarun's own is one file in a folder with nothing else. The example of docs/adding-a-model.md is
+-- taken from that page, and trained, saved, loaded, planned, verified and merged; its gradients are checked numerically.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local C = require "lorarun.base.c"
@@ -17,7 +17,7 @@ local ENCODER = page:match "```lua\n(.-)```"
 
 local HIDDEN, INNER, WORDS, PLACES = 8, 12, 512, 32
 
--- Names and shapes of a checkpoint of the page's encoder; prefix: before each name.
+-- Names and shapes of the tensors in a checkpoint of the page's encoder; prefix: what stands before each name.
 local function encoder_tensors(prefix)
   local list = {}
   local function add(name, ...) list[#list + 1] = { prefix .. name, { ... } } end
@@ -37,7 +37,7 @@ local function encoder_tensors(prefix)
   return list
 end
 
--- A model's folder with random weights and the tokenizer of a golden one.
+-- A model folder with random weights and the tokenizer of a golden model.
 local function make_model(folder, config, tensors)
   fs.make(folder)
   for _, name in ipairs { "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json" } do
@@ -65,7 +65,7 @@ local function make_data(folder)
   end)
 end
 
--- The recipe: a run of three steps, the gradients of a loss by central differences, what was written loaded again.
+-- The recipe: a run of three steps, a check of gradients by central differences, and loading what was written.
 local RECIPE = [[
 local lr = require "lorarun"
 local folder, pooling = unpack(arg)
@@ -74,7 +74,7 @@ local texts = { "x = 1", "return x + y", "a" }
 local model = load(folder .. "/base")
 model:add_lora { rank = 2, alpha = 4, dropout = 0.1, targets = "all-linear" }
 
--- The loss and its gradient by the tape, and by differences of the loss.
+-- The gradient of a loss, from the tape and from differences of the loss.
 local function check_gradients(recompute)
   local parameters = model:parameters()
   local value, n = parameters.value, parameters.count
@@ -141,7 +141,7 @@ if lr.comm.rank == 0 then
 end
 ]]
 
--- fn(work, file): a folder with a model, data and a recipe; file: the architecture beside that.
+-- Calls fn(work, file). work: a folder with a model, data and a recipe; file: the architecture beside these.
 local function with_encoder(fn, prefix)
   shell.with_folder(function(work)
     make_model(fs.join(work, "base"), CONFIG, encoder_tensors(prefix or ""))
@@ -160,7 +160,7 @@ local function expect(r, status, part)
   return r
 end
 
--- words: in front of the recipe. Gradients are checked where one process trains.
+-- words: those in front of the recipe. Gradients are checked if one process trains.
 local function run(work, words, pooling)
   local told = words == "" and "LORARUN_TEST_GRADIENTS=1 " or words:find "^plan" and "LORARUN_TEST_PLAN=1 " or ""
   return shell.run((told .. "$L %s %s/recipe.lua %s %s"):format(words, quote(work), quote(work), pooling or "mean"))
@@ -188,7 +188,7 @@ test("pooling of one token, and two ranks", function()
   end)
 end)
 
-test("LORARUN_LUA_PATH names a folder that has the file alone, and replaces what lorarun has", function()
+test("LORARUN_LUA_PATH may name a folder with only this file, and replaces lorarun's own", function()
   with_encoder(function(work, file)
     local load = quote(("print(lr.load_model(%q, { pooling = 'mean' }))"):format(fs.join(work, "base")))
     for _, place in ipairs { "models", "lorarun/models" } do
@@ -218,7 +218,7 @@ test("lorarun's own come first, with a warning; its other modules are no archite
       fs.write(config, json.encode { model_type = name })
       expect(shell.run(cd .. "$L -e 'lr.load_model \"base\"'"), 1, ("model_type '%s' is not supported"):format(name))
     end
-    -- a file of that name is one nevertheless
+    -- but a file of that name beside the recipe is one
     fs.rename(file, fs.join(work, "models", "lora.lua"))
     CONFIG.model_type = "lora"
     fs.write(fs.join(work, "base", "config.json"), json.encode(CONFIG))
@@ -227,7 +227,7 @@ test("lorarun's own come first, with a warning; its other modules are no archite
   end)
 end)
 
-test("a file that is no architecture is an error with the file and the field", function()
+test("a file that does not describe an architecture is an error with the file and the field", function()
   with_encoder(function(work, file)
     local function broken(text, part)
       fs.write(file, text)
@@ -268,7 +268,7 @@ test("code in a model's own folder is not run, unless LORARUN_LUA_PATH names it"
   end)
 end)
 
--- No attention, no stack of layers: what the fields that may be left out are for.
+-- Without attention and a stack of layers, so without the optional fields.
 local BAG = [[
 local nn, ops = require "lorarun.models.nn", require "lorarun.tensor.ops"
 local bag = { architectures = {}, prefixes = { "" }, probe = "words" }

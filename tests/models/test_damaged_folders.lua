@@ -1,15 +1,15 @@
--- Every value in the JSON files of a folder, one after the other, replaced by one of another kind: the folder loads all the same,
--- or there is one line that names it, and no error of lorarun's own code.
+-- Every value in the JSON files of a folder, one after the other, is replaced by one of another kind. Then the folder loads, or one
+-- line names the file, and lorarun's own code never fails.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local load_model = require("lorarun.models.model").load
 local golden = os.getenv "LORARUN_TESTS" .. "/golden"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
-local MOST = 12 -- values of one table that are tried: lists of tokens are long
+local MOST = 12 -- the most values of one table to try, since lists of tokens are long
 local WRONG = { json.null, "x", -1.5, json.array {}, { x = 1 }, 2 ^ 40, true, json.array { json.null }, "" }
 
--- Where the values are: lists of keys.
+-- The places of the values, as lists of keys.
 local function places(value, above, list)
   list[#list + 1] = above
   local keys = {}
@@ -71,7 +71,7 @@ for source, names in pairs {
         end
         fs.write(path, text)
       end
-      load_model(folder):free() -- nothing else is wrong with it
+      load_model(folder):free() -- the folder is good otherwise
       print(n .. " folders")
     end)
   end)

@@ -1,5 +1,5 @@
--- What a model folder means: the variants of tests/golden/folders.json give sentence-transformers' numbers, and what cannot be
--- computed is one error that names the file and the key, whatever stands in it.
+-- What a model folder means: the variants of tests/golden/folders.json give sentence-transformers' numbers, and a setting that
+-- cannot be computed is one error that names the file and the key, whatever its value.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local safetensors = require "lorarun.formats.safetensors"
@@ -56,7 +56,7 @@ end
 for _, v in ipairs(numbers.variants) do
   test(v.name .. ", as sentence-transformers", function()
     with_model(v.base, v.edits, function(model)
-      -- where the two generations differ, the newer one's meaning is the folder's
+      -- if the two generations differ, the meaning of the newer one counts
       local want = v["6"].error and v["5"] or v["6"]
       check.equal(want.error, nil)
       check.equal(model.max_length, v.name == "longer than its positions" and 64 or
@@ -65,7 +65,7 @@ for _, v in ipairs(numbers.variants) do
         local e = model:encode { text }
         local row = e:to_table()[1]
         e:free()
-        -- compilers and instruction sets add up in other orders; pooling by the square root makes numbers above 1
+        -- compilers and instruction sets sum in different orders; pooling by the square root gives numbers above 1
         for k, x in ipairs(want.embeddings[i]) do check.near(row[k], x, 1e-5, ("text %d, number %d"):format(i, k)) end
       end
     end)
@@ -192,7 +192,7 @@ test("what cannot be computed is refused with its file and key", function()
   end
 end)
 
--- Every key of a file with what does not belong there: a model, or one line that names the file.
+-- Every key of a file with a wrong value: a model that loads, or one line that names the file.
 local WRONG = { null, true, -1, 0, 1.5, 3, 4096, 2 ^ 20, 2 ^ 32, 1e30, "text", json.array { 1 }, json.array { {} },
   { number = { integer = 1 } } }
 
@@ -229,7 +229,7 @@ for _, base in ipairs { "bert", "qwen2" } do
             write(path, json.encode(content))
             local what = ("%s = %s"):format(key, json.encode(value))
             if survives(folder, folder, "meta", what) then loaded = loaded + 1 end
-            -- sizes that a model may have, and this one does not
+            -- sizes that are valid, but not those of this model
             if value == 3 or value == 4096 then survives(folder, folder, "cpu", what) end
           end
           object[key] = before
@@ -241,7 +241,7 @@ for _, base in ipairs { "bert", "qwen2" } do
 end
 
 -- ---- weights --------------------------------------------------------------------------------------------------------------
--- The golden model's weights under other names, or in another dtype.
+-- Writes the golden model's weights under other names, or in another dtype.
 local function rewrite(folder, base, rename, dtype)
   local file, entries = safetensors.open(fs.join(golden, base, "model.safetensors")), {}
   for _, name in ipairs(file:names()) do
@@ -274,7 +274,7 @@ test("code of gte-Qwen2 is Qwen2 without the causal mask", function()
   end
 end)
 
-test("code of the folder's own is not copied: the saved model says itself what it was", function()
+test("code in the folder is not copied: the configuration of the saved model says what the code did", function()
   with_model("qwen2", config { auto_map = { AutoModel = "modeling_qwen.Qwen2Model" }, initializer_range = 1 },
     function(model, folder)
       local path, to = fs.join(folder, "config.json"), fs.join(folder, "saved")
@@ -288,7 +288,7 @@ test("code of the folder's own is not copied: the saved model says itself what i
     end)
 end)
 
-test("an infinite length of the tokenizer is none", function()
+test("an infinite length of the tokenizer is no limit", function()
   with_model("bert", { ["sentence_bert_config.json"] = GONE,
     ["tokenizer_config.json"] = '{ "tokenizer_class": "BertTokenizer", "model_max_length": Infinity }' },
     function(model) check.equal(model.max_length, 64) end)
@@ -320,7 +320,7 @@ local function put_adapter(folder, base)
   write(fs.join(folder, "adapter_config.json"), json.encode(c))
 end
 
-test("an adapter beside the weights goes on them; without weights its base has them", function()
+test("an adapter beside weights is applied to them; without weights, to those of its base", function()
   local plain = load_model(fs.join(golden, "qwen2"))
   plain:load_adapter(fs.join(golden, "adapters", "qwen2_lora"))
   local e = plain:encode(numbers.texts)
@@ -336,7 +336,7 @@ test("an adapter beside the weights goes on them; without weights its base has t
       e = model:encode(numbers.texts)
       check.array(e:to_table()[2], want, 0, base)
       e:free()
-      -- saved elsewhere it names this folder, whose own adapter is then, as in transformers, not applied as well
+      -- saved elsewhere, the adapter names this folder as its base; the adapter in here is then not applied too, as in transformers
       model:save_adapter(fs.join(folder, "again"))
       local again = load_model(fs.join(folder, "again"))
       e = again:encode(numbers.texts)
@@ -348,7 +348,7 @@ test("an adapter beside the weights goes on them; without weights its base has t
   end)
 end)
 
-test("weights with an adapter beside them have the configuration of the base that it names", function()
+test("weights with an adapter beside them use the configuration of the base that the adapter names", function()
   local base = fs.real(fs.join(golden, "qwen2"))
   for _, case in ipairs { { "causal is ", { is_causal = false } }, { "eps is ", { rms_norm_eps = 0.25 } } } do
     with_folder(function(folder)
@@ -360,7 +360,7 @@ test("weights with an adapter beside them have the configuration of the base tha
   end
 end)
 
-test("an adapter that is not beside the weights is told", function()
+test("an adapter that is not beside the weights is an error that says so", function()
   with_folder(function(folder)
     local rows = { ["modules.json"] = { ["="] = json.array { { idx = 0, name = "0", path = "w", type = T .. "Transformer" },
       { idx = 1, name = "1", path = "1_Pooling", type = T .. "Pooling" } } } }
@@ -370,7 +370,7 @@ test("an adapter that is not beside the weights is told", function()
   end)
 end)
 
-test("a folder's Infinity and equal keys are read as Python reads them", function()
+test("Infinity and repeated keys are read as Python reads them", function()
   with_folder(function(folder)
     make(folder, "qwen2")
     local path = fs.join(folder, "config.json")
@@ -399,7 +399,7 @@ test("BERT's oldest names of weights, with a prefix", function()
   end)
 end)
 
-test("layers beyond those that config.json counts are left out, and told", function()
+test("layers beyond num_hidden_layers of config.json are left out, with a warning", function()
   with_folder(function(folder)
     make(folder, "bert", config { num_hidden_layers = 1 })
     local r = shell.run(("$L -e 'print(lr.load_model(%q).layer_count)'"):format(folder))
@@ -411,7 +411,7 @@ test("layers beyond those that config.json counts are left out, and told", funct
   end)
 end)
 
-test("a length beyond what can be computed is cut and told", function()
+test("a length beyond what can be computed is reduced, with a warning", function()
   with_folder(function(folder)
     for _, case in ipairs {
       { "bert", transformer { max_seq_length = 700 }, "64", "is 700 tokens, but " .. folder .. "/config.json has 64 positions" },
@@ -431,7 +431,7 @@ test("a length beyond what can be computed is cut and told", function()
   end)
 end)
 
-test("weights and tokenizer in a folder of the Transformer's own, as the first versions wrote them", function()
+test("weights and tokenizer in a subfolder for the Transformer module, as the first versions wrote them", function()
   with_folder(function(folder)
     make(folder, "bert", { ["modules.json"] = { ["="] = json.array {
       { idx = 0, name = "0", path = "0_BERT", type = T .. "Transformer" },
@@ -453,7 +453,7 @@ test("weights and tokenizer in a folder of the Transformer's own, as the first v
   end)
 end)
 
-test("tensors that are missing, of another dtype or another model are told together", function()
+test("tensors that are missing, of another dtype or of another model are reported together", function()
   with_folder(function(folder)
     make(folder, "bert")
     rewrite(folder, "bert", function(name) return not name:find "attention.output" and name end)
@@ -467,7 +467,7 @@ test("tensors that are missing, of another dtype or another model are told toget
   end)
 end)
 
-test("a folder that is written has the tokenizer's class, and what code of the folder's own does to tokens", function()
+test("a saved folder has the tokenizer's class, and does to tokens what code in the original folder did", function()
   local text = "The Foo bar"
   with_model("bert", { ["tokenizer_config.json"] = GONE }, function(model, folder) -- config.json's model_type says BertTokenizer
     model:add_lora { rank = 2, targets = { "query" } }

@@ -1,5 +1,5 @@
--- Both architectures against Hugging Face's libraries: embeddings, adapters, gradients, a training curve. tests/golden/README.md
--- says what the files hold.
+-- Both architectures compared with Hugging Face's libraries: embeddings, adapters, gradients, a training curve. The file
+-- tests/golden/README.md says what the golden files hold.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local safetensors = require "lorarun.formats.safetensors"
@@ -15,10 +15,11 @@ local load_model = require("lorarun.models.model").load
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local function path(...) return fs.join(golden, ...) end
 local texts = json.decode_file(path "texts.json")
--- The golden numbers are of a sentence-transformers that strips texts (up to 5.3); lorarun, like later ones, does not.
+-- The golden numbers were made by a version of sentence-transformers that strips texts (up to 5.3); lorarun does not, like later
+-- versions.
 for i, text in ipairs(texts.texts) do texts.texts[i] = text:gsub("^%s+", ""):gsub("%s+$", "") end
 
--- Values of one tensor of a golden file, as C floats, and its shape.
+-- The values of a tensor of a golden file, as C floats, and its shape.
 local function read(file, name)
   local shape = file:info(name).shape
   local t = tensor.new(shape, "f32", name)
@@ -42,7 +43,7 @@ local function with_model(folder, options, fn)
   if not ok then error(err, 0) end
 end
 
--- Largest difference between a tensor and golden values.
+-- The largest difference between a tensor and golden values.
 local function difference(t, values)
   local mine, n = t:data()
   local worst = 0
@@ -114,7 +115,7 @@ for _, arch in ipairs { "qwen2", "bert" } do
     end)
   end)
 
-  -- Loss and gradients of a batch given as columns of texts.
+  -- Loss and gradients of a batch, which is given as columns of texts.
   local function gradients(model, columns, labels, the_loss, recompute)
     local flat = {}
     for _, column in ipairs(columns) do
@@ -247,7 +248,7 @@ test("merged weights and the adapter give the same embeddings", function()
     with_model(arch, nil, function(model)
       if arch == "qwen2_tied" then
         model:add_lora { rank = 2, alpha = 4, targets = "all-linear" }
-        for _, m in ipairs(model.lora.modules) do -- away from zero, but small beside the weights
+        for _, m in ipairs(model.lora.modules) do -- not zero, but small compared with the weights
           require "lorarun.base.check"(require("lorarun.base.c").lr_tensor_uniform(m.b.handle, 5, 9, -0.02, 0.02))
         end
       else

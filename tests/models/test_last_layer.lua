@@ -1,5 +1,5 @@
--- After its attention, the last layer is computed at the rows that pooling takes, and nowhere else: embeddings and gradients are
--- those of all rows, dropout included.
+-- After its attention, the last layer is computed only at the rows that pooling takes. Embeddings and gradients are the same as
+-- when it is computed at all rows, dropout included.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local memory = require "lorarun.tensor.memory"
@@ -15,7 +15,7 @@ local texts = json.decode_file(fs.join(golden, "texts.json")).texts
 local function with_model(arch, options, fn)
   local model = load_model(fs.join(golden, arch), options)
   model:add_lora { rank = 4, alpha = 8, dropout = 0.3, targets = "all-linear" }
-  for i, m in ipairs(model.lora.modules) do -- as after some training: B is zero at first
+  for i, m in ipairs(model.lora.modules) do -- as if trained for a while: B starts as zero
     require "lorarun.base.check"(require("lorarun.base.c").lr_tensor_uniform(m.b.handle, 5, i, -0.2, 0.2))
   end
   local ok, err = xpcall(fn, debug.traceback, model)
@@ -23,8 +23,8 @@ local function with_model(arch, options, fn)
   if not ok then error(err, 0) end
 end
 
--- Embeddings, the gradients of a loss that weighs every number of theirs differently, and the bytes that the forward pass leaves
--- for backward. all_rows: by all rows of the last layer.
+-- Embeddings, the gradients of a loss that weights each of their numbers differently, and the bytes that the forward pass keeps for
+-- backward. all_rows: computes the last layer at all rows.
 local function step(model, all_rows, recompute)
   local result = {}
   model.lora.parameters.grad:fill(0)
@@ -73,7 +73,7 @@ for _, case in ipairs { { "qwen2", "last" }, { "qwen2", "cls" }, { "bert", "cls"
   end
 end
 
-test("only pooled rows come out of the last layer, where pooling takes rows", function()
+test("the last layer gives only pooled rows, if pooling takes single rows", function()
   for pooling, rows in pairs { cls = #texts, last = #texts, mean = false } do
     with_model("bert", { pooling = pooling }, function(model)
       tensor.scope(function()
@@ -87,7 +87,7 @@ test("only pooled rows come out of the last layer, where pooling takes rows", fu
   end
 end)
 
-test("the footprint of a step is that of pooled rows", function()
+test("a step takes no more memory for the last layer than pooled rows need", function()
   local kept = {}
   for _, pooling in ipairs { "cls", "mean" } do
     with_model("bert", { pooling = pooling, device = "meta" }, function(model) kept[pooling] = step(model).kept end)

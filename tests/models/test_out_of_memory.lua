@@ -1,5 +1,5 @@
--- Every allocation fails in turn, while a model is loaded, given adapters, used, trained for a step and saved: an error that says
--- so each time, never a crash, nothing left behind.
+-- Every allocation fails in turn, while a model is loaded, given adapters, used, trained for a step and saved. Each time there is
+-- an error that says so, never a crash, and nothing is leaked.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local autograd = require "lorarun.tensor.autograd"
@@ -22,9 +22,9 @@ local function held()
   return s.live_tensors, s.host_objects
 end
 
--- Call work() once for each of its allocations, with that one failing. work leaves nothing behind.
+-- Calls work() once for each of its allocations, with that one failing. work must free all that it allocates.
 local function fail_each(what, work)
-  work() -- once for what is made once and kept
+  work() -- the first call makes what is made once and kept
   local before = tonumber(C.lr_memory_attempts())
   work()
   local attempts = tonumber(C.lr_memory_attempts()) - before
@@ -65,7 +65,7 @@ local function train_step(model)
   if not ok then error(err, 0) end
 end
 
--- A batch of two pairs, one after the other, whose loss compares them.
+-- A batch of two pairs, taken one after the other, with a loss that compares them.
 local function step_in_parts(model)
   local from, pass, batch = 0, 1, nil
   local function close()
@@ -108,7 +108,7 @@ for _, folder in ipairs { "bert", "qwen2_tied" } do
     fail_each("encoding", function() model:encode(TEXTS):free() end)
     fail_each("a training step", function() train_step(model) end)
     fail_each("a batch in parts", function() step_in_parts(model) end)
-    -- measuring for the probes is encoding, and loading again is loading
+    -- probes are measured beforehand and not checked: encoding and loading are tested above
     local options = { probes = require("lorarun.models.probes").measure(model, TEXTS), check = false }
     fail_each("saving", function() model:save_adapter(save_to, options) end)
     fs.remove(save_to)
@@ -116,7 +116,7 @@ for _, folder in ipairs { "bert", "qwen2_tied" } do
   end)
 end
 
-test("the error names what holds the memory and what would need less", function()
+test("the error names what holds the memory, and settings that need less", function()
   local kept = tensor.zeros({ 1000, 1000 }, "f32", "my big tensor")
   C.lr_memory_fail(0, 10)
   local ok, err = pcall(tensor.zeros, { 10, 10 }, "f32", "one more")

@@ -1,5 +1,5 @@
--- A plan against what happens: the peak of a real step on the CPU is the plan's, for both architectures, precisions and policies;
--- and the plan of a 7B model, of which there is config.json alone, against its arithmetic.
+-- Plans compared with real steps: the peak of a step on the CPU is the plan's, for both architectures, precisions and policies of
+-- recomputing. And the plan of a 7B model, of which there is only config.json, compared with arithmetic.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
@@ -8,7 +8,7 @@ local data_files = dofile(os.getenv "LORARUN_TESTS" .. "/data.lua")
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local TARGETS = { bert = "query,key,value", qwen2 = "q_proj,k_proj,v_proj" }
 
--- A program that trains one step, or plans it, and says what it took. Nothing of it knows which of the two it does.
+-- A program that trains one step, or plans it, and says what the step took. Its code is the same for both.
 local RECIPE = [[
 local lr, memory, json = require "lorarun", require "lorarun.tensor.memory", require "lorarun.base.json"
 local folder, model_folder, targets, options, result_path = unpack(arg)
@@ -18,12 +18,12 @@ local given = { data = folder .. "/data", output = folder .. "/out", batch = 6, 
 for key, value in pairs(assert(loadstring("return " .. options))()) do given[key] = value end
 local model = lr.load_model(model_folder, { max_length = 64, precision = given.precision })
 given.precision = nil
-local free, available = given.free, memory.available -- what is really free, for all that comes after the step
+local free, available = given.free, memory.available -- the memory that is really free, for everything after the step
 if free then memory.available = function() return free end end
 given.free = nil
 model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = lr.split(targets, ",") }
 given.model = model
-require("lorarun.base.c").lr_memory_release_cached(require("lorarun.base.c").LR_CPU) -- what loading has left
+require("lorarun.base.c").lr_memory_release_cached(require("lorarun.base.c").LR_CPU) -- the memory that loading no longer uses
 local seen = {}
 given.on_step = function()
   memory.available = available
@@ -71,13 +71,13 @@ for arch, targets in pairs(TARGETS) do
         local seen = run(folder, "", fs.join(golden, arch), targets, options)
         local peak = sum(planned.held) + planned.batch.step
         check.near(seen.peak / peak, 1, 0.001, ("%s: of %d bytes planned and %d taken the ratio"):format(options, peak, seen.peak))
-        check.equal(seen.scratch, planned.batch.workspace, options .. ": bytes of working memory") -- a text is as long as may be
+        check.equal(seen.scratch, planned.batch.workspace, options .. ": bytes of working memory") -- a text has the full length
       end
     end)
   end)
 end
 
--- The free memory that leaves room for `bytes` and the kernels' working memory; `held` is taken already.
+-- The free memory to report so that there is room for `bytes` and the kernels' working memory; `held` bytes are in use already.
 local function free_for(p, bytes, held) return (bytes + p.batch.workspace + sum(p.held) - held) / 0.9 end
 
 for name, loss in pairs { cosine = "", mnr = 'batch = 15, loss = require("lorarun.train.loss").by_name "mnr"' } do
@@ -100,14 +100,14 @@ for name, loss in pairs { cosine = "", mnr = 'batch = 15, loss = require("loraru
   end)
 end
 
--- nomic-embed-code: hidden 3584, 28 layers, 28 heads of 128, 4 of keys and values, intermediate 18944.
+-- nomic-embed-code: hidden 3584, 28 layers, 28 heads of 128, 4 KV heads, intermediate 18944.
 local NOMIC = { architectures = json.array { "Qwen2Model" }, model_type = "qwen2", hidden_size = 3584, num_hidden_layers = 28,
   num_attention_heads = 28, num_key_value_heads = 4, intermediate_size = 18944, vocab_size = 151646, hidden_act = "silu",
   max_position_embeddings = 32768, rope_theta = 1000000, rms_norm_eps = 1e-6 }
-local LAYERS, ROUNDED = 28, 1.001 -- a tensor takes at most 256 bytes more than are in it, and a weight has room for adapters
+local LAYERS, ROUNDED = 28, 1.001 -- a tensor takes at most 256 bytes more than its values, and a weight has room for adapters
 local LINEAR = LAYERS * (3584 * (3584 + 2 * 512) + 3584 * 3584 + 3 * 3584 * 18944) -- weights of linear layers
 
-test("nomic-embed-code by its config.json: weights, adapters and activations are what arithmetic says", function()
+test("nomic-embed-code from its config.json: weights, adapters and activations are as arithmetic says", function()
   shell.with_folder(function(folder)
     make_data(fs.join(folder, "data"))
     fs.make(fs.join(folder, "nomic"))
@@ -129,8 +129,8 @@ test("nomic-embed-code by its config.json: weights, adapters and activations are
     within(p.held.optimizer, 8 * trained, "optimizer")
     check.near(p.room, 80e9 - p.driver - sum(p.held), 1, "what is left for a batch")
 
-    -- Bytes a token and layer in bf16, as docs/memory.md lists them; LoRA on q, k and v keeps their input, too, with the
-    -- product with its A's at the end of each row, in a multiple of eight columns.
+    -- Bytes per token and layer in bf16, as docs/memory.md lists them. LoRA on q, k and v also keeps their input, and at the end
+    -- of each row its product with the A's, in a multiple of eight columns.
     local EXACT = { ["layers.*.mlp.gate_up"] = 2 * 37888, ["layers.*.self_attn.qkv"] = 2 * 4608, attention = 2 * 3584,
       residual = 2 * 2 * 3584, normalised = 2 * (3584 + 16), ["attention statistics"] = 4 * 28 }
     check.equal(p.batch.layers, 0)
@@ -143,7 +143,7 @@ test("nomic-embed-code by its config.json: weights, adapters and activations are
     end
     check.equal(#seen, 6, "kinds of activations that are kept")
 
-    -- More layers recomputed, more tokens; and each count was tried.
+    -- The more layers are recomputed, the more tokens fit; and each count was tried.
     local before = 0
     for _, policy in ipairs(p.policies) do
       check.that(policy.tokens > before, "the policies are in no order")
@@ -156,9 +156,8 @@ test("nomic-embed-code by its config.json: weights, adapters and activations are
   end)
 end)
 
--- The memory that a step takes from its device is that of its tensors and a little for the holes between them, after steps of other
--- sizes, too.
-test("the allocator takes little more than what a step holds", function()
+-- A step takes the memory of its tensors from the device, and a little for the holes between them, also after steps of other sizes.
+test("the allocator takes little more memory than a step holds", function()
   shell.with_folder(function(folder)
     fs.write(fs.join(folder, "config.json"), json.encode(NOMIC))
     local C, memory = require "lorarun.base.c", require "lorarun.tensor.memory"
@@ -214,7 +213,7 @@ test("a recomputed layer keeps the residual stream alone, and its last product i
       check.equal(calls.down_proj, case.down * LAYERS)
       local bytes = 0
       for _, k in ipairs(kept) do bytes = bytes + k.bytes end
-      check.near(bytes / (4096 * (LAYERS + 1) * 2 * 3584), 1, 0.01, "bytes kept, as a share of the stream's") -- and the last norm's
+      check.near(bytes / (4096 * (LAYERS + 1) * 2 * 3584), 1, 0.01, "bytes kept, as a share of the stream's") -- + the last norm's
       check.near(nn.again(model.built.layers), case.down == 2 and 1
         or 1 - 3584 * 18944 * LAYERS / LINEAR, 1e-6)
       f:free()
@@ -223,7 +222,7 @@ test("a recomputed layer keeps the residual stream alone, and its last product i
   end)
 end)
 
-test("a plan for the CPU is one of this machine's free memory, weights packed for both directions", function()
+test("a plan for the CPU uses the free memory of this machine, and weights packed for both directions", function()
   shell.with_folder(function(folder)
     make_data(fs.join(folder, "data"))
     local p = run(folder, "plan", fs.join(golden, "bert"), TARGETS.bert, "{}")

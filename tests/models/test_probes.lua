@@ -1,5 +1,5 @@
--- What a folder computes is compared with the model that wrote it: when it is written, later by `lorarun verify`, and with a
--- difference from the base, which an adapter that is left out has not.
+-- What a folder computes is compared with the model that wrote it, when it is written and later by `lorarun verify`. It is also
+-- compared with the base: without the adapter there would be no difference.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local lr = require "lorarun"
@@ -14,7 +14,7 @@ local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local golden = fs.real(fs.join(os.getenv "LORARUN_TESTS", "golden"))
 local bert = fs.join(golden, "bert")
 
--- fn(model, folder): a BERT with a trained adapter, and an empty folder.
+-- Calls fn(model, folder) with a BERT that has a trained adapter, and an empty folder.
 local function with_adapted(fn, options)
   shell.with_folder(function(folder)
     local model = load_model(bert, options)
@@ -27,17 +27,17 @@ local function with_adapted(fn, options)
   end)
 end
 
--- The program's `verify` with these words.
+-- Runs the program's `verify` with these words.
 local function run(words) return shell.run("$L verify " .. words) end
 
--- Change a JSON file in place.
+-- Changes a JSON file in place.
 local function edit(path, change)
   local value = json.decode_file(path)
   change(value)
   fs.write(path, json.encode(value))
 end
 
-test("a folder that is written is loaded again and compared; verify does it later", function()
+test("a folder is loaded again and compared when it is written; verify does the same later", function()
   for _, precision in ipairs { "fp32", "bf16" } do
     with_adapted(function(model, folder)
       local merged, adapter = fs.join(folder, "merged"), fs.join(folder, "adapter")
@@ -56,7 +56,7 @@ test("a folder that is written is loaded again and compared; verify does it late
   end
 end)
 
-test("an adapter and merged weights never come into one folder, where both would be applied", function()
+test("an adapter and merged weights are never saved in one folder, since both would be applied", function()
   with_adapted(function(model, folder)
     local merged, adapter = fs.join(folder, "merged"), fs.join(folder, "adapter")
     model:save(merged, { check = false })
@@ -65,7 +65,7 @@ test("an adapter and merged weights never come into one folder, where both would
     check.that(not fs.exists(fs.join(adapter, "model.safetensors")), "weights beside the adapter")
     check.raises(merged .. " holds weights, on which", model.save_adapter, model, merged)
     check.that(not fs.exists(fs.join(merged, "adapter_config.json")), "an adapter beside the weights")
-    local train = { model = model, data = "nowhere", columns = { "a", "b" } } -- before the data is looked at
+    local train = { model = model, data = "nowhere", columns = { "a", "b" } } -- refused before the data is read
     train.output = adapter
     check.raises(adapter .. " holds an adapter (adapter_config.json)", lr.train, train)
     train.output = fs.join(folder, "run")
@@ -75,7 +75,7 @@ test("an adapter and merged weights never come into one folder, where both would
   end)
 end)
 
-test("a folder that cannot be written whole keeps what was in it, and nothing of what was begun", function()
+test("if a folder cannot be written whole, it keeps its old files and nothing of the new ones", function()
   with_adapted(function(model, folder)
     for _, save in ipairs { "save", "save_adapter" } do
       local out = fs.join(folder, save)
@@ -89,7 +89,7 @@ test("a folder that cannot be written whole keeps what was in it, and nothing of
   end)
 end)
 
-test("verify tells an adapter that is left out, another pooling, a lost base, and what it cannot tell", function()
+test("verify tells an adapter that is left out, another pooling, a lost base, and when it cannot know", function()
   with_adapted(function(model, folder)
     local adapter = fs.join(folder, "adapter")
     model:save_adapter(adapter)
@@ -139,7 +139,7 @@ test("the lines for Python are three, with the folder's path", function()
   end)
 end)
 
-test("a folder that computes something else is an error that keeps it; what does not fit the memory is not checked", function()
+test("a folder that computes something else is an error and is kept; if memory is short, it is not checked", function()
   with_adapted(function(model, folder)
     local write, available = safetensors.write, memory.available
     local function with_faults(fn)
@@ -160,7 +160,7 @@ test("a folder that computes something else is an error that keeps it; what does
       check.raises("was written, but what it computes is not what the model in memory does", model.save_adapter, model, folder)
     end)
     check.that(fs.is_file(fs.join(folder, "adapter_model.safetensors")), "the folder is kept")
-    model:save_adapter(folder) -- the model is as it was
+    model:save_adapter(folder) -- the model is unchanged
     with_faults(function()
       memory.available = function() return 1000 end
       check.equal(model:save(fs.join(folder, "merged")), nil, "the line")
@@ -192,7 +192,7 @@ test("probes: sixteen different texts from all over a data set, stripped and sho
   end)
 end)
 
-test("a difference is told from rounding, and an adapter that is left out from one that changes little", function()
+test("a real difference is told from rounding, and a missing adapter from one that changes little", function()
   local function verdict(precision, embedding, adapted, base)
     local function length(x, y) return math.sqrt((x[1] - (y or { 0, 0 })[1]) ^ 2 + (x[2] - (y or { 0, 0 })[2]) ^ 2) end
     local model = { precision = precision, encode = function()

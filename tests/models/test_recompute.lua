@@ -1,5 +1,5 @@
--- The trainer's recompute = "auto" | "none" | "all" | n: what it chooses when memory is short, that the result is the same bits,
--- and what it refuses. How much memory is free is what these tests tell the program.
+-- The trainer's recompute = "auto" | "none" | "all" | n: what it chooses when memory is short, that the results are the same bits,
+-- and what it refuses. The tests tell the program how much memory is free.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
@@ -11,8 +11,8 @@ local PLENTY = 1e12
 
 local DEVICE = os.getenv "LORARUN_TEST_DEVICE" or "cpu"
 
--- The free memory that leaves room for tensors of this many bytes: some of it stays free, as recompute.lua has it, and kernels need
--- scratch besides. scratch: of the run that it is for, as train() tells it.
+-- The free memory to report so that tensors of this many bytes fit: recompute.lua leaves some of it free, and kernels need scratch
+-- as well. scratch: that of the run, as train() returns it.
 local function free_for(bytes, scratch)
   if DEVICE == "cuda" then return bytes + scratch + 0.5e9 end
   return (bytes + scratch) / 0.9
@@ -26,11 +26,11 @@ local function make_data(folder, rows, lines_of_long, validation)
   end)
 end
 
--- A program that trains four steps of four pairs, and says what its steps took. FREE: what it takes the free memory to be.
+-- A program that trains four steps of four pairs, and says what its steps took. FREE: the memory that it believes to be free.
 local RECIPE = [[
 local lr, memory, C = require "lorarun", require "lorarun.tensor.memory", require "lorarun.base.c"
 local folder, arch, targets, free, options = unpack(arg)
-local available = memory.available -- what is really free, for all that comes after the run has chosen its batches
+local available = memory.available -- the memory that is really free, for everything after the run has chosen its batches
 if free ~= "" then memory.available = function() return tonumber(free) end end
 local model = lr.load_model(arch, { max_length = 64 })
 local device = model.device
@@ -46,7 +46,7 @@ if given.loss == "own" then
     return lr.ops.mse(lr.ops.row_dot(columns[1], columns[2]), labels)
   end
 end
-C.lr_memory_release_cached(memory.DEVICES[device]) -- what loading has left, so that peaks of steps compare
+C.lr_memory_release_cached(memory.DEVICES[device]) -- the memory that loading no longer uses, so that peaks of steps can be compared
 memory.reset_peak(device)
 local held = memory.stats(device).live_bytes
 given.on_step = function(done)
@@ -63,7 +63,7 @@ for key, value in pairs(given) do
 end
 if given.own_limit then memory.limit(held + given.own_limit, device) end
 local ok, err = pcall(lr.train, options_of_train)
-if given.own_limit then -- it still holds, and it alone
+if given.own_limit then -- the limit set here still holds, and no other
   local bytes = given.own_limit + held - memory.stats(device).live_bytes
   result.above = not pcall(lr.tensor.new, { math.floor(bytes / 4) + 1 }, "f32", "above", device)
   result.below = pcall(function() lr.tensor.new({ math.floor(bytes / 4) - 1 }, "f32", "below", device):free() end)
@@ -73,14 +73,14 @@ end
 if not ok then result.error = err end
 result.adapters = require("lorarun.dist.data_parallel").checksum(model.lora.parameters.value)
 model:free()
-jit.flush() -- compiled traces hold on to objects they saw
+jit.flush() -- compiled traces keep objects alive that they have seen
 collectgarbage() collectgarbage() collectgarbage()
 result.left, result.planned_left = memory.stats(device).live_tensors, memory.stats("meta").live_tensors
 lr.fs.write(folder .. "/result.json", lr.json.encode(result))
 ]]
 
--- Run it. free: bytes, or nil for what there is; keep: the output of the run before stays; targets: of LoRA, nil: q, k and v.
--- Returns its result, with what was printed as `out`.
+-- Runs the program. free: bytes, or nil for the real free memory; keep: keeps the output of the run before; targets: LoRA's, nil:
+-- q, k and v. Returns the program's result, with what it printed as `out`.
 local function train(folder, arch, free, options, keep, targets)
   local recipe = fs.join(folder, "recipe.lua")
   fs.write(recipe, RECIPE)
@@ -103,7 +103,7 @@ for arch in pairs(FOLDERS) do
   test(arch .. ": as much as fits is kept, and the bits are the same", function()
     shell.with_folder(function(folder)
       make_data(fs.join(folder, "data"), 16)
-      if DEVICE == "cuda" then train(folder, arch) end -- trying a GPU's algorithms takes memory too; they are tried once
+      if DEVICE == "cuda" then train(folder, arch) end -- timing a GPU's algorithms takes memory too, once
       local none, all = train(folder, arch, nil, '{ recompute = "none" }'), train(folder, arch, nil, '{ recompute = "all" }')
       check.equal(checkpointing(none), "off")
       check.equal(checkpointing(all), "on every layer")
@@ -124,9 +124,9 @@ for arch in pairs(FOLDERS) do
   end)
 end
 
--- A GPU's own libraries take memory that no limit is for, so this is about the CPU.
+-- A GPU's libraries take memory outside any limit, so this is tested on the CPU.
 if DEVICE ~= "cuda" then
-  test("lr.memory.limit is the user's: a run plans for it, keeps within it, and leaves it as it was", function()
+  test("lr.memory.limit belongs to the user: a run plans for it, keeps within it, and leaves it unchanged", function()
     shell.with_folder(function(folder)
       make_data(fs.join(folder, "data"), 16)
       local none, all = train(folder, "bert", nil, '{ recompute = "none" }'), train(folder, "bert", nil, '{ recompute = "all" }')
@@ -143,7 +143,7 @@ if DEVICE ~= "cuda" then
   end)
 end
 
--- A layer's last product is not repeated where it is frozen; where it has adapters, it is.
+-- A layer's last product is repeated only if it has adapters.
 for arch, down in pairs { bert = "output.dense", qwen2 = "down_proj" } do
   test(arch .. ": the same bits with adapters on the last product of a layer", function()
     shell.with_folder(function(folder)
@@ -180,7 +180,7 @@ for name, options in pairs { ["cosine similarity"] = "", ["multiple negatives ra
   end
 end
 
-test("running out of memory all the same: one error with step, batch, holders and remedy; the last checkpoint is whole", function()
+test("running out of memory nevertheless: one error with step, batch, holders and remedy; the last checkpoint is whole", function()
   shell.with_folder(function(folder)
     make_data(fs.join(folder, "data"), 16)
     local whole = train(folder, "bert", nil, '{ recompute = "none", evaluation_steps = 2 }')
@@ -207,7 +207,7 @@ test("a pair that cannot fit is refused before the first step", function()
   end)
 end)
 
-test("a batch that cannot fit nor be split is refused before the first step, with numbers and remedies", function()
+test("a batch that neither fits nor can be split is refused before the first step, with numbers and remedies", function()
   shell.with_folder(function(folder)
     make_data(fs.join(folder, "data"), 16)
     local all = train(folder, "bert", nil, '{ recompute = "all" }')
@@ -226,7 +226,7 @@ test("a batch that cannot fit nor be split is refused before the first step, wit
   end)
 end)
 
-test("the texts' own lengths count where longest texts would not fit", function()
+test("the lengths of the texts count if a batch of the longest possible texts would not fit", function()
   shell.with_folder(function(folder)
     make_data(fs.join(folder, "data"), 16, 1)
     local all = train(folder, "bert", nil, '{ recompute = "all" }')
@@ -252,7 +252,7 @@ test("an evaluation that cannot fit is refused before the first step", function(
   end)
 end)
 
-test("a loss of the recipe's own is not tried: it may read values", function()
+test("a loss of the recipe's own is not tried on the meta device: it may read values", function()
   shell.with_folder(function(folder)
     make_data(fs.join(folder, "data"), 16)
     local r = train(folder, "bert", nil, '{ loss = "own" }')

@@ -25,7 +25,7 @@ local function mistake(text, ...)
   check.equal(message, text, "message")
 end
 
-test("defaults hold where nothing is given", function()
+test("an option that is not given has its default", function()
   local r = read()
   check.equal(r.model, "base")
   check.equal(r.batch, 64)
@@ -36,7 +36,7 @@ test("defaults hold where nothing is given", function()
   check.equal(r.resume, nil)
 end)
 
-test("both forms of giving a value, and both spellings of a name", function()
+test("a value after a space or after =, and a name with - or _", function()
   check.equal(value("batch", "--batch", "10"), 10)
   check.equal(value("batch", "--batch=10"), 10)
   check.equal(value("learning_rate", "--learning-rate", "1"), 1)
@@ -62,7 +62,7 @@ test("booleans are switched on and off", function()
   mistake("unexpected argument 'false'; options look like --name value (--help lists them)", "--fp16", "false")
 end)
 
-test("numbers are written as people and programs write them, and no other way", function()
+test("numbers are accepted in the usual notations, and in no other", function()
   local good = { ["3e-4"] = 3e-4, ["1E+2"] = 100, ["-1.5"] = -1.5, [".5"] = 0.5, ["+7"] = 7, ["2."] = 2, ["0"] = 0 }
   for text, number in pairs(good) do check.equal(value("learning_rate", "--learning-rate", text), number, text) end
   for _, text in ipairs { "1_000", "0x10", "inf", "nan", "1e999", "", " 1", "1 ", "1,5", "ten", "1e", "." } do
@@ -105,7 +105,7 @@ test("a required option", function()
   check.equal(args.read(spec, { "--data", "d" }).data, "d")
 end)
 
-test("an option that has a value alone: what follows it is another option, or its value", function()
+test("an option with a value of its own if none is given: the next word is its value, or another option", function()
   local spec = { { "from", nil, "where from", alone = "here" }, { "batch", 1 } }
   local function from(...)
     local r = args.read(spec, { ... })
@@ -120,7 +120,7 @@ test("an option that has a value alone: what follows it is another option, or it
   check.equal(from("--from="), " 1")
 end)
 
-test("every recipe of lr.args has --resume, which alone means latest", function()
+test("every recipe that calls lr.args has --resume, which means latest if no value follows", function()
   local function asked(spec, ...)
     local r = args.of_recipe(spec, { [0] = "recipe.lua", ... })
     local said, left = args.resume()
@@ -175,7 +175,7 @@ test("a spec with keys, sorted in --help", function()
   check.that(help:find "%-%-alpha TEXT.*%-%-fp16, %-%-no%-fp16.*%-%-zeta NUMBER", help)
 end)
 
-test("a spec that makes no sense is an error at the recipe's line", function()
+test("a row that makes no sense is an error at the recipe's line", function()
   local bad = {
     [{ { "batch", 64 }, { "batch", 1 } }] = "option 'batch' is there twice",
     [{ { "max-steps", 1 }, { "max_steps", 1 } }] = "option 'max_steps' is there twice",

@@ -27,8 +27,8 @@ local function weighted_sum(weights, ...)
   return s
 end
 
--- Compare the gradients of fn(unpack(inputs)) with central differences at every element of every input (or of `leaves`, tensors
--- with a .grad that fn uses by itself).
+-- Compare the gradients of fn(unpack(inputs)) with central differences at every element of every input. (If fn uses tensors with a
+-- .grad that are not among its inputs, `leaves` lists those instead.)
 local function check_gradients(what, fn, inputs, leaves, tolerance)
   tensor.scope(function()
     local weights = {}
@@ -65,8 +65,8 @@ local function pack(w, direction)
   return tensor.adopt(out[0], "packed")
 end
 
--- A stacked layer of two parts, with adapters on both or only the second, as lora.lua lays them out; the context of a forward pass;
--- and the adapters' matrices.
+-- A stacked layer of two parts, with adapters on both or only on the second, as lora.lua lays them out; the context of a forward
+-- pass; and the adapters' matrices.
 local function lora_layer(dropout, only_second)
   local w = random({ 7, 6 }, -0.5, 0.5)
   local layer = { forward = pack(w, 1), backward = pack(w, 2), bias = random { 7 }, k = 6, n = 7, name = "layer" }
@@ -87,7 +87,7 @@ local function lora_layer(dropout, only_second)
   return layer, ctx, leaves
 end
 
--- The layer of lora_layer with its adapters, or where ctx is nil without.
+-- The layer of lora_layer with its adapters; if ctx is nil, without them.
 local function linear(x, layer, ctx, r)
   if ctx then return lora_linear.forward(x, layer, ctx, r) end
   return ops.linear(x, layer, r)
@@ -99,7 +99,7 @@ local function differs(name, what, fn, inputs, leaves)
   return { name = name, check = function() check_gradients(what, fn, inputs(), leaves and leaves()) end }
 end
 
--- An input that has no gradient: fn(t) is refused where t needs one, and is not where it needs none.
+-- An input that has no gradient: fn(t) is refused if t needs one, and works if it needs none.
 local function refused(name, what, fn, input)
   return { name = name, check = function()
     local t = input()
@@ -154,7 +154,7 @@ local function coverage()
     ["dropout.x"] = differs("lora_linear", "dropout", function(x)
       return linear(x, dropped.layer, dropped.ctx)
     end, one(5, 6)),
-    -- functions that are no op of ops.def by themselves
+    -- functions that stand for no single op of ops.def
     ["scale"] = differs("scale", "scale", function(x) return ops.scale(x, -2) end, one(3, 4)),
     ["rows"] = differs("rows", "rows", function(x) return ops.rows(x, 1, 3), x:slice_rows(0, 2) end, one(3, 4)),
     ["columns"] = differs("columns", "columns", function(x)
@@ -185,7 +185,7 @@ end
 
 local FLOATS = { a = true, f32 = true, x = true, y = true, z = true, pf = true, pb = true }
 
-test("every floating-point input of every op of ops.def has its gradient, or is refused where it would need one", function()
+test("every floating-point input of every op of ops.def has its gradient, or is refused if it would need one", function()
   tensor.scope(function()
     local list, functions, checked = coverage(), {}, {}
     for _, spec in ipairs(require "lorarun.ops_spec") do
@@ -215,7 +215,7 @@ test("every floating-point input of every op of ops.def has its gradient, or is 
   end)
 end)
 
-test("a loss that could teach nothing is refused: no tensor, no scalar, depends on no parameter, values written over", function()
+test("a loss that could teach nothing is refused: no tensor, no scalar, independent of parameters, values overwritten", function()
   tensor.scope(function()
     local x, target = random { 3, 4 }, random { 3, 4 }
     x.grad = tensor.zeros { 3, 4 }
@@ -241,8 +241,8 @@ test("a loss that could teach nothing is refused: no tensor, no scalar, depends 
       check.raises(part, autograd.gradients, fn or nil)
       check.equal(target.saved, 0, "what was saved for a backward that never came")
     end
-    target:fill(0) -- nothing holds it any more
-    -- a parameter itself, and the whole of what it is a view of
+    target:fill(0) -- no tape entry needs it any more
+    -- a parameter itself, and the tensor that it is a view of
     local flat, grad = random { 6 }, tensor.zeros { 6 }
     local part = flat:view({ 3 }, 3)
     flat.grad, part.grad = grad, grad:view({ 3 }, 3)
@@ -340,7 +340,7 @@ test("a linear layer with adapters, dropout on and off, on all and on some colum
   end)
 end)
 
-test("a linear layer onto a residual, frozen and with adapters", function()
+test("a linear layer that adds to a residual, frozen and with adapters", function()
   tensor.scope(function()
     local layer, ctx, leaves = lora_layer(0.4)
     for _, adapted in ipairs { false, true } do
@@ -354,7 +354,7 @@ test("a linear layer onto a residual, frozen and with adapters", function()
   end)
 end)
 
-test("the output of a linear layer is given back with its last holder, though adapters wrote into columns of it", function()
+test("the output of a linear layer is freed when nothing holds it any more, although adapters wrote into its columns", function()
   tensor.scope(function()
     local layer, ctx = lora_layer(0.4)
     local x = random { 5, 6 }
@@ -364,7 +364,7 @@ test("the output of a linear layer is given back with its last holder, though ad
   end)
 end)
 
-test("a frozen layer keeps nothing of its input, an adapted one the input alone", function()
+test("a frozen layer keeps nothing for backward, one with adapters only its input", function()
   tensor.scope(function()
     for _, adapted in ipairs { false, true } do
       local layer, ctx = lora_layer(0.4)
@@ -441,7 +441,7 @@ test("gradients() frees everything it made, also after an error", function()
   end)
 end)
 
-test("scope frees all but what it returns; a freed tensor says so", function()
+test("scope frees all but what it returns; using a freed tensor is an error that says so", function()
   local kept, other = tensor.scope(function()
     local a, b = random { 2, 2 }, random { 2, 2 }
     return ops.add(a, b), { inner = random { 2 } }

@@ -1,5 +1,5 @@
--- The stream of micro-batches: the same draws however many ranks share them, each pair with one rank, its keys where one rank has
--- them. The test plays the ranks one after the other: batches.lua reads only the rank's number and their count from comm.
+-- The stream of micro-batches: any number of ranks share the same draws; each pair goes to exactly one rank, with the keys that it
+-- has in a job of one rank. The test plays the ranks one after the other: batches.lua takes only rank and world size from comm.
 local ffi = require "ffi"
 local batches = require "lorarun.data.batches"
 local dataset = require "lorarun.data.dataset"
@@ -11,7 +11,7 @@ local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local COLUMNS = { "a", "b" }
 
--- fn(set, model) with a data set of `rows` pairs of many lengths.
+-- Calls fn(set, model) with a data set of `rows` pairs of many lengths.
 local function with_set(rows, fn)
   shell.with_folder(function(folder)
     local lines = {}
@@ -63,7 +63,7 @@ test("every rank has its share of one rank's batches: rows, order, ids and keys"
   with_set(50, function(set, model)
     for _, case in ipairs { { world = 2, batch = 8 }, { world = 3, batch = 4, accumulate = 2 }, { world = 4, batch = 1 } } do
       local world, accumulate = case.world, case.accumulate or 1
-      local steps = math.ceil(50 / (case.batch * world * accumulate)) + 1 -- an epoch, whose last step is smaller, and one more
+      local steps = math.ceil(50 / (case.batch * world * accumulate)) + 1 -- one epoch (its last step is smaller), one more step
       local micro = math.ceil(50 / (case.batch * world)) + accumulate
       local alone = stream(set, model, 1, 0, { batch = case.batch * world, accumulate = accumulate, last = steps,
         micro_batches = micro })
@@ -105,14 +105,14 @@ test("every rank has its share of one rank's batches: rows, order, ids and keys"
   end)
 end)
 
-test("parts of a batch: its rows in order with their keys, none across two batches, as often as there are passes", function()
+test("parts of a batch: its rows in order with their keys, no part across two batches, repeated for each of the passes", function()
   with_set(50, function(set, model)
     for _, world in ipairs { 1, 2 } do
-      -- 3 steps of 16 and one of 2 are an epoch; and the first half of one more
+      -- one epoch (3 steps of 16 and one of 2), and the first half of the next
       local options = { batch = 8 / world, accumulate = 2, last = 5, micro_batches = 8 }
       local whole = stream(set, model, world, world - 1, options)
       for _, passes in ipairs { 1, 2 } do
-        -- 8 pairs are 3 + 3 + 2, or 4 + 4 on two ranks; the last step has 2
+        -- 8 pairs make parts of 3 + 3 + 2, or of 4 + 4 on two ranks; the last step has 2 pairs
         options.part, options.passes = world == 1 and 3 or 2, passes
         options.micro_batches = passes * (7 * (world == 1 and 3 or 2) + 1)
         local parts, at = stream(set, model, world, world - 1, options), 1
@@ -146,7 +146,7 @@ test("parts of a batch: its rows in order with their keys, none across two batch
   end)
 end)
 
-test("a stream that begins later gives what an undisturbed one gives", function()
+test("a stream that begins at a later step gives the same batches as one from the start", function()
   with_set(50, function(set, model)
     local whole = stream(set, model, 2, 1, { batch = 3, accumulate = 2, last = 12, micro_batches = 22 })
     local later = stream(set, model, 2, 1, { batch = 3, accumulate = 2, first = 5, last = 12, micro_batches = 12 })

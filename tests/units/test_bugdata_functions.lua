@@ -36,7 +36,7 @@ test("tokens of Lua: long brackets of strings and comments", function()
     "a ~ = ~ [==[ ]] ]==] ~ --[[ x\n]] ~ b ~ ~= ~ c ~ .. ~ d ~ -- e")
 end)
 
-test("tokens know their line and cover every byte that is not white space", function()
+test("tokens have their line number and cover every byte that is not white space", function()
   for language, text in pairs {
     python = "def f():\n  '''a\n\n b'''\n  return 'x' # y\n\n\nz = 1\n",
     c = "int f(void)\n{\n#if 1\n  return '\\n'; /* a\nb */\n#endif\n}\n",
@@ -80,7 +80,7 @@ y = 2
 ]]), "3-12 function, 9-10 function, 14-18 class, 17-18 function")
 end)
 
-test("Python: def in strings, continuations, comments and odd indentation end nothing", function()
+test("Python: def in strings, continuations, comments and odd indentation do not end a function", function()
   check.equal(ranges_of("python", [[
 def f():
     """
@@ -146,7 +146,7 @@ test("C++, Java, JavaScript, Go", function()
     "1-5 function, 2-4 function, 6-8 class")
 end)
 
-test("Lua: blocks of every kind, repeat, long strings, fields that are called like block words", function()
+test("Lua: blocks of every kind, repeat, long strings, fields named like block words", function()
   check.equal(ranges_of("lua", [=[
 local function f(x)
   if x then
@@ -164,7 +164,7 @@ t.f = { ["end"] = 1 }
 ]=]), "1-11 function, 7-9 function")
 end)
 
-test("the innermost range around each line; a class hides no function", function()
+test("the innermost range around each line; functions inside a class are found", function()
   local text = "class A:\n    x = 1\n    def f(self):\n        class B:\n            y = 2\n        return B\nz = 3\n"
   local by_line = functions.by_line(functions.find(scanner.scan(text, "python")))
   check.equal(by_line[2].kind, "class")
@@ -173,7 +173,7 @@ test("the innermost range around each line; a class hides no function", function
   check.equal(by_line[7], nil)
 end)
 
-test("any bytes are accepted and ranges always nest", function()
+test("any bytes are accepted, and ranges never overlap in part", function()
   local ffi, C = require "ffi", require "lorarun.base.c"
   local words = ffi.new("uint32_t[4]")
   local pieces = { "def f():\n", "    ", "{", "}", "(", ")", "'", '"', '"""', "function ", "end ", "if ", "do ", "\n", "#if\n",

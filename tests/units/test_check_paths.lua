@@ -1,9 +1,9 @@
--- test_check_paths.lua: tools/check_paths.lua, on trees made up here: what it finds, and what it lets pass.
+-- test_check_paths.lua: tools/check_paths.lua on small trees made up here: what it must find, and what it must let pass.
 local fs = require "lorarun.base.fs"
 local tools = fs.join(fs.dirname(os.getenv "LORARUN_TESTS"), "tools")
 local check_paths = assert(loadfile(fs.join(tools, "check_paths.lua")))("module")
 
--- A tree is { [path] = text }; every one has the files below as well.
+-- A tree is { [path] = text }; the files below are added to each.
 local function complaints(tree)
   local all = {
     ["docs/other.md"] = "# Other\n\n## Two Words: `x`\n",
@@ -24,7 +24,7 @@ local function check_one(path, text, expected)
   check.equal(table.concat(list, "\n"), expected or "")
 end
 
-test("a file that is not there is found in the comments of every language, with its line", function()
+test("a comment that names a missing file is found in every language, with its line", function()
   local wrong = ": there is no gone.c"
   check_one("a.c", "int x; /* two\n * lines, see gone.c */\n", "a.c:2" .. wrong)
   check_one("a.c", "int x = 1; // gone.c\n", "a.c:1" .. wrong)
@@ -38,7 +38,7 @@ test("a file that is not there is found in the comments of every language, with 
   check_one("a.md", "one\n`gone.c`\n", "a.md:2" .. wrong)
 end)
 
-test("the end of a path, a folder, stars and capitals stand for files that are there", function()
+test("the end of a path, a folder, stars and capitals may stand for existing files", function()
   check_one("a.md", "json.c, io/json.c, runtime/io/json.c, runtime/io/, runtime/io, ./runtime/io/json.c, `base/json`\n")
   check_one("a.md", "js*.c, runtime/*/json.c, NAME.c, docs/*.md, read/write, models/mine, config.json, https://x.org/y.c\n")
   check_one("a.md", "root/docs/other.md, X/json.c\n")
@@ -48,7 +48,7 @@ test("the end of a path, a folder, stars and capitals stand for files that are t
   check_one("a.md", "x*.c\n", "a.md:1: there is no x*.c")
 end)
 
-test("code and strings are no comments; a page that a message names must be there", function()
+test("code and strings are not comments; a page that a message names must exist", function()
   check_one("a.c", 'const char *x = "gone.c /* gone.c */"; char c = \'"\'; /* json.c */\n')
   check_one("a.lua", "local x = 'gone.c -- gone.c' .. [[ -- gone.c ]]\n")
   check_one("a.sh", "x=${y#gone.c}\n")
@@ -68,7 +68,7 @@ test("a head names its own file", function()
   check_one("a.lua", "-- a.lua: what it is\n")
 end)
 
-test("links lead to files and headings that are there", function()
+test("links lead to files and headings that exist", function()
   check_one("docs/a.md", "[x](other.md), [y](other.md#two-words-x), [z](../runtime/io/json.c), [web](https://x.org)\n")
   check_one("docs/a.md", "# Here\n[x](#here)\n")
   check_one("docs/a.md", "[x](gone.svg)\n", "docs/a.md:1: the link leads to gone.svg, which is not there")

@@ -6,7 +6,7 @@ local tokenizers = require "lorarun.formats.tokenizer"
 
 local GOLDEN = os.getenv "LORARUN_TESTS" .. "/golden/"
 
--- A file that is gone after fn(path).
+-- A file that exists during fn(path).
 local function with_file(suffix, contents, fn)
   local path = os.tmpname()
   os.remove(path)
@@ -105,7 +105,7 @@ test("optional columns", function()
   local columns = { { name = "a", kind = "text" }, { name = "b", kind = "number", optional = true } }
   with_file(".jsonl", '{"a": "x"}\n{"a": "b", "c": {"b": 1}}\n\n{"a": "x", "b": 0}\n', function(path)
     check.raises(":4 has a column 'b', and the first row has none", dataset.open, path, { columns = columns })
-    local set = dataset.open(path, { columns = columns, max_rows = 2 }) -- rows that are not used may be anything
+    local set = dataset.open(path, { columns = columns, max_rows = 2 }) -- rows that are not used are not checked
     check.that(set.rows == 2 and not set:has "b")
     set:close()
   end)
@@ -138,7 +138,7 @@ test("bad rows and wrong options", function()
 end)
 
 -- ---- batches ---------------------------------------------------------------------------------------------------------------
--- What a batch of these texts must be, from the tokenizer itself.
+-- What a batch of these texts must be, computed by the tokenizer itself.
 local function expect(batch, tokenizer, texts, keys, max_length)
   check.equal(batch.sequences, #texts)
   local t, longest, truncated = 0, 0, 0
@@ -175,7 +175,7 @@ test("a file that is cut short while a loader's threads read it is an error", fu
   end)
 end)
 
-test("the loader packs what the tokenizer says", function()
+test("the loader packs the tokens that the tokenizer gives", function()
   local tokenizer = tokenizers.load_tokenizer(GOLDEN .. "bert")
   with_file(".jsonl", ROWS, function(path)
     local set = dataset.open(path, { columns = COLUMNS })
@@ -211,7 +211,7 @@ test("the loader packs what the tokenizer says", function()
   tokenizer:free()
 end)
 
-test("a text without tokens names its line", function()
+test("a text without tokens is an error that names its line", function()
   local tokenizer = tokenizers.load_tokenizer(GOLDEN .. "qwen2") -- adds no token at the end
   with_file(".jsonl", ROWS, function(path)
     local set = dataset.open(path, { columns = COLUMNS })
@@ -227,7 +227,7 @@ test("a text without tokens names its line", function()
   tokenizer:free()
 end)
 
-test("texts are packed at once", function()
+test("data.pack packs texts without a loader", function()
   local tokenizer = tokenizers.load_tokenizer(GOLDEN .. "bert")
   local texts = { "some words", "", "a text of more than six tokens, surely", " at both ends\n" }
   local batch = dataset.pack(tokenizer, texts, 6)

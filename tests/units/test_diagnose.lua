@@ -1,4 +1,4 @@
--- The findings of lorarun doctor: each thing that can be wrong with a machine, from made-up facts.
+-- What lorarun doctor finds: each thing that can be wrong with a machine, from made-up facts.
 local diagnose = require "lorarun.cli.diagnose"
 
 local GIB = 2 ^ 30
@@ -12,7 +12,7 @@ end
 
 local function passed(name, device) return { name = name, device = device, right = true, wrong = {} } end
 
--- A machine of two GPUs on which all is well.
+-- A machine with two GPUs on which nothing is wrong.
 local function sound()
   return { driver = { kernel = "580.65.06", version = "580.65.06", cuda = { 13, 0 } }, gpus = { gpu(0), gpu(1) },
     links = { { from = 0, to = 1, peer = true, nvlink = true } }, pci_gpus = 2,
@@ -31,7 +31,7 @@ local function blind(why)
   return facts
 end
 
--- diagnose.of gives one entry, of this level, with these parts in its words and its cure; and whether training works nevertheless.
+-- diagnose.of must give one entry of this level, with these parts in its text and in its remedy; and whether training still works.
 local function expect(facts, level, what, cure, works)
   local list = diagnose.of(facts)
   local all = {}
@@ -52,7 +52,7 @@ test("nothing is wrong", function()
   check.equal(text, "Training works on 2 GPUs.")
 end)
 
-test("no GPU at all is nothing wrong", function()
+test("a machine without any GPU is not reported as faulty", function()
   local facts = blind "there is no NVIDIA driver"
   facts.gpus, facts.links, facts.pci_gpus, facts.driver = {}, {}, 0, { missing = "there is no NVML: not found" }
   check.equal(#diagnose.of(facts), 0)
@@ -78,7 +78,7 @@ test("a driver too old for this build", function()
     "a driver for CUDA 13, or build lorarun with the toolkit of CUDA 12", true)
 end)
 
-test("an older driver of the same major version will do", function()
+test("an older driver of the same major version is enough", function()
   local facts = sound()
   facts.cuda.built, facts.driver.cuda = "12.8.93", { 12, 4 }
   check.equal(#diagnose.of(facts), 0)
@@ -109,7 +109,7 @@ test("a GPU too old", function()
   check.equal(diagnose.verdict(facts), false)
 end)
 
-test("too little memory, and who holds it", function()
+test("too little memory, and the processes that hold it", function()
   local facts = sound()
   facts.gpus[1].load = { used = 79 * GIB, free = GIB, total = 80 * GIB }
   facts.gpus[1].processes = { { pid = 4242, name = "python3", used = 70 * GIB }, { pid = 7 } }

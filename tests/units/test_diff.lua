@@ -1,4 +1,4 @@
--- diff.lua against a quadratic longest common subsequence, and the properties that every edit script must have.
+-- diff.lua compared with a quadratic longest common subsequence, and the properties that every edit script must have.
 local diff = require "lorarun.bugdata.diff"
 local C = require "lorarun.base.c"
 local ffi = require "ffi"
@@ -25,8 +25,8 @@ local function lcs_length(a, b)
   return row[#b]
 end
 
--- Replays the hunks over a; also proves that they are in order, apart from each other and hold no common line
--- needlessly.
+-- Applies the hunks to a; also checks that they are in order, do not touch each other, and hold no common line that could be
+-- outside.
 local function apply(a, b, hunks)
   local out, i, differing = {}, 1, 0
   local last_end = 0
@@ -52,7 +52,7 @@ local function random_lines(longest, alphabet)
   return lines
 end
 
-test("random inputs: a shortest edit script, the same size both ways", function()
+test("random inputs: a shortest edit script, of the same size from a to b and from b to a", function()
   for _ = 1, 2000 do
     local alphabet = 1 + below(6)
     local a, b = random_lines(24, alphabet), random_lines(24, alphabet)
@@ -73,7 +73,7 @@ test("equal, empty and one-sided inputs", function()
   check.equal(h[1].a_start, 1) check.equal(h[1].a_count, 2) check.equal(h[1].b_start, 1) check.equal(h[1].b_count, 0)
 end)
 
-test("an insertion is before the line that it moves down", function()
+test("an insertion is placed before the line that it moves down", function()
   local h = diff.lines({ "a", "b", "d" }, { "a", "b", "c", "d" })
   check.equal(#h, 1)
   check.equal(h[1].a_start, 3) check.equal(h[1].a_count, 0) check.equal(h[1].b_start, 3) check.equal(h[1].b_count, 1)
@@ -119,7 +119,7 @@ test("beyond the cost bound the script is still valid", function()
   check.that(ok, err)
 end)
 
-test("split: line ends of both kinds, the last line with or without", function()
+test("split: line ends of both kinds, a last line with and without one", function()
   local lines = diff.split("a\r\nb\n\nc")
   check.equal(table.concat(lines, "|"), "a|b||c")
   check.equal(#diff.split("a\n"), 1)

@@ -1,4 +1,4 @@
--- What the documentation says of defaults and names is what the code does: the pages of docs/ are read and compared, both ways.
+-- Defaults and names in the documentation are those of the code: the pages of docs/ are read and compared in both directions.
 local bugdata = require "lorarun.bugdata"
 local fs = require "lorarun.base.fs"
 local mutate = require "lorarun.bugdata.mutate"
@@ -11,7 +11,7 @@ local variables = require "lorarun.cli.variables"
 
 local DOCS = fs.join(fs.dirname(os.getenv "LORARUN_TESTS"), "docs")
 
--- The rows of the table whose head begins with `head`: lists of cells without the bars between them.
+-- The rows of the table whose header begins with `head`, each as a list of its cells.
 local function table_of(page, head)
   local text, rows = fs.read(fs.join(DOCS, page)), {}
   local at = select(2, text:find("\n" .. head, 1, true))
@@ -75,7 +75,7 @@ test("docs/reference.md: the defaults of losses and of AdamW", function()
   local losses, ops = require "lorarun.train.loss", require "lorarun.tensor.ops"
   check.equal(tostring(losses.multiple_negatives_ranking().gather), gather)
   local tensor = require "lorarun.tensor.tensor"
-  tensor.scope(function() -- two pairs of equal unit vectors, the cosine between the pairs is 0.8: log(1 + exp(-scale (1 - 0.8)))
+  tensor.scope(function() -- two pairs of equal unit vectors with a cosine of 0.8 between the pairs: log(1 + exp(-scale (1 - 0.8)))
     local e = tensor.from { { 1, 0 }, { 0.8, 0.6 }, { 1, 0 }, { 0.8, 0.6 } }
     local function loss(options)
       return losses.multiple_negatives_ranking(options).compute({ ops.rows(e, 0, 2) }, nil, e):item()
@@ -151,7 +151,7 @@ end)
 
 local ROOT = fs.dirname(DOCS)
 
--- Every page that users and contributors read: name -> text.
+-- All pages that users and contributors read: name -> text.
 local function pages()
   local list = { ["README.md"] = fs.read(fs.join(ROOT, "README.md")) }
   for _, name in ipairs(fs.list(DOCS)) do
@@ -172,8 +172,8 @@ test("docs/reference.md: every public name", function()
   check.equal(table.concat(missing, ", "), "")
 end)
 
--- Functions of lr, methods of models, tensors and tokenizers in the pages are looked up in what a recipe gets.
-test("docs: names of the API that pages give exist", function()
+-- Functions of lr and methods of models, tensors and tokenizers in the pages are looked up in the objects that a recipe gets.
+test("docs: names of the API in the pages exist", function()
   local lr = require "lorarun"
   local classes = { model = require("lorarun.models.model").Model, t = lr.tensor.Tensor,
     tok = lr.load_tokenizer(fs.join(os.getenv "LORARUN_TESTS", "golden", "bert")) }
@@ -197,7 +197,7 @@ test("docs: names of the API that pages give exist", function()
   classes.tok:free()
 end)
 
-test("docs: variables LORARUN_... are those that the program knows, and the reference has them all", function()
+test("docs: variables LORARUN_... in the pages are known to the program, and the reference lists all of them", function()
   for page, text in sorted(pages()) do
     for name in text:gmatch "LORARUN_[%u_]+" do
       local built = text:find("-D" .. name, 1, true) or name == "LORARUN_CUDA" -- an option of CMake
@@ -216,8 +216,8 @@ test("docs/launching.md: every flag of ranks", function()
   for _, flag in ipairs(settings.flags()) do check.that(text:find("`" .. flag, 1, true), "launching.md lacks " .. flag) end
 end)
 
--- A flag in a page is one of the program's, a recipe's, a tool's or a benchmark's: its word stands in their code.
-test("docs: flags that pages give exist", function()
+-- A flag in a page belongs to the program, a recipe, a tool or a benchmark, so its name must stand in their code.
+test("docs: flags in the pages exist", function()
   local code = {}
   local function gather(folder)
     for _, name in ipairs(fs.list(folder)) do

@@ -2,7 +2,7 @@
 local fs = require "lorarun.base.fs"
 local folder = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua").with_folder
 
-test("what killed writers left is swept up, what others write is not", function()
+test("files left by killed writers are removed, files of running writers are not", function()
   local dir = os.tmpname()
   os.remove(dir)
   fs.make(dir .. "/a/b/c")
@@ -91,7 +91,7 @@ test("paths", function()
   check.equal(fs.basename("x/a.txt", ".json"), "a.txt")
 end)
 
-test("what does not fit at the end of a file is not begun there", function()
+test("a line that does not fit at the end of a file is not written in part", function()
   local path = os.tmpname()
   local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
   fs.write(path, "a line\n")
@@ -102,7 +102,7 @@ test("what does not fit at the end of a file is not begun there", function()
   os.remove(path)
 end)
 
-test("fs: contents and first_line read files of the kernel, and give nil for what cannot be read", function()
+test("fs: contents and first_line read files of the kernel, and return nil if a file cannot be read", function()
   check.that(fs.contents "/proc/meminfo":find "MemTotal")
   check.equal(fs.first_line "/proc/self/comm", fs.contents "/proc/self/comm":match "[^\n]+")
   check.equal(fs.contents "/nowhere/x", nil)

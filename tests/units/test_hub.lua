@@ -1,4 +1,4 @@
--- Where models are found: the hub's cache as huggingface_hub lays it out, errors for incomplete ones, and short names of ids.
+-- Where models are found: the cache in huggingface_hub's layout, errors for incomplete snapshots, and short names of ids.
 -- The folders here hold empty files: nothing is loaded.
 local ffi = require "ffi"
 local fs = require "lorarun.base.fs"
@@ -10,7 +10,7 @@ local COMMIT, OTHER = ("0123456789"):rep(4), ("abcdef0123"):rep(4)
 local VARIABLES = { "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "SENTENCE_TRANSFORMERS_HOME",
   "TRANSFORMERS_CACHE", "HF_HUB_OFFLINE", "HOME", "HUB_TEST" }
 
--- fn(root) with only these variables set, and an empty folder.
+-- Calls fn(root) with only these variables set; root is an empty folder.
 local function with(variables, fn)
   local before, root = {}, os.tmpname()
   os.remove(root)
@@ -33,7 +33,8 @@ local function put(path, text)
   fs.write(path, text or "")
 end
 
--- A repository of the cache with a whole snapshot, which `ref` names where it is not false; returns the snapshot's folder.
+-- Makes a repository with a complete snapshot in the cache, and a ref `ref` that names it unless that is false; returns the
+-- snapshot's folder.
 local function repository(cache, id, ref, commit)
   local at = fs.join(cache, "models--" .. id:gsub("/", "--"))
   local snapshot = fs.join(at, "snapshots", commit or COMMIT)
@@ -53,7 +54,7 @@ test("where the cache is: the variables of huggingface_hub, with ~ and $", funct
   cache({ HOME = "ROOT", HF_HOME = "~" }, "ROOT/hub")
   cache({ HUB_TEST = "ROOT", HF_HOME = "$HUB_TEST/hf" }, "ROOT/hf/hub")
   cache({ HUB_TEST = "ROOT", HF_HUB_CACHE = "${HUB_TEST}/x", HF_HOME = "/y" }, "ROOT/x")
-  cache({ HUGGINGFACE_HUB_CACHE = "/old/$HUB_TEST/~" }, "/old/$HUB_TEST/~") -- not set, and not at the beginning
+  cache({ HUGGINGFACE_HUB_CACHE = "/old/$HUB_TEST/~" }, "/old/$HUB_TEST/~") -- $HUB_TEST is not set, ~ is not at the beginning
   cache({ HF_HOME = "~no-such-user/x" }, "~no-such-user/x/hub")
   with({ HOME = "ROOT", HF_HOME = "~/hf" }, function(root)
     check.equal(require("lorarun.dist.accelerate").default_path(), root .. "/hf/accelerate/default_config.yaml")
@@ -81,7 +82,7 @@ test("sentence-transformers' cache and the old one of transformers", function()
   end)
 end)
 
-test("the small model under its own name", function()
+test("the small model by its short name", function()
   with({ XDG_CACHE_HOME = "ROOT" }, function(root)
     local own = root .. "/lorarun/models/all-MiniLM-L6-v2"
     check.raises("To fetch it: hf download sentence-transformers/all-MiniLM-L6-v2 ", hub.resolve, "all-MiniLM-L6-v2")
@@ -96,7 +97,7 @@ test("the small model under its own name", function()
   end)
 end)
 
-test("revisions: branches, tags and commits, and those that are not there", function()
+test("revisions: branches, tags and commits, and unknown ones", function()
   with({ HF_HUB_CACHE = "ROOT" }, function(root)
     local main, at = repository(root, "a/b")
     local other = repository(root, "a/b", "refs/pr/1", OTHER)
@@ -116,7 +117,7 @@ test("revisions: branches, tags and commits, and those that are not there", func
   end)
 end)
 
-test("a broken ref, and none", function()
+test("a broken ref, and a missing one", function()
   with({ HF_HUB_CACHE = "ROOT" }, function(root)
     local snapshot, at = repository(root, "a/b")
     fs.write(at .. "/refs/main", "")
@@ -125,7 +126,7 @@ test("a broken ref, and none", function()
       fs.write(at .. "/refs/main", text)
       check.raises(at .. "/refs/main does not hold the number of a commit", hub.resolve, "a/b")
     end
-    fs.write(at .. "/refs/main", OTHER) -- whose files were never fetched: the other snapshot is another model
+    fs.write(at .. "/refs/main", OTHER) -- its files were never fetched; the other snapshot is another model
     check.raises("lacks all of its files", hub.resolve, "a/b")
     fs.remove(at .. "/refs/main")
     check.equal(hub.resolve "a/b", snapshot, "the only one there is")
@@ -169,7 +170,7 @@ test("a snapshot that lacks files", function()
   end)
 end)
 
-test("paths get no advice to download them", function()
+test("an error about a path does not advise to download it", function()
   with({ HF_HUB_CACHE = "ROOT/hub" }, function(root)
     fs.make(root .. "/models/mine")
     for _, name in ipairs { "./no-such", "/no/such", "~/no-such", "no-such/", "a/b/c", "../x", "models/x",
@@ -179,8 +180,8 @@ test("paths get no advice to download them", function()
     end
     check.raises("did you mean 'mine'?", hub.resolve, root .. "/models/mien")
     check.raises("~ is the shell's", hub.resolve, "~/models/x")
-    fs.make "hub_test_folder" -- in the folder this runs in
-    local ok, err = pcall(hub.resolve, "hub_test_folder/no-such") -- would be an id else
+    fs.make "hub_test_folder" -- in the current folder
+    local ok, err = pcall(hub.resolve, "hub_test_folder/no-such") -- otherwise this would be an id
     fs.remove "hub_test_folder"
     check.that(not ok and err:find("there is no model folder 'hub_test_folder/no-such'", 1, true), err)
     check.raises("To fetch it: hf download a/b   (HF_HOME", hub.resolve, "a/b")

@@ -62,7 +62,7 @@ test("numbers as Python writes them", function()
   end
 end)
 
-test("every double reads back as itself", function()
+test("every double is read back unchanged", function()
   local random = ffi.new "uint32_t[4]"
   local bits = ffi.new "union { uint32_t u[2]; double d; }"
   for i = 1, 5000 do
@@ -120,14 +120,14 @@ test("as Python reads", function()
   check.raises("f.json:1:2: not valid JSON: '-' where", json.decode, "[-Inf]", "f.json", "python")
 end)
 
-test("an order of one's own", function()
+test("keys in a given order", function()
   local o = json.object { { "z", 1 }, { "a", json.object {} }, { "m", { json.null } } }
   check.equal(json.encode(o), '{"z": 1, "a": {}, "m": [null]}')
   check.raises("the key 'a' occurs twice", json.object, { { "a", 1 }, { "a", 2 } })
   check.raises("key 1 is a number", json.object, { { 1, 2 } })
 end)
 
-test("what cannot be written names its place", function()
+test("a value that cannot be written is an error that names its place", function()
   local loop = { x = {} }
   loop.x.y = { 1, loop }
   check.raises("json.encode: x.y[2]: the table contains itself", json.encode, loop)
@@ -150,11 +150,11 @@ test("what cannot be written names its place", function()
   check.raises("indent is '2', expected a whole number", json.encode, 1, { indent = "2" })
   check.raises("no order to keep", json.encode, 1, { sort_keys = false })
   check.raises("json.null cannot have fields", function() json.null.x = 1 end)
-  local shared = { 1 } -- twice, but not inside itself
+  local shared = { 1 } -- occurs twice, but not inside itself
   check.equal(json.encode { shared, shared }, "[[1], [1]]")
 end)
 
-test("keys of an object: in the order of the text as Python keeps it, else sorted", function()
+test("keys of an object: in the order of the text as in Python, otherwise sorted", function()
   local text = '{"b": 1, "a": {"z": [], "y": {"d": 1, "c": 2}}, "10": 0}'
   local kept, plain = json.decode(text, nil, "python"), json.decode(text)
   check.equal(table.concat(json.keys(kept), " "), "b a 10")

@@ -31,7 +31,7 @@ end
 
 local ABOVE = ", which is above it: move what both need down, or have it passed in"
 
-test("layers: requires that point down pass, in every way in which they are written", function()
+test("layers: requires of lower folders pass, in every way of writing them", function()
   check_wrong({
     ["init.lua"] = [[local M = { model = "models.model" } return function(n) return require("lorarun." .. M[n]) end]],
     ["base/c.lua"] = [[local ffi = require "ffi" ffi.cdef(require "lorarun.cdef") return require('lorarun.host')]],
@@ -43,7 +43,7 @@ test("layers: requires that point down pass, in every way in which they are writ
   }, {})
 end)
 
-test("layers: a require of a folder above is found, at load or in a function", function()
+test("layers: a require of a higher folder is found, at load or in a function", function()
   check_wrong({
     ["base/fs.lua"] = "-- files\nlocal model = require \"lorarun.models.model\"",
     ["models/model.lua"] = "local m = {}\nfunction m.f()\n  return require('lorarun.cli').show(m)\nend",
@@ -72,7 +72,7 @@ test("layers: a circle is found, within a folder, through functions and through 
     { "a circle: lua/lorarun/base/a.lua:1 requires lorarun.base.a" .. cure })
 end)
 
-test("layers: comments and texts require nothing; what cannot be followed is found", function()
+test("layers: comments and strings require nothing; a require that cannot be followed is found", function()
   check_wrong({ ["models/model.lua"] = "", ["base/a.lua"] = [==[
 --[[ require "lorarun.models.model" ]] -- require "lorarun.models.model"
 local text = "begins with: require \"lorarun.models.model\"", [[ require "lorarun.models.model" ]], t.require("x")
@@ -84,7 +84,7 @@ local lorarun = require "lorarun.models.gone"]==] }, { "lua/lorarun/base/a.lua:3
   end
 end)
 
-test("layers: every folder has its place, and the line is there", function()
+test("layers: every folder has its place in the order, and the page has the line with the order", function()
   check_wrong({ ["extra/a.lua"] = "" },
     { "lua/lorarun/extra/a.lua: its folder has no place in the order of docs/architecture.md (layers: ...)" })
   check_wrong({ ["base/a.lua"] = "" },
@@ -93,7 +93,7 @@ test("layers: every folder has its place, and the line is there", function()
     { "docs/architecture.md: there is no line: C layers: `core < ... < host`, lowest folder first" }, nil, ORDER)
 end)
 
-test("layers: what is known passes, until it is no longer needed", function()
+test("layers: known exceptions pass, and are reported once they are not needed", function()
   local files = { ["base/a.lua"] = "require 'lorarun.models.b'", ["models/b.lua"] = "" }
   check_wrong(files, {}, { "base/a.lua -> models/b.lua" })
   files["base/a.lua"] = ""

@@ -1,5 +1,5 @@
--- Limits of the system: those of control groups, read from trees that are made up here, and the process's own, under which the
--- program is run as a shell's ulimit sets them. Each that is reached is one error that names it, and never a signal.
+-- Limits of the system: those of control groups, read from file trees made up here, and those of a process, which a shell's ulimit
+-- sets before it runs the program. Reaching a limit is one error that names it, and never a signal.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local fs = require "lorarun.base.fs"
@@ -12,7 +12,7 @@ local MB = 1000 * 1000
 local bert = shell.quote(fs.join(os.getenv "LORARUN_TESTS", "golden", "bert"))
 local has_spare_addresses = not os.getenv "ASAN_OPTIONS" -- the sanitizer takes most of a process's addresses for itself
 
--- fn() where /proc and /sys are a tree of these files: { ["/sys/fs/cgroup/a/memory.max"] = "1000" }.
+-- Calls fn() with these files as /proc and /sys: { ["/sys/fs/cgroup/a/memory.max"] = "1000" }.
 local function with_tree(files, fn)
   shell.with_folder(function(root)
     for path, text in pairs(files) do
@@ -26,7 +26,7 @@ local function with_tree(files, fn)
   end)
 end
 
--- The memory that the groups allow, and the name of the tightest.
+-- The memory that the groups allow, and the name of the tightest group.
 local function left()
   local bound = ffi.new "lr_memory_bound"
   check.equal(C.lr_memory_left_by_group(bound), C.LR_OK)
@@ -44,7 +44,7 @@ local function none()
   check.equal(name, "")
 end
 
-test("version 2: the tightest of a group and those above it", function()
+test("version 2: the tightest limit of a group and the groups above it", function()
   local at = "/sys/fs/cgroup"
   local files = { ["/proc/self/cgroup"] = "0::/job/step/task", [at .. "/job/memory.max"] = "2000000000",
     [at .. "/job/memory.current"] = "500000000", [at .. "/job/memory.stat"] = "anon 1\nfile 9\ninactive_file 100000000\n"
@@ -52,7 +52,7 @@ test("version 2: the tightest of a group and those above it", function()
     [at .. "/job/step/memory.current"] = "400000000",
     [at .. "/job/step/task/memory.max"] = "max" }
   with_tree(files, function() expect(1650 * MB, "the control group /job allows 2.0 GB") end)
-  files[at .. "/job/step/memory.max"] = "450000000" -- which has no memory.stat
+  files[at .. "/job/step/memory.max"] = "450000000" -- this group has no memory.stat
   with_tree(files, function() expect(50 * MB, "the control group /job/step allows 450.0 MB") end)
   files[at .. "/job/step/memory.current"] = "460000000"
   with_tree(files, function() expect(0, "the control group /job/step allows 450.0 MB") end)
@@ -71,7 +71,7 @@ test("version 1, alone and beside version 2", function()
     [at .. "/memory.limit_in_bytes"] = "9223372036854771712", [at .. "/memory.usage_in_bytes"] = "1",
     [at .. "/job_7/memory.limit_in_bytes"] = "800000000", [at .. "/job_7/memory.usage_in_bytes"] = "300000000",
     [at .. "/job_7/memory.stat"] = "cache 7\ninactive_file 5\nactive_file 2\ntotal_inactive_file 9000000\n"
-      .. "total_active_file_x 3", -- the group's own, and that of all below it, where the job's processes are
+      .. "total_active_file_x 3", -- the group's own value, and the sum with all groups below it, where the job's processes are
     [at .. "/job_7/step_0/memory.limit_in_bytes"] = "9223372036854771712" }
   with_tree(files, function() expect(800 * MB - 300 * MB + 9 * MB + 2, "the control group /slurm/job_7 allows 800.0 MB") end)
 end)
@@ -83,7 +83,7 @@ test("no group, no limit, or nonsense in their files", function()
   with_tree({ ["/proc/self/cgroup"] = "nonsense\n1:2\n::\n5:cpu:/a", ["/sys/fs/cgroup/a/memory.max"] = "1" }, none)
 end)
 
-test("what is available is what the tightest limit leaves, with its name", function()
+test("available memory: as much as the tightest limit leaves, and the name of that limit", function()
   local before = memory.available()
   with_tree({ ["/proc/self/cgroup"] = "0::/a", ["/sys/fs/cgroup/a/memory.max"] = "1000000" }, function()
     local bytes, what = memory.available()
@@ -96,7 +96,7 @@ test("what is available is what the tightest limit leaves, with its name", funct
   check.that(before > MB)
 end)
 
-test("processor time: of the tightest group, in both versions", function()
+test("processor time: that of the tightest group, in both versions", function()
   with_tree({ ["/proc/self/cgroup"] = "0::/a/b", ["/sys/fs/cgroup/a/cpu.max"] = "150000 100000",
     ["/sys/fs/cgroup/a/b/cpu.max"] = "max 100000" }, function() check.equal(hardware.cpu().quota, 1.5) end)
   with_tree({ ["/proc/self/cgroup"] = "3:cpu,cpuacct:/a/b", ["/sys/fs/cgroup/cpu/a/cpu.cfs_quota_us"] = "50000",
@@ -105,7 +105,7 @@ test("processor time: of the tightest group, in both versions", function()
   with_tree({}, function() check.equal(hardware.cpu().quota, nil) end)
 end)
 
-test("a tensor that the control group has no memory for is an error, before the kernel kills", function()
+test("a tensor that is too large for the control group is an error, before the kernel kills the process", function()
   C.lr_memory_release_cached(C.LR_CPU)
   with_tree({ ["/proc/self/cgroup"] = "0::/job/task", ["/sys/fs/cgroup/job/memory.max"] = "50000000",
     ["/sys/fs/cgroup/job/memory.current"] = "10000000" }, function()
@@ -116,7 +116,7 @@ test("a tensor that the control group has no memory for is an error, before the 
   C.lr_memory_release_cached(C.LR_CPU)
 end)
 
--- Run code under a limit; two compute threads, whatever machine this is.
+-- Run code under a limit, with two compute threads on any machine.
 local function under(limit, code, words)
   return shell.run(("ulimit %s; OMP_NUM_THREADS=${T:-2} $L %s -e %s"):format(limit, words or "", shell.quote(code)))
 end
@@ -129,7 +129,7 @@ end
 
 local ENCODE = ("print(lr.load_model(%s):encode({ 'a text', 'another' }).shape[1])"):format(bert)
 
-test("few addresses (ulimit -v) do, and too few are an error", function()
+test("few addresses (ulimit -v) are enough, and too few are an error", function()
   if not has_spare_addresses then return end
   for _, kilobytes in ipairs { 4000000, 700000 } do
     local r = under("-v " .. kilobytes, ENCODE)
@@ -158,18 +158,18 @@ test("variables of OpenMP that take threads away change no result", function()
   check.equal(run "OMP_NUM_THREADS=2 ONEDNN_DEFAULT_FPMATH_MODE=ANY DNNL_DEFAULT_FPMATH_MODE=ANY", two)
 end)
 
-test("libraries that do not expect it are not called where memory is short", function()
+test("libraries that cannot handle a lack of memory are not called when memory is short", function()
   if not has_spare_addresses then return end
   refused(under("-v unlimited", ([[
     local ffi, model = require "ffi", lr.load_model(%s)
     ffi.cdef "typedef struct { unsigned long most, hard; } limit; int setrlimit(int, const limit *);"
     local pages = tonumber(io.open "/proc/self/statm":read "*n")
     local most = pages * 4096 + 8e6
-    ffi.C.setrlimit(9, ffi.new("limit", most, most)) -- of addresses
+    ffi.C.setrlimit(9, ffi.new("limit", most, most)) -- the limit of addresses
     model:encode { "a text" }]]):format(bert)), "oneDNN", "ulimit -v")
 end)
 
-test("a small stack (ulimit -s) is the main thread's alone", function()
+test("a small stack (ulimit -s) applies to the main thread alone", function()
   if not has_spare_addresses then return end
   check.equal(under("-s 64", ENCODE).out, "2\n")
 end)

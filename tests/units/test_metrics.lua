@@ -1,5 +1,5 @@
--- metrics: against SciPy, scikit-learn and sentence-transformers (tests/golden/metrics.json), then without a library:
--- the kinds of input, errors, and large inputs against a direct count.
+-- metrics: compared with SciPy, scikit-learn and sentence-transformers (tests/golden/metrics.json); then kinds of input, errors,
+-- and large inputs compared with a direct count.
 local ffi = require "ffi"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
@@ -23,7 +23,7 @@ end
 
 for _, case in ipairs(golden.correlation) do
   test("correlation: " .. case.name, function()
-    -- SciPy's own rounding, where the mean is 1e8 times the spread
+    -- allows for SciPy's own rounding when the mean is 1e8 times the spread
     local tolerance = case.name == "far from zero" and 1e-8 or 1e-12
     for _, name in ipairs { "pearson", "spearman" } do
       local r, expected = metrics[name](case.x, case.y), case[name]
@@ -84,12 +84,12 @@ test("neighbouring doubles with no number between them", function()
   check.that(r.accuracy_threshold > low and r.accuracy_threshold <= high, "the threshold does not separate them")
 end)
 
-test("a figure that does not exist is nil, with the reason", function()
+test("a figure that is undefined is nil, with the reason", function()
   for _, name in ipairs { "pearson", "spearman" } do
     for _, case in ipairs {
       { {}, {}, "there are no rows" }, { { 1 }, { 2 }, "there is only one row" },
       { { 0.1, 0.1, 0.1 }, { 1, 2, 3 }, "all similarities are 0.1" }, { { 1, 2, 3 }, { 1, 1, 1 }, "all labels are 1" },
-      { { 7, 7 }, { 0, 0 }, "all labels are 0" } } do -- the labels are what a user can mend
+      { { 7, 7 }, { 0, 0 }, "all labels are 0" } } do -- of the two reasons, labels are the one that a user can change
       local r, why = metrics[name](case[1], case[2], nil, { "similarities", "labels" })
       check.equal(r, nil, name)
       check.equal(why, case[3], name)
@@ -131,8 +131,8 @@ test("bad input names the value and its place", function()
   check.raises("whole number of thresholds", metrics.threshold_sweep, { 1, 2 }, { 0, 1 }, 2.5)
 end)
 
-test("many rows: AUC and rank correlation as a direct count has them", function()
-  -- Scores on a grid of 64 values, so that counting per value is exact and every tie rule is at work.
+test("many rows: AUC and rank correlation equal those of a direct count", function()
+  -- Scores on a grid of 64 values, so that counting per value is exact and every rule for ties is used.
   local n, grid = 20000, 64
   local scores, labels = ffi.new("double[?]", n), ffi.new("double[?]", n)
   local count = { [0] = {}, [1] = {} }

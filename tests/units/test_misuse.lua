@@ -1,5 +1,5 @@
--- Misuse of the API: every function that takes a table of options refuses an unknown option by its name; every method says what to
--- do if it was called with a dot; a value that is no model, tensor or data set is named. Each error has the user's own line.
+-- Misuse of the API: every function that takes a table of options refuses an unknown option and names it; every method says what to
+-- do if it was called with a dot; a value that is not a model, tensor or data set is named. Each error has the user's own line.
 -- A new public function must be put into one of the two lists below.
 local ffi = require "ffi"
 local fs = require "lorarun.base.fs"
@@ -8,7 +8,7 @@ local tests = os.getenv "LORARUN_TESTS"
 local shell = dofile(tests .. "/shell.lua")
 local BERT = fs.join(tests, "golden", "bert")
 
--- fn(things): things is a model with adapters, a data set, and other arguments of calls; all are closed after fn.
+-- Calls fn(things): a model with adapters, a data set, and other arguments for calls; all are closed after fn.
 local function with_things(fn)
   shell.with_folder(function(folder)
     local path = fs.join(folder, "rows.jsonl")
@@ -31,7 +31,7 @@ local function with_things(fn)
   end)
 end
 
--- Functions that take options: how each is called with some. T: with_things.
+-- Functions that take options: how each is called with some. T: the things of with_things.
 local TAKES_OPTIONS = {
   ["lr.args"] = function(_, o) lr.args { { "a", 1, "b", bacth = o.bacth } } end,
   ["lr.load_model"] = function(_, o) lr.load_model(BERT, o) end,
@@ -74,7 +74,7 @@ local IN_ORDER = [[
   lr.export.refuse_mixture
 ]]
 
-test("every function that takes options refuses an unknown one, and a value that is no table", function()
+test("every function that takes options refuses an unknown option, and a value that is not a table", function()
   with_things(function(t)
     for name, call in pairs(TAKES_OPTIONS) do
       local text = check.raises("bacth", call, t, { bacth = 3 })
@@ -88,7 +88,7 @@ test("every function that takes options refuses an unknown one, and a value that
   end)
 end)
 
-test("every public function is known to take options, or to take its arguments in order", function()
+test("every public function is listed here, as one with options or as one without", function()
   local known = {}
   for word in IN_ORDER:gmatch "%S+" do known[word] = true end
   for name in pairs(TAKES_OPTIONS) do known[name] = true end
@@ -111,7 +111,7 @@ test("every public function is known to take options, or to take its arguments i
   check.that(seen > 100, "functions looked at")
 end)
 
-test("a method that is called with a dot says so, whatever it was given", function()
+test("a method that is called with a dot says so, whatever the arguments", function()
   with_things(function(t)
     local objects = { model = t.model, tokenizer = t.model.tokenizer, set = t.set, optimizer = t.optimizer, tensor = t.tensor,
       batch = t.batch, loader = t.loader, ["model.lora"] = t.model.lora, bar = t.bar }
@@ -134,10 +134,10 @@ test("a method that is called with a dot says so, whatever it was given", functi
   end)
 end)
 
-test("what is no model, tensor, data set or path is named with the cure", function()
+test("a value that is not a model, tensor, data set or path is named, with what to do", function()
   local freed = lr.load_model(BERT, { max_length = 16 })
   freed:free()
-  freed:free() -- twice is once
+  freed:free() -- freeing twice does no harm
   with_things(function(t)
     local m = t.model
     for part, fn in pairs {
@@ -210,7 +210,7 @@ test("what is no model, tensor, data set or path is named with the cure", functi
       local text = check.raises(part, fn)
       check.that(text:find "tests/units/test_misuse%.lua:%d+: ", text)
     end
-    -- taken off, others can be put on
+    -- after the adapters are freed, others can be added
     m.lora:free()
     check.equal(m.lora, nil)
     m:add_lora { rank = 1, targets = { "key" } }

@@ -1,4 +1,4 @@
--- test_mutate.lua: planted bugs change code and nothing else, are what the diff shows, and depend on the seed alone.
+-- test_mutate.lua: planted bugs change nothing but code, are exactly what the diff shows, and depend on the seed alone.
 local diff = require "lorarun.bugdata.diff"
 local random = require "lorarun.base.random"
 local mutate = require "lorarun.bugdata.mutate"
@@ -71,7 +71,7 @@ local function sites_of(language, text)
   return mutate.sites(tokens, functions.find(tokens)), tokens
 end
 
--- What a site makes of its line, or nil for those that are drawn when planted.
+-- The line after a site's change; nil if the change is drawn only when it is planted.
 local function result_of(text, site)
   if not site.edits then return nil end
   for k = #site.edits, 1, -1 do
@@ -89,7 +89,7 @@ local function offers(language, text, kind)
   return table.concat(found, " | ")
 end
 
-test("each kind does what it is called", function()
+test("each kind makes the change that its name says", function()
   check.equal(offers("python", "x = a < b", "comparison"), "x = a <= b")
   check.equal(offers("python", "x = a is not b", "comparison"), "x = a is b")
   check.equal(offers("python", "x = a not in b", "comparison"), "x = a in b")
@@ -115,7 +115,7 @@ test("each kind does what it is called", function()
   check.equal(offers("python", "def f():\n    a()\n    b()\n    c()\n", "lost_line"), "def f():\n    a()\n    c()\n")
 end)
 
-test("changes that change nothing are not offered", function()
+test("changes that would leave the text as it is are not offered", function()
   check.equal(offers("python", "x = a + 0", "wrong_operator"), "")
   check.equal(offers("python", "x = a * 1", "wrong_operator"), "")
   check.equal(offers("python", "f(a, a)", "swapped_arguments"), "")
@@ -144,7 +144,7 @@ test("imports, heads of definitions, strings and comments are left alone", funct
   end
 end)
 
-test("C: heads of functions, declared names, types and casts take no other variable", function()
+test("C: no variable is replaced in heads of functions, declared names, types and casts", function()
   local text = "static int f(size_t alpha, box *beta)\n{\n    int64_t gamma, *delta;\n    box *other = beta;\n"
     .. "    gamma = (size)(alpha) + (box *)delta->next;\n    return sizeof(box) * gamma;\n}\n"
   local lines, replaced = diff.split(text), {}
@@ -248,7 +248,7 @@ test("the seed decides everything; `most` bounds the bugs, one to a function", f
   check.that(different >= 15, "seeds make no difference")
 end)
 
-test("text without a place for a bug comes back as it is", function()
+test("text without a place for a bug is returned unchanged", function()
   for language, text in pairs { python = "# only a comment\n", c = "", lua = "return\n" } do
     local mutated, planted = plant(language, text, 1)
     check.equal(mutated, text)

@@ -1,4 +1,4 @@
--- Schedules, AdamW and clipping against torch and transformers (tests/golden/optim.json); samplers.
+-- Schedules, AdamW and clipping compared with torch and transformers (tests/golden/optim.json); samplers.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local fs = require "lorarun.base.fs"
@@ -74,7 +74,7 @@ test("a gradient that is not finite changes nothing and is reported", function()
   end)
 end)
 
-test("a scaled loss: its gradients count unscaled; the scale halves, doubles after 2000 clean steps, and is kept", function()
+test("a scaled loss: the scale is divided out of its gradients; it halves, doubles after 2000 clean steps, and is saved", function()
   tensor.scope(function()
     local function with(options, grad)
       local p = { value = tensor.from { 1, 2 }, grad = tensor.from(grad), count = 2 }
@@ -104,7 +104,7 @@ test("a scaled loss: its gradients count unscaled; the scale halves, doubles aft
   end)
 end)
 
-test("a shuffled epoch is a permutation, another one each epoch and seed", function()
+test("a shuffled epoch is a permutation, a different one for each epoch and seed", function()
   for _, rows in ipairs { 1, 2, 5, 16, 17, 1000 } do
     local sample = sampler.shuffled(rows, 7)
     local orders = {}
@@ -145,7 +145,7 @@ test("weighted draws: classes equally often, rows of a class equally often, a pu
   check.equal(sample(12345), (sampler.weighted(labels, 10, 3))(12345))
   local other, same = sampler.weighted(labels, 10, 4), 0
   for i = 0, 99 do same = same + (other(i) == sample(i) and 1 or 0) end
-  check.that(same < 60, same .. " of 100 draws are those of another seed") -- 28 are to be expected
+  check.that(same < 60, same .. " of 100 draws are those of another seed") -- 28 are expected by chance
 end)
 
 test("sampling among some rows", function()

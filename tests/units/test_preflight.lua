@@ -1,4 +1,4 @@
--- The launcher's checks before it starts ranks: each thing that cannot work is one error, before anything has begun.
+-- The launcher's checks before it starts ranks: each setting that cannot work is one error, before anything has begun.
 local fs = require "lorarun.base.fs"
 local preflight = require "lorarun.dist.preflight"
 local settings = require "lorarun.dist.settings"
@@ -19,7 +19,7 @@ local function model_in(dir, weights, name)
   local f = assert(io.open(fs.join(dir, "model/model.safetensors"), "w"))
   f:write(string.char(#head), ("\0"):rep(7), head)
   f:seek("cur", 4 * weights - 1)
-  f:write "x" -- a file with a hole: as large as it says, and no bytes on the disk
+  f:write "x" -- a file with a hole: it has this size, but takes no space on the disk
   f:close()
   return fs.join(dir, "model")
 end
@@ -37,7 +37,7 @@ test("each check that passes gives a line", function()
   fs.remove(dir)
 end)
 
-test("a model whose weights are below the folder, and an adapter, whose weights are its base's", function()
+test("a model with its weights in a subfolder, and an adapter, which needs the weights of its base", function()
   local dir = folder()
   local base = model_in(dir, 2 ^ 20)
   local st = fs.join(dir, "st")
@@ -57,12 +57,12 @@ test("a model whose weights are below the folder, and an adapter, whose weights 
   fs.remove(dir)
 end)
 
-test("more ranks than cores is said, not refused", function()
+test("more ranks than cores is a message, not an error", function()
   local cores = require("lorarun.base.c").lr_cores()
   check.that(looked({ processes = cores + 1 }, {}):find "take turns")
 end)
 
-test("GPUs that are not there", function()
+test("GPUs that do not exist", function()
   if require("lorarun").has_gpu() then return end
   settings.forget()
   settings.take_flag({ "--multi-gpu" }, 1)
@@ -85,7 +85,7 @@ test("model, data and output that cannot work", function()
   local huge = model_in(dir, 2 ^ 40)
   check.raises("2 ranks of " .. huge .. " need at least 16384.0 GiB of memory", looked, { processes = 2 }, { model = huge })
   check.raises("1 rank of " .. huge .. " needs at least 4096.0 GiB of memory", looked, { precision = "bf16" }, { model = huge })
-  model_in(dir, 2 ^ 40, "embeddings.word_embeddings.weight") -- which is there once
+  model_in(dir, 2 ^ 40, "embeddings.word_embeddings.weight") -- this tensor is stored once
   check.raises("1 rank of " .. huge .. " needs at least 4096.0 GiB of memory", looked, {}, { model = huge })
   fs.write(fs.join(dir, "model/model.safetensors"), "x")
   check.raises("model.safetensors", looked, {}, { model = huge })

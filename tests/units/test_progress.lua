@@ -1,7 +1,7 @@
 -- test_progress.lua: the progress bar: the text of the line, that it fits, and how often it is written.
 local progress = require "lorarun.train.progress"
 
--- A stream that keeps what is written, and a clock that is moved by hand.
+-- A stream that keeps what is written, and a clock that the test sets.
 local function recorder()
   local parts = {}
   return {
@@ -69,7 +69,7 @@ test("a full bar, a half one, and the steps between two columns", function()
   for step, width in pairs(widths) do check.that(width >= 10, ("%d cells at step %d"):format(width, step)) end
 end)
 
-test("every width is kept to, and fields leave from the end", function()
+test("the line never exceeds the width; fields are dropped from the end", function()
   for width = 2, 160 do
     local bar, stream, clock = new { total = 500, width = width, description = "prüfen" }
     clock.now = clock.now + 1
@@ -113,7 +113,7 @@ test("a line above the bar, and the bar again below it", function()
   check.equal(stream:take(), "after\n")
 end)
 
-test("a transient bar leaves nothing", function()
+test("a transient bar leaves nothing on the terminal", function()
   local bar, stream, clock = new { total = 10, width = 80, transient = true }
   clock.now = clock.now + 1
   bar:update(1)
@@ -124,7 +124,7 @@ test("a transient bar leaves nothing", function()
   bar:close()
 end)
 
-test("in a log: whole lines, no control characters, one every few seconds, and the last", function()
+test("in a log: whole lines without control characters, one every few seconds, and a last one", function()
   local bar, stream, clock = new { total = 1000, description = "training", every_seconds = 5 }
   local lines = {}
   for step = 1, 100 do
@@ -186,7 +186,7 @@ test("slow steps, an unknown total, a total that comes later", function()
   check.that(stream:take():find "^\r\27%[K 50%%|.*| 3/6 %[00:09<00:0%d, %d%.%d%ds/it%]$")
 end)
 
-test("nothing has been done yet: no rate and no end in sight", function()
+test("nothing has been done yet: no rate and no remaining time", function()
   local bar, stream = new { total = 5 }
   bar:update(0)
   check.equal(stream:take(), "0% 0/5 [00:00<?, ?it/s]\n")

@@ -1,5 +1,5 @@
--- The lock of an output folder: one holder, which the error names; the lock of a dead process is taken, that of another machine is
--- refused; of any number that ask at once, one gets it.
+-- The lock of an output folder: it has one holder, which the error names; the lock of a dead process is taken over, that of another
+-- machine is not; if many processes ask at once, one gets it.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local run_lock = require "lorarun.dist.run_lock"
@@ -7,7 +7,7 @@ local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
 local function lock_path(folder) return fs.join(folder, "run.lock") end
 
--- The text that this process would write.
+-- The holder that this process would write into the lock.
 local function own(folder)
   local lock = run_lock.take(folder)
   local holder = json.decode_file(lock_path(folder))
@@ -22,7 +22,7 @@ local function changed(holder, changes)
   return copy
 end
 
-test("a lock is there while it is held, names its holder, and is gone afterwards", function()
+test("the lock's file exists while the lock is held, names its holder, and is removed afterwards", function()
   shell.with_folder(function(folder)
     local out = fs.join(folder, "new/out")
     local lock = run_lock.take(out)
@@ -40,29 +40,29 @@ test("a lock is there while it is held, names its holder, and is gone afterwards
   end)
 end)
 
-test("whose lock is taken", function()
+test("whose lock is taken over, and whose is not", function()
   shell.with_folder(function(folder)
     local me = own(folder)
     local function verdict(changes, known) return run_lock.verdict(changed(me, changes), me, known) end
-    -- this very machine
+    -- this machine
     check.equal(verdict({}, true), "running", "a process that lives, where the kernel's lock does not hold")
-    check.equal(verdict({ started = me.started + 1 }, true), "taken", "a number that was given again")
+    check.equal(verdict({ started = me.started + 1 }, true), "taken", "a process id that was used again")
     check.equal(verdict({ started = me.started + 1 }, false), "taken", "the same without the kernel's word")
     check.equal(verdict({ pid = 2 ^ 30 }, false), "taken", "a process that is gone")
     -- a container of this machine: its processes are hidden, the kernel's lock is not
     check.equal(verdict({ host = "container" }, true), "taken")
     check.equal(verdict({ host = "container" }, false), "elsewhere")
-    -- this machine before it was started again, and another one
+    -- this machine before it was started again, and another machine
     check.equal(verdict({ boot = "another" }, false), "taken")
     check.equal(verdict({ boot = "another", host = "other" }, true), "elsewhere")
     check.equal(verdict({ boot = "another", machine = "other" }, true), "elsewhere")
-    -- a file that says nothing
+    -- a file without a holder
     check.equal(run_lock.verdict(nil, me, true), "taken")
     check.equal(run_lock.verdict(nil, me, false), "elsewhere")
   end)
 end)
 
-test("a link under the lock's name leads nowhere: it is refused, and what it points at stays as it was", function()
+test("a link in the lock's place is refused, and the file that it points to stays as it was", function()
   shell.with_folder(function(folder)
     local out, other = fs.join(folder, "out"), fs.join(folder, "precious.txt")
     fs.make(out)
@@ -81,7 +81,7 @@ test("a link under the lock's name leads nowhere: it is refused, and what it poi
   end)
 end)
 
-test("a dead holder's file is taken; another machine's is refused, with how to remove it, and stays as it was", function()
+test("the lock of a dead holder is taken over; that of another machine stays, and the error says how to remove it", function()
   shell.with_folder(function(folder)
     local me = own(folder)
     for _, left in ipairs { json.encode(changed(me, { pid = 2 ^ 30 })), "", "{", "[1]", '{"pid": "x"}' } do
@@ -99,7 +99,7 @@ test("a dead holder's file is taken; another machine's is refused, with how to r
   end)
 end)
 
-test("many at once, on a file that a dead one left: never two together", function()
+test("many processes at once, with the file of a dead holder: never two hold the lock together", function()
   shell.with_folder(function(folder)
     fs.write(lock_path(folder), json.encode(changed(own(folder), { pid = 2 ^ 30 })))
     local code = ([[
@@ -122,7 +122,7 @@ test("many at once, on a file that a dead one left: never two together", functio
   end)
 end)
 
-test("a process that is killed, or ends without releasing, leaves nothing in the way", function()
+test("a process that is killed, or ends without releasing the lock, does not block the next", function()
   shell.with_folder(function(folder)
     local function after(code)
       shell.run(("$L -e %s"):format(shell.quote(("lock = require 'lorarun.dist.run_lock'.take %q %s"):format(folder, code))))

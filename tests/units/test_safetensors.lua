@@ -88,11 +88,11 @@ test("shards as Hugging Face names them", function()
     check.array(values(w, "c", 3), { 5, 6, 7 })
     check.equal(w:metadata "format", "pt")
     w:close()
-    -- A tensor larger than a shard has one of its own; the earlier shards go.
+    -- A tensor larger than a shard gets a shard of its own; the earlier shards are removed.
     written = safetensors.write_sharded(dir, "model", entries(), 3)
     check.equal(#written, 4)
     check.equal(table.concat(fs.list(dir), " "), table.concat(written, " "))
-    -- One that fits is one file, and neither index nor shards stay; other bases are left alone.
+    -- If all tensors fit in one shard, there is one file; index and shards are removed; files with another base name stay.
     safetensors.write_sharded(dir, "model2", entries())
     check.equal(table.concat(safetensors.write_sharded(dir, "model", entries()), " "), "model.safetensors")
     check.equal(table.concat(fs.list(dir), " "), "model.safetensors model2.safetensors")
@@ -105,7 +105,7 @@ test("shards as Hugging Face names them", function()
   end)
 end)
 
-test("shards that cannot all be written leave those of an earlier write as they were", function()
+test("if not all shards can be written, those of an earlier write stay as they were", function()
   folder(function(dir)
     safetensors.write_sharded(dir, "model", entries(), 16)
     local before = {}
@@ -123,7 +123,7 @@ test("shards that cannot all be written leave those of an earlier write as they 
   end)
 end)
 
-test("an index that does not fit", function()
+test("an index that does not match the files", function()
   folder(function(dir)
     safetensors.write_sharded(dir, "model", entries(), 16)
     local path = fs.join(dir, "model.safetensors.index.json")
@@ -147,7 +147,7 @@ test("an index that does not fit", function()
     end
     index "{"
     check.raises(path .. ":1:2: not valid JSON", safetensors.open, dir)
-    index { a = first } -- what the index leaves out is not there
+    index { a = first } -- a tensor that the index does not list does not exist
     local w = safetensors.open(dir)
     check.equal(table.concat(w:names(), " "), "a")
     w:close()
@@ -208,7 +208,7 @@ test("a function's tensor is released once, also after an error", function()
   end)
 end)
 
-test("an allocation that fails once is tried again", function()
+test("an allocation that fails is tried once more", function()
   folder(function(dir)
     local path = fs.join(dir, "x.safetensors")
     for n = 0, 40 do
@@ -220,7 +220,7 @@ test("an allocation that fails once is tried again", function()
         w:close()
       end)
       C.lr_memory_fail(-1, 0)
-      -- The tensors of this test are made without a second try.
+      -- The tensors of this test itself are made without a second try.
       check.that(ok or tostring(err):find "is %-1, expected 0", tostring(err))
     end
   end)

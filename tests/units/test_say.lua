@@ -1,11 +1,11 @@
--- Messages of lorarun: a terminal obeys nothing in them that came from a file.
+-- Messages of lorarun: nothing in them that came from a file controls the terminal.
 local fs = require "lorarun.base.fs"
 local say = require "lorarun.base.say"
 
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local ESC = "\27[31m\27]0;title\7"
 
-test("what a terminal obeys is written as its number, and letters stay", function()
+test("characters that control a terminal are written as their numbers, letters stay", function()
   for text, want in pairs { ["plain\ttext\n"] = "plain\ttext\n", ["a\27[0mb"] = "a\\x1b[0mb",
     ["\0\1\r\8\127"] = "\\x00\\x01\\x0d\\x08\\x7f",
     ["Größe 長さ 😀 العربية"] = "Größe 長さ 😀 العربية", ["\194\155" .. "31m"] = "\\u009b31m", ["\155" .. "31m"] = "\\x9b31m",
@@ -35,7 +35,7 @@ test("of a file's value that is longer than any path, only the beginning is show
   check.that(#err < 5000, "its length")
 end)
 
--- No byte of out or err is a control character, but line feeds and tabs.
+-- Out and err have no control characters except line feeds and tabs.
 local function clean(r, what)
   for _, text in ipairs { r.out, r.err } do
     check.that(not text:find "[^%C\n\t]" and not text:find "\194[\128-\159]" and not text:find("\226\128\174", 1, true),
@@ -44,7 +44,7 @@ local function clean(r, what)
   return r
 end
 
-test("paths, keys and texts of files reach no terminal as they are", function()
+test("paths, keys and texts of files are never printed unchanged on a terminal", function()
   shell.with_folder(function(folder)
     local name = "m" .. ESC .. "\226\128\174\194\155x"
     local model = fs.join(folder, name)
@@ -65,14 +65,14 @@ test("paths, keys and texts of files reach no terminal as they are", function()
     run("$L " .. shell.quote("--no" .. ESC))
     run("$L " .. shell.quote("none" .. ESC .. ".lua"))
     fs.write(fs.join(folder, "p.lua"), ("return %q, { %q }\n"):format(ESC, ESC .. "\194\155"))
-    run "$L -i <p.lua" -- what the prompt shows of values
-    check.equal(shell.run("$L -e 'print \"\\27[1mmine\"'").out, "\27[1mmine\n") -- what a recipe prints is its own
+    run "$L -i <p.lua" -- values as the prompt shows them
+    check.equal(shell.run("$L -e 'print \"\\27[1mmine\"'").out, "\27[1mmine\n") -- output of a recipe is left as it is
   end)
 end)
 
-test("modules write for people through say alone", function()
+test("modules print messages only through say", function()
   local root = fs.join(fs.dirname(os.getenv "LORARUN_TESTS"), "lua/lorarun")
-  local own = { ["say.lua"] = true, ["progress.lua"] = true } -- these do it
+  local own = { ["say.lua"] = true, ["progress.lua"] = true } -- these print themselves
   local function look(folder)
     for _, name in ipairs(fs.list(folder)) do
       local path = fs.join(folder, name)

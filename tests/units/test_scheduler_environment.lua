@@ -56,7 +56,7 @@ test("Open MPI and PMI", function()
   check.equal(detect { PMI_RANK = "0", PMI_SIZE = "2" }.by, "pmi")
 end)
 
-test("a machine's number is not what Open MPI calls a node's rank", function()
+test("the number of a machine is not what Open MPI calls a node rank", function()
   local r = detect { OMPI_COMM_WORLD_RANK = "1", OMPI_COMM_WORLD_SIZE = "2", OMPI_COMM_WORLD_LOCAL_RANK = "1",
     OMPI_COMM_WORLD_LOCAL_SIZE = "2", OMPI_COMM_WORLD_NODE_RANK = "1" }
   check.equal(r.machine_rank, 0, "of the only machine")
@@ -67,7 +67,7 @@ test("a machine's number is not what Open MPI calls a node's rank", function()
   check.equal(r.machine_rank, nil)
 end)
 
-test("the launcher that started this process last counts", function()
+test("of several launchers the innermost counts, which started this process itself", function()
   -- mpirun on Slurm's machines: srun has started one process a machine, mpirun two in each
   local r = detect { SLURM_STEP_ID = "0", SLURM_PROCID = "1", SLURM_STEP_NUM_TASKS = "2", SLURM_LOCALID = "0", SLURM_NODEID = "1",
     SLURM_JOB_ID = "7", SLURM_JOB_NODELIST = "n[1-2]", OMPI_COMM_WORLD_RANK = "3", OMPI_COMM_WORLD_SIZE = "4",
@@ -75,7 +75,7 @@ test("the launcher that started this process last counts", function()
   check.equal(r.by, "openmpi")
   check.equal(r.rank, 3)
   check.equal(r.main_process_ip, "n1")
-  -- srun --mpi=pmi2: both say the same, and Slurm says more
+  -- srun --mpi=pmi2: both say the same, and Slurm's variables say more
   r = detect { SLURM_STEP_ID = "0", SLURM_PROCID = "3", SLURM_STEP_NUM_TASKS = "4", SLURM_LOCALID = "1", SLURM_NODEID = "1",
     SLURM_STEP_TASKS_PER_NODE = "2(x2)", SLURM_JOB_NODELIST = "n[1-2]", PMI_RANK = "3", PMI_SIZE = "4" }
   check.equal(r.by, "slurm")
@@ -117,7 +117,7 @@ test("addresses", function()
   check.equal(detect { RANK = "0", WORLD_SIZE = "2", MASTER_ADDR = "", MASTER_PORT = "" }.main_process_ip, "127.0.0.1")
 end)
 
-test("what cannot be is refused", function()
+test("variables that contradict each other or have impossible values are refused", function()
   check.raises("WORLD_SIZE is 2, but RANK is not set", detect, { WORLD_SIZE = "2" })
   check.equal(detect { WORLD_SIZE = "1" }, nil)
   check.raises("MASTER_PORT is 0, expected 1 to 65535", detect, { RANK = "0", WORLD_SIZE = "2", MASTER_PORT = "0" })

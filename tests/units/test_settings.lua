@@ -1,4 +1,4 @@
--- Settings of a launch, from the command line, a file and the recipe: which of them decides, and what is refused.
+-- Settings of a launch, from the command line, a file and the recipe: which of these decides, and what is refused.
 local settings = require "lorarun.dist.settings"
 
 -- Flags of the command line stay for the life of the process, so each test begins by forgetting them.
@@ -23,7 +23,7 @@ test("without any setting there is one rank, in fp32", function()
   check.equal(s.origin.num_processes, "default")
 end)
 
-test("the recipe's words and the flags' spellings", function()
+test("settings in the recipe, and flags in all their spellings", function()
   flags("--num_processes=6", "--mixed-precision", "bf16", "--cpu")
   local s = settings.resolve { processes = 2, precision = "fp16", max_restarts = 3 }
   check.equal(s.num_processes, 6)
@@ -34,7 +34,7 @@ test("the recipe's words and the flags' spellings", function()
   check.equal(s.use_cpu, true)
 end)
 
-test("an option given after the recipe's name is the command line's word", function()
+test("an option after the recipe's name counts as the command line", function()
   flags()
   local args = require("lorarun.base.args").read({ { "processes", 1, type = "integer" }, { "precision", "fp32" } },
     { "--processes", "3" })
@@ -112,7 +112,7 @@ end)
 
 test("mistakes are named", function()
   check.raises("--num-processes is 'four', expected a whole number", flags, "--num-processes", "four")
-  for _, text in ipairs { "1e1", "0x4", "2.0", "1_0", "nan", "" } do -- some are numbers for Lua, none is a whole number for Python
+  for _, text in ipairs { "1e1", "0x4", "2.0", "1_0", "nan", "" } do -- to Lua some are numbers; to Python none is an integer
     check.raises(("--num-processes is '%s', expected a whole number"):format(text), flags, "--num-processes=" .. text)
   end
   check.raises("--timeout is 'inf', expected a number", flags, "--timeout", "inf")

@@ -1,5 +1,5 @@
--- Tables in the order of their keys: what is printed or chosen from a table is the same in every run. tests/run.lua turns pairs()
--- round in the runs without the JIT compiler.
+-- Tables in the order of their keys: what is printed or chosen from a table is the same in every run. tests/run.lua reverses
+-- pairs() in the runs without the JIT compiler.
 local json = require "lorarun.base.json"
 local sorted = require "lorarun.base.sorted"
 
@@ -9,7 +9,7 @@ local function texts(list)
   return table.concat(t, " ")
 end
 
-test("sorted: numbers first, then the rest as texts; the table may be changed meanwhile", function()
+test("sorted: numbers first, then the rest as texts; the table may be changed during the loop", function()
   check.equal(texts(sorted.keys { b = 1, a = 1, [10] = 1, [9] = 1, [true] = 1 }), "9 10 a b true")
   local t, seen = { c = 3, a = 1, b = 2 }, {}
   for key, value in sorted(t) do
@@ -20,7 +20,7 @@ test("sorted: numbers first, then the rest as texts; the table may be changed me
   check.equal(#sorted.keys {}, 0)
 end)
 
-test("pairs() goes backwards where the compiler is off, so that tests notice what depends on its order", function()
+test("pairs() goes backwards if the compiler is off, so that tests notice code that depends on its order", function()
   local order = {}
   for key in pairs { a = 1, b = 1, c = 1, d = 1 } do order[#order + 1] = key end
   check.that(jit.status() or texts(order) == "d c b a", "the order is " .. texts(order))

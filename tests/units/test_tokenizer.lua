@@ -1,4 +1,4 @@
--- Tokenizers against the ids of Hugging Face tokenizers (tests/golden/make_tokenizer.py), and mistakes of users.
+-- Tokenizers compared with the ids of Hugging Face tokenizers (tests/golden/make_tokenizer.py), and mistakes of users.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local load_tokenizer = require("lorarun.formats.tokenizer").load_tokenizer
@@ -57,7 +57,7 @@ test("special tokens and truncation", function()
   bert:free()
 end)
 
-test("more tokens than bytes", function() -- NFKC makes 18 characters of U+FDFA: the first guess at the room is too small
+test("more tokens than bytes", function() -- NFKC turns U+FDFA into 18 characters, so the first guess of the room is too small
   local tok = load_tokenizer(GOLDEN .. "starcoder")
   local text = ("\239\183\186"):rep(500)
   check.that(#tok:encode(text) > #text, "fewer tokens than bytes")
@@ -127,7 +127,7 @@ for _, case in ipairs(REFUSED) do
 end
 
 
--- Files unlike any tokenizer in use: an error names the file and the place, and neither the stack nor memory nor patience runs out.
+-- Files unlike any tokenizer in use: an error names the file and the place, without exhausting stack, memory or time.
 local function many(n, part)
   local list = json.array {}
   for i = 1, n do list[i] = part end
@@ -150,10 +150,10 @@ local HOSTILE = {
     s.normalizer = { type = "Sequence", normalizers = many(40000, { type = "NFC" }) } end },
   { "added_tokens[0].content: an added token of 102400 bytes", "bert", function(s)
     s.added_tokens[1].content = ("x"):rep(102400) end },
-  { "added_tokens[0].content: an added token of 1505 bytes", "bert", function(s) -- long only once it is normalised
+  { "added_tokens[0].content: an added token of 1505 bytes", "bert", function(s) -- it is too long only after normalisation
     s.added_tokens[1].content, s.added_tokens[1].normalized = "yxy" .. ("x"):rep(500), true
     s.normalizer = { type = "Replace", pattern = { String = "x" }, content = "123" } end },
-  { "at normalizer: ", "bert", function(s) -- 2^60 times the text, at a token that is matched normalised
+  { "at normalizer: ", "bert", function(s) -- makes the text 2^60 times as long, for a token that is matched in normalised text
     s.added_tokens[1].normalized = true
     s.normalizer = { type = "Sequence", normalizers = many(60, { type = "Replace", pattern = { String = "[" }, content = "[[" }) }
   end },
@@ -182,14 +182,14 @@ for i, case in ipairs(HOSTILE) do
   end)
 end
 
-test("a text that normalizers or a pattern blow up is an error", function()
+test("a text that normalizers or a pattern make too long is an error", function()
   local tok = altered("bert", function(s)
     s.normalizer = { type = "Sequence", normalizers = many(60, { type = "Replace", pattern = { String = "a" }, content = "aa" }) }
   end)
   check.raises("more than 64 times as many", tok.encode, tok, "a")
   check.that(#tok:encode "b" == 3)
   tok:free()
-  tok = altered("bert", function(s) -- one link that does it alone
+  tok = altered("bert", function(s) -- here one normalizer is enough
     s.normalizer = { type = "Replace", pattern = { Regex = "x*" }, content = ("y"):rep(100000) } end)
   check.raises("more than 64 times as many", tok.encode, tok, ("a"):rep(1000))
   tok:free()
@@ -201,7 +201,7 @@ end)
 
 test("parts without a type are known by their keys", function()
   local plain = altered("bert", function() end)
-  local old = altered("bert", function(s) -- as in the files of the first releases
+  local old = altered("bert", function(s) -- as files of the first releases have it
     s.model.type, s.normalizer.type, s.post_processor.type = nil, nil, nil
     s.normalizer = { normalizers = json.array { s.normalizer } }
   end)
@@ -256,7 +256,7 @@ test("the file's own truncation is reported, not applied", function()
   tok:free()
 end)
 
-test("unknown tokens do no harm where every byte has a token", function()
+test("the unknown token makes no difference if every byte has a token", function()
   local tok = altered("qwen2", function(s) s.model.unk_token, s.model.byte_fallback = "<|endoftext|>", true end)
   check.that(#tok:encode "\127\194\128" == 3)
   tok:free()
@@ -265,7 +265,7 @@ test("unknown tokens do no harm where every byte has a token", function()
   check.that(err:find("unknown token", 1, true), err)
 end)
 
-test("long words take no quadratic time", function()
+test("long words do not take quadratic time", function()
   for _, name in ipairs { "qwen2", "bert" } do
     local tok = load_tokenizer(GOLDEN .. name)
     for _, text in ipairs { ("a"):rep(200000), (" "):rep(200000), ("\228\184\128"):rep(70000), ("e\204\129"):rep(70000) } do

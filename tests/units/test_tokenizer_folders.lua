@@ -9,7 +9,8 @@ local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local GOLDEN = os.getenv "LORARUN_TESTS" .. "/golden/"
 local FILES = { "tokenizer.json", "tokenizer_config.json", "config.json", "special_tokens_map.json", "added_tokens.json" }
 
--- The value at keys, changed: { file, { key, ... }, value }, without a value to remove it, without keys to remove the file.
+-- Makes one change: { file, { key, ... }, value } sets the value at these keys; without a value the key is removed, without keys
+-- the file.
 local function apply(files, change)
   local name, keys, value = change[1], change[2], change[3]
   if not keys then
@@ -27,7 +28,7 @@ local function apply(files, change)
   t[json.is_array(t) and last + 1 or last] = value
 end
 
--- The folder of a base with changes, as transformers would find it; with(folder) while it is there.
+-- Makes the folder of a base with changes, as transformers would find it, and calls with(folder) while it exists.
 local function with_folder(base, changes, with)
   local files = {}
   for _, name in ipairs(FILES) do
@@ -48,7 +49,7 @@ local function try(base, changes, options)
   end)
 end
 
--- Refused although the generations agree on the texts at hand: on others they would not.
+-- Refused although both generations agree on the texts of this test: on others they would not.
 local CAREFUL = { ["clean_text false"] = "they differ in the normalizer",
   ignore_merges = "they differ in the model's settings" }
 
@@ -138,7 +139,7 @@ test("gte-Qwen2's own code puts eos_token after a text", function()
   for _, r in ipairs { plain, with, without } do r.tok:free() end
 end)
 
-test("a model's type can be told where there is no config.json", function()
+test("a model's type can be given if there is no config.json", function()
   local bare = { { CONFIG }, { "config.json" }, { FILE, { "normalizer", "lowercase" }, false } }
   local told, alone = try("bert", bare, { model_type = "bert" }), try("bert", bare)
   check.array(told.tok:encode "The", told.tok:encode "the")
@@ -150,7 +151,7 @@ test("a model's type can be told where there is no config.json", function()
   check.raises("no option 'model'", load_tokenizer, GOLDEN .. "bert", { model = "bert" })
 end)
 
--- Every key of the files, with a value of every other type: an error that names a place, or a tokenizer that works.
+-- Every key of the files with a value of every other type: either an error that names the place, or a tokenizer that works.
 local WRONG = { json.null, true, -1, 1.5, 2 ^ 31, "x", json.array { json.array {} }, { x = {} } }
 local function paths_of(value, at, paths, depth)
   if type(value) ~= "table" or value == json.null then return paths end
@@ -158,7 +159,7 @@ local function paths_of(value, at, paths, depth)
   for key in pairs(value) do keys[#keys + 1] = key end
   table.sort(keys)
   for i, key in ipairs(keys) do
-    if i > 5 then break end -- of long lists and vocabularies the first few
+    if i > 5 then break end -- only the first few entries of long lists and vocabularies
     local path = {}
     for k, v in ipairs(at) do path[k] = v end
     path[#path + 1] = json.is_array(value) and key - 1 or key

@@ -1,5 +1,5 @@
--- The options of lr.train: the meaning of each, and that a value without a meaning is one error before the first step. No step is
--- taken here.
+-- The options of lr.train: what each does, and that a value that makes no sense is one error before the first step. No step
+-- is taken here.
 local ffi = require "ffi"
 local fs = require "lorarun.base.fs"
 local losses = require "lorarun.train.loss"
@@ -10,7 +10,7 @@ local setup = require "lorarun.train.setup"
 local train_options = require "lorarun.train.train_options"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
-local FOLDER = fs.join(os.getenv "LORARUN_TESTS", "golden", "qwen2") -- whose prompts are document and query
+local FOLDER = fs.join(os.getenv "LORARUN_TESTS", "golden", "qwen2") -- its prompts are document and query
 
 local function with_model(fn)
   local model = load(FOLDER, { max_length = 16 })
@@ -27,11 +27,11 @@ local function complete(model, changes)
   return train_options.complete(given)
 end
 
-test("every option of lr.train has a kind: what is none of it is refused by name", function()
+test("every option of lr.train has a kind: a value of another kind is refused, and the option named", function()
   with_model(function(model)
     check.equal(complete(model).batch, 64)
     for name in pairs(train_options.DEFAULTS) do
-      -- no option may be a coroutine
+      -- a coroutine is no valid value of any option
       local text = check.raises(name, complete, model, { [name] = coroutine.create(function() end) })
       check.that(text:find("a thread", 1, true), text)
     end
@@ -83,7 +83,7 @@ test("every option of lr.train has a kind: what is none of it is refused by name
   end)
 end)
 
-test("a loss: by name, a function, or a table; its columns are all read", function()
+test("a loss: a name, a function or a table; it must read all columns", function()
   with_model(function(model)
     local two, three = { "a", "b" }, { "a", "b", "c" }
     local function own() end
@@ -109,7 +109,7 @@ test("a loss: by name, a function, or a table; its columns are all read", functi
   check.equal(losses.by_name("mnr", { gather = false }).gather, false)
 end)
 
-test("schedules: linear by default, by name with one warmup, or a function whose numbers are looked at", function()
+test("schedules: linear by default, a name with one warmup, or a function whose results are checked", function()
   with_model(function(model)
     local function described(given)
       local o = complete(model, given)
@@ -143,7 +143,7 @@ test("schedules: linear by default, by name with one warmup, or a function whose
   end)
 end)
 
-test("prompts: by name or as text, of columns that there are; the same to encode()", function()
+test("prompts: by name or as text, for existing columns only; the same for encode()", function()
   with_model(function(model)
     model.settings.prompts = { query = "query: ", document = "doc: " }
     local function prefixes(given)
@@ -178,7 +178,7 @@ test("prompts: by name or as text, of columns that there are; the same to encode
   end)
 end)
 
-test("a recipe that is no file is refused; a group that no row has is a note", function()
+test("a recipe that is not a file is refused; a group that no row has is a note", function()
   with_model(function(model)
     check.raises("recipe is 'no.lua', and there is no such file", complete, model, { recipe = "no.lua" })
     shell.with_folder(function(folder)
@@ -225,10 +225,10 @@ local function rows_of(n, scores)
   return { rows = n, path = "train.jsonl" }, labels
 end
 
-test("sampling: every combination with losses and labels is honoured or refused", function()
+test("sampling: every combination with losses and labels is obeyed or refused", function()
   local scores = { 1, 0, 1, 1, 0, 1 }
   local own = function(draw) return draw % 2 end
-  -- the rows of two epochs, or the error; "*": a shuffled order of them; "w": both classes, with replacement
+  -- expected: the rows of two epochs, or the error; "*": these rows, shuffled; "w": both classes, drawn with replacement
   local expected = {
     cosine = { [true] = { auto = "w", weighted = "w", shuffled = "*012345", sequential = "012345", own = "010101" },
       [false] = { auto = "*012345", weighted = "the column 'score', which train.jsonl does not have", shuffled = "*012345",

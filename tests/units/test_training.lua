@@ -1,5 +1,5 @@
--- lr.train in this process, on a tiny model: the training loop does the right thing, not only runs. tests/mutants changes its lines
--- one by one, and these tests must fail.
+-- lr.train in this process, on a tiny model: the training loop does the right thing, and does not merely run. tests/mutants changes
+-- its lines one by one, and then a test here must fail.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local lr = require "lorarun"
@@ -19,8 +19,8 @@ local data_files = dofile(tests .. "/data.lua")
 
 local function row_of(i) return { current_line = ("x = %d"):format(i), context = ("y = %d"):format(i * i), score = i % 2 } end
 
--- fn(train, folder): train(name, options) trains into folder/name and returns the result, the steps as on_step tells them, and the
--- adapters' values after the last step. options: of lr.train, and lora = of add_lora, before(model).
+-- Calls fn(train, folder). train(name, options) trains into folder/name and returns the result, the steps as on_step reports them,
+-- and the adapters' values after the last step. options: those of lr.train, and lora (those of add_lora) and before(model).
 local function with_trainer(fn, row)
   shell.with_folder(function(folder)
     local rows = data_files.make(fs.join(folder, "data"), 10, row or row_of)
@@ -50,7 +50,7 @@ local function with_trainer(fn, row)
   end)
 end
 
--- Evaluations give these Spearmans, one after the other. seen: checksums of the adapters that were evaluated.
+-- Makes evaluations give these Spearman correlations, one after the other. seen: checksums of the adapters that were evaluated.
 local function with_scores(scores, fn)
   local run, n, seen = evaluate.run, 0, {}
   function evaluate.run(model, set, options)
@@ -65,7 +65,7 @@ local function with_scores(scores, fn)
   if not ok then error(err, 0) end
 end
 
--- The adapter that a run wrote is that of this step.
+-- Checks that the adapter that a run wrote is that of this step.
 local function check_written(out, step)
   local written = fs.read(fs.join(out, "adapter", "adapter_model.safetensors"))
   local kept = fs.read(fs.join(out, "checkpoints", ("step-%08d"):format(step), "adapter_model.safetensors"))
@@ -95,7 +95,7 @@ test("the best model has the highest score, the earliest of equals: it is tested
   end)
 end)
 
-test("a run that goes on knows which was its best, and its baseline", function()
+test("a run that goes on still has its best step and its baseline", function()
   with_trainer(function(train, folder)
     with_scores({ 0.3, 0.5, 0.1, 0.4, 0.2, 0.6 }, function()
       local options = { max_steps = 3, epochs = 9, evaluation_steps = 1, evaluate_first = true, keep = 1,
@@ -108,7 +108,7 @@ test("a run that goes on knows which was its best, and its baseline", function()
     end)
     local out = fs.join(folder, "out")
     check_written(out, 1)
-    -- from a step before the last: what was written for later steps goes
+    -- from a step before the last one: what was written for later steps is removed
     with_scores({ 0.7, 0.8, 0.1 }, function()
       local result = train("out", { max_steps = 3, epochs = 9, evaluation_steps = 1, resume = "step-00000001" })
       check.equal(result.best_step, 3, "the best step")
@@ -191,7 +191,7 @@ test("learning rates are the schedule's, from 0 on; a step is a batch of rows, a
   end)
 end)
 
--- The first step has no gradient on A, for B is 0, and AdamW's first m is a tenth of the clipped gradient.
+-- In the first step A has no gradient, because B is 0, and AdamW's first m is a tenth of the clipped gradient.
 test("weight decay and the clip reach the optimizer", function()
   with_trainer(function(train, folder)
     local function first(name, options)
@@ -229,7 +229,7 @@ test("weight decay and the clip reach the optimizer", function()
   end)
 end)
 
--- The scores of the rows that each step takes, as its loss gets them.
+-- The scores of the rows of each step, as the loss gets them.
 local function scores_seen(train, name, options)
   local seen = {}
   options.loss = { name = "seen", needs_labels = true, positives_only = options.positives_only, compute = function(columns, labels)
@@ -241,7 +241,7 @@ local function scores_seen(train, name, options)
   return seen
 end
 
-test("which rows: in file order, shuffled again in each epoch and by each seed, and those with score 1 alone", function()
+test("which rows: in file order, in another order for each epoch and seed, and only those with score 1", function()
   local function tenths(i) return { current_line = "x = " .. i, context = "y = " .. i, score = (i - 1) / 10 } end
   with_trainer(function(train)
     check.array(scores_seen(train, "a", { epochs = 2 }), { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 })
@@ -266,7 +266,7 @@ test("which rows: in file order, shuffled again in each epoch and by each seed, 
   end, tenths)
 end)
 
-test("the figures of an evaluation are those of its own rows, whatever is encoded together", function()
+test("the figures of an evaluation are those of its own rows, whichever texts are encoded together", function()
   local function row(i)
     return { current_line = "x = " .. i % 4, context = i % 3 == 0 and "x = 1" or ("y = %d"):format(i), score = i % 2,
       context_type = i <= 6 and "few" or "many" }
@@ -337,7 +337,7 @@ test("an evaluation of a model that has diverged says so", function()
   end)
 end)
 
-test("a loss that can teach nothing ends the run before its first step counts, in whole batches and in parts", function()
+test("a loss that can teach nothing ends the run before its first step is done, in whole batches and in parts", function()
   local recompute = require "lorarun.train.recompute"
   local new = recompute.new
   with_trainer(function(train)
@@ -373,7 +373,7 @@ test("a loss that can teach nothing ends the run before its first step counts, i
   end)
 end)
 
--- While fn runs, before(arguments) is called before the function t[name].
+-- While fn runs, before(arguments) is called before each call of t[name].
 local function with_look(t, name, before, fn)
   local original = t[name]
   t[name] = function(...)
@@ -385,7 +385,7 @@ local function with_look(t, name, before, fn)
   if not ok then error(err, 0) end
 end
 
-test("the ranks wait again for each thing that rank 0 does at the end", function()
+test("the ranks wait again for each thing that rank 0 does at the end, so each has the whole timeout", function()
   with_trainer(function(train)
     local section, seen = 0, {}
     local function note() seen[#seen + 1] = section end
@@ -401,7 +401,7 @@ test("the ranks wait again for each thing that rank 0 does at the end", function
   end)
 end)
 
-test("ranks that are started again ask for no room for the checkpoints that are there", function()
+test("ranks that are started again do not need disk space again for checkpoints that exist", function()
   with_trainer(function(train)
     local getenv, asked = os.getenv, {}
     with_look(preflight, "must_have_room", function(_, _, others) asked[#asked + 1] = others end, function()

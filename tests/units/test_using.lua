@@ -1,4 +1,4 @@
--- What is opened is closed, and the first error is the one that is told.
+-- What is opened is closed, and the first error is the one that is reported.
 local using = require "lorarun.base.using"
 
 local function resource()
@@ -6,14 +6,14 @@ local function resource()
   return r, function(it) it.closed = it.closed + 1 end
 end
 
-test("using: the results pass on, and the resource is closed once", function()
+test("using: the results are passed on, and the resource is closed once", function()
   local r, close = resource()
   local a, b, c = using(r, close, function(it) return it, nil, 3 end)
   check.that(a == r and b == nil and c == 3)
   check.equal(r.closed, 1)
 end)
 
-test("using: after an error the resource is closed, and the error passes on as it was", function()
+test("using: after an error the resource is closed, and the error is passed on unchanged", function()
   local r, close = resource()
   local thrown = { what = "an object" }
   local ok, err = pcall(using, r, close, function() error(thrown) end)
@@ -24,7 +24,7 @@ test("using: after an error the resource is closed, and the error passes on as i
   check.raises("while closing", using, r, function() error "while closing" end, function() end)
 end)
 
-test("using.made: the resource stays open where all is well, and is closed after an error", function()
+test("using.made: the resource stays open without an error, and is closed after one", function()
   local r, close = resource()
   local made, more = using.made(r, close, function(it) return it.closed end)
   check.that(made == r and more == 0 and r.closed == 0)

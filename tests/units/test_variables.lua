@@ -1,4 +1,4 @@
--- Environment variables: values that mean nothing are refused, names that nothing reads are warnings.
+-- Environment variables: values that make no sense are refused, names that nothing reads are warnings.
 local ffi = require "ffi"
 local settings = require "lorarun.dist.settings"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
@@ -29,7 +29,7 @@ test("names", function()
     .. "nothing reads the variable LORARUN_X")
 end)
 
-test("the program tells of them once, before anything runs", function()
+test("the program reports unknown variables once, before anything runs", function()
   local r = shell.run "LORARUN_TRACEBAK=1 $L --num-processes 2 -e 'lr.launch {}'"
   check.equal(r.status, 0)
   check.equal(select(2, r.err:gsub("warning: nothing reads the variable LORARUN_TRACEBAK", "")), 1, r.err)
@@ -39,7 +39,7 @@ test("the program tells of them once, before anything runs", function()
   check.that(r.err:find("lorarun: OMP_NUM_THREADS is 'many', expected a whole number from 1 to 4096", 1, true), r.err)
 end)
 
-test("CUDA_VISIBLE_DEVICES and gpu_ids name the machine's GPUs alike", function()
+test("CUDA_VISIBLE_DEVICES and gpu_ids number the machine's GPUs in the same way", function()
   local before = os.getenv "CUDA_VISIBLE_DEVICES"
   local function gpus(visible, ids)
     ffi.C.setenv("CUDA_VISIBLE_DEVICES", visible, 1)
@@ -50,7 +50,7 @@ test("CUDA_VISIBLE_DEVICES and gpu_ids name the machine's GPUs alike", function(
     return table.concat(s.gpus, " ")
   end
   check.equal(gpus("", "1,0"), "1 0")
-  check.equal(gpus("4, 5,7", "7,4"), "2 0") -- as this process numbers them
+  check.equal(gpus("4, 5,7", "7,4"), "2 0") -- in the numbers of this process
   check.raises("gpu_ids is 0,1 (recipe), and CUDA_VISIBLE_DEVICES is 4,5: name GPUs that are in both", gpus, "4,5", "0,1")
   check.raises("and CUDA_VISIBLE_DEVICES is GPU-1a2b", gpus, "GPU-1a2b", "0")
 end)

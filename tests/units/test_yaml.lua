@@ -1,4 +1,4 @@
--- YAML: unquoted scalars as PyYAML 6 reads them (the table was made by it), structure, what is refused, and the way back.
+-- YAML: unquoted scalars as PyYAML 6 reads them (it made the table), structure, what is refused, and writing.
 local C = require "lorarun.base.c"
 local json = require "lorarun.base.json"
 local yaml = require "lorarun.base.yaml"
@@ -24,7 +24,7 @@ local SCALARS = {
   { "0.1:3", "0.1:3" }, { "5:5.5:5", "5:5.5:5" }, { "!!int 7", 7 }, { "!!float 7", 7.0 }, { "!!bool yes", true },
 }
 
-test("scalars mean what they mean to PyYAML", function()
+test("scalars have the values that PyYAML gives them", function()
   for _, row in ipairs(SCALARS) do
     local value = yaml.decode("k: " .. row[1]).k
     if row[2] == NAN then
@@ -78,7 +78,7 @@ test("what is refused, and where", function()
   end
 end)
 
-test("written maps are read back as they were", function()
+test("written maps are read back unchanged", function()
   local map = { yes = "yes", number = 29500, text = "main", no = false, nothing = json.null, quote = "it's", like_a_number = "0x1F",
     empty = "", address = "10.0.0.1", list = "0,1", colon = "a: b", hash = "a #b", dash = "- x", tilde = "~", space = " x " }
   local text = yaml.encode(map)
@@ -115,7 +115,7 @@ test("damaged files are errors or values, never crashes", function()
   check.that(refused > 100 and refused < 3000, refused .. " refused")
 end)
 
-test("memory that runs out is an error and leaves nothing", function()
+test("running out of memory is an error and leaks nothing", function()
   for after = 0, 1 do
     C.lr_memory_fail(after, 100)
     local ok, err = pcall(yaml.decode, "a: 1", "f.yaml")
