@@ -1,5 +1,5 @@
--- recipes/bugdata.lua through the built program: the three sources, the same bytes for the same seed, no text in two
--- splits, what is skipped, and what the errors say.
+-- recipes/bugdata.lua in the built program: the three sources, the same bytes for the same seed, no text in two splits,
+-- what is skipped, and what the errors say.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local git = require "lorarun.bugdata.git"
@@ -17,7 +17,7 @@ local function with_folder(fn)
   end)
 end
 
--- Runs a shell command; its output (both streams) and its status.
+-- Runs a shell command; returns its output (both streams) and its status.
 local function shell(command)
   local r = tools.run("{ " .. command .. "; } 2>&1")
   return r.out, r.status
@@ -56,7 +56,7 @@ local function all_rows(folder)
   return rows
 end
 
--- A Python file of `functions` functions that no other number has.
+-- A Python file with `functions` functions; no file of another number has the same ones.
 local function python_file(number, functions)
   local out = { ("# file %d\nimport os\n"):format(number) }
   for i = 1, functions do
@@ -81,7 +81,7 @@ local function write_sources(folder, count)
   end
 end
 
-test("mutate: rows, balance, labels that the original proves, three splits", function()
+test("mutate: rows, balance, labels that agree with the original, three splits", function()
   with_folder(function(folder)
     local sources, data = fs.join(folder, "src"), fs.join(folder, "data")
     write_sources(sources, 40)
@@ -99,7 +99,7 @@ test("mutate: rows, balance, labels that the original proves, three splits", fun
       if row.score == 1 then
         check.that(is_original, "a correct line that the source does not have: " .. row.current_line)
       elseif is_original then
-        unchanged = unchanged + 1 -- the line after a lost one
+        unchanged = unchanged + 1 -- the line after a removed one
       end
     end
     check.that(unchanged < 0.1 * classes[0], unchanged .. " buggy rows show a line as the source has it")
@@ -140,7 +140,7 @@ test("the same seed gives the same bytes, JIT on or off; another seed others", f
   end)
 end)
 
-test("no function and no row is in two splits, however files were copied", function()
+test("no function and no row is in two splits, even if files were copied", function()
   with_folder(function(folder)
     local sources, data = fs.join(folder, "src"), fs.join(folder, "data")
     fs.make(fs.join(sources, "vendor"))
@@ -222,7 +222,7 @@ test("context_full is bounded in whole lines that include the line", function()
   end)
 end)
 
-test("what cannot be used is skipped and counted; links and unreadable folders stop nothing", function()
+test("files that cannot be used are skipped and counted; links and unreadable folders do no harm", function()
   with_folder(function(folder)
     local sources, data = fs.join(folder, "src"), fs.join(folder, "data")
     write_sources(sources, 6)
@@ -253,7 +253,7 @@ test("what cannot be used is skipped and counted; links and unreadable folders s
   end)
 end)
 
-test("max-rows, max-files and correct-per-buggy bound the rows", function()
+test("max-rows, max-files and correct-per-buggy limit the rows", function()
   with_folder(function(folder)
     local sources, data = fs.join(folder, "src"), fs.join(folder, "data")
     write_sources(sources, 30)

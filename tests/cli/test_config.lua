@@ -3,7 +3,7 @@ local fs = require "lorarun.base.fs"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local yaml = require "lorarun.base.yaml"
 
--- Run `lorarun config WORDS` in a folder, with the answers on standard input.
+-- Runs `lorarun config WORDS` in a folder, with the answers on standard input.
 local function config(folder, words, answers)
   fs.write(fs.join(folder, "answers"), table.concat(answers or {}, "\n") .. (answers and #answers > 0 and "\n" or ""))
   return shell.run(("cd %s; $L config %s <answers"):format(shell.quote(folder), words))
@@ -57,7 +57,7 @@ test("after an invalid answer the question is asked again; a file is not replace
   end)
 end)
 
-test("answers that end too early, and words it does not know", function()
+test("answers that end too early, and unknown words", function()
   shell.with_folder(function(folder)
     local r = config(folder, "", { "1" })
     check.equal(r.status, 1)

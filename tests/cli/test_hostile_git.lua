@@ -1,5 +1,5 @@
--- bugdata --git on repositories whose configuration names programs: each would write a marker, and none does. The commits are read
--- nevertheless.
+-- bugdata --git on repositories whose configuration names programs. Each program would write a marker file; none is run, and the
+-- commits are still read.
 local fs = require "lorarun.base.fs"
 local git = require "lorarun.bugdata.git"
 
@@ -13,7 +13,8 @@ local function sh(command, message)
   return (r.out:gsub("\n$", ""))
 end
 
--- fn(repo, marker): a repository with one commit that fixes a bug in "a b.py", and the words of a command that leaves `marker`.
+-- Calls fn(repo, marker, evil, folder). repo: a repository with a commit that fixes a bug in "a b.py"; evil: a program that appends
+-- to `marker`.
 local function with_repository(fn, init)
   tools.with_folder(function(folder)
     local repo, marker = fs.join(folder, "repo"), fs.join(folder, "marker")
@@ -48,7 +49,7 @@ local function must_read(repo, folder)
   check.equal(texts[2], "2\n")
 end
 
--- Every setting of git that names a program, or a place that leads to one.
+-- Every setting of git that names a program, or a file or folder that can name one.
 local function poison(repo, evil)
   for _, setting in ipairs { "core.pager", "pager.log", "pager.rev-parse", "pager.cat-file", "core.editor", "core.sshCommand",
     "core.gitProxy", "core.askPass", "core.fsmonitor", "core.alternateRefsCommand", "core.attributesFile", "gpg.program",
@@ -76,7 +77,7 @@ end
 
 test("no program that the repository's configuration names is run", function()
   with_repository(function(repo, marker, evil, folder)
-    -- the newest commit has a signature, which log.showSignature has gpg.program look at
+    -- the newest commit has a signature, which gpg.program would check because of log.showSignature
     sh(([[cd %s && git cat-file commit HEAD | \
       sed '/^committer/a gpgsig -----BEGIN PGP SIGNATURE-----\n \n x\n -----END PGP SIGNATURE-----' >%s/commit && \
       git update-ref HEAD $(git hash-object -t commit -w %s/commit)]]):format(repo, folder, folder))
@@ -84,13 +85,13 @@ test("no program that the repository's configuration names is run", function()
     os.remove(marker)
     must_read(repo, folder)
     check.that(not fs.exists(marker), "a program of the repository ran:\n" .. (fs.exists(marker) and fs.read(marker) or ""))
-    -- the poison works: git itself, run in the ordinary way, does run it
+    -- the settings do work: git itself, run in the ordinary way, runs the program
     tools.run(("cd %s && git log --raw"):format(repo))
     check.that(fs.exists(marker), "git did not run gpg.program either: this test proves nothing")
   end)
 end)
 
-test("what a partial clone lacks is not fetched", function()
+test("files that a partial clone lacks are not fetched", function()
   with_repository(function(repo, marker, evil, folder)
     local before = sh(("git -C %s rev-parse 'HEAD~1:a b.py'"):format(repo))
     poison(repo, evil)
@@ -102,7 +103,7 @@ test("what a partial clone lacks is not fetched", function()
     check.that(not fs.exists(marker), "git fetched")
     tools.run(("cd %s && GIT_ALLOW_PROTOCOL=ext git cat-file -p %s"):format(repo, before))
     check.that(fs.exists(marker), "git did not fetch either: this test proves nothing")
-    -- and where the newest commit itself is missing
+    -- also if the newest commit itself is missing
     os.remove(marker)
     local head = sh(("git -C %s rev-parse HEAD"):format(repo))
     fs.remove(("%s/.git/objects/%s/%s"):format(repo, head:sub(1, 2), head:sub(3)))
@@ -111,7 +112,7 @@ test("what a partial clone lacks is not fetched", function()
   end)
 end)
 
-test("the environment leads to no other repository, and to no program", function()
+test("variables of the environment select no other repository and no program", function()
   with_repository(function(repo, marker, evil, folder)
     sh(("git init -q %s/other"):format(folder))
     local code = ([[local repo = require "lorarun.bugdata.git".open(%q)
@@ -126,7 +127,7 @@ test("the environment leads to no other repository, and to no program", function
   end)
 end)
 
-test("git's own refusal of a repository of somebody else stands", function()
+test("git's own refusal of another user's repository still holds", function()
   with_repository(function(repo)
     local code = ("require 'lorarun.bugdata.git'.open %q"):format(repo)
     local r = tools.run("GIT_TEST_ASSUME_DIFFERENT_OWNER=1 $L -e " .. quote(code))
@@ -134,9 +135,9 @@ test("git's own refusal of a repository of somebody else stands", function()
   end)
 end)
 
-test("messages and paths cannot pass for other commits; objects of another kind and of any size are passed over", function()
+test("messages and paths cannot look like other commits; objects of another kind, or too large, are skipped", function()
   with_repository(function(repo, _, _, folder)
-    -- a message with the bytes that once divided the output, a "file" that is a tree, and one above the limit
+    -- a message with the bytes that could separate records of the output, a "file" that is a tree, and a file above the limit
     local tree = sh(("git -C %s rev-parse HEAD^{tree}"):format(repo))
     local forged = "Fix\1" .. ("1"):rep(40) .. "\2Fix\2:100644 100644 " .. ("2"):rep(40) .. " " .. ("3"):rep(40) .. " M"
     sh(([[cd %s && head -c 200 /dev/zero | tr '\0' x >'a b.py' && git add -A && git update-index --add --cacheinfo 100644,%s,t.py &&
@@ -154,7 +155,7 @@ test("messages and paths cannot pass for other commits; objects of another kind 
   end)
 end)
 
-test("a linked work tree, a shallow clone, a shared one and one with SHA-256 are read", function()
+test("linked work trees, shallow and shared clones, and repositories with SHA-256 are read", function()
   with_repository(function(repo, _, _, folder)
     sh(("git -C %s worktree add -q %s/tree HEAD && git clone -q --shared %s %s/shared && "
       .. "git clone -q --depth 1 file://%s %s/shallow"):format(repo, folder, repo, folder, repo, folder))

@@ -1,4 +1,4 @@
--- lorarun plan, as a user calls it: what it prints, what it leaves undone (weights, ranks, data, output), and what can be wrong.
+-- lorarun plan, as a user calls it: what it prints, what it does not do (load weights, start ranks, write), and what can be wrong.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
@@ -9,7 +9,7 @@ local root = fs.dirname(os.getenv "LORARUN_TESTS")
 local recipe = quote(fs.join(root, "recipes", "bugdetect.lua"))
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 
--- Call fn with an empty folder that is lorarun's cache, too, and plan(words, environment).
+-- Calls fn with an empty folder, which is also lorarun's cache, and plan(words, environment).
 local function with_cache(fn)
   shell.with_folder(function(folder)
     fn(folder, function(words, environment)
@@ -18,7 +18,7 @@ local function with_cache(fn)
   end)
 end
 
--- A model folder with config.json alone, of the golden model `name` unless told otherwise.
+-- Makes a model folder with config.json alone, by default that of the golden model `name`.
 local function bare_model(folder, name, changes)
   local config = json.decode_file(fs.join(golden, name, "config.json"))
   for key, value in pairs(changes or {}) do config[key] = value end
@@ -82,7 +82,7 @@ test("lengths come from the data: counted with a tokenizer, estimated without on
   end)
 end)
 
-test("a batch that does not fit is taken in parts, or the remedy named; what the recipe sets is taken as it is", function()
+test("a batch that does not fit is taken in parts, or the remedy is named; the recipe's own settings are obeyed", function()
   with_cache(function(folder, plan)
     local model = bare_model(fs.join(folder, "model"), "qwen2", { hidden_size = 1024, intermediate_size = 4096 })
     local words = ("%s --model %s --gpu-memory 1300MB --max-length 512 --precision fp32"):format(recipe, model)
@@ -100,7 +100,7 @@ test("a batch that does not fit is taken in parts, or the remedy named; what the
       seconds[loss] = tonumber(r.out:match "\n  1  +1,024  +[%d.]+ GB  +([%d.]+)")
     end
     check.that(seconds.mnr > 1.2 * seconds.cosine and seconds.mnr < 1.6 * seconds.cosine, "texts are embedded once more")
-    -- Where parts without recomputing are long, they take less time than fewer parts with it.
+    -- If parts without recomputing are long enough, they take less time than fewer parts with it.
     r = plan(words:gsub("1300MB", "3GB") .. " --batch 1024")
     local part = tonumber(r.out:match "parts of (%d+) pairs?, at most")
     check.that(part and r.out:find("recompute: none (as few as fit the memory)", 1, true), r.out)
@@ -114,7 +114,7 @@ test("a batch that does not fit is taken in parts, or the remedy named; what the
   end)
 end)
 
-test("speeds that were measured here count, and say so", function()
+test("speeds that were measured on this machine count, and the plan says so", function()
   with_cache(function(folder, plan)
     local model = bare_model(fs.join(folder, "model"), "qwen2")
     fs.make(fs.join(folder, "lorarun"))
@@ -176,7 +176,7 @@ test("no ranks are started, and the memory is shared among them", function()
   end)
 end)
 
-test("without a GPU in the plan the recipe takes its small preset, with one it does not", function()
+test("in a plan without a GPU the recipe takes its small preset, in a plan with a GPU it does not", function()
   with_cache(function(_, plan)
     has(plan(recipe), "small preset", "all-MiniLM-L6-v2")
     local r = plan(recipe .. " --gpu-memory 80GB")
@@ -185,7 +185,7 @@ test("without a GPU in the plan the recipe takes its small preset, with one it d
   end)
 end)
 
-test("a recipe of one's own: --help, what comes after lr.train, several trainings, none", function()
+test("a user's recipe: --help, code after lr.train, several trainings, none", function()
   with_cache(function(folder, plan)
     has(plan(recipe .. " --help"), "usage: lorarun", "--learning-rate")
     local help = plan "--help"

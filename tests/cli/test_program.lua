@@ -1,8 +1,8 @@
--- test_program.lua: the command line of the built program, run as a user runs it: output, errors and exit status of each way.
+-- test_program.lua: the command line of the built program, as a user runs it: output, errors and exit status in each case.
 local tools = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local quote, shell = tools.quote, tools.run
 
--- Run fn with the path of a recipe that holds `code`, in a folder of its own.
+-- Calls fn with the path of a recipe that holds `code`, in a folder of its own.
 local function with_recipe(code, fn)
   tools.with_folder(function(folder)
     local path = folder .. "/recipe.lua"
@@ -19,7 +19,7 @@ local function expect(result, status, out, err)
   check.equal(result.status, status, "exit status")
 end
 
--- What a recipe says on standard error, without the path of its folder.
+-- What a recipe writes on standard error, without the path of its folder.
 local function complaint(result, folder) return (result.err:gsub(folder:gsub("%p", "%%%0") .. "/", "")) end
 
 test("--version and --help", function()
@@ -32,7 +32,7 @@ test("--version and --help", function()
   check.equal(shell("$L -h").out, r.out)
 end)
 
-test("an unknown option is named, with what was meant, and is status 2", function()
+test("an unknown option is named, with what may be meant; the status is 2", function()
   expect(shell "$L --versoin", 2, nil,
     "lorarun: unknown option '--versoin'; did you mean '--version'? (lorarun --help lists them)\n")
   expect(shell "$L -x recipe.lua", 2, nil, "lorarun: unknown option '-x'; did you mean '-'? (lorarun --help lists them)\n")
@@ -47,13 +47,13 @@ test("a recipe gets its arguments in ... and arg, and options after it are its o
   end)
 end)
 
-test("-e runs code in order, sees lr and may make globals", function()
+test("-e runs code in order; the code sees lr and may make globals", function()
   expect(shell [[$L -e 'x = 2' -e 'print(x + 1)' -e 'print(lr == require "lorarun")']], 0, "3\ntrue\n")
   expect(shell [[$L -e 'print(1)' -e 'error "no"' -e 'print(2)']], 1, "1\n", "lorarun: (command line):1: no\n")
   expect(shell [[$L -e 'x =']], 1, nil, "lorarun: (command line):1: unexpected symbol near '<eof>'\n")
 end)
 
-test("-e comes before the recipe", function()
+test("code of -e runs before the recipe", function()
   with_recipe("print(_G.before, ...)", function(path)
     expect(shell("$L -e 'before = 1' " .. path .. " a"), 0, "1\ta\n")
   end)
@@ -66,7 +66,7 @@ test("code comes from standard input with - or without a terminal", function()
   expect(shell "$L", 0)
 end)
 
-test("an uncaught error is one line with its place, and status 1", function()
+test("an uncaught error is one line with its place; the status is 1", function()
   local cases = {
     ["error 'boom'"] = "recipe.lua:1: boom",
     ["\nerror('plain', 0)"] = "recipe.lua:2: plain",
@@ -106,7 +106,7 @@ lorarun: recipe.lua:1: boom
   end)
 end)
 
-test("endless recursion is an error like others, and its calls are shortened", function()
+test("endless recursion is an ordinary error with a shortened list of calls", function()
   with_recipe("local function f() return 1 + f() end\nf()", function(_, folder)
     local r = shell(("cd %s && $L --traceback recipe.lua"):format(folder))
     check.equal(r.status, 1)
@@ -123,7 +123,7 @@ test("a recipe that cannot be read says why", function()
   expect(shell "$L /", 1, nil, "lorarun: cannot read the recipe /: Is a directory\n")
 end)
 
-test("undeclared variables in a recipe are errors with what was meant", function()
+test("undeclared variables in a recipe are errors that say what may be meant", function()
   local cases = {
     ["local model = 1\nprint(modle)"] = "recipe.lua:2: undeclared variable 'modle'; did you mean 'model'?",
     ["local model\nlocal function f() if model then return 1 end return modl end\nf()"] =
@@ -156,7 +156,7 @@ test("declared globals work in a recipe", function()
   ]], function(path) expect(shell("$L " .. path), 0, "3\tnil\tnil\tnil\tnil\tfunction\n") end)
 end)
 
-test("modules beside the recipe are found and are as strict", function()
+test("modules beside the recipe are found, and undeclared variables are errors there too", function()
   with_recipe("print(require('neighbour').value)\nrequire 'sloppy'", function(_, folder)
     local f = assert(io.open(folder .. "/neighbour.lua", "w"))
     f:write "return { value = 42 }"
@@ -177,7 +177,7 @@ test("os.exit decides the status and loses no output", function()
   expect(shell [[$L -e 'os.exit(false)']], 1)
 end)
 
-test("a reader that goes away ends the program quietly; a full disk does not", function()
+test("the program ends quietly if the reader of its output is gone, but not if the disk is full", function()
   local r = shell [[$L -e 'while true do print "y" end' | head -n 1]]
   expect(r, 0, "y\n")
   r = shell [[(trap '' PIPE; exec $L -e 'while true do print "y" end'; ) | head -n 1]]
@@ -186,14 +186,14 @@ test("a reader that goes away ends the program quietly; a full disk does not", f
     "lorarun: cannot write to standard output: No space left on device\n")
 end)
 
-test("the order of standard output and standard error is kept", function()
+test("the order of standard output and standard error is preserved", function()
   with_recipe("io.write 'first\\n'\nerror 'second'", function(_, folder)
     local r = shell(("cd %s && $L recipe.lua 2>&1"):format(folder))
     expect(r, 1, "first\nlorarun: recipe.lua:2: second\n")
   end)
 end)
 
-test("-i runs the recipe, then what is typed, without strictness", function()
+test("-i runs the recipe, then what is typed; there, undeclared variables are allowed", function()
   with_recipe("_G.kept = ...", function(path)
     expect(shell(("printf 'kept\\nfresh = 1\\nfresh + 1\\n' | $L -i %s word"):format(path)), 0, "word\n2\n")
   end)
@@ -217,7 +217,7 @@ test("the prompt without a terminal: several lines, values, errors", function()
   expect(typed "os.exit(4)\n1\n", 4)
 end)
 
-test("the prompt shows tables for reading", function()
+test("the prompt shows tables in a readable form", function()
   local function shown(text) return shell(("printf '%%s\\n' %s | $L -i"):format(quote(text))).out end
   check.equal(shown "{ b = 1, a = 'x\\ny', [10] = true, 5, 6, ['two words'] = {} }",
     '{ 5, 6, [10] = true, a = "x\\ny", b = 1, ["two words"] = {} }\n')
@@ -249,7 +249,7 @@ test("a file called lorarun.lua in the working directory changes nothing", funct
   end)
 end)
 
--- Sends signals to itself while it catches them, as a training loop does.
+-- A recipe that catches signals, as a training loop does, and sends itself some.
 local CATCHER = [[
   local ffi = require "ffi"
   ffi.cdef "int raise(int); int lr_signal_pending(void);"
@@ -261,7 +261,7 @@ local CATCHER = [[
   io.flush()
 ]]
 
-test("a first SIGINT or SIGTERM is noted, a second one ends the program", function()
+test("a first SIGINT or SIGTERM is recorded, a second one ends the program", function()
   for _, number in ipairs { 2, 15 } do
     with_recipe(CATCHER:gsub("SIGNAL", number) .. ("ffi.C.raise(%d) print 'survived'"):format(number), function(path)
       expect(shell(("sh -c 'trap - INT TERM; $0 %s; exit $?' $L 2>/dev/null"):format(path)), 128 + number,
@@ -281,7 +281,7 @@ test("a signal ignored from the start stays ignored", function()
   end)
 end)
 
-test("an error of Lua's inside lorarun begins with the user's line", function()
+test("a Lua error inside lorarun begins with the user's line", function()
   local recipe = "local lr = require 'lorarun'\n\nlr.scope(function()\n  lr.sampler.weighted(nil, 2, 1)\nend)\n"
   with_recipe(recipe, function(path, folder)
     local r = shell("$L " .. quote(path))

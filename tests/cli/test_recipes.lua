@@ -1,4 +1,4 @@
--- test_recipes.lua: recipes that are meant to be copied, run on a few rows as a user runs them; the README shows them as they are.
+-- test_recipes.lua: recipes that are meant to be copied run on a few rows, as a user runs them; the README shows them unchanged.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
@@ -6,7 +6,7 @@ local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local root = fs.dirname(os.getenv "LORARUN_TESTS")
 local pairs_recipe = fs.join(root, "recipes", "pairs.lua")
 
-test("recipes/pairs.lua: a model of one's own pairs, from one file", function()
+test("recipes/pairs.lua: a model trained on the user's pairs, from one file", function()
   shell.with_folder(function(folder)
     local lines = {}
     for i = 1, 130 do

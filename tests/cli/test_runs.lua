@@ -1,5 +1,5 @@
--- What happens to a run's folder in accidents: a second run in it, an output among what is read, starts that fail, resuming with
--- other settings, figures that do not exist, full disks.
+-- What happens to a run's folder when something goes wrong: a second run in it, an output folder among the inputs, starts that
+-- fail, resuming with other settings, undefined figures, full disks.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
@@ -16,7 +16,7 @@ test("a second run in an output folder is refused and names the first, on one pr
       local output = fs.join(folder, "out" .. ranks)
       local options = "--max-steps 3 --evaluation-steps 3"
       local second = training.command(data, output, options):gsub("^%$L", function() return quote(os.getenv "LORARUN_PROGRAM") end)
-      -- in the middle of the first, rank 0 starts another as somebody else would: not as a rank of its own
+      -- in the middle of the first run, rank 0 starts another one as a user would, not as one of its own ranks
       local clean = "env -u RANK -u WORLD_SIZE -u LOCAL_RANK -u LOCAL_WORLD_SIZE -u LORARUN_LAUNCHER -u LORARUN_RUN_LOCK "
       local log = quote(folder .. "/second")
       local hook = "lr.train { on_step = function(s) if s.step == 2 and lr.comm.rank == 0 then os.execute(%q) end end,"
@@ -35,7 +35,7 @@ test("a second run in an output folder is refused and names the first, on one pr
   end)
 end)
 
-test("an error and a signal give the folder back; a group that is started again goes on under its launcher's lock", function()
+test("an error and a signal release the folder; a group that is started again goes on under its launcher's lock", function()
   with_data(function(folder, data)
     local output = fs.join(folder, "out")
     local r = train_with(folder, "lr.train { on_step = function() error 'of mine' end,", data, output, "--max-steps 2")
@@ -70,14 +70,14 @@ test("a group that is started again before its first step does not go on from an
     check_says(r.err, "restart 1 of 1")
     check.that(not r.out:find "resuming", r.out)
     check.equal(#training.lines_of(fs.join(output, "log.jsonl")), 6, "four steps and two evaluations")
-    -- a checkpoint that was asked for is still taken
+    -- a checkpoint that the user names is still used
     r = restarted " --resume step-00000002"
     check.equal(r.status, 0, r.err)
     check_says(r.out, "step-00000002, step 2 of 4")
   end)
 end)
 
--- ---- an output among what is read ----------------------------------------------------------------------------------------------
+-- ---- an output folder among the inputs -----------------------------------------------------------------------------------------
 test("an output that is, holds, or lies in the model or the data is refused before a file changes", function()
   with_data(function(folder, data)
     fs.make(fs.join(folder, "models/base/1_Pooling"))
@@ -160,7 +160,7 @@ test("a start that fails before its first step leaves the earlier run as it was"
     local r = train(data, output, "--max-steps 4 --evaluation-steps 2 --resume step-00000002 --alpha 3")
     check.equal(r.status, 1)
     check_same(contents(output), before, "a resume that is refused")
-    -- and one that does not fail begins the folder again, what it evaluated before its first step included
+    -- a start that succeeds begins the folder again, with the evaluation before its first step
     r = training.train_changed(folder, "{ evaluate_first = true }", data, output, "--max-steps 1")
     check.equal(r.status, 0, r.err)
     check_says(r.err, "checkpoints beyond step 0 are not of this run; they are in " .. output .. "/checkpoints-before-1 now")
@@ -172,7 +172,7 @@ test("a start that fails before its first step leaves the earlier run as it was"
 end)
 
 -- ---- going on ------------------------------------------------------------------------------------------------------------------
-test("a run that goes on names every difference; one that makes the adapter another function is refused", function()
+test("a run that goes on names every difference; one that changes what the adapter computes is refused", function()
   with_data(function(folder, data)
     local output, other = fs.join(folder, "out"), quote(training.make_data(fs.join(folder, "other"), 48))
     local path = fs.join(folder, "other", "train.jsonl")
@@ -219,7 +219,7 @@ test("a run that goes on names every difference; one that makes the adapter anot
     refused("--rank 2 --targets query", { "rank was 4 when",
       "targets was key, query, value when the checkpoint was written and is query now",
       "a run goes on with the rank and targets that it began with" })
-    -- the same modules by other words are no difference
+    -- the same modules in another notation are no difference
     goes_on("--targets 'encoder.layer.[0-9]+.attention.self.(query|key|value)'", {})
     check.that(not r.err:find "when the checkpoint was written", r.err)
     -- another model: its weights, and its pooling
@@ -248,7 +248,7 @@ test("a run that goes on names every difference; one that makes the adapter anot
   end)
 end)
 
-test("going on from another folder's checkpoint mixes with nothing that is in the output", function()
+test("going on from another folder's checkpoint does not mix with files in the output", function()
   with_data(function(folder, data)
     local options = "--max-steps 4 --evaluation-steps 2 "
     local function out(name) return fs.join(folder, name) end
@@ -268,7 +268,7 @@ test("going on from another folder's checkpoint mixes with nothing that is in th
   end)
 end)
 
-test("a checkpoint of an older lorarun: what it did not note is named, what its adapter says counts", function()
+test("a checkpoint of an older lorarun: what it does not record is named; what its adapter says counts", function()
   with_data(function(folder, data)
     local output = fs.join(folder, "out")
     check.equal(train(data, output, "--max-steps 4 --evaluation-steps 2").status, 0)
@@ -296,7 +296,7 @@ test("a checkpoint of an older lorarun: what it did not note is named, what its 
   end)
 end)
 
-test("--resume alone is latest, in a recipe that declares it or not; the remedy that is printed works", function()
+test("--resume alone means latest, whether the recipe declares it or not; the printed remedy works", function()
   with_data(function(folder, data)
     for name, words in pairs { declared = '{ "resume", "" },', undeclared = "", switch = '{ "resume", false },' } do
       local path, output = fs.join(folder, name .. ".lua"), fs.join(folder, name)
@@ -335,7 +335,7 @@ test("--resume alone is latest, in a recipe that declares it or not; the remedy 
   end)
 end)
 
-test("a run that is resumed after its last evaluation, or cut off in a line: every row once and whole", function()
+test("a run that is resumed after its last evaluation, or whose log ends within a line: every row once and whole", function()
   with_data(function(folder, data)
     local output = fs.join(folder, "out")
     local options = "--max-steps 4 --evaluation-steps 2"
@@ -354,7 +354,7 @@ test("a run that is resumed after its last evaluation, or cut off in a line: eve
     end
     check_again "resumed at its end"
     check_again "and again"
-    -- as a disk that was full, or a power cut, leaves them
+    -- as they may be after a full disk or a power cut
     fs.append(fs.join(output, names[1]), "1.0,4")
     fs.append(fs.join(output, names[2]), "0.66,3,0.12345,0.1")
     fs.append(fs.join(output, names[3]), '{"kind": "step", "step": 2')
@@ -365,8 +365,8 @@ test("a run that is resumed after its last evaluation, or cut off in a line: eve
   end)
 end)
 
--- ---- figures that do not exist -------------------------------------------------------------------------------------------------
-test("an undefined metric chooses no best model: it is said, the newest is kept, and a defined one counts", function()
+-- ---- undefined figures ---------------------------------------------------------------------------------------------------------
+test("an undefined metric chooses no best model: the run says so and keeps the newest; a defined one counts", function()
   with_data(function(folder, data)
     local same = training.make_data(fs.join(folder, "same"), 12)
     local path = fs.join(same, "validation.jsonl")
@@ -383,7 +383,7 @@ test("an undefined metric chooses no best model: it is said, the newest is kept,
     check_says(fs.read(fs.join(output, "README.md")), "The newest adapter, of step 6: the validation Spearman is undefined")
     check.that(training.adapter_bytes(output) == fs.read(fs.join(output, "checkpoints/step-00000006/adapter_model.safetensors")),
       "the newest is written")
-    -- defined at steps 2 and 4 alone: that of step 2 is better
+    -- defined only at steps 2 and 4: step 2 is better
     local mixed = fs.join(folder, "mixed")
     r = train_with(folder, [[
       local evaluate, n = require "lorarun.train.evaluate", 0
@@ -403,8 +403,8 @@ test("an undefined metric chooses no best model: it is said, the newest is kept,
 end)
 
 -- ---- full disks ----------------------------------------------------------------------------------------------------------------
--- A shell command with a disk of this many megabytes, which it may fill, at folder/disk and $D. nil where this machine lets nobody
--- mount one.
+-- Runs a shell command with a disk of this many megabytes, which it may fill, at folder/disk and $D. nil if this machine does not
+-- allow to mount one.
 local function with_disk(folder, megabytes, command)
   local disk = fs.join(folder, "disk")
   fs.make(disk)
@@ -413,7 +413,7 @@ local function with_disk(folder, megabytes, command)
   return run(("export L D=%s; unshare -rm sh -c %s"):format(quote(disk), quote(mounted .. "; " .. command)))
 end
 
-test("no room on the disk is said before the first step, also on one process and without lr.launch", function()
+test("a full disk is reported before the first step, also on one process and without lr.launch", function()
   with_data(function(folder, data)
     local output = fs.join(folder, "disk/out")
     local r = with_disk(folder, 4, training.command(data, output, "--max-steps 1") .. "; s=$?; ls $D/out; exit $s")
@@ -436,7 +436,7 @@ test("no room on the disk is said before the first step, also on one process and
   end)
 end)
 
-test("a disk that is full in the middle: what was begun is removed, what was there before is whole", function()
+test("a disk that fills up during a run: unfinished files are removed, those from before are whole", function()
   with_data(function(folder, data)
     -- the disk is filled after a step; the next checkpoint, or the last files, find no room
     local filled = training.hooked(folder, [[
@@ -458,7 +458,7 @@ test("a disk that is full in the middle: what was begun is removed, what was the
     local files = r.out:match "\n\n(.*)$"
     check.that(not files:find "step%-00000004" and not files:find "partial" and not files:find "tmp%-", files)
     check_says(files, "checkpoints/step-00000002/optimizer.safetensors")
-    -- an earlier run's model and adapter stay where the second has no room for its own
+    -- an earlier run's model and adapter stay if the second has no room for its own
     local first = training.command(data, output, options)
     r = with_disk(folder, 80, first .. " >/dev/null && cp -r $D/out $D/kept && AT=merged " .. command
       .. " --seed 2; s=$?; cmp $D/out/model.safetensors $D/kept/model.safetensors && echo the same model; "

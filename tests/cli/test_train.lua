@@ -1,6 +1,5 @@
--- Training through the program, as a user runs it: a whole small run and all its files, resuming after kill to the same
--- bits, damaged
--- checkpoints, and the error of each thing that can be wrong.
+-- Training with the program, as a user runs it: a whole small run and all its files, resuming after a kill to the same bits,
+-- damaged checkpoints, and the error of each thing that can be wrong.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
@@ -30,7 +29,7 @@ local function losses(output)
   return list
 end
 
--- train() with a recipe that sends itself a signal in the middle of its n-th evaluation.
+-- As train(), with a recipe that sends itself a signal in the middle of its n-th evaluation.
 local function stop_evaluation(folder, n, signal, data, output, options)
   return train_with(folder, ([[
     local evaluate, left = require "lorarun.train.evaluate", %d
@@ -83,7 +82,7 @@ test("a run of 12 steps: banner, evaluations, every file it promises", function(
     local config = json.decode_file(fs.join(output, "training_config.json"))
     check.equal(config.settings.rank, 4)
     check.equal(config.settings.learning_rate, 5e-3)
-    -- what was written computes what the model did, on texts of the data, and later still
+    -- the written folder computes what the model did, on texts of the data, also when it is checked later
     local _, again = r.out:gsub("loaded again: 16 texts: the embeddings differ by", "")
     check.equal(again, 2, "folders that were checked")
     local texts = json.decode_file(fs.join(output, "lorarun_probes.json")).texts
@@ -97,7 +96,7 @@ test("a run of 12 steps: banner, evaluations, every file it promises", function(
   end)
 end)
 
-test("a run whose adapter is written as nothing fails, and keeps all it wrote", function()
+test("a run whose adapter is written without effect fails, and keeps all it wrote", function()
   with_data(function(folder, data)
     local output = fs.join(folder, "out")
     local r = train_with(folder, [[
@@ -129,7 +128,7 @@ test("a run that learns nothing says so, and keeps what it wrote", function()
   end)
 end)
 
-test("the loss falls and the score rises where there is something to learn", function()
+test("the loss falls and the score rises if there is something to learn", function()
   with_data(function(folder, data)
     local output = fs.join(folder, "out")
     local r = train(data, output, "--epochs 20 --evaluation-steps 60 --dropout 0")
@@ -144,7 +143,7 @@ test("the loss falls and the score rises where there is something to learn", fun
   end)
 end)
 
-test("stopped and resumed ends in the same bits, with dropout and weighted sampling", function()
+test("a run that is stopped and resumed ends in the same bits, with dropout and weighted sampling", function()
   with_data(function(folder, data)
     local whole, parts = fs.join(folder, "whole"), fs.join(folder, "parts")
     local options = "--epochs 3 --evaluation-steps 5 --accumulate 2 --batch 4"
@@ -165,7 +164,7 @@ test("stopped and resumed ends in the same bits, with dropout and weighted sampl
   end)
 end)
 
-test("SIGTERM: finish the step, write a checkpoint, leave; resume to the same bits", function()
+test("SIGTERM: finish the step, write a checkpoint, exit; resume to the same bits", function()
   with_data(function(folder, data)
     local whole, parts = fs.join(folder, "whole"), fs.join(folder, "parts")
     local options = "--epochs 3 --evaluation-steps 100"
@@ -179,7 +178,7 @@ test("SIGTERM: finish the step, write a checkpoint, leave; resume to the same bi
   end)
 end)
 
-test("SIGTERM ends an evaluation at once; the step it was about is saved, and evaluated when the run goes on", function()
+test("SIGTERM ends an evaluation at once; its step is saved, and evaluated when the run goes on", function()
   with_data(function(folder, data)
     local whole, options = fs.join(folder, "whole"), "--epochs 2 --evaluation-steps 6"
     check.equal(train(data, whole, options).status, 0)
@@ -187,7 +186,7 @@ test("SIGTERM ends an evaluation at once; the step it was about is saved, and ev
       local path = fs.join(output, "similarity_evaluation_validation_results.csv")
       return fs.exists(path) and lines_of(path) or {}
     end
-    -- of the validation rows after step 6; after step 12; of the test rows, when all steps are done
+    -- during the validation after step 6; during that after step 12; during the final one, of the test rows
     for n, step in ipairs { 6, 12, 12 } do
       local parts = fs.join(folder, "parts" .. n)
       local r = stop_evaluation(folder, n, "TERM", data, parts, options)
@@ -237,7 +236,7 @@ test("checkpoints: the last few and the best are kept; a damaged one is refused 
   end)
 end)
 
-test("a run that begins again moves the checkpoints of the one before aside; a best one that is not there is given up", function()
+test("a run that begins again moves the earlier run's checkpoints aside; a best checkpoint that is missing is given up", function()
   with_data(function(folder, data)
     local output = fs.join(folder, "out")
     local checkpoints = fs.join(output, "checkpoints")
@@ -313,7 +312,7 @@ test("triplets without scores, through lr.train: a ranking loss with hard negati
   end)
 end)
 
-test("labels that are all alike: no correlation, the reason in every place, and no crash", function()
+test("labels that are all equal: no correlation, the reason in every place, and no crash", function()
   with_data(function(folder)
     local same = make_data(fs.join(folder, "same"), 12)
     for _, split in ipairs { "validation", "test" } do
@@ -348,7 +347,7 @@ test("CSV data is read by column name", function()
   end)
 end)
 
-test("--help lists every option with its default; --resume before there is a checkpoint begins", function()
+test("--help lists every option with its default; --resume without a checkpoint starts from the beginning", function()
   local r = run(("$L %s --help"):format(recipe))
   check.equal(r.status, 0)
   for _, option in ipairs { "model", "data", "output", "batch", "epochs", "max-steps", "learning-rate", "warmup", "rank", "alpha",
@@ -407,7 +406,7 @@ test("what can be wrong, each in one line on standard error, status not 0", func
       check.equal(r.status, 0, r.err)
       check.that(r.out:find("1 bad rows of train", 1, true), r.out)
     end
-    -- models that cannot be: another architecture, a pickle, a missing tensor, a wrong shape
+    -- models that cannot be loaded: another architecture, a pickle, a missing tensor, a wrong shape
     local broken = fs.join(folder, "model")
     local function copy_model()
       if fs.exists(broken) then fs.remove(broken) end
@@ -453,9 +452,9 @@ test("what can be wrong, each in one line on standard error, status not 0", func
   end)
 end)
 
-test("the small preset says which data it takes; without --targets a model's own names are adapted", function()
+test("the small preset says which data it uses; without --targets the names of the model itself are adapted", function()
   with_data(function(folder, data)
-    -- without the small model, whose folder would be here, nothing is trained
+    -- the small model is not in this cache, so nothing is trained
     local function said(words)
       return run(("XDG_CACHE_HOME=%s HOME=%s $L --cpu %s --output %s %s"):format(quote(folder), quote(folder), recipe,
         quote(fs.join(folder, "out")), words))
@@ -473,7 +472,7 @@ test("the small preset says which data it takes; without --targets a model's own
   end
 end)
 
-test("Ctrl-C in lr.train at the prompt comes back to the prompt; the run can go on from there", function()
+test("Ctrl-C in lr.train at the prompt returns to the prompt; the run can go on from there", function()
   with_data(function(folder, data)
     local lines = fs.join(folder, "lines")
     fs.write(lines, ([[

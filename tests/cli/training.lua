@@ -1,7 +1,7 @@
--- training.lua: for tests: small runs of recipes/bugdetect.lua through the program, as a user starts them:
+-- training.lua: for tests: small runs of recipes/bugdetect.lua in the program, as a user starts them:
 --   local training = dofile(os.getenv "LORARUN_TESTS" .. "/cli/training.lua")
 --   training.with_data(function(folder, data) local r = training.train(data, folder .. "/out", "--max-steps 2") end)
--- `data` and what is made of it are words of a shell command; results are { status, out, err }.
+-- `data` and the strings made from it are words of a shell command; results are { status, out, err }.
 local fs = require "lorarun.base.fs"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local data_files = dofile(os.getenv "LORARUN_TESTS" .. "/data.lua")
@@ -12,7 +12,7 @@ local training = { recipe = quote(fs.join(root, "recipes", "bugdetect.lua")),
   bert = fs.join(os.getenv "LORARUN_TESTS", "golden", "bert"),
   SMALL = " --rank 4 --batch 8 --warmup 2 --learning-rate 5e-3 --max-length 32 --threads 1 " }
 
---- A data folder: rows whose label follows from the text, so that there is something to learn.
+--- Makes a data folder: the label of a row follows from its text, so that there is something to learn.
 function training.make_data(folder, rows)
   return data_files.make(folder, rows, function(i)
     local good = i % 3 ~= 0
@@ -26,7 +26,7 @@ function training.with_data(fn)
   shell.with_folder(function(folder) fn(folder, quote(training.make_data(fs.join(folder, "data"), 48))) end)
 end
 
---- The command of a run; recipe: another file than bugdetect.lua.
+--- The command of a run; recipe: a file to use instead of bugdetect.lua.
 function training.command(data, output, options, recipe)
   return ("$L %s --model %s --data %s --output %s %s %s"):format(recipe and quote(recipe) or training.recipe, quote(training.bert),
     data, quote(output), training.SMALL, options or "")
@@ -34,7 +34,7 @@ end
 
 function training.train(data, output, options) return run(training.command(data, output, options)) end
 
---- A recipe in `folder` that is bugdetect.lua with other text in place of its `lr.train {`; its path.
+--- Writes a recipe into `folder`: bugdetect.lua with other text in place of its `lr.train {`. Returns its path.
 function training.hooked(folder, hook)
   local path = fs.join(folder, "hooked.lua")
   local text, n = fs.read(fs.join(root, "recipes", "bugdetect.lua")):gsub("lr%.train {", function() return hook end, 1)
@@ -43,18 +43,18 @@ function training.hooked(folder, hook)
   return path
 end
 
---- train() with that recipe.
+--- As train(), with that recipe.
 function training.train_with(folder, hook, data, output, options)
   return run(training.command(data, output, options, training.hooked(folder, hook)))
 end
 
---- train() with a recipe that gives lr.train these options (the text of a Lua table) in place of its own.
+--- As train(), with a recipe that gives lr.train these options (the text of a Lua table) in place of its own.
 function training.train_changed(folder, changes, data, output, options)
   local hook = "local function go(o) for k, v in pairs(%s) do o[k] = v end return lr.train(o) end go {"
   return training.train_with(folder, hook:format(changes), data, output, options)
 end
 
---- train() with a recipe that sends itself a signal after a step.
+--- As train(), with a recipe that sends itself a signal after a step.
 function training.train_and_stop(folder, step, signal, data, output, options)
   return training.train_with(folder, ("lr.train { on_step = function(s) if s.step == %d then os.execute('kill -%s $PPID') end end,")
     :format(step, signal), data, output, options)
@@ -66,7 +66,7 @@ function training.lines_of(path)
   return list
 end
 
---- The adapter's bytes: what two runs must agree in.
+--- The adapter's bytes, which must be the same in two runs.
 function training.adapter_bytes(output) return fs.read(fs.join(output, "adapter", "adapter_model.safetensors")) end
 
 return training

@@ -1,10 +1,10 @@
--- launched.lua: runs recipes that launch ranks as a user runs them, for tests:
+-- launched.lua: for tests: runs recipes that launch ranks, as a user runs them:
 --   local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
 --   launched.run("lr.launch { processes = 2 } ...", function(r, folder) check.equal(r.status, 0) end)
 --
 -- A recipe has these names: lr, C, ffi, `folder` (where it is), and
 --   sleep(seconds), hang(), wait_for(condition), signal_self(number), signal_launcher(number)
---   mark "name"          makes a file of that name in the folder, with its process id; marked "name": is there one?
+--   mark "name"          makes a file of that name in the folder, with its process id; marked "name": does it exist?
 -- No rank waits for more than two minutes.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
@@ -46,7 +46,7 @@ local function marked(name)
 end
 ]]
 
--- What the launcher prints about its checks, and standard error without that.
+-- What the launcher prints about its checks, and the rest of standard error.
 local function take_checks(text)
   local checks, rest = {}, {}
   for line in text:gmatch "[^\n]*\n?" do
@@ -57,7 +57,7 @@ local function take_checks(text)
   return table.concat(checks), table.concat(rest)
 end
 
---- Run a recipe in a folder of its own, then call look(result, folder). command: the shell command that runs it, by default
+--- Runs a recipe in a folder of its own, then calls look(result, folder). command: the shell command that runs it, by default
 --- $L ./recipe.lua. Result: status, out, err (without the checks), checks, all, seconds.
 function launched.run(code, look, command)
   shell.with_folder(function(folder)
@@ -73,7 +73,7 @@ end
 
 local function alive(pid) return ffi.C.kill(pid, 0) == 0 end
 
---- Every process whose id a rank wrote to a file pid0, pid1, ... must be gone within 30 seconds.
+--- Checks that every process whose id a rank wrote to a file pid0, pid1, ... ends within 30 seconds.
 function launched.expect_gone(folder, ranks)
   for rank = 0, ranks - 1 do
     local pid = tonumber(fs.read(folder .. "/pid" .. rank))

@@ -6,7 +6,7 @@
 --
 -- ranks.start returns the job while it runs: job:kill(rank, "STOP"), job:output(rank), job:wait(seconds).
 -- The code of every rank has `lr`, `comm`, `rank` and `n` and, unless join = false, has joined. This process serves the store, as a
--- launcher does, so every job has a port of its own. torchrun's variables are not set, because with them the program would join by
+-- launcher does, so every job has its own port. torchrun's variables are not set, because with them the program would join by
 -- itself.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
@@ -79,10 +79,10 @@ function ranks.start(options)
   return job
 end
 
---- What a rank has written to its standard output so far.
+--- The text that a rank has written to its standard output so far.
 function Job:output(rank) return read(path(self, "out", rank)) end
 
---- Wait until a rank has written `text`.
+--- Waits until a rank has written `text`.
 function Job:await(rank, text, seconds)
   local deadline = C.lr_time() + (seconds or 60)
   while not self:output(rank):find(text, 1, true) do
@@ -95,10 +95,10 @@ end
 
 function Job:pid(rank) return assert(tonumber(read(path(self, "pid", rank))), "the rank has not started") end
 
---- Send a signal: "KILL" (default), "STOP", "CONT", "INT" ...
+--- Sends a signal: "KILL" (default), "STOP", "CONT", "INT" ...
 function Job:kill(rank, signal) os.execute(("kill -%s %d 2>/dev/null"):format(signal or "KILL", self:pid(rank))) end
 
---- Wait for all ranks: { { out, err, status, seconds } of rank 0, ... }. Ranks that are not done after `seconds` (120) are killed,
+--- Waits for all ranks: { { out, err, status, seconds } of rank 0, ... }. Ranks that are not done after `seconds` (120) are killed,
 --- and their status is "timeout".
 function Job:wait(seconds)
   local deadline, results, left = C.lr_time() + (seconds or 120), {}, self.n
@@ -130,7 +130,7 @@ function Job:wait(seconds)
   return results
 end
 
---- start and wait.
+--- Starts ranks and waits for them.
 function ranks.run(options) return ranks.start(options):wait(options.seconds) end
 
 return ranks

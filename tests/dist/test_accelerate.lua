@@ -1,4 +1,4 @@
--- test_accelerate.lua: Accelerate's configuration files. Those that it writes are accepted as they are; all else is refused with
+-- test_accelerate.lua: Accelerate's configuration files. Those that it writes are accepted as they are; the rest is refused with
 -- the key, the line and the remedy.
 local accelerate = require "lorarun.dist.accelerate"
 local fs = require "lorarun.base.fs"
@@ -38,7 +38,7 @@ test("files as accelerate config writes them", function()
   s = resolved "multi_cpu"
   check.equal(s.use_cpu, true)
   check.equal(s.precision, "fp32")
-  s = resolved "multi_cpu_ipex" -- of Accelerate 1.12, which asks for Intel's extension on every CPU
+  s = resolved "multi_cpu_ipex" -- written by Accelerate 1.12, which asks for Intel's extension on every CPU
   check.equal(s.num_processes, 2)
   check.equal(s.use_cpu, true)
   check.equal(#s.warnings, 0)
@@ -78,7 +78,7 @@ test("other ways to train are refused", function()
   check.raises("FILE:2: dynamo_backend is INDUCTOR", resolved, "distributed_type: NO\ndynamo_backend: INDUCTOR\n")
 end)
 
-test("sections that say nothing", function()
+test("sections that set nothing", function()
   for _, section in ipairs { "ipex_config:\n  ipex: false\n  use_xpu: false", "deepspeed_config: {}", "fsdp_config: null",
     "fsdp_config:\n  fsdp_sync_module_states: false", "megatron_lm_config: ''", "parallelism_config: []",
     "dynamo_config:\n  dynamo_backend: 'no'\n  dynamo_mode: default", "dynamo_config:\n  dynamo_mode: default",
@@ -102,7 +102,7 @@ test("keys of a newer Accelerate: a warning if they change nothing, an error if 
   end
 end)
 
-test("aliases of aliases are looked at once", function()
+test("aliases of aliases are read only once", function()
   local lines = { "distributed_type: NO", "a: &a0 [{}, {}]" }
   for i = 1, 40 do lines[#lines + 1] = ("b%d: &a%d [*a%d, *a%d]"):format(i, i, i - 1, i - 1) end -- 2^40 empty tables
   check.equal(#resolved(table.concat(lines, "\n") .. "\n").warnings, 41)
@@ -130,7 +130,7 @@ test("gpu_ids as a number, a text and a list", function()
   check.raises("FILE:2: gpu_ids is '[]'", ids, "[]")
 end)
 
-test("values that Accelerate would not read as they look", function()
+test("values that Accelerate would read differently than they look", function()
   check.equal(resolved("distributed_type: NO\nmixed_precision: null\nfp16: true\n").precision, "fp32")
   check.equal(resolved("distributed_type: NO\nmixed_precision: BF16\n").precision, "bf16")
   check.raises("FILE:2: fp16 is the text 'no', which Accelerate takes for true", resolved, "distributed_type: NO\nfp16: 'no'\n")
@@ -196,7 +196,7 @@ test("the variables that accelerate launch sets for its programs", function()
     "ACCELERATE_MIXED_PRECISION is 'half', expected one of no, fp16, bf16", 1, true))
 end)
 
-test("words that YAML reads as other values", function()
+test("words that YAML reads as values of another type", function()
   local s = resolved "distributed_type: NO\nmixed_precision: no\nuse_cpu: 'yes'\ngpu_ids: 0\nmain_process_ip: null\n"
   check.equal(s.precision, "fp32")
   check.equal(s.use_cpu, true)

@@ -3,7 +3,7 @@ local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 local lr = require "lorarun"
 local comm = lr.comm
 
--- Run code on n ranks; every rank must succeed. Returns what each printed.
+-- Runs code on n ranks; every rank must succeed. Returns what each printed.
 local function outputs(n, code, options)
   options = options or {}
   options[1], options[2] = n, code
@@ -16,7 +16,7 @@ local function outputs(n, code, options)
 end
 
 -- ---- results ---------------------------------------------------------------------------------------------------------------
--- The ranks check their own results and print "ok". Element i on rank r is (7 r + 3 i) % 11 - 5, exact in every dtype.
+-- The ranks check their own results and print "ok". Element i on rank r is (7 r + 3 i) % 11 - 5, which is exact in every dtype.
 local RESULTS = [[
   local ffi, C, check = require "ffi", require "lorarun.base.c", require "lorarun.base.check"
   local function value(r, i) return (7 * r + 3 * i) % 11 - 5 end
@@ -87,7 +87,7 @@ test("numbers", function()
   end
 end)
 
-test("strings of any size, empty ones too", function()
+test("strings of any size, also empty ones", function()
   for _, n in ipairs { 1, 2, 4 } do
     local out = outputs(n, [[
       local sizes = { 0, 1, 3, 2047, 2048, 2049, 1e6 }
@@ -221,7 +221,7 @@ test("ranks that differ get one error each, and go on", function()
   end
 end)
 
-test("rank 0 works for all, and all get its failure", function()
+test("rank 0 does the work for all, and all get its error", function()
   local out = outputs(2, [[
     print("value", comm.on_rank_0(function() return 7, 8 end))
     print("error", pcall(comm.on_rank_0, function() error("disk full", 0) end))
@@ -232,7 +232,7 @@ test("rank 0 works for all, and all get its failure", function()
   check.equal(out[2], "value\nerror\tfalse\trank 0: disk full\nodd\tfalse\trank 0: it failed without a message\n2\n")
 end)
 
--- ---- ranks that are lost ---------------------------------------------------------------------------------------------------
+-- ---- lost ranks ------------------------------------------------------------------------------------------------------------
 -- Rank `victim` gets a signal while the others wait for it.
 local function lose(n, victim, signal, code, timeout)
   local job = ranks.start { n, ([[
@@ -244,7 +244,7 @@ local function lose(n, victim, signal, code, timeout)
     print(pcall(comm.barrier))
   ]]):format(victim, code), timeout = timeout or 60 }
   for rank = 0, n - 1 do job:await(rank, "joined") end
-  os.execute "sleep 0.3" -- they are in the collective now
+  os.execute "sleep 0.3" -- the others are in the collective now
   job:kill(victim, signal)
   local C = require "lorarun.base.c"
   local began = C.lr_time()
@@ -271,7 +271,7 @@ end)
 test("the others end at their timeout when a peer is stopped", function()
   local results = lose(3, 2, "STOP", "comm.all_reduce(t)", 2)
   local named = 0
-  for rank = 0, 1 do -- the first rank to give up says which one it waited for; the other may see it leave
+  for rank = 0, 1 do -- the first rank to give up names the one it waited for; the other rank may only see the first one leave
     local out = results[rank + 1].out
     if out:find("false\tall_reduce (collective 2): waited 2.0 s for rank 2\n", 1, true) then named = named + 1
     else check.that(out:find "false\tall_reduce %(collective 2%): lost ranks? ", out) end
@@ -279,7 +279,7 @@ test("the others end at their timeout when a peer is stopped", function()
   check.that(named > 0, "nobody says that it waited for rank 2")
 end)
 
-test("joining: a rank that never comes, a wrong number of ranks", function()
+test("joining: a rank that never connects, a wrong number of ranks", function()
   local results = ranks.run { 2, [[
     if rank == 1 then return end
     print(pcall(comm.join, { rank = 0, world_size = 2, port = tonumber(os.getenv "MASTER_PORT"), timeout = 1 }))
@@ -295,7 +295,7 @@ test("joining: a rank that never comes, a wrong number of ranks", function()
   end
 end)
 
-test("after a failure all ranks can start again", function()
+test("after a failure all ranks can connect again", function()
   local out = outputs(2, [[
     if rank == 1 then comm.rejoin() else
       local ok, err = pcall(comm.barrier)

@@ -1,4 +1,4 @@
--- Which rank is to blame and when a job ends, on views that are made up here, with a clock that the tests set.
+-- Which rank is to blame and when a job ends, decided from views that are made up here, with a clock that the tests set.
 local failure_policy = require "lorarun.dist.launcher.failure_policy"
 
 local now, said
@@ -8,7 +8,7 @@ local function new_policy(timeout)
     say = function(text) said[#said + 1] = text end }
 end
 
--- A view of a rank that trains, with the given fields changed.
+-- The view of a rank that trains, with the given fields changed.
 local function view(rank, given)
   local v = { rank = rank, host = "h" .. rank, machine = 0, step = 40, total = 100, phase = "training", collectives = 7,
     collective = "barrier" }
@@ -30,7 +30,7 @@ test("while all ranks train there is nothing to do", function()
   check.equal(policy:outcome({ view(0, { ended = 1, status = 0 }), view(1, { ended = 0, status = 0 }) }).status, 0)
 end)
 
-test("a rank that fails by itself ends the job at once, and its status is the job's", function()
+test("a rank that fails by itself ends the job at once, and the job has its status", function()
   for _, case in ipairs { { { status = 3 }, 3, "ended with exit status 3" }, { { signal = 11 }, 139, "was killed by SIGSEGV" },
     { { signal = 24 }, 152, "was killed by SIGXCPU (its processor time is used up: ulimit -t)" },
     { { status = 1, failed = 2, failure = "boom" }, 1, "failed: boom" } } do
@@ -43,11 +43,11 @@ test("a rank that fails by itself ends the job at once, and its status is the jo
     check.equal(what, case[3])
     check.equal(policy:outcome(views).status, case[2])
   end
-  local policy = new_policy() -- it has reported its failure and not ended yet
+  local policy = new_policy() -- the rank has reported its failure but not ended yet
   check.that(policy:look({ view(0), view(1, { failed = 0, failure = "boom" }) }, {}).ending)
 end)
 
-test("after a failure caused by another rank, the cause is waited for a little while", function()
+test("after a failure caused by another rank, the policy waits a little for the cause", function()
   local policy = new_policy()
   local follower = view(0, { ended = 0.5, status = 1, failed = 0.6, failure = "lost rank 1", consequence = true })
   check.that(not policy:look({ follower, view(1) }, {}).ending)
@@ -62,7 +62,7 @@ test("after a failure caused by another rank, the cause is waited for a little w
   check.equal(blamed(policy, { follower, view(1, { ended = 0, signal = 15, told = true }) }), 0)
 end)
 
-test("of several the earliest is to blame, and none for ending as it was told to", function()
+test("of several failures the earliest is to blame; a rank that ended because it was told to is not", function()
   local policy = new_policy()
   local views = { view(0, { ended = 1, status = 1, failed = 2, failure = "late" }),
     view(1, { ended = 0.5, status = 1, failed = 5, failure = "early" }), view(2, { ended = 9, signal = 15, told = true }) }
@@ -79,7 +79,7 @@ test("a rank that left before others lost it is to blame; one that left after is
   check.equal(blamed(new_policy(), { view(0, follower), view(1, { ended = 0.2, status = 0 }) }), 0)
 end)
 
-test("a rank that left is to blame once others have waited for it a while", function()
+test("a rank that left is to blame once others have waited for it for a while", function()
   local policy = new_policy()
   check.that(not policy:look({ view(0, { waiting = 4 }), view(1, { ended = 30, status = 0 }) }, {}).ending)
   check.that(not policy:look({ view(0, { waiting = 40 }), view(1, { ended = 3, status = 0 }) }, {}).ending)
@@ -117,7 +117,7 @@ test("a stall is a failure of the slowest rank, which is killed", function()
   check.equal(rank, 1)
   check.equal(what, "did not come to barrier, where ranks 0 and 2 wait for it, for 100 s (step 40 of 100, training)")
 
-  policy = new_policy(100) -- all wait: the rank with the fewest collectives
+  policy = new_policy(100) -- all ranks wait: the one with the fewest collectives is the slowest
   now = 1101
   check.equal(policy:look({ view(0, { waiting = 101 }), view(1, { waiting = 101, collectives = 6 }) }, {}).hung, 1)
 end)
@@ -139,7 +139,7 @@ test("if all ranks wait, the message speaks of the network", function()
   check.that(said[1]:find "^all ranks have waited in barrier for 35 s")
 end)
 
-test("a first signal stops, a second kills; the job's status is the first's", function()
+test("a first signal stops the ranks, a second kills them; the job's status is that of the first", function()
   local policy = new_policy()
   local views = { view(0), view(1) }
   local orders = policy:look(views, { 2 })
@@ -153,7 +153,7 @@ test("a first signal stops, a second kills; the job's status is the first's", fu
   check.equal(policy:outcome({ view(0, { ended = 1, status = 0 }), view(1, { ended = 1, status = 0 }) }).status, 0)
 end)
 
-test("SIGHUP stops as SIGTERM does, SIGQUIT kills, SIGUSR1 saves each time", function()
+test("SIGHUP stops ranks as SIGTERM does, SIGQUIT kills them, each SIGUSR1 saves", function()
   check.equal(new_policy():look({ view(0) }, { 1 }).stop, 15)
   check.that(new_policy():look({ view(0) }, { 3 }).kill)
   local policy = new_policy()
@@ -162,7 +162,7 @@ test("SIGHUP stops as SIGTERM does, SIGQUIT kills, SIGUSR1 saves each time", fun
   check.that(orders.save == 3 and not orders.stop and not orders.ending)
 end)
 
-test("stopping waits for ranks that save, but not for ever if one cannot", function()
+test("stopping waits for ranks that save, but not forever", function()
   local policy = new_policy()
   policy:look({ view(0), view(1) }, { 15 })
   now = now + 500
@@ -171,7 +171,7 @@ test("stopping waits for ranks that save, but not for ever if one cannot", funct
   check.that(policy:look({ view(0), view(1, { ended = 11, signal = 15 }) }, {}).ending)
 end)
 
-test("a status that means a signal waits a while for that signal", function()
+test("after a status that means a signal, the policy waits a while for that signal", function()
   local policy = new_policy()
   local views = { view(0), view(1, { ended = 0.1, status = 143 }) }
   check.that(not policy:look(views, {}).ending)

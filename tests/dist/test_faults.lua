@@ -1,9 +1,9 @@
--- test_faults.lua: jobs whose ranks work together, and one rank that is killed, fails, leaves or is stopped. Each time the job ends
--- soon, the right rank is blamed, and a restart succeeds.
+-- test_faults.lua: jobs whose ranks use collectives, with one rank that is killed, fails, leaves or is stopped. Each time the job
+-- ends soon, the right rank is blamed, and a restart succeeds.
 local fs = require "lorarun.base.fs"
 local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
 
--- Four ranks add numbers 60 times; in the first generation rank 2 fails on the way.
+-- Four ranks add numbers 60 times; in the first generation rank 2 fails before the end.
 local RECIPE = [[
 local job = lr.launch { processes = 4, timeout = TIMEOUT, max_restarts = RESTARTS }
 io.stderr:write("pid ", ffi.C.getpid(), "\n")
@@ -55,7 +55,7 @@ for _, f in ipairs(FATES) do
   end)
 end
 
-test("a rank that does not come to the start of the job is named", function()
+test("a rank that never joins the job is named", function()
   launched.run([[
     if os.getenv "RANK" == "1" then hang() end
     lr.launch { processes = 3, timeout = 2 }
@@ -65,7 +65,7 @@ test("a rank that does not come to the start of the job is named", function()
   end)
 end)
 
-test("rank 0 is blamed for its error that all ranks raise", function()
+test("rank 0 is blamed for its own error, which all ranks raise", function()
   for _ = 1, 5 do
     launched.run([[
       lr.launch { processes = 3 }

@@ -69,7 +69,7 @@ test("flags before the recipe decide, and the checks are shown", function()
   end, "$L --num-processes 2 ./recipe.lua")
 end)
 
-test("a recipe that never launches is launched when it needs the job", function()
+test("a recipe that never calls lr.launch is launched when it first needs the job", function()
   for _, code in ipairs { "print(lr.comm.rank, lr.comm.world_size)", "pcall(lr.load_model, 'no-such') print(lr.comm.rank, 2)" } do
     launch("print 'once' " .. code .. " io.stderr:write(lr.comm.rank, '\\n')", function(r)
       expect(r, 0)
@@ -111,7 +111,7 @@ test("ranks that others started join, serve the store themselves, and only rank 
   end, "RANK=0 WORLD_SIZE=3 $L --num-processes 2 recipe.lua")
 end)
 
-test("one process that a scheduler started alone starts the ranks it is told", function()
+test("a process that a scheduler started alone starts the ranks that its settings ask for", function()
   for _, variables in ipairs { "RANK=0 WORLD_SIZE=1", "SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0",
     "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=1 RANK=0 WORLD_SIZE=1" } do
     launch("local job = lr.launch {} io.stderr:write(job.rank, ' of ', job.world_size, '\\n')", function(r)
@@ -121,7 +121,7 @@ test("one process that a scheduler started alone starts the ranks it is told", f
   end
 end)
 
-test("warnings of a configuration come once", function()
+test("warnings about a configuration are printed once", function()
   local function once(start)
     launch("lr.launch {}", function(r)
       expect(r, 0)
@@ -148,14 +148,14 @@ test("settings about ranks are not ignored when a scheduler has started the rank
   end, "printf 'distributed_type: MULTI_CPU\\nnum_processes: 3\\n' >c.yaml; RANK=0 WORLD_SIZE=2 $L --config c.yaml recipe.lua")
 end)
 
-test("ranks of Open MPI find each other at an address of IPv6, and the machine's number is not the local rank", function()
+test("ranks of Open MPI find each other at an IPv6 address, and the machine's number is not the local rank", function()
   if not fs.exists "/proc/net/if_inet6" then return end
   local port = 21000 + C.lr_time() * 1000 % 9000
   local function rank(n)
     return ("OMPI_COMM_WORLD_RANK=%d OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_RANK=%d OMPI_COMM_WORLD_LOCAL_SIZE=%s "
       .. "OMPI_COMM_WORLD_NODE_RANK=%d $L --main-process-ip [::1] recipe.lua"):format(n, n, "$LOCAL", n)
   end
-  for _, here in ipairs { 2, 1 } do -- 1: as if on machines of their own, which they find not to be
+  for _, here in ipairs { 2, 1 } do -- 1: as if each had its own machine, which is then found to be wrong
     launch([[
       local job = lr.launch {}
       io.stderr:write(("rank %d machine %d sum %d\n"):format(job.rank, job.machine_rank, lr.comm.all_reduce(job.rank + 1)))
@@ -176,11 +176,11 @@ test("neither recipes nor programs that they start see the secret", function()
     expect(r, 0)
     check.that(not r.err:find "open%-sesame", r.err)
     local _, clean = r.err:gsub("nil  unset", "")
-    check.equal(clean, 5, r.err) -- the launcher and rank 0 and 1 before and after
+    check.equal(clean, 5, r.err) -- the launcher, and ranks 0 and 1 before and after the launch
   end, "LORARUN_SECRET=open-sesame-open-sesame $L recipe.lua")
 end)
 
-test("a program that a rank starts is a program of its own", function()
+test("a program that a rank starts does not belong to the job", function()
   launch([[
     local job = lr.launch { processes = 2 }
     if job.rank == 1 then
@@ -192,7 +192,7 @@ test("a program that a rank starts is a program of its own", function()
   end)
 end)
 
-test("output before the launch comes once, then that of rank 0, and errors of the others with their number", function()
+test("output before the launch is shown once, then that of rank 0, and errors of the others with their number", function()
   launch([[
     print "before"
     local job = lr.launch { processes = 3 }
@@ -205,7 +205,7 @@ test("output before the launch comes once, then that of rank 0, and errors of th
   end)
 end)
 
-test("output is neither lost nor cut, however long", function()
+test("output is neither lost nor cut, even if it is long", function()
   launch([[
     local job = lr.launch { processes = 2 }
     local text = ("x"):rep(999) .. "\n"
@@ -225,7 +225,7 @@ test("code from the command line and from standard input runs on every rank", fu
     if os.getenv "RANK" == "1" then io.stderr:write "1\\n" end' | $L - word]])
 end)
 
-test("lr.launch refuses what it does not know, and a second call", function()
+test("lr.launch refuses unknown settings, and a second call", function()
   launch("lr.launch { proceses = 2 }", function(r)
     expect(r, 1)
     expect_text(r, "lr.launch has no option 'proceses'; did you mean 'processes'?")
@@ -362,7 +362,7 @@ test("a rank that stalls ends the job after the timeout", function()
   end)
 end)
 
-test("what a rank has started goes with it", function()
+test("processes that a rank has started end with it", function()
   launch([[
     local job = lr.launch { processes = 2 }
     if job.rank == 1 then
@@ -376,7 +376,7 @@ test("what a rank has started goes with it", function()
   end)
 end)
 
--- How a training loop handles signals: it steps until one comes, then ends with 128 + its number.
+-- Handles signals as a training loop does: it takes steps until a signal comes, then ends with 128 + its number.
 local LOOP = [[
   local job = lr.launch { processes = 2 }
   C.lr_signal_catch(1)
@@ -395,7 +395,7 @@ local LOOP = [[
   end
 ]]
 
-test("SIGTERM and SIGINT are passed on once; ranks leave in their own time", function()
+test("SIGTERM and SIGINT are passed on once; ranks take the time they need to end", function()
   for number, name in pairs { [15] = "SIGTERM", [2] = "SIGINT" } do
     launch(LOOP .. ("if job.rank == 0 then signal_launcher(%d) end loop()"):format(number), function(r, folder)
       expect(r, 128 + number)
@@ -405,7 +405,7 @@ test("SIGTERM and SIGINT are passed on once; ranks leave in their own time", fun
   end
 end)
 
-test("SIGHUP makes ranks leave as SIGTERM does", function()
+test("SIGHUP ends ranks as SIGTERM does", function()
   launch(LOOP .. "if job.rank == 0 then signal_launcher(1) end loop()", function(r, folder)
     expect(r, 129)
     check.that(fs.exists(folder .. "/left0") and fs.exists(folder .. "/left1"))
@@ -478,7 +478,7 @@ test("ranks die with a launcher that is killed", function()
   end)
 end)
 
-test("restarts: until it works, or none is left", function()
+test("restarts: until the job succeeds, or no restart is left", function()
   local code = [[
     local job = lr.launch { processes = 2, max_restarts = 2 }
     if job.rank == 1 and job.generation < FAILURES then error("failure " .. job.generation) end
@@ -542,7 +542,7 @@ end)
 test("a log that cannot grow ends with a warning, and the ranks go on", function()
   launch([[
     local job = lr.launch {}
-    if job.rank == 1 then print(("x"):rep(1e6)) end -- which only its log gets
+    if job.rank == 1 then print(("x"):rep(1e6)) end -- only its log gets this
     lr.comm.barrier()
     print "done"
   ]], function(r)
@@ -551,7 +551,7 @@ test("a log that cannot grow ends with a warning, and the ranks go on", function
   end, "ulimit -f 400; $L --num-processes 2 --log-dir logs ./recipe.lua")
 end)
 
-test("a reader that goes away ends the job quietly; a full disk does not", function()
+test("the job ends quietly if the reader of its output is gone, but not if the disk is full", function()
   launch([[
     lr.launch { processes = 2 }
     while true do print "y" end
@@ -568,7 +568,7 @@ test("a reader that goes away ends the job quietly; a full disk does not", funct
   end, "$L ./recipe.lua >/dev/full")
 end)
 
-test("a reader that does not read holds the ranks, not the launcher", function()
+test("a reader that does not read makes the ranks wait, not the launcher", function()
   launch([[
     local job = lr.launch { processes = 2 }
     if job.rank == 1 then
@@ -583,7 +583,7 @@ test("a reader that does not read holds the ranks, not the launcher", function()
   end, "mkfifo f; sleep 100 <f & $L ./recipe.lua >f; s=$?; kill $!; (exit $s)")
 end)
 
-test("nothing stays: no process with the job's environment, nothing in the machine's shared memory", function()
+test("nothing is left: no process with the job's environment, nothing in the machine's shared memory", function()
   local function shared()
     local names = {}
     for _, name in ipairs(fs.list "/dev/shm") do

@@ -1,5 +1,5 @@
--- What a launcher does with the ranks of its machine, on processes that are made up here and end only when a test
--- says so, with a clock that the tests set.
+-- What a launcher does with the ranks of its machine, with made-up processes that end only when a test says so, and a clock that
+-- the tests set.
 local now, sent, living, events
 
 package.loaded["lorarun.dist.launcher.processes"] = { TERMINAL = {}, new = function(n)
@@ -84,7 +84,7 @@ test("a process that cannot be killed is left running, with a message", function
   check.equal(run.running, 0)
   check.equal(#said, 1)
   check.equal(said[1], "rank 5 (process 1001) cannot be killed: it hangs in the system; the launcher goes on without it")
-  ends(run, 1, { signal = 9 }) -- it dies later
+  ends(run, 1, { signal = 9 }) -- it ends later
   check.equal(run.running, 0)
 end)
 

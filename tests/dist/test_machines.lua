@@ -1,11 +1,11 @@
 -- test_machines.lua: a job on two machines, played by two launchers on this machine, over its loopback interface with a secret.
--- What needs two networks is in test_namespaces.sh.
+-- Tests that need two networks are in test_namespaces.sh.
 local fs = require "lorarun.base.fs"
 local launched = dofile(os.getenv "LORARUN_TESTS" .. "/dist/launched.lua")
 local ranks = dofile(os.getenv "LORARUN_TESTS" .. "/dist/ranks.lua")
 
--- Run a recipe on machines with two ranks each, then look(machine 0's result, machine 1's, folder, machine 2's ...).
--- flags, environment: of all machines; flags1, environment1: for machine 1 instead. numbers: { 0, 1 } by default.
+-- Runs a recipe on machines with two ranks each, then calls look(machine 0's result, machine 1's, folder, machine 2's ...).
+-- flags, environment: for all machines; flags1, environment1: for machine 1 instead. numbers: the machines, by default { 0, 1 }.
 local function run(options, code, look)
   local flags = options.flags or "--num-processes 4 --num-machines 2"
   local environment = options.environment or "LORARUN_SECRET=open-sesame-open-sesame"
@@ -156,7 +156,7 @@ test("a machine whose launcher is killed is lost, and the job ends", function()
   end)
 end)
 
-test("without machine 0 the others stop within seconds", function()
+test("if machine 0 is lost, the others stop within seconds", function()
   run({}, WORK:gsub("FATE", "job.rank == 0 and signal_launcher(9)"), function(r, other, folder)
     check.equal(r.status, 137)
     check.equal(other.status, 1)
@@ -166,7 +166,7 @@ test("without machine 0 the others stop within seconds", function()
   end)
 end)
 
-test("what machines must agree on", function()
+test("settings that must be the same on all machines", function()
   local nothing_started = "lr.launch { rendezvous_timeout = 4 } mark('pid' .. os.getenv 'RANK')"
   local function refused(options, main, other)
     run(options, nothing_started, function(r, second, folder, third)
@@ -186,7 +186,7 @@ test("what machines must agree on", function()
   refused({ flags = "--num-processes 3 --num-machines 3", numbers = { 0, 1, 1 } }, twice, twice)
 end)
 
-test("several machines without a secret, or at an address that no machine has, do not start", function()
+test("several machines do not start without a secret, or with an address that no machine has", function()
   run({ environment = "" }, "lr.launch {}", function(r, other)
     for _, result in ipairs { r, other } do
       check.equal(result.status, 1)

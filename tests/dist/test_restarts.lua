@@ -40,7 +40,7 @@ local function wait_for(what, seconds, condition)
   end
 end
 
--- Start the recipe in the background; its exit status will be in out/status.
+-- Starts the recipe in the background; its exit status will be in out/status.
 local function begin(folder, recipe, data)
   fs.make(folder)
   os.execute(("( %s %s %s %s >%s/out.txt 2>%s/err.txt </dev/null; echo $? >%s/new; mv %s/new %s/status ) &"):format(
@@ -53,7 +53,7 @@ local function ended(folder)
   end)
 end
 
--- There is no half-written file and no unfinished checkpoint.
+-- Checks that there is no half-written file and no unfinished checkpoint.
 local function check_whole(folder)
   for _, name in ipairs(fs.list(folder)) do
     local path = fs.join(folder, name)
@@ -64,7 +64,7 @@ end
 
 local function bits(folder) return fs.read(folder .. "/out/adapter/adapter_model.safetensors") end
 
-test("killed at random moments, the run ends in the same bits", function()
+test("a run whose ranks are killed at random moments ends in the same bits", function()
   shell.with_folder(function(folder)
     local recipe = folder .. "/recipe.lua"
     fs.write(recipe, RECIPE:format(RANKS, bert))

@@ -11,7 +11,7 @@ local device = os.getenv "LORARUN_TEST_DEVICE" or "cpu"
 local bert = fs.join(os.getenv "LORARUN_TESTS", "golden", "bert")
 
 -- ---- data and runs -----------------------------------------------------------------------------------------------------------
--- A data folder. Contexts differ in length, so that balancing by tokens moves pairs; labels follow from the text.
+-- Makes a data folder. Contexts differ in length, so that balancing by tokens moves pairs; labels follow from the text.
 local function make_data(folder, rows)
   return data_files.make(folder, rows, function(i)
     local good = i % 3 ~= 0
@@ -21,7 +21,7 @@ local function make_data(folder, rows)
   end)
 end
 
--- What every rank runs. `given`, the text of a Lua table, overrides options of lr.train; `before` is code that sees them.
+-- The code of every rank. `given`, the text of a Lua table, overrides options of lr.train; `before` is code that sees the options.
 local SCRIPT = [[
   local data_parallel = require "lorarun.dist.data_parallel"
   local folder = os.getenv "FOLDER"
@@ -44,7 +44,7 @@ local SCRIPT = [[
   lr.fs.write(("%%s/%%s-%%d.json"):format(folder, os.getenv "NAME", rank), lr.json.encode(seen))
 ]]
 
--- Train on n ranks. Returns the results of the processes, and what each rank that reached the end has seen.
+-- Trains on n ranks. Returns the results of the processes, and what each rank that reached the end has seen.
 local function train(folder, name, n, given, options)
   options = options or {}
   local function env(rank)
@@ -103,7 +103,7 @@ local function adapter_bytes(folder, name)
 end
 
 -- ---- equivalence -------------------------------------------------------------------------------------------------------------
--- 45 rows: the last step of an epoch has 5 pairs of 8, or 13 of 16. The same with 21, for CUDA's kernels on the CPU, which are
+-- 45 rows: the last step of an epoch has 5 pairs of 8, or 13 of 16. So it is with 21 rows, for CUDA's kernels on the CPU, which are
 -- slow.
 local ROWS = os.getenv "LORARUN_SIMT" and 21 or 45
 
@@ -117,7 +117,7 @@ local function check_equivalence(given_for)
       local several = trained(folder, name, n, given_for(8 / n))
       check.array(several.losses, one.losses, 1e-5, ("losses on %d ranks"):format(n))
       check.array(several.norms, one.norms, 1e-4, ("gradient norms on %d ranks"):format(n))
-      for i, record in ipairs(records(folder, name, "step")) do -- what a log says is of all ranks together
+      for i, record in ipairs(records(folder, name, "step")) do -- a log counts all ranks together
         check.equal(record.pairs, alone[i].pairs, "pairs of a step")
         check.equal(record.tokens, alone[i].tokens, "tokens of a step")
         check.equal(record.epoch, alone[i].epoch, "epoch")
@@ -167,14 +167,14 @@ test("one rank short of memory: all take the batch in the same parts, and learn 
       local given = ("{ batch = %%d, columns = { 'current_line', 'context' }, loss = lr.loss.by_name %q }"):format(loss)
       local one, results = trained(folder, "one", 1, given:format(8))
       check.that(not results[1].out:find("in parts", 1, true), results[1].out)
-      -- The free memory, as rank 1 sees it, has room for half of what a batch of 200 tokens needs.
+      -- Rank 1 is told that memory is free for half of what a batch of 200 tokens needs.
       local two, short = trained(folder, "two", 2, given:format(4), { before = [[
         if rank == 1 then
           local f = require("lorarun.train.footprint").new { model = model, loss = options.loss, columns = 2 }
           local tensors, scratch = f:step { tokens = 200, layers = 2, pairs = options.batch }
           local room = tensors / 2 + scratch
           f:free()
-          require("lorarun.tensor.memory").available = function() return 2 * room / 0.9 end -- shared by two ranks
+          require("lorarun.tensor.memory").available = function() return 2 * room / 0.9 end -- two ranks share it
         end
       ]] })
       check.that(short[1].out:find "4 a device, 8 effective, in parts of [12] that fit the memory", short[1].out)
@@ -238,7 +238,7 @@ test("evaluation is shared among the ranks and gives one rank's figures, bit for
 end)
 
 -- ---- going on ----------------------------------------------------------------------------------------------------------------
--- At a step, one rank sends itself a signal.
+-- One rank sends itself a signal at a step.
 local function signal_at(step, rank, signal)
   return ([[ local told = options.on_step
     options.on_step = function(s)
@@ -247,7 +247,7 @@ local function signal_at(step, rank, signal)
     end ]]):format(step, rank, signal)
 end
 
-test("SIGTERM to any rank: all finish the same step, one checkpoint, all leave; going on ends in the same bits", function()
+test("SIGTERM to any rank: all finish the same step, write one checkpoint and end; resuming gives the same bits", function()
   with_data(48, function(folder)
     local given = "{ batch = 4, epochs = 1, evaluation_steps = 100 }"
     trained(folder, "whole", 2, given)
@@ -263,7 +263,7 @@ test("SIGTERM to any rank: all finish the same step, one checkpoint, all leave; 
   end)
 end)
 
-test("SIGTERM to any rank in an evaluation: all leave, and the step is evaluated when the run goes on", function()
+test("SIGTERM to any rank in an evaluation: all end, and the step is evaluated when the run goes on", function()
   with_data(36, function(folder)
     local given = "{ batch = 6 }"
     local whole = trained(folder, "whole", 2, given)
@@ -325,14 +325,14 @@ test("a restarted group resumes from the last checkpoint by itself", function()
     local _, again = trained(folder, "killed", 2, given, { env = { LORARUN_GENERATION = 1 } })
     check.that(again[1].out:find("step-00000004, step 4 of 6", 1, true), again[1].out)
     check.that(adapter_bytes(folder, "killed") == adapter_bytes(folder, "whole"), "the adapters differ")
-    -- it is no error if there is no checkpoint
+    -- a missing checkpoint is not an error
     local _, fresh = trained(folder, "fresh", 2, given, { env = { LORARUN_GENERATION = 1 } })
     check.that(not fresh[1].out:find("resuming", 1, true) and fresh[1].err == "", fresh[1].out .. fresh[1].err)
   end)
 end)
 
 -- ---- errors ------------------------------------------------------------------------------------------------------------------
-test("a rank whose adapters differ is named at the next evaluation, by all", function()
+test("a rank whose adapters differ is named by all at the next evaluation", function()
   with_data(48, function(folder)
     local results = train(folder, "differ", 3, "{ batch = 2, epochs = 1 }", { before = [[ local told = options.on_step
       options.on_step = function(s)
@@ -364,7 +364,7 @@ test("ranks with other arguments or data are named before the first step", funct
   end)
 end)
 
-test("what rank 0 cannot write is an error on all ranks, at once", function()
+test("if rank 0 cannot write, all ranks get the error at once", function()
   with_data(12, function(folder)
     fs.write(fs.join(folder, "taken"), "a file where the output folder should be")
     for rank, r in ipairs((train(folder, "taken", 2, "{ batch = 2, epochs = 1 }"))) do
@@ -375,7 +375,7 @@ test("what rank 0 cannot write is an error on all ranks, at once", function()
 end)
 
 -- ---- through the recipe ------------------------------------------------------------------------------------------------------
-test("the recipe on two ranks by changing one number", function()
+test("the recipe runs on two ranks if one number is changed", function()
   with_data(45, function(folder)
     local recipe = shell.quote(fs.join(fs.dirname(os.getenv "LORARUN_TESTS"), "recipes", "bugdetect.lua"))
     local function run(name, options)

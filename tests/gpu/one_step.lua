@@ -1,5 +1,5 @@
--- One training step and one evaluation pass of a tiny Qwen2 and a tiny BERT on the GPU, in the precisions that are named: what
--- test_sanitizer.lua has compute-sanitizer look at. Prints the losses.
+-- One training step and one evaluation pass of a tiny Qwen2 and a tiny BERT on the GPU, in the given precisions. test_sanitizer.lua
+-- runs this under compute-sanitizer. Prints the losses.
 local lr = require "lorarun"
 local dataset = require "lorarun.data.dataset"
 local load_model = require("lorarun.models.model").load

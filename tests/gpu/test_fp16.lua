@@ -1,15 +1,15 @@
--- Training in fp16 on a GPU: the scale of the loss, steps that overflow, what a checkpoint keeps of both, and that one rank waits
--- for its device once a step. Also runs on CUDA's kernels on the CPU (LORARUN_CUDA=host, LORARUN_SIMT=1).
+-- Training in fp16 on a GPU: the scale of the loss, steps that overflow, what a checkpoint stores about both, and that a single
+-- rank waits for its device once a step. Also runs on CUDA's kernels on the CPU (LORARUN_CUDA=host, LORARUN_SIMT=1).
 if not require("lorarun").has_gpu() then skip "no GPU" end
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 
--- How far a run may be from one in fp32: of each step's loss, and of the score it ends with.
+-- How far a run may differ from one in fp32: in each step's loss, and in the final score.
 local NEAR = { bf16 = { loss = 0.05, score = 0.05 }, fp16 = { loss = 0.02, score = 0.05 } }
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 
--- Lines that differ in one word, and whether it is the right one.
+-- Makes data: lines that differ in one word, with score 1 for the right word.
 local function make_data(folder)
   fs.make(folder)
   for split, count in pairs { train = 24, validation = 8 } do
@@ -22,12 +22,12 @@ local function make_data(folder)
   end
 end
 
--- What of a run counts: every step, and the adapters it ends with.
+-- What two runs must have in common: every step, and the final adapters.
 local RECIPE = [[
 local lr = require "lorarun"
 local folder, model_folder, precision, output, start, options = unpack(arg)
 local optim = require "lorarun.tensor.optim"
-if start ~= "" then -- another first scale than 2^16
+if start ~= "" then -- a first scale other than 2^16
   local adamw = optim.adamw
   optim.adamw = function(parameters, o)
     o.loss_scale = tonumber(start)
@@ -96,7 +96,7 @@ test("a step that overflows changes nothing but the scale, and the schedule wait
     end
     check.that(skipped > 0 and skipped < 12, skipped)
     check.that(r.out:find(("skipped +%d step"):format(skipped)), r.out)
-    local warmup = { 0, 2.5e-3, 5e-3 } -- of two steps, then it falls
+    local warmup = { 0, 2.5e-3, 5e-3 } -- two steps of warmup, then the rate falls
     for i = 1, 3 do check.near(steps[skipped + i].learning_rate, warmup[i], 1e-12) end
     check.that(steps[#steps].loss < 0.9 * steps[1].loss and result.spearman > 0, steps[#steps].loss)
   end)
@@ -129,7 +129,7 @@ for _, precision in ipairs { "bf16", "fp16" } do
           return data(t)
         end
         return function(s)
-          if s.step % 4 ~= 1 then print("READS " .. reads) end -- of a step that follows no evaluation
+          if s.step % 4 ~= 1 then print("READS " .. reads) end -- only of steps that do not follow an evaluation
           reads = 0
         end
       end)() }]])

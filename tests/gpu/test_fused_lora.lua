@@ -1,5 +1,5 @@
--- LoRA inside the product of its layer, and residuals in products: what models compute with them on a GPU (or its twin on the CPU)
--- is what the CPU computes without, and what the GPU computes with products apart.
+-- LoRA inside the product of its layer, and residuals in products: with these, models on a GPU (or its twin on the CPU) compute
+-- what the CPU computes without them, and what the GPU computes with separate products.
 local C = require "lorarun.base.c"
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
@@ -19,9 +19,9 @@ if C.lr_device_available(C.LR_CUDA) == 0 then skip "no GPU" end
 
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local texts = json.decode_file(fs.join(golden, "texts.json")).texts
-local RANKS = { q_proj = 3, query = 3, v_proj = 5, value = 5 } -- sums of ranks that are no multiple of 8, and other scales
+local RANKS = { q_proj = 3, query = 3, v_proj = 5, value = 5 } -- the sums of ranks are no multiples of 8, and scales differ
 
--- A model with adapters as after some training, on a device, with its own traits (device_traits.lua) or with these.
+-- A model on a device, with adapters as if trained for a while, and with the device's own traits (device_traits.lua) or these.
 local function with_model(arch, device, options, fn)
   local own = device_traits.of(device)
   local before = { plain_weights = own.plain_weights, residual_in_product = own.residual_in_product }
@@ -39,8 +39,8 @@ local function with_model(arch, device, options, fn)
   if not ok then error(err, 0) end
 end
 
--- Add the gradients of a loss that weighs every number of the embeddings differently; returns the embeddings, and the names of what
--- forward left for backward.
+-- Adds the gradients of a loss that weights each number of the embeddings differently. Returns the embeddings, and the names of the
+-- tensors that forward kept for backward.
 local function step(model, number, recompute)
   local embeddings, kept = nil, {}
   autograd.gradients(function()
@@ -95,9 +95,9 @@ local function relative(a, b)
   return math.sqrt(difference / size)
 end
 
--- A layer of two parts after a norm, with adapters of other scales and ranks: its output, and the gradients of the norm's input
--- and the adapters. apart: the layer does not know the norm, so its adapters get products of their own. copied: the norm does not
--- know the layer, so the layer's input is not in its buffer.
+-- A layer of two parts after a norm, with adapters of different scales and ranks: its output, and the gradients of the norm's input
+-- and of the adapters. apart: the layer does not know the norm, so its adapters get products of their own. copied: the norm does
+-- not know the layer, so the layer's input is not in the layer's buffer.
 local function one_layer(dtype, apart, copied)
   local result, index = nil, 0
   local source = nn.source { dtype = dtype, device = "cuda", load = function(_, t)
@@ -133,7 +133,7 @@ local function one_layer(dtype, apart, copied)
 end
 
 for dtype, tolerance in pairs { f32 = 1e-6, bf16 = 2e-2, f16 = 3e-3 } do
-  test("one layer in " .. dtype .. ": output and gradients as by products apart", function()
+  test("one layer in " .. dtype .. ": output and gradients as with separate products", function()
     local mine, apart, copied = one_layer(dtype), one_layer(dtype, true), one_layer(dtype, false, true)
     for i, what in ipairs { "output", "gradient of the input", "gradients of the adapters" } do
       local e = relative(mine[i], apart[i])
@@ -144,7 +144,7 @@ for dtype, tolerance in pairs { f32 = 1e-6, bf16 = 2e-2, f16 = 3e-3 } do
   end)
 end
 
--- In fp32 every way of using adapters, in 16 bits one each: rounding is what is new there.
+-- In fp32 every way of using adapters is tested, in 16 bits one for each dtype, since only rounding is new there.
 local function ways(arch, precision)
   local targets = ({ qwen2 = { "q_proj", "v_proj" }, bert = { "query", "value" } })[arch]
   local all, some = { precision = precision }, { precision = precision, targets = targets, recompute = 1 }
@@ -154,13 +154,13 @@ end
 
 for _, arch in ipairs { "qwen2", "bert" } do
   for precision, tolerance in pairs { fp32 = 1e-4, bf16 = 6e-2, fp16 = 1e-2 } do
-    test(("%s in %s: as on the CPU, and as by products apart"):format(arch, precision), function()
+    test(("%s in %s: as on the CPU, and as with separate products"):format(arch, precision), function()
       for _, options in ipairs(ways(arch, precision)) do
         local mine = train(arch, "cuda", options)
         local cpu = train(arch, "cpu", options)
         options.traits = { plain_weights = false, residual_in_product = false }
         local apart = train(arch, "cuda", options)
-        for what, factor in pairs { embeddings = 1, gradients = 1, adapters = 10 } do -- AdamW makes small gradients large
+        for what, factor in pairs { embeddings = 1, gradients = 1, adapters = 10 } do -- AdamW enlarges small gradients
           for name, other in pairs { ["the CPU"] = cpu, ["products apart"] = apart } do
             local e = relative(mine[what], other[what])
             check.that(e <= factor * tolerance, ("%s differ from those of %s by %.3g"):format(what, name, e))

@@ -1,5 +1,5 @@
 -- The collectives on CUDA tensors through NCCL: one rank, and two ranks that share one GPU. With LORARUN_SIMT=1, where CUDA's
--- kernels run on the CPU, through tests/nccl/fake_nccl.c, which LORARUN_TEST_NCCL=fake says is there.
+-- kernels run on the CPU, through tests/nccl/fake_nccl.c; LORARUN_TEST_NCCL=fake says that this library is in use.
 if not require("lorarun").has_gpu() then skip "no GPU" end
 local fake = os.getenv "LORARUN_TEST_NCCL" == "fake"
 if os.getenv "LORARUN_SIMT" and not fake then skip "NCCL needs a GPU, not CUDA's kernels on the CPU" end
@@ -29,7 +29,7 @@ local function run(n, code)
   return results
 end
 
--- Sums, maxima, rows of different counts and a broadcast, at odd sizes. What a rank prints is the same on all of them.
+-- Sums, maxima, different numbers of rows and a broadcast, at odd sizes. All ranks print the same.
 local CODE = [[
   local tensor = require "lorarun.tensor.tensor"
   local function values(count, base)
@@ -64,7 +64,7 @@ test("two ranks on one GPU", function()
   for _, r in ipairs(results) do check_ended(r, "destroyed") end
 end)
 
--- Two ranks whose second collective does not end. `after`: what rank 1 does after the first; more: variables of rank 0
+-- Two ranks whose second collective does not end. `after`: what rank 1 does after the first one; more: variables of rank 0,
 -- or of rank `which`.
 local function broken(after, timeout, more, which)
   return ranks.start { 2, ([[
@@ -80,14 +80,14 @@ local function broken(after, timeout, more, which)
   end }
 end
 
-test("a rank that is gone is an error of the others, soon", function()
+test("a rank that has ended is soon an error on the others", function()
   local results = broken("os.exit(3)", 60):wait()
   check.equal(results[2].status, 3)
   check.that(results[1].status ~= 0 and results[1].status ~= 3, "status of rank 0: " .. results[1].status)
   check.that(results[1].err ~= "", "rank 0 said nothing")
 end)
 
--- Ranks launched on a machine with this many GPUs: what each says of its own.
+-- Launches ranks on a machine with this many GPUs; returns what each says about its own.
 local function launched(processes, gpus)
   local result
   shell.with_folder(function(folder)
@@ -110,7 +110,7 @@ local function launched(processes, gpus)
 end
 
 if fake then
-  test("each rank that is launched has a GPU of its own", function()
+  test("each launched rank has its own GPU", function()
     local r = launched(2, 2)
     check.equal(r.status, 0, r.err)
     local gpu = "GPU-00000000-0000-0000-0000-%012d"
@@ -166,10 +166,10 @@ if fake then
     check.that(results[1].seconds < 20 and results[2].seconds < 20, "a rank waited for the other")
   end)
 
-  test("a rank that is killed while NCCL works is named by the others, soon", function()
+  test("the others soon name a rank that is killed while NCCL works", function()
     local job = broken("print 'here'", 60, { FAKE_NCCL_hangs = 2 }, 1)
     job:await(1, "here")
-    os.execute "sleep 0.3" -- both are in the second collective
+    os.execute "sleep 0.3" -- both ranks are in the second collective now
     job:kill(1)
     local results = job:wait()
     check.equal(results[2].status, 137)

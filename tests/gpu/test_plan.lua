@@ -1,5 +1,5 @@
--- lorarun plan against what a step takes on a GPU: the peak of its tensors, and the working memory of its kernels. With
--- LORARUN_SIMT=1, where CUDA's kernels run on the CPU, against that.
+-- lorarun plan compared with a step on a GPU: the peak of its tensors, and the working memory of its kernels. With LORARUN_SIMT=1
+-- CUDA's kernels run on the CPU, and the plan is compared with such a step.
 if not require("lorarun").has_gpu() then skip "no GPU" end
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
@@ -8,7 +8,7 @@ local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
 local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local TARGETS = { bert = "query,key,value", qwen2 = "q_proj,k_proj,v_proj" }
 
--- Takes one step, or plans it; writes what it took, or will.
+-- Takes one step, or plans it, and writes how much memory it took, or will take.
 local RECIPE = [[
 local lr, memory = require "lorarun", require "lorarun.tensor.memory"
 local folder, model_folder, targets, precision, recompute = unpack(arg)

@@ -1,6 +1,6 @@
 -- The recipe as a user runs it, on the GPU and on the CPU: both learn the same. 200 steps of the small preset (all-MiniLM-L6-v2,
--- bugs planted in this machine's Python sources) end at the CPU's score in every precision; and two runs end in the same bits. On
--- CUDA's kernels on the CPU (LORARUN_SIMT=1) it is a few steps of a tiny model: what can be shown there is that losses are alike.
+-- bugs planted in this machine's Python sources) end at the CPU's score in every precision, and two runs end in the same bits. With
+-- CUDA's kernels on the CPU (LORARUN_SIMT=1) there are only a few steps of a tiny model, which show that losses are close.
 if not require("lorarun").has_gpu() then skip "no GPU" end
 local lr = require "lorarun"
 local fs = require "lorarun.base.fs"
@@ -12,8 +12,8 @@ local recipe = shell.quote(fs.join(fs.dirname(tests), "recipes", "bugdetect.lua"
 local modelled = os.getenv "LORARUN_SIMT" ~= nil
 local PRECISIONS = { "fp32", "bf16", "fp16" }
 
--- How far a run may be from the CPU's in fp32: of the mean loss of its last steps, and of its score. Rounding makes runs part ways
--- slowly, and 16 bits faster than 32.
+-- How far a run may differ from the CPU's in fp32: in the mean loss of its last steps, and in its score. Rounding makes runs
+-- diverge slowly, faster with 16 bits than with 32.
 local NEAR = { fp32 = { loss = 0.02, score = 0.01 }, bf16 = { loss = 0.04, score = 0.03 }, fp16 = { loss = 0.04, score = 0.03 } }
 
 local function tiny_data(folder)
@@ -40,7 +40,7 @@ local function small_job(folder)
     words = "--batch 32 --max-length 128 --warmup 50 --learning-rate 1e-3" }
 end
 
--- Run it. Returns { losses, score, adapter = checksum }.
+-- Runs the recipe. Returns { losses, score, adapter = checksum }.
 local function run(folder, job, flags, precision, steps)
   local output = fs.join(folder, "out")
   if fs.exists(output) then fs.remove(output) end
@@ -58,7 +58,7 @@ local function run(folder, job, flags, precision, steps)
   return result
 end
 
--- Mean of the last quarter: single batches differ too much.
+-- The mean of the last quarter, because single batches differ too much.
 local function last_loss(result)
   local sum, n = 0, #result.losses
   local from = n - math.floor(n / 4) + 1

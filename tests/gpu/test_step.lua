@@ -1,7 +1,7 @@
--- Whole LoRA training steps on the GPU against the same on the CPU: a two-layer Qwen2 and a two-layer BERT with head_dims that
--- tensor cores take (32, two query heads a key head; 64), adapters on every linear layer, dropout. In fp32 both must come to the
--- same loss, gradients and adapters but for the order of their sums; in bf16 the GPU may be as far from the CPU's fp32 as the
--- CPU's bf16 is. Also runs on CUDA's kernels on the CPU (LORARUN_CUDA=host, LORARUN_SIMT=1).
+-- Whole LoRA training steps on the GPU compared with the same steps on the CPU: a two-layer Qwen2 and a two-layer BERT with
+-- head_dims for tensor cores (32, with two query heads per key head; 64), adapters on every linear layer, dropout. In fp32 both
+-- must come to the same loss, gradients and adapters, except for the order of their sums; in bf16 the GPU may differ from the CPU's
+-- fp32 as much as the CPU's bf16 does. Also runs on CUDA's kernels on the CPU (LORARUN_CUDA=host, LORARUN_SIMT=1).
 if not require("lorarun").has_gpu() then skip "no GPU" end
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
@@ -22,7 +22,7 @@ local golden = fs.join(os.getenv "LORARUN_TESTS", "golden")
 local texts = json.decode_file(fs.join(golden, "texts.json"))
 local STEPS, LEARNING_RATE, MAX_LENGTH = 2, 1e-2, 100
 
--- What differs from the golden models: numbers of config.json, and what a tensor's dimension of that size becomes.
+-- What differs from the golden models: numbers of config.json, and the dimensions of tensors that follow from them.
 local MODELS = {
   qwen2 = { sizes = { [64] = 128, [16] = 64, [40] = 96 }, loss = loss.multiple_negatives_ranking(),
     config = { hidden_size = 128, num_attention_heads = 4, num_key_value_heads = 2, intermediate_size = 96,
@@ -32,12 +32,12 @@ local MODELS = {
       max_position_embeddings = MAX_LENGTH } },
 }
 
--- 1 to 100 tokens, where attention's tiles have 64; one text twice.
+-- 1 to 100 tokens (attention's tiles have 64); one text occurs twice.
 local COLUMNS = { { texts.texts[5], texts.pairs[1].first, texts.pairs[2].first },
   { texts.texts[12], texts.texts[1], texts.pairs[2].first } }
 local LABELS = { 1, 0, 0.5 }
 
--- Random weights, such that values neither vanish nor explode on their way through the layers.
+-- Random weights with which values neither vanish nor explode in the layers.
 local function draw(t, name, stream)
   local low, high = -0.1, 0.1 -- biases
   if name:lower():find "norm" and name:find "weight$" then
@@ -82,15 +82,15 @@ local function copy_of(t)
   return { n = n, values = copy }
 end
 
--- Take the steps. Returns { losses, norms, gradient (the first step's), adapters }.
+-- Takes the steps. Returns { losses, norms, gradient (the first step's), adapters }.
 local function train(arch, folder, device, precision, recompute)
   local model = load_model(folder, { device = device, precision = precision, max_length = MAX_LENGTH })
   model:add_lora { rank = 4, alpha = 8, dropout = 0.1, targets = "all-linear" }
   local p, result = model.lora.parameters, { losses = {}, norms = {} }
-  for i, m in ipairs(model.lora.modules) do -- of B = 0 the gradient of A would be 0
+  for i, m in ipairs(model.lora.modules) do -- with B = 0 the gradient of A would be 0
     checked(C.lr_tensor_uniform(m.b.handle, 4, i, -0.1, 0.1))
   end
-  local optimizer = optim.adamw(p, { weight_decay = 0.01, eps = 1e-3 }) -- eps: else the first step is the gradient's sign alone
+  local optimizer = optim.adamw(p, { weight_decay = 0.01, eps = 1e-3 }) -- else the first step is only the gradient's sign
   local flat, n = {}, #LABELS
   for _, column in ipairs(COLUMNS) do
     for _, text in ipairs(column) do flat[#flat + 1] = text end

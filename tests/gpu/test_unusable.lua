@@ -1,4 +1,4 @@
--- A GPU that is there and cannot be used is an error that says why. Runs where tests/cuda_api plays the GPU.
+-- A GPU that exists but cannot be used is an error that says why. Runs with tests/cuda_api in place of a GPU.
 if os.getenv "LORARUN_TEST_CUDA" ~= "fake" then skip "the GPU is no fake that can be broken" end
 local fs = require "lorarun.base.fs"
 local shell = dofile(os.getenv "LORARUN_TESTS" .. "/shell.lua")
@@ -13,7 +13,7 @@ local function launched(environment, flags)
   return result
 end
 
-test("a GPU that cannot be used ends the job before it begins, unless the CPU was meant", function()
+test("a GPU that cannot be used ends the job before it begins, unless the user chose the CPU", function()
   check.equal(launched("", "").out, "cuda\n")
   local r = launched("FAKE_CUDA_UNABLE=1", "")
   check.equal(r.status, 1)
