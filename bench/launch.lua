@@ -1,8 +1,8 @@
--- From the command to the first training step on two ranks of this machine, beside `accelerate launch`:
+-- The time from the command to the first training step on two ranks of this machine, compared with `accelerate launch`:
 --   lorarun bench/launch.lua [--ranks 2] [--rounds 5]
 -- Both load the small model, add LoRA and train on the first rows; both have run once before, so that files are in memory. Without
--- the environment of `make interop` there is no comparison. (Accelerate starts several ranks of one machine's CPU by mpirun alone;
--- --multi_gpu with ACCELERATE_USE_CPU starts them as it starts ranks on GPUs.)
+-- the environment of `make interop` there is no comparison. (For several ranks on one machine's CPU, Accelerate uses only mpirun;
+-- with --multi_gpu and ACCELERATE_USE_CPU it starts them in the same way as ranks on GPUs.)
 local C = require "lorarun.base.c"
 local lr = require "lorarun"
 local fs = lr.fs
@@ -64,7 +64,7 @@ local times = {}
 for round = 0, args.rounds do -- round 0 does not count
   for i, command in ipairs(commands) do
     times[i] = times[i] or {}
-    times[i][round] = seconds_to_first_step(command[2]) -- [0] is no part of the list
+    times[i][round] = seconds_to_first_step(command[2]) -- [0] is not part of the list
   end
 end
 fs.remove(folder)

@@ -1,11 +1,11 @@
--- Loading weights: how fast tensors of a safetensors folder come to a device, beside plain reading of the same bytes, and what host
--- memory that takes:
+-- Loading weights: how fast tensors of a safetensors folder are loaded onto a device, compared with plain reading of the same
+-- bytes, and how much host memory that takes:
 --   lorarun bench/load.lua [--model FOLDER] [--cold]
 -- Without --model a folder of 2 GB of bf16 is written first (bench/gpu/make_model.lua) and removed at the end. Files are read once
 -- before anything is timed, so what is measured is not the disk; with --cold they are dropped from memory before each round.
 -- "Tensors" are loaded one after the other and freed again; "model" is lr.load_model, which on the CPU also packs every weight
--- twice. Each case is a process of its own; the figure is its peak of resident memory less the memory it had when loading began.
--- That is what the host needs for a GPU; on the CPU it includes the largest tensor, or the model.
+-- twice. Each case runs in a process of its own. Its memory is the peak of resident memory, less what it had when loading began:
+-- for a GPU that is what the host needs besides; on the CPU it includes the largest tensor, or the model.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local lr = require "lorarun"
@@ -22,7 +22,7 @@ local program = fs.real "/proc/self/exe"
 local here = fs.dirname(arg[0])
 local function quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
--- Bytes of this process: "VmHWM", the peak since it was reset, or "VmRSS", now.
+-- Bytes of memory of this process: "VmHWM": the peak since the last reset; "VmRSS": now.
 local function resident(what)
   return tonumber(fs.read("/proc/self/status"):match(what .. ":%s+(%d+) kB")) * 1024
 end
@@ -45,7 +45,7 @@ local function shards(folder)
   return list, bytes
 end
 
--- Drops the files from the memory of the system.
+-- Drops the files from the system's page cache.
 local function drop(files)
   for _, path in ipairs(files) do
     local command = ("dd if=%s iflag=nocache count=0 status=none"):format(quote(path))
@@ -76,7 +76,7 @@ end
 local function run_case(text)
   local what, device, precision = text:match "^(%a+) (%a+) (%w+)$"
   local work = ({ tensors = load_tensors, model = load_model })[what] or check.fail("--case '%s'", text)
-  lr.tensor.zeros({ 1 }, "f32", "first", device):free() -- the device is started
+  lr.tensor.zeros({ 1 }, "f32", "first", device):free() -- starts the device
   reset_peak()
   local before, best = resident "VmRSS", math.huge
   for _ = 1, args.rounds do
@@ -88,7 +88,7 @@ local function run_case(text)
   print(("%.6f %d"):format(best, resident "VmHWM" - before))
 end
 
--- ---- all of them ---------------------------------------------------------------------------------------------------------------
+-- ---- all cases -----------------------------------------------------------------------------------------------------------------
 local function seconds_of(command, files)
   local best = math.huge
   for _ = 1, args.rounds do
@@ -118,7 +118,7 @@ local function measure(folder)
   local files, bytes = shards(folder)
   local function line(name, seconds, note) print(("  %-34s %8.2f GB/s%s"):format(name, bytes / seconds / 1e9, note or "")) end
   print(("%s: %.2f GB in %d files, %d threads"):format(folder, bytes / 1e9, #files, lr.threads()))
-  if not args.cold then plain_read(files, 1) end -- now they are in memory
+  if not args.cold then plain_read(files, 1) end -- now the files are in memory
   line("plain reading (dd)", plain_read(files, 1))
   line(("plain reading by %d processes"):format(lr.threads()), plain_read(files, lr.threads()))
   for _, device in ipairs(lr.has_gpu() and { "cpu", "cuda" } or { "cpu" }) do

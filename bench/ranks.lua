@@ -1,8 +1,9 @@
--- Training on several ranks: how even their tokens are, how much faster they are than one, and the time spent in the all-reduce:
+-- Training on several ranks: how evenly tokens are spread, how much faster they are than one rank, and the time in the all-reduce:
 --   lorarun bench/ranks.lua [--data FOLDER] [--max-length 128] [--batch 64] [--rounds 3] [--steps 20]
--- Evenness is mean tokens a rank / tokens of the fullest, over 100 steps of the recipe's order of rows: the largest share of the
--- ranks' time that can be used. Scaling is by tokens/s of the median step (memory grows in some of the first) with one thread a
--- rank; beside it the same for two independent runs, because ranks on one machine also share its memory and caches.
+-- Evenness is the mean number of tokens per rank / that of the fullest rank, over 100 steps in the recipe's order of rows. This is
+-- the largest share of the ranks' time that can be used. Scaling is measured in tokens/s of the median step (in some of the first
+-- steps memory grows) with one thread per rank, and also for two independent runs, because ranks on one machine share its memory
+-- and caches.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local lr = require "lorarun"
@@ -65,7 +66,7 @@ local function median(list)
   return list[math.ceil(#list / 2)]
 end
 
--- Runs at the same time, each on `ranks` ranks: tokens/s by the median step, and the share of time in the all-reduce.
+-- Several runs at the same time, each on `ranks` ranks: tokens/s of the median step, and the share of time in the all-reduce.
 local function timed(runs, processes)
   local folder = os.tmpname()
   os.remove(folder)

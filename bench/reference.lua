@@ -1,4 +1,4 @@
--- Training beside sentence-transformers + PEFT: the same model, rows, batch size, adapters and threads, one after the other:
+-- Training compared with sentence-transformers + PEFT: the same model, rows, batch size, adapters and threads, one after the other:
 --   lorarun bench/reference.lua [--data FOLDER] [--max-length 128] [--batch 32] [--steps 10]
 -- Needs the Python environment of `make interop`; without it, says so and ends. Both train with sentence-transformers' loss on the
 -- first rows of the file in order; the first two steps of each do not count. Prints pairs/s of both and their ratio.
@@ -18,7 +18,7 @@ local args = lr.args {
 local root = fs.dirname(fs.dirname(fs.real(arg[0])))
 local beside = dofile(fs.join(root, "bench", "lib", "beside.lua"))
 
--- The environment is not made here: that takes a gigabyte and minutes. `make interop` makes it.
+-- The environment is not made here, since that takes a gigabyte and minutes: `make interop` makes it.
 local text = beside.output_of(beside.quote(fs.join(root, "tests", "interop", "setup.sh")) .. " --check 2>/dev/null")
 local environment = text:match "([^\n]+)\n*$"
 if not environment then

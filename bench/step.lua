@@ -2,9 +2,9 @@
 --   lorarun bench/step.lua [--model minilm|qwen2] [--precision fp32|bf16] [--pairs 32] [--steps 10]
 -- Weights are random, of the models' real shapes; lengths are those of code lines and contexts. The ceiling is the best rate of
 -- three large products (2048x2048x2048, the model's widest layer forward and backward), measured before and after the steps in
--- the same run, because machines differ and are noisy. Useful work is counted as 4 N a token, N = weights of linear layers
--- (forward 2 N, gradient of activations 2 N; frozen weights need no third product), less what last-token pooling spares the
--- last layer: attention, norms, LoRA, the optimizer and Lua all count as loss. Lua's share is the time of the same step on the
+-- the same run, because machines differ and are noisy. Useful work is 4 N FLOP per token, N = weights of the linear layers
+-- (forward 2 N, gradient of activations 2 N; frozen weights need no third product), less what last-token pooling saves in the
+-- last layer. Attention, norms, LoRA, the optimizer and Lua count as overhead. Lua's share is the time of the same step on the
 -- meta device, where kernels do nothing.
 local ffi = require "ffi"
 local lr = require "lorarun"
@@ -42,7 +42,7 @@ local function median_time(times, fn)
   return list[math.ceil(times / 2)]
 end
 
--- Best rate of large products in FLOP/s.
+-- The best rate of large products, in FLOP/s.
 local function ceiling(dtype, shape)
   local best = 0
   for _, size in ipairs { { 2048, 2048, 2048 }, { 4096, shape.intermediate, shape.hidden },

@@ -1,6 +1,6 @@
--- beside.lua: training beside sentence-transformers + PEFT + torch on the same GPU: the same weights (bf16), rows, batch and
--- adapters. Their first row takes batches in the order of the file; "sorted" is the best that padding allows: rows ordered by
--- length before they are cut into batches. Where a batch does not fit their memory, they recompute every layer (gradient
+-- beside.lua: training compared with sentence-transformers + PEFT + torch on the same GPU: the same weights (bf16), rows, batch and
+-- adapters. Their first row of figures takes batches in the order of the file; "sorted" is the best that padding allows: rows
+-- ordered by length before they are cut into batches. If a batch does not fit the memory, they recompute every layer (gradient
 -- checkpointing).
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
@@ -8,7 +8,7 @@ local json = require "lorarun.base.json"
 local PROBE = "import torch, peft, sentence_transformers as s; assert torch.cuda.is_available(), 'torch sees no GPU'; "
   .. "print('sentence-transformers', s.__version__ + ', PEFT', peft.__version__ + ', torch', torch.__version__)"
 
--- Rows of random letters: of the model that make_model.lua writes, a letter is a token.
+-- Rows of random letters: in the model that make_model.lua writes, a letter is a token.
 local function write_rows(bench, folder, rows)
   fs.make(folder)
   local lengths, lines, state = bench.synthetic.lengths(rows), {}, 1
@@ -42,7 +42,7 @@ local function both(bench, beside, o)
     report:row("beside", { what, o.batch, r.pairs_per_second, r.tokens_per_second, r.padding or 1, r.ratio or "" }, r)
   end
   if not bench.time_for(60, ("lorarun with batches of %d"):format(o.batch)) then return end
-  if bench.device == "cuda" then beside.lorarun(o) end -- what the first run chooses for each shape, later ones know
+  if bench.device == "cuda" then beside.lorarun(o) end -- the first run chooses algorithms for each shape, later runs reuse them
   local mine, why = beside.lorarun(o)
   if not mine then
     report:note("lorarun with batches of %d: %s", o.batch, why)

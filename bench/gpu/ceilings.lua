@@ -1,5 +1,5 @@
--- ceilings.lua: what this GPU can do: how fast it copies its memory, and its products of large square matrices. Everything else is
--- measured against these.
+-- ceilings.lua: what this GPU can do: how fast it copies its memory and multiplies large square matrices. All other figures are
+-- compared with these.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local tensor = require "lorarun.tensor.tensor"

@@ -1,5 +1,5 @@
--- gemm.lua: every matrix product of a training step of the 7B at several counts of tokens, as a share of the large square one. The
--- first call of each chooses its algorithm (see kernels/cuda/choices.h), which is timed, too.
+-- gemm.lua: every matrix product of a training step of the 7B at several counts of tokens, as a share of the large square product.
+-- The first call of each chooses its algorithm (see kernels/cuda/choices.h), and the time of that choice is measured, too.
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local tensor = require "lorarun.tensor.tensor"
@@ -52,7 +52,7 @@ return function(bench)
       report:headline("%-34s %8.0f TFLOP/s%s", ("a layer's products, %d tokens"):format(tokens), work / seconds / 1e12,
         ceiling and (" = %.1f%% of the ceiling"):format(100 * work / seconds / ceiling) or "")
     end
-    tensor.scope(function() -- thin products: bandwidth is what bounds them
+    tensor.scope(function() -- thin products are limited by bandwidth
       local x, h = bench.random(tokens, s.hidden, "bf16"), bench.random(tokens, 3 * RANK, "bf16")
       local y, a, b = bench.random(tokens, q, "bf16"), bench.random(3 * RANK, s.hidden, "f32"), bench.random(q, RANK, "f32")
       local part = h:slice_columns(0, RANK)

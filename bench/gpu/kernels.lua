@@ -1,11 +1,11 @@
--- kernels.lua: every kernel at the sizes of the 7B, in bf16: what moves data as a share of the copy bandwidth, what multiplies as a
--- share of the large product. Bytes are the fewest that must move: each input read once, each output written once.
+-- kernels.lua: every kernel at the sizes of the 7B, in bf16: kernels that move data as a share of the copy bandwidth, products as a
+-- share of the large product. Bytes are the fewest that must move: each input is read once, each output written once.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
 local tensor = require "lorarun.tensor.tensor"
 
--- Sequences with the lengths of the job, until this many tokens are reached.
+-- Sequences with the lengths of the real job, up to this many tokens.
 local function batch_of(bench, tokens, vocabulary)
   local list, total, pairs_ = {}, 0, 1
   while total < tokens do
@@ -48,7 +48,7 @@ end
 
 local function movement(bench, measure, s, tokens, batch, vocabulary)
   local ids, positions, keys, cu = context(batch)
-  local n = 2 * tokens * s.hidden -- bytes of a matrix of activations
+  local n = 2 * tokens * s.hidden -- bytes of one matrix of activations
   local x, y, z = bench.random(tokens, s.hidden, "bf16"), bench.random(tokens, s.hidden, "bf16"),
     bench.random(tokens, s.hidden, "bf16")
   local wide = tensor.new({ tokens, s.hidden }, "f32", "f32")
@@ -109,7 +109,7 @@ local function activations(bench, measure, s, tokens)
   end
 end
 
--- q k^T and p v are 2 FLOP each for every key a query sees and every number of a head; backward has five such products.
+-- q k^T and p v take 2 FLOP each for every key that a query sees and every element of a head; backward has five such products.
 local function attention(bench, measure, s, batch, what)
   local _, _, _, cu = context(batch)
   local q, kv, t = s.heads * s.head_dim, s.kv_heads * s.head_dim, batch.tokens

@@ -1,5 +1,5 @@
 -- load.lua: a model folder of the 7B's size: how fast it is written, and how fast it is loaded onto the GPU from the page cache
--- (what a disk adds is the disk's). The host's memory should stay flat meanwhile: its peak is what this process had at most.
+-- (without the time of the disk). The host's memory should hardly grow meanwhile: the peak is that of this process.
 local lr = require "lorarun"
 local C = require "lorarun.base.c"
 

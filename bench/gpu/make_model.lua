@@ -1,9 +1,9 @@
 -- Writes a sentence-transformers folder of a Qwen2 with random weights: by default of nomic-embed-code's shape, 14 GB in bf16.
 --   lorarun bench/gpu/make_model.lua --out FOLDER [--layers 28 --hidden 3584 ...]
--- For measuring, where the weights themselves do not matter: how fast a folder loads and a step trains, here and elsewhere. All
--- weights are cut from one random block, uniform with the standard deviation that Qwen2 is initialised with (0.02), so activations
--- have the size that real ones have. The tokenizer is byte-level without merges: a byte of text is a token, so texts have the
--- lengths one wants.
+-- For measurements that do not depend on the weights: how fast a folder loads and a step trains, here and elsewhere. All weights
+-- are cut from one random block, uniform with the standard deviation that Qwen2 is initialised with (0.02), so activations have the
+-- size of real ones. The tokenizer is byte-level without merges: each byte of a text is a token, so texts of any length in tokens
+-- are easy to make.
 local lr = require "lorarun"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -27,7 +27,7 @@ if args.hidden % args.heads ~= 0 or args.heads % args.kv_heads ~= 0 then
   check.fail("--hidden %d must be a multiple of --heads %d, and that of --kv-heads %d", args.hidden, args.heads, args.kv_heads)
 end
 
--- Every tensor that Qwen2Model has: its shape by its name.
+-- The tensors of Qwen2Model: name -> shape.
 local function shapes()
   local head_dim = args.hidden / args.heads
   local q, kv, h, inner = args.hidden, args.kv_heads * head_dim, args.hidden, args.intermediate
@@ -45,9 +45,9 @@ local function shapes()
 end
 
 local SPREAD = 0.02 * math.sqrt(3) -- uniform in [-a, a] has the standard deviation a / sqrt 3
-local DRAWN, SHIFTS, SHIFT = 2 ^ 24, 4096, 257 -- numbers drawn; beyond them the block repeats. Tensors begin at places apart
+local DRAWN, SHIFTS, SHIFT = 2 ^ 24, 4096, 257 -- numbers drawn, then the block repeats; tensors begin at different places
 
--- `count` bf16 numbers, as a matrix of one column.
+-- `count` random bf16 numbers, as a matrix of one column.
 local function random_block(count)
   local block = tensor.new({ count, 1 }, "bf16", "random")
   local drawn = math.min(count, DRAWN)
@@ -85,7 +85,7 @@ local function write_weights()
   block:free()
 end
 
--- GPT-2's printable characters for the 256 bytes, which byte-level tokenizers spell their vocabulary with.
+-- GPT-2's printable characters for the 256 bytes, in which byte-level tokenizers write their vocabulary.
 local function byte_vocabulary()
   local function utf8(code)
     if code < 0x80 then return string.char(code) end
@@ -106,7 +106,7 @@ local function write(name, value)
   fs.write(fs.join(args.out, name), json.encode(value, { indent = 2, sort_keys = true }) .. "\n")
 end
 
--- What Qwen2's own tokenizer splits a text at: both generations of transformers read a folder alike only where it is this.
+-- The pattern at which Qwen2's own tokenizer splits texts: with another one, the two generations of transformers would differ.
 local WORDS = [=[(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+]=]
 
 local function write_tokenizer()

@@ -1,10 +1,10 @@
--- report.lua: what a run of the GPU benchmarks has found: printed as it goes, and written as JSON and as markdown.
+-- report.lua: the figures of a run of the GPU benchmarks, printed as they come and written as JSON and as markdown.
 --
 --   local report = dofile(".../report.lua").new(folder, { gpu = "NVIDIA H100 ...", ... })
 --   report:table("gemm", "Products of the 7B", { "product", "tokens", "ms", "TFLOP/s" })
---   report:row("gemm", { "gate|up", 8192, 3.2, 695 }, { m = 8192, ... })     the second table goes into the JSON alone
+--   report:row("gemm", { "gate|up", 8192, 3.2, 695 }, { m = 8192, ... })     the second table goes only into the JSON
 --   report:note("..."); report:save(); report:summary()
--- Every row saves the files, so that a run that is cut short leaves what it had.
+-- Every row saves the files, so that a run that is cut short keeps its figures.
 local fs = require "lorarun.base.fs"
 local json = require "lorarun.base.json"
 
@@ -56,7 +56,7 @@ function Report:row(name, cells, data)
   self:save()
 end
 
---- A sentence that belongs to the figures: what was skipped, and why.
+--- Adds a sentence to the figures, such as what was skipped, and why.
 function Report:note(format, ...)
   local text = format:format(...)
   self.notes[#self.notes + 1] = text
@@ -64,7 +64,7 @@ function Report:note(format, ...)
   self:save()
 end
 
---- A line of the short table at the end.
+--- Adds a line to the short table at the end.
 function Report:headline(format, ...) self.lines[#self.lines + 1] = format:format(...) end
 
 local function markdown(self)

@@ -1,16 +1,16 @@
--- The benchmarks that want a GPU, in the order in which they explain each other:
+-- The benchmarks that need a GPU, in the order in which they explain each other:
 --   lorarun bench/gpu/run.lua [--parts ceilings,gemm,kernels,step,load,beside] [--minutes 30] [--out FOLDER]
 --
 --   ceilings  what the GPU can do: copying, and a product of 8192 x 8192 x 8192
 --   gemm      the products of nomic-embed-code, a 7B Qwen2, as a share of that
---   kernels   every kernel, as a share of it
---   step      whole training steps of that model with random weights at several counts of tokens; peak memory as planned
+--   kernels   every kernel, as a share of these
+--   step      whole training steps of that model with random weights at several counts of tokens; peak memory against the plan
 --   load      a model folder of that size: written, then loaded onto the GPU
 --   beside    sentence-transformers + PEFT on the same weights, rows and GPU, where a Python has them with CUDA
--- Ends in a short table. Figures are printed as they are found and kept in --out (or $OUT, or build/bench-gpu): bench-gpu.json and
--- bench-gpu.md. A part for which --minutes leave no time is left out, and that is said.
+-- Ends with a short table. Figures are printed as they come and kept in --out (or $OUT, or build/bench-gpu): bench-gpu.json and
+-- bench-gpu.md. A part for which --minutes are not enough is left out, with a note.
 --
--- --size tiny and --device cpu are for trying this program itself, where there is no GPU.
+-- --size tiny and --device cpu are for trying this program itself without a GPU.
 local ffi = require "ffi"
 local lr = require "lorarun"
 local C = require "lorarun.base.c"
@@ -42,7 +42,7 @@ if args.device == "cuda" and not lr.has_gpu() then
   os.exit(77)
 end
 tensor.default_device = args.device
-io.stdout:setvbuf "line" -- each figure is seen when it is there
+io.stdout:setvbuf "line" -- each figure is shown at once
 
 local root = fs.dirname(fs.dirname(fs.dirname(fs.real(arg[0]))))
 local tiny = args.size == "tiny"
@@ -61,7 +61,7 @@ local function peak_of(line)
   end
 end
 
--- What every part gets.
+-- The argument of every part.
 local bench = { args = args, root = root, tiny = tiny, device = args.device, shape = tiny and "tiny" or "nomic",
   synthetic = dofile(fs.join(root, "bench", "lib", "synthetic.lua")), ceilings = {} }
 bench.gpu = device_line()
@@ -73,7 +73,7 @@ bench.report = dofile(fs.join(root, "bench", "gpu", "report.lua")).new(out, { gp
   C.lr_cuda_version() ~= nil and ffi.string(C.lr_cuda_version()) or "none" })
 bench.out = out
 
---- Whether there is time for something that takes this many seconds; if not, notes what was left out.
+--- Is there time for something that takes this many seconds? If not, notes what is left out.
 function bench.time_for(seconds, what)
   if C.lr_time() - started + seconds <= 60 * args.minutes then return true end
   bench.report:note("no time was left for %s", what)
@@ -82,8 +82,8 @@ end
 
 function bench.wait() check(C.lr_device_wait(device)) end
 
---- seconds(fn): of one call of fn, which puts work on the device: the median of several rounds of as many calls as take a while.
---- The first calls do not count: they load kernels and choose algorithms.
+--- seconds(fn): the time of one call of fn, which puts work on the device: the median of several rounds, each of enough calls to be
+--- measured. The first calls do not count: they load kernels and choose algorithms.
 function bench.seconds(fn)
   local LONG, ROUNDS = tiny and 1e-4 or 0.02, tiny and 1 or 5
   fn()
@@ -121,7 +121,7 @@ function bench.weight(n, k, dtype)
   return packed[1], packed[2]
 end
 
-local made -- the folder that was, if one was
+local made -- the folder, if one was made
 
 local function run_make_model()
   made = os.tmpname()
@@ -134,7 +134,7 @@ local function run_make_model()
   end
 end
 
---- model_folder(): where a model of this size is, the bytes of its weights, and, where it was made now, the seconds that took.
+--- model_folder(): the folder of a model of this size, the bytes of its weights, and, if it was made now, the seconds that took.
 function bench.model_folder()
   local seconds
   if args.model == "" and not made then

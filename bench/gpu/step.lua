@@ -1,6 +1,6 @@
 -- step.lua: whole training steps of the 7B with random weights, at several counts of tokens: forward, backward, clipping and AdamW,
 -- with as few layers recomputed as the memory allows, as the trainer does. Useful work is 4 N a token (synthetic.lua); its share of
--- the data sheet's peak is MFU. The peak of memory is compared with what the planner said beforehand.
+-- the data sheet's peak is the MFU. The peak of memory is compared with the plan's.
 local ffi = require "ffi"
 local C = require "lorarun.base.c"
 local check = require "lorarun.base.check"
@@ -12,7 +12,7 @@ local optim = require "lorarun.tensor.optim"
 local recompute = require "lorarun.train.recompute"
 local tensor = require "lorarun.tensor.tensor"
 
--- As many pairs with the lengths of real data as come nearest to this many tokens.
+-- Pairs with the lengths of real data, as many as come nearest to this many tokens.
 local function batch_near(bench, tokens, vocabulary)
   local function tokens_of(n)
     local sum = 0
@@ -27,7 +27,7 @@ local function batch_near(bench, tokens, vocabulary)
   return bench.synthetic.batch(bench.synthetic.lengths(low), vocabulary), low
 end
 
--- A source of batches (train/step.lua): the same one each time, a step later.
+-- A source of batches (train/step.lua): always the same batch, with the next step number.
 local function source_of(batch, pairs_)
   local labels = {}
   for i = 1, pairs_ do labels[i] = i % 2 end
@@ -40,7 +40,7 @@ local function source_of(batch, pairs_)
   end, label_tensor = function(_, rows, device) return tensor.from(labels, { #rows }, "f32", "labels", device) end }
 end
 
--- The fewest layers to recompute with which this many tokens fit, as recompute.lua chooses; nil: none does.
+-- The fewest layers to recompute so that this many tokens fit, as recompute.lua chooses; nil: they never fit.
 local function fewest_layers(bench, f, tokens, pairs_)
   local wanted = recompute.number(bench.args.recompute, f.model.layer_count)
   check(C.lr_memory_release_cached(memory.DEVICES[bench.device]))
@@ -72,7 +72,7 @@ local function measure(bench, model, optimizer, tokens)
     value = sum:item()
   end
   local t = C.lr_time()
-  step() -- chooses algorithms
+  step() -- the first step chooses algorithms
   bench.wait()
   local first = C.lr_time() - t
   step()

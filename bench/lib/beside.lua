@@ -1,5 +1,5 @@
--- beside.lua: the same training here and with sentence-transformers + PEFT: one model folder, one file of rows taken in order, one
--- batch size, the same adapters. For bench/reference.lua and bench/gpu/beside.lua:
+-- beside.lua: the same training here and with sentence-transformers + PEFT: the same model folder, the same rows in the order of
+-- their file, the same batch size, the same adapters. For bench/reference.lua and bench/gpu/beside.lua:
 --   local beside = dofile(".../bench/lib/beside.lua")
 --   beside.lorarun(o), beside.reference(o) -> { pairs_per_second, tokens_per_second, ... }, or nil and why not
 -- o: { root, python (reference), model, data (folder with train.jsonl and validation.jsonl), batch, steps, max_length, targets,
@@ -14,7 +14,7 @@ local program = fs.real "/proc/self/exe"
 function beside.quote(text) return "'" .. tostring(text):gsub("'", "'\\''") .. "'" end
 local quote = beside.quote
 
---- output_of(command): the output of the command, and whether it succeeded.
+--- output_of(command): the command's output, and whether it succeeded.
 function beside.output_of(command)
   local pipe = io.popen(command .. "; echo \"status $?\"", "r")
   local text = pipe:read "*a"

@@ -1,4 +1,4 @@
--- synthetic.lua: models of random weights without files, and batches with the lengths of the real job, for benchmarks:
+-- synthetic.lua: for benchmarks: models with random weights, without files, and batches with the lengths of the real job:
 --   local synthetic = dofile(.. "/bench/lib/synthetic.lua")
 --
 --   local model = synthetic.model(synthetic.SHAPES.nomic, "bf16", "cuda")
@@ -12,7 +12,7 @@ local tensor = require "lorarun.tensor.tensor"
 
 local synthetic = {}
 
---- Shapes of models, as their modules' configure() gives them, with what lr.load_model would read beside config.json.
+--- Shapes of models, as their modules' configure() returns them, with what lr.load_model would read from the other files.
 synthetic.SHAPES = {
   minilm = { arch = "bert", targets = { "query", "key", "value" }, pooling = "mean", hidden = 384, layers = 6, heads = 12,
     kv_heads = 12, head_dim = 32, intermediate = 1536, vocabulary = 30522, positions = 512, types = 2, eps = 1e-12, gelu = "erf" },
@@ -25,7 +25,7 @@ synthetic.SHAPES = {
 }
 
 local DRAWN, SHIFTS = 2 ^ 22, 2 ^ 20 -- how many numbers are drawn, and the largest offset at which a tensor begins in them
-local blocks = {} -- of drawn numbers, by device and range: a GPU's are made on the host, at a hundredth of the speed of copying
+local blocks = {} -- drawn numbers, by device and range; for a GPU the host makes them, a hundred times slower than a copy
 
 local function block_of(device, low, high)
   local key = ("%s %g %g"):format(device, low, high)
@@ -37,7 +37,7 @@ local function block_of(device, low, high)
   return blocks[key]
 end
 
---- Fill t, of any float dtype, with random numbers of [low, high). Large tensors repeat them; number tells tensors apart.
+--- Fills t, of any float dtype, with random numbers of [low, high). Large tensors repeat them; number makes tensors differ.
 function synthetic.fill(t, low, high, number)
   local width = t.shape[#t.shape]
   local rows = t:elements() / width
@@ -102,9 +102,9 @@ function synthetic.batch(list, vocabulary)
   return b
 end
 
---- useful_work(model, batch): FLOP of a step that no implementation can avoid: 4 a weight and row (forward 2, gradient of
---- activations 2; frozen weights need no third product). Where pooling takes single rows, the linears of the last layer after its
---- attention, which are all but its first, see only these rows.
+--- useful_work(model, batch): FLOP of a step that no implementation can avoid: 4 for each weight and row (forward 2, gradient of
+--- activations 2; frozen weights need no third product). If pooling takes single rows, the linear layers after the last layer's
+--- attention (all but its first) count only these rows.
 function synthetic.useful_work(model, batch)
   local takes_rows = model.pooling == "last" or model.pooling == "cls"
   local work, spared = 0, takes_rows and #model.linears - #model.linears / model.layer_count + 1

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes folders.json: what sentence-transformers computes from model folders that say the same thing in other words, or another
-thing in one word. tests/models/test_folders.lua makes the same folders and compares.
+"""Makes folders.json: what sentence-transformers computes from model folders that say the same with other keys, or differ in one
+value. tests/models/test_folders.lua makes the same folders and compares.
 
     for generation in 5 6; do "$(tests/interop/setup.sh $generation)/bin/python" tests/golden/make_folders.py; done
 
-A variant is a golden model with keys of its JSON files changed. The first run writes what generation 5 makes of each, the
-second adds generation 6: {"max": longest sequence, "embeddings": the first numbers of each text's} or {"error": its class}.
+A variant is a golden model with keys of its JSON files changed. The first run writes the results of generation 5, the second adds
+those of generation 6: {"max": longest sequence, "embeddings": the first numbers of each text's embedding} or {"error": its class}.
 """
 
 import json
@@ -25,7 +25,7 @@ from sentence_transformers import SentenceTransformer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 OUTPUT = os.path.join(HERE, "folders.json")
-NUMBERS = 6  # of each embedding
+NUMBERS = 6  # kept of each embedding
 TEXTS = ["return start if x else y", " ".join(f"x{i} = {i}" for i in range(12))]
 
 OLD = "sentence_transformers.models."

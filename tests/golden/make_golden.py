@@ -3,13 +3,13 @@
 
     venv=$(tests/interop/setup.sh) && "$venv/bin/python" tests/golden/make_golden.py [--model NAME]... [FOLDER]
 
---model writes the files of that model alone (NAME/, NAME.json, NAME.safetensors, adapters/NAME_*) and reads texts.json, which must be
-there. Without it, all is written anew, texts.json included. To add a model, add a row to MODELS: what it computes depends on the
+--model writes the files of that model alone (NAME/, NAME.json, NAME.safetensors, adapters/NAME_*) and reads texts.json, which must
+exist. Without it, everything is written again, texts.json included. To add a model, add a row to MODELS: its results depend on the
 texts and on its own seeds, never on the other models.
 
 Everything follows from the fixed seeds below: two runs with the pinned versions on one kind of processor write the same
-bytes. Models are written as sentence-transformers writes them, adapters as PEFT writes them, and every number is what
-those libraries give in fp32 on the CPU, texts encoded one at a time. README.md lists the files and their contents; the
+bytes. Models are written by sentence-transformers, adapters by PEFT, and every number is what those libraries compute in fp32
+on the CPU, with texts encoded one at a time. README.md lists the files and their contents; the
 optimizer, schedule and metric values have a script of their own, make_numbers.py.
 """
 
@@ -128,7 +128,7 @@ def make_texts(tokenizer):
 
 
 def make_rows():
-    """24 labelled pairs, and 6 triplets (anchor, positive, hard negative): lines of the source in a fixed mix."""
+    """24 labelled pairs, and 6 triplets (anchor, positive, hard negative), from lines of the source in a fixed order."""
     pairs = [
         {
             "first": LINES[i % len(LINES)],
@@ -174,8 +174,8 @@ def qwen2_tokenizer(append_end):
 
 
 def bert_tokenizer():
-    """WordPiece with BertNormalizer (lower case, accents stripped). The vocabulary is characters, whole words and word ends by
-    count: the library's own trainer gives another one on every run."""
+    """WordPiece with BertNormalizer (lower case, accents stripped). The vocabulary consists of characters and of the most
+    frequent whole words and word ends, because the library's own trainer gives another one on every run."""
     corpus = (SOURCE + " naïve café, 漢字 and don't we'll it's 12345").lower()
     corpus = "".join(c for c in unicodedata.normalize("NFD", corpus) if not unicodedata.combining(c))
     characters = sorted(set(corpus) - set(" \n\t"))
@@ -200,7 +200,7 @@ def bert_tokenizer():
 
 
 def draw_weights(model, seed):
-    """Weights under which attention is neither flat nor one-hot and no output is degenerate: 1.5/sqrt(fan in)."""
+    """Weights with which attention is neither flat nor one-hot and no output is degenerate: 1.5/sqrt(fan in)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -230,7 +230,7 @@ def write_folder(model, tokenizer, folder, pooling, prompts=None):
     )
     shutil.rmtree(folder, ignore_errors=True)
     sentence.save_pretrained(folder, create_model_card=False)
-    # A causal model's own file: sentence-transformers would save the headless model under names without "model.".
+    # The causal model saves itself: sentence-transformers would save the model without head, under names without "model.".
     shutil.copy(os.path.join(inner, "model.safetensors"), os.path.join(folder, "model.safetensors"))
     shutil.copy(os.path.join(inner, "config.json"), os.path.join(folder, "config.json"))
     shutil.rmtree(inner)
@@ -304,7 +304,7 @@ def make_bert(folder):
 
 
 def load(folder):
-    """The model in fp32, whatever the file holds, without dropout."""
+    """The model in fp32, whatever dtype the file has, without dropout."""
     return SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": torch.float32}).eval()
 
 
@@ -325,17 +325,17 @@ def add_lora(sentence, seed, zero_b=False, **options):
 
 
 def save_adapter(adapted, folder, base):
-    """PEFT's own folder, less its model card, with a base path that holds on every machine (from the root of the repository)."""
+    """PEFT's own folder without its model card, with a base path that works on every machine (from the root of the repository)."""
     shutil.rmtree(folder, ignore_errors=True)
     adapted.peft_config["default"].base_model_name_or_path = "tests/golden/" + base
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Could not find a config file")  # the relative path, seen from another folder
+        warnings.filterwarnings("ignore", "Could not find a config file")  # the base path is relative to another folder
         adapted.save_pretrained(folder)
     os.remove(os.path.join(folder, "README.md"))
     path = os.path.join(folder, "adapter_config.json")
     with open(path, encoding="utf-8") as file:
         config = json.load(file)
-    config["target_modules"].sort()  # PEFT holds a set: its order differs from run to run
+    config["target_modules"].sort()  # PEFT keeps a set, whose order differs from run to run
     with open(path, "w", encoding="utf-8") as file:
         json.dump(config, file, indent=2, sort_keys=True)
 
@@ -375,8 +375,8 @@ def mnr_batch(sentence, triplets):
 
 
 def training_curve(sentence, adapted, pairs, steps=20, batch=6, warmup=4, learning_rate=1e-2, clip=0.4):
-    """AdamW without weight decay, linear schedule, clipping that some steps need and some do not; rows in turn, round and
-    round."""
+    """AdamW without weight decay, linear schedule, clipping that some steps need and some do not; rows in order, over and
+    over."""
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
     curve = {"rows": [], "loss": [], "grad_norm": [], "learning_rate": []}
@@ -455,14 +455,14 @@ def write(root, name, values, tensors):
 
 
 def write_json(path, value):
-    """One line per member: short files whose diffs can be read."""
+    """One line per member, so that files are short and diffs readable."""
     with open(path, "w", encoding="utf-8") as file:
         members = (f"{json.dumps(key)}: {json.dumps(member, ensure_ascii=False)}" for key, member in value.items())
         file.write("{\n" + ",\n".join(members) + "\n}\n")
 
 
 class Golden(NamedTuple):
-    """make(folder) writes the model's folder. With adapters: the targets, queries, keys and values, and their seed."""
+    """make(folder) writes the model's folder. For models with adapters: the targets (queries, keys and values) and their seed."""
 
     make: Callable[[str], None]
     targets: tuple[str, ...] = ()

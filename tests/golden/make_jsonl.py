@@ -1,4 +1,5 @@
-"""Rows of JSON Lines and whether Python's json module takes them: tests/golden/jsonl_rows.txt, for tests/units/test_dataset_large.c.
+"""Makes tests/golden/jsonl_rows.txt: rows of JSON Lines, and whether Python's json module accepts them; for
+tests/units/test_dataset_large.c.
 
     python tests/golden/make_jsonl.py
 

@@ -14,8 +14,8 @@ metrics.json, from SciPy, scikit-learn and sentence-transformers:
   correlation list of {name, x, y, pearson, spearman}; null where the correlation is not defined
   binary      list of {name, scores, labels, average_precision, roc_auc, accuracy, accuracy_threshold, f1, f1_threshold,
               precision, recall, confusion: {tp, fp, tn, fn}}; null where there is one class only. Without ties the thresholds
-              are those of sentence-transformers' BinaryClassificationEvaluator. It cuts between equal scores, where no
-              threshold can; with ties the values come from trying every midpoint between different scores.
+              are those of sentence-transformers' BinaryClassificationEvaluator. With ties it puts thresholds between equal
+              scores, which is impossible; then the values come from trying every midpoint between different scores.
   sweep       list of {name, scores, labels, rows: list of {threshold, accuracy, precision, recall, f1, tp, fp, tn, fn}}
 """
 
@@ -129,7 +129,7 @@ def best_thresholds(scores, labels):
     accuracy = max(tried, key=lambda row: row[1]["accuracy"])
     f1 = max(tried, key=lambda row: row[1]["f1"])
     if len(values) == len(scores) and 0 < labels.sum() < len(labels):
-        # sentence-transformers must agree where it is defined: no ties, and a cut that is of use
+        # sentence-transformers must agree where it is defined: without ties, and with a useful threshold
         their_accuracy = BinaryClassificationEvaluator.find_best_acc_and_threshold(scores, labels, True)
         their_f1 = BinaryClassificationEvaluator.find_best_f1_and_threshold(scores, labels, True)
         assert np.allclose(their_accuracy, (accuracy[1]["accuracy"], accuracy[0]), atol=1e-12), (their_accuracy, accuracy)
@@ -202,7 +202,7 @@ def metric_values():
 
 
 def write_json(path, value):
-    """One line per case: short files whose diffs can be read."""
+    """One line per case, so that files are short and diffs readable."""
     with open(path, "w", encoding="utf-8") as file:
         groups = []
         for key, cases in value.items():

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/tokenizer/: small tokenizers, and the ids that Hugging Face gives with them.
+"""Writes tests/golden/tokenizer/: small tokenizers, and the ids that Hugging Face's library gives with them.
 
     pip install tokenizers==0.22.2
     python tests/golden/make_tokenizer.py
 
-NAME/tokenizer.json is a tokenizer; NAME.jsonl has lines of {"text", "ids", "plain"}: ids with special tokens and without; some
-have "max_length", for ids. The vocabularies are trained on a few texts and have a few hundred tokens each.
+NAME/tokenizer.json is a tokenizer; NAME.jsonl has lines of {"text", "ids", "plain"}: "ids" with special tokens, "plain" without;
+some have a "max_length", which applies to "ids". The vocabularies are trained on a few texts and have a few hundred tokens each.
 """
 import collections
 import json
@@ -40,8 +40,8 @@ def bpe(size, normalizer, pre_tokenizer, special, **options):
 
 
 def wordpiece(size, normalizer, pre_tokenizer, **options):
-    """Not trained: the library's trainer gives another vocabulary on each run. The most frequent beginnings and continuations of
-    words, by count and then by spelling."""
+    """Not trained, because the library's trainer gives another vocabulary on each run: the vocabulary is the most frequent
+    beginnings and continuations of words, ordered by count and then by spelling."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     counts = collections.Counter()
     for text in CORPUS:
@@ -115,7 +115,7 @@ def bert_cased():
 
 
 def mixed():
-    """What remains of the normalizers and pre-tokenizers, in one pipeline."""
+    """All other normalizers and pre-tokenizers, in one pipeline."""
     t = wordpiece(500, N.Sequence([N.Strip(), N.NFKD(), N.StripAccents(), N.Lowercase(), N.Replace("``", '"'), N.Replace("--", "-"),
                                    N.Prepend("_")]),
                   P.Sequence([P.Whitespace(), P.Digits(False), P.Punctuation("merged_with_previous"),
@@ -126,7 +126,7 @@ def mixed():
 
 
 def scripts():
-    """Splits by classes of characters, each its own way."""
+    """Splits by classes of characters, each in its own way."""
     return wordpiece(500, N.NFD(), P.Sequence([
         P.WhitespaceSplit(), P.Split(Regex(r"\p{Han}|[\p{Lu}\p{Mn}]+|\w\B\S"), "isolated"), P.Split(Regex(r"[^\S\n]|\d+(?=\D)"), "removed"),
         P.Split(Regex(r"\p{So}"), "merged_with_previous", invert=True)]))
@@ -139,7 +139,7 @@ def main():
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         spec = json.loads(t.to_str())
-        if name == "gpt2": # merges as files before tokenizers 0.20 have them
+        if name == "gpt2": # merges in the form of files from before tokenizers 0.20
             spec["model"]["merges"] = [" ".join(pair) for pair in spec["model"]["merges"]]
         text = json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
         (folder / "tokenizer.json").write_text(text + "\n")

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/tokenizer/folders.jsonl: folders whose tokenizer_config.json and kin count, and the ids that transformers'
-AutoTokenizer gives with them. Run once with each generation of transformers; a run replaces the ids of its own generation:
+"""Writes tests/golden/tokenizer/folders.jsonl: folders with a tokenizer_config.json and similar files, and the ids that
+transformers' AutoTokenizer gives with them. Run it once with each generation of transformers; a run replaces the ids of its own
+generation:
 
     "$venv/bin/python" tests/golden/make_tokenizer_folders.py     # transformers 4.57.6; and 5.23.0
 
 First line: "texts". Then a line for each folder: "base" (a folder of tests/golden); "changes" to its files, [file, [key, ...],
-value], or [file, [key, ...]] for a key that is removed, or [file] for a file that is; "4" and "5", or "both" where they are the
-same: the ids of each text whole and of each text with max_length 9, or a string where AutoTokenizer cannot load the folder.
+value], or [file, [key, ...]] to remove a key, or [file] to remove a file; "4" and "5", or "both" if they are the same: the ids of
+each whole text and of each text with max_length 9, or a string if AutoTokenizer cannot load the folder.
 """
 import json
 import os
@@ -167,7 +168,7 @@ def ids(base, changes):
             (folder / name).write_text(json.dumps(values))
         try:
             tok = transformers.AutoTokenizer.from_pretrained(folder)
-        except Exception as error: # whatever it is, the folder cannot be used there
+        except Exception as error: # whatever the error, this generation cannot use the folder
             return type(error).__name__
         return ([tok(t)["input_ids"] for t in TEXTS] +
                 [tok(t, truncation="longest_first", max_length=LONG)["input_ids"] for t in TEXTS])

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How fast sentence-transformers + PEFT train, for comparison with lorarun.
+"""Measures how fast sentence-transformers + PEFT train, for comparison with lorarun.
 
     python bench_reference.py MODEL_FOLDER TRAIN.jsonl --batch 16 --steps 10 --threads 2 --precision fp32 --max-length 512
                               [--sorted] [--targets a,b,c] [--columns current_line,context] [--score score] [--warmup 2]
                               [--gradient-checkpointing] [--device cpu] [--weights fp32]
 
-CosineSimilarityLoss, LoRA (r 16, alpha 32, dropout 0.1), AdamW, clipping at 1, in the stock manner: a step takes the next
+CosineSimilarityLoss, LoRA (r 16, alpha 32, dropout 0.1), AdamW, clipping at 1, as usual: a step takes the next
 `batch` rows of the file, each column is tokenized in the step and padded to its longest row. --sorted is the best that padding
 allows: the same rows, ordered by length, cut into batches, and the batches shuffled. --precision bf16 is autocast over weights in
 fp32, or with --weights bf16 in bf16; adapters are fp32. The first --warmup steps train but do not count. Prints one JSON object:

@@ -1,4 +1,4 @@
-"""Accelerate reads the files that lorarun config writes, and lorarun those of Accelerate, of every kind that this version writes."""
+"""Accelerate reads the files that lorarun config writes; lorarun reads every kind of file that this Accelerate writes."""
 
 import subprocess
 from pathlib import Path
@@ -10,7 +10,7 @@ from accelerate.utils import ComputeEnvironment, DistributedType
 
 def check(lorarun, folder):
     folder = Path(folder)
-    # machines, number of this one, address, port, GPUs, ranks, which GPUs, precision
+    # machines, number of this machine, address, port, GPUs, ranks, which GPUs, precision
     answers = "2\n1\n10.0.0.1\n29501\nyes\n8\n0,1,2,3\nbf16\n"
     ours = folder / "ours.yaml"
     subprocess.run([lorarun, "config", "--config", ours], input=answers, text=True, check=True, stdout=subprocess.DEVNULL)

@@ -1,6 +1,6 @@
 """Random adapters as PEFT makes them: targets, patterns that overlap, layers, exclusions and initialisations, of models with and
-without a head. lorarun computes the same with each, or refuses those whose initialisation changed the base; what it writes of an
-adapter, PEFT loads on AutoModel's model and computes the same."""
+without a head. lorarun computes the same with each, or refuses it if its initialisation changed the base. PEFT loads the adapter
+that lorarun saves on AutoModel's model and computes the same."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 FP32 = {"dtype": torch.float32}
 TEXTS = ["x = 1", "return None", "def area(width, height): return width * height", "naïve café"]
-# Of each architecture: the class with a head and the field that holds the model; names, expressions and keys to choose from.
+# For each architecture: the class with a head and the field that holds the model; names, expressions and keys to choose from.
 KINDS = {
     "qwen2": (AutoModelForCausalLM, "model",
               ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "mlp.up_proj"],
@@ -85,9 +85,9 @@ def make(base, kind, folder, draw):
     saved = json.loads(path.read_text())
     saved["base_model_name_or_path"] = base
     keys = list(saved["alpha_pattern"])
-    draw.shuffle(keys)  # PEFT sorts them; other programs do not, and their order counts
+    draw.shuffle(keys)  # PEFT sorts the keys; other programs do not, and the order counts
     saved["alpha_pattern"] = {key: saved["alpha_pattern"][key] for key in keys}
-    saved["rank_pattern"] = config.get("rank_pattern", {})  # in the order that the tensors have
+    saved["rank_pattern"] = config.get("rank_pattern", {})  # in the order of the tensors
     path.write_text(json.dumps(saved))
     sentence, model = pipeline(base, kind, head)
     PeftModel.from_pretrained(model, folder).eval()

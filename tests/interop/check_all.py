@@ -3,8 +3,8 @@
 
     python check_all.py LORARUN SCRATCH_FOLDER WRITTEN_FOLDER NAME=MODEL_FOLDER...
 
-WRITTEN_FOLDER holds what lorarun made of each model: NAME (merged weights, and adapter inside it) and NAME.json (the embeddings
-with the adapter). A line for each check; the last line is "N passed, N failed", and the exit status 1 where one failed.
+WRITTEN_FOLDER holds what lorarun wrote for each model: NAME (merged weights, with the adapter inside) and NAME.json (the embeddings
+with the adapter). Prints a line for each check, and last "N passed, N failed"; the exit status is 1 if one failed.
 """
 
 import contextlib
@@ -55,13 +55,13 @@ passed = failed = 0
 
 
 def run(name, check, *arguments, **keywords):
-    """A check that fails does not keep the others from running."""
+    """Runs a check and counts the result; the other checks run even if it fails."""
     global passed, failed
     try:
         detail = check(*arguments, **keywords)
         passed += 1
         print(f"ok     {name}" + (f": {detail}" if detail else ""), flush=True)
-    except Exception as error:  # a library that refuses the folder is a result, too
+    except Exception as error:  # a library that refuses the folder is also a failed check
         failed += 1
         if not isinstance(error, AssertionError):
             traceback.print_exc(file=sys.stdout)
@@ -77,7 +77,7 @@ def probes(mode, folder, *last):
 
 
 def read_adapter(base, folder, again, settings):
-    """lorarun computes the same with PEFT's adapter, and PEFT with the adapter that lorarun wrote from it."""
+    """lorarun computes the same with PEFT's adapter, and PEFT computes the same with the adapter that lorarun wrote from it."""
     make_folders.adapter(base, folder, **settings)
     seen = probes("save", folder, again)
     check_folders.adapter_keys(base, again)
@@ -103,7 +103,7 @@ def python_of_verify(folder, expected):
 
 
 def left_out(folder, again):
-    """A folder whose adapter does nothing, as one that a library leaves out."""
+    """A folder with an adapter that changes nothing, as if a library left the adapter out."""
     shutil.copytree(folder, again)
     path = str(Path(again, "adapter_model.safetensors"))
     save_file({key: torch.zeros_like(value) for key, value in load_file(path).items()}, path, {"format": "pt"})

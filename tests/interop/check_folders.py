@@ -1,4 +1,4 @@
-"""Do sentence-transformers and PEFT read the folders that lorarun wrote, and compute the same? All is loaded as fp32 on the CPU."""
+"""Do sentence-transformers and PEFT read the folders that lorarun wrote, and compute the same? All on the CPU in fp32."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def weights_complete(base_folder, merged_folder):
 
 
 def same_settings(base, merged, texts):
-    """What the model does beside its weights: prompts, length, pooling and the rest of the pipeline, tokens."""
+    """What a model has besides its weights: prompts, length, pooling and the rest of the pipeline, tokens."""
     assert merged.prompts == base.prompts, f"prompts {merged.prompts}, the base has {base.prompts}"
     assert merged.default_prompt_name == base.default_prompt_name, "default_prompt_name differs"
     assert merged.max_seq_length == base.max_seq_length, f"max_seq_length {merged.max_seq_length}, not {base.max_seq_length}"
@@ -83,7 +83,7 @@ def load_peft(base_folder, adapter_folder):
 
 
 def adapter_keys(base_folder, adapter_folder):
-    """PEFT's adapter must consist of the file's tensors, all of them, with the file's values."""
+    """PEFT's adapter must consist of exactly the tensors of the file, with the same values."""
     stored = stored_tensors(adapter_folder, "adapter_model.safetensors")
     loaded = get_peft_model_state_dict(load_peft(base_folder, adapter_folder))
     missing, unexpected = loaded.keys() - stored.keys(), stored.keys() - loaded.keys()
@@ -109,7 +109,7 @@ def unmerged_embeddings(base_folder, adapter_folder, texts):
 
 
 def merged_weights(base_folder, merged_folder, adapter_folder):
-    """lorarun's merged weights are PEFT's, to the rounding of the stored type."""
+    """lorarun's merged weights are those of PEFT, up to the rounding of the stored dtype."""
     expected = load_peft(base_folder, adapter_folder).merge_and_unload().state_dict()
     stored = AutoModel.from_pretrained(merged_folder, dtype="auto").state_dict()
     worst = 0.0

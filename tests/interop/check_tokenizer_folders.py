@@ -4,8 +4,9 @@
     python check_tokenizer_folders.py LORARUN SCRATCH_FOLDER [COUNT [SEED]]
 
 The folders are golden ones whose tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json and config.json
-are changed at random in what counts, or looks as if it did. Run with each generation of transformers. lorarun refuses what the two
-generations read differently, so many are refused; a folder that it takes must have the ids of the generation at hand.
+are changed at random, in keys that count or seem to count. Run it with each generation of transformers. lorarun refuses folders
+that the two generations read differently, and these are many; for a folder that it accepts, its ids must be those of the
+generation that runs this.
 """
 import json
 import os
@@ -133,7 +134,7 @@ def reference(folder):
         tok = transformers.AutoTokenizer.from_pretrained(folder)
         return ([tok(t)["input_ids"] for t in TEXTS] +
                 [tok(t, truncation="longest_first", max_length=LONG)["input_ids"] for t in TEXTS])
-    except Exception: # this generation cannot load it, or not encode with it
+    except Exception: # this generation cannot load it, or cannot encode with it
         return None
 
 

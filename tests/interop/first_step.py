@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One training step under `accelerate launch`, for bench/launch.lua: how long it takes from the command to there.
+"""One training step under `accelerate launch`, for bench/launch.lua, which measures the time from the command to its end.
 
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ... first_step.py MODEL_FOLDER TRAIN.jsonl BATCH
 

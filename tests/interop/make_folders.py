@@ -1,6 +1,6 @@
-"""Folders that sentence-transformers and PEFT write, for lorarun to load: models with other settings, and trained adapters. Each gets
-probes.json, {"texts": [...], "embeddings": [[...], ...], "max_length": n}: what the folder gives once it is loaded again, in fp32,
-one text at a time."""
+"""Makes folders with sentence-transformers and PEFT for lorarun to load: models with other settings, and trained adapters. Each
+gets probes.json, {"texts": [...], "embeddings": [[...], ...], "max_length": n}: the folder's embeddings after loading it again,
+in fp32, one text at a time."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def write_probes(folder):
 
 
 def adapter(base_folder, folder, steps=20, **settings):
-    """A small LoRA adapter, trained for some steps. settings: of LoraConfig; target_modules defaults to query, key and value."""
+    """A small LoRA adapter, trained for some steps. settings: those of LoraConfig; default target_modules: query, key, value."""
     torch.manual_seed(1)
     sentence = SentenceTransformer(base_folder, device="cpu", model_kwargs=FP32)
     plain = encode(sentence, TEXTS)
@@ -61,8 +61,8 @@ def adapter(base_folder, folder, steps=20, **settings):
 
 
 def plain_adapter(base_folder, adapter_folder, folder):
-    """The same adapter as PEFT alone saves it, without tokenizer or pooling; its base is named by the path that leads there from
-    the folder."""
+    """The same adapter as PEFT alone saves it, without tokenizer or pooling; it names its base by the path from the
+    folder."""
     PeftModel.from_pretrained(AutoModel.from_pretrained(base_folder, **FP32), adapter_folder).save_pretrained(folder)
     path = os.path.join(folder, "adapter_config.json")
     with open(path, encoding="utf-8") as file:
@@ -75,7 +75,7 @@ def plain_adapter(base_folder, adapter_folder, folder):
 
 
 def model(base_folder, folder, pooling, normalize, max_length=None, **settings):
-    """The base model's weights under other settings. settings: of SentenceTransformer, such as prompts."""
+    """The base model's weights under other settings. settings: those of SentenceTransformer, such as prompts."""
     transformer = models.Transformer(base_folder, max_seq_length=max_length)
     parts = [transformer, models.Pooling(transformer.auto_model.config.hidden_size, pooling)]
     if normalize:

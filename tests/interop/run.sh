@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # run.sh BUILD-FOLDER: models and adapters that lorarun writes load in sentence-transformers and PEFT and compute the same there,
-# and the other way round. The same for configuration files and Accelerate. Both generations of the libraries (setup.sh), at the
-# same time. Three base models: the small pretrained one and two random ones, a Qwen2 and a BERT, that test what it lacks
-# (last-token pooling, prompts). Prints a line for each check and, last, "N passed, N failed".
+# and the other way round. The same holds for configuration files and Accelerate. Both generations of the libraries (setup.sh) are
+# tested at the same time, with three base models: the small pretrained one, and a Qwen2 and a BERT with random weights for what it
+# lacks (last-token pooling, prompts). Prints a line for each check and, last, "N passed, N failed".
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 lorarun=$(cd "$1" && pwd)/lorarun
@@ -11,7 +11,7 @@ minilm=$(tools/fetch_model.sh --print-path)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-say() { # COMMAND...: its output is shown where it fails
+say() { # COMMAND...: shows the output only if the command fails
   "$@" >"$work/log" 2>&1 </dev/null || {
     sed 's/^/    /' "$work/log"
     printf 'FAILED %s\n0 passed, 1 failed\n' "$*"
@@ -19,7 +19,7 @@ say() { # COMMAND...: its output is shown where it fails
   }
 }
 
-# written NAME MODEL TARGETS MAX-LENGTH: four steps of the recipe, large enough to matter, and the embeddings that they lead to
+# written NAME MODEL TARGETS MAX-LENGTH: four steps of the recipe, large enough to matter, and the embeddings after them
 written() {
   local name=$1 model=$2 targets=$3 max_length=$4 out="$work/$1"
   say "$lorarun" recipes/bugdetect.lua --model "$model" --targets "$targets" \
@@ -45,7 +45,7 @@ passed=0 failed=0
 for generation in 5 6; do
   wait "${running[generation]}" || true
   cat "$work/$generation.log"
-  # Its last line has the numbers; one that ended early has none.
+  # The last line of a log has the numbers; a run that ended early has no such line.
   read -r ok wrong < <(sed -n '$s/.*: \([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$work/$generation.log") || { ok=0 wrong=1; }
   passed=$((passed + ok)) failed=$((failed + wrong))
 done

@@ -3,20 +3,20 @@
 # interoperability tests, the reference benchmark and make_golden.py run in, and prints its folder on standard output:
 #     venv=$(tests/interop/setup.sh) && "$venv/bin/python" ...
 # The number is sentence-transformers' generation: 5 (the default, of requirements.txt) comes with transformers 4, and 6
-# (requirements-6.txt) with transformers 5. With --check it makes nothing: status 1 if there is none yet. Progress goes
-# to standard error. The folder is $LORARUN_VENV, or else lorarun/venv-<hash of requirements.txt> in the user's cache folder,
-# and generation 6 lies inside it, because both find torch, and all else that did not change, there. New pins give new
+# (requirements-6.txt) with transformers 5. With --check it makes nothing: status 1 if there is none yet. Progress is
+# written to standard error. The folder is $LORARUN_VENV, or else lorarun/venv-<hash of requirements.txt> in the user's cache
+# folder, and generation 6 lies inside it, because both share torch and all other packages with equal pins. New pins give new
 # environments. A finished environment has a mark inside and is returned at once.
 #
 # PyPI's Linux wheels of torch are CUDA builds. Everything is installed with --no-deps from the full list of pins, and the
-# CUDA libraries that torch wants at import come from the system (its library cache, then $CUDA_HOME or /usr/local/cuda,
+# CUDA libraries that torch needs at import come from the system (its library cache, then $CUDA_HOME or /usr/local/cuda,
 # linked beside torch's own libraries); only where there is no CUDA 13 toolkit are torch's own CUDA wheels installed (2 GB).
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 requirements=$here/requirements.txt
 python=${PYTHON:-python3}
-# The packages that torch's metadata names for libraries that a CUDA toolkit also has.
+# The packages in torch's metadata whose libraries are also in a CUDA toolkit.
 cuda_wheels='cuda-toolkit[cublas,cudart,cufft,cupti,curand,cusolver,cusparse,nvjitlink,nvrtc,nvtx]==13.0.2
   nvidia-cudnn-cu13==9.19.0.56 nvidia-nccl-cu13==2.28.9'
 
@@ -43,7 +43,7 @@ hash=$(sha256sum "$requirements" | cut -c1-12)
 venv=${LORARUN_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/lorarun/venv-$hash}
 mkdir -p "$(dirname -- "$venv")"
 
-# Two builds at once wait for each other here.
+# Two calls at once wait for each other here.
 if command -v flock >/dev/null 2>&1; then
   exec 9>"$venv.lock"
   flock 9
@@ -63,7 +63,7 @@ finish() { # FOLDER MARK
   say "done"
 }
 
-# The libraries that torch needs and does not find.
+# The libraries that torch needs but does not find.
 missing() {
   ldd "$torch/libtorch_cuda.so" "$torch/libtorch_python.so" |
     sed -n 's/^[[:space:]]*\([^ ]*\) => not found.*/\1/p' | sort -u
@@ -76,7 +76,7 @@ if [ ! -e "$venv/lorarun-$hash.complete" ]; then
   install "$venv" --no-deps -r "$requirements"
   torch=$(site "$venv")/torch/lib
 
-  # A linked library may want further ones: repeat until no link helps.
+  # A linked library may need further ones: repeat until no link helps.
   linked=1
   while [ "$linked" -gt 0 ]; do
     linked=0
@@ -107,7 +107,7 @@ if [ ! -e "$newer/lorarun.complete" ]; then
   [ "$check" = 0 ] || exit 1
   say "making $newer (downloads about 25 MB, takes 200 MB of disk)"
   "$python" -m venv --clear --without-pip "$newer" >&2
-  # pip first, the path then: pip must not take the first environment's packages for this one's.
+  # Install first, then add the path: pip must not take the first environment's packages for this one's.
   install "$newer" --no-deps -r "$here/requirements-6.txt"
   site "$venv" >"$(site "$newer")/first.pth"
   finish "$newer" "$newer/lorarun.complete"
