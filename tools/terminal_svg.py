@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """terminal_svg.py: runs a command on a terminal of its own and draws what it shows at the end, as an SVG for the documentation.
 
-    tools/terminal_svg.py docs/run.svg --columns 118 -- build/lorarun recipes/bugdetect.lua --max-steps 100
+    tools/terminal_svg.py --columns 134 docs/run.svg -- build/lorarun recipes/bugdetect.lua --max-steps 100
 
 Lines that the command redrew (a progress bar) are drawn as they were last, longer ones than the terminal are wrapped. Of the
 terminal's language only what lorarun writes is understood: carriage return, line feed, tab, erase line. The user's home folder is
