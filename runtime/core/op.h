@@ -6,10 +6,10 @@
 
 /* What a kernel gets besides its tensors and numbers. */
 typedef struct lr_exec {
-    int threads;   /* on the CPU: how many threads it may use */
+    int threads;   /* how many threads of the processor it may use */
     void *scratch; /* as many bytes as NAME_scratch of the table asked for, 256-byte aligned, contents undefined */
-    struct lr_stream *stream; /* on a GPU: where its work goes, */
-    struct lr_fault *fault;   /* and where it says that a value is out of range (kernels/cuda/fault.h) */
+    struct lr_stream *stream; /* where its work goes, of a driver with streams, */
+    struct lr_fault *fault;   /* and where it says that a value is out of range, if it cannot return an error */
 } lr_exec;
 
 #include "lr_ops_backend.h"
