@@ -44,6 +44,13 @@ function check.array(a, b, tolerance, what)
     end
   end
 end
+-- the distance of two arrays of numbers, |a - b| / |b|; b must not be all zero
+function check.relative(a, b)
+  local difference, size = 0, 0
+  for i = 1, #b do difference, size = difference + (a[i] - b[i]) ^ 2, size + b[i] ^ 2 end
+  check.that(size > 0, "there is nothing to compare")
+  return math.sqrt(difference / size)
+end
 
 -- pairs() has no order that a result may depend on. With the compiler off it goes through every table backwards, so a test passes
 -- in both runs only where what it looks at does not depend on it.

@@ -87,14 +87,6 @@ local function train(arch, device, options)
   return result
 end
 
--- |a - b| / |b|
-local function relative(a, b)
-  local difference, size = 0, 0
-  for i = 1, #b do difference, size = difference + (a[i] - b[i]) ^ 2, size + b[i] ^ 2 end
-  check.that(size > 0, "there is nothing to compare")
-  return math.sqrt(difference / size)
-end
-
 -- A layer of two parts after a norm, with adapters of different scales and ranks: its output, and the gradients of the norm's input
 -- and of the adapters. apart: the layer does not know the norm, so its adapters get products of their own. copied: the norm does
 -- not know the layer, so the layer's input is not in the layer's buffer.
@@ -136,7 +128,7 @@ for dtype, tolerance in pairs { f32 = 1e-6, bf16 = 2e-2, f16 = 3e-3 } do
   test("one layer in " .. dtype .. ": output and gradients as with separate products", function()
     local mine, apart, copied = one_layer(dtype), one_layer(dtype, true), one_layer(dtype, false, true)
     for i, what in ipairs { "output", "gradient of the input", "gradients of the adapters" } do
-      local e = relative(mine[i], apart[i])
+      local e = check.relative(mine[i], apart[i])
       check.that(e <= tolerance, ("%s: relative difference %.3g"):format(what, e))
       check.that(dtype == "f32" or e > 0, "the same rounding: is it computed in another way at all?")
       check.array(copied[i], mine[i], 0, what .. ", of an input that was copied")
@@ -162,7 +154,7 @@ for _, arch in ipairs { "qwen2", "bert" } do
         local apart = train(arch, "cuda", options)
         for what, factor in pairs { embeddings = 1, gradients = 1, adapters = 10 } do -- AdamW enlarges small gradients
           for name, other in pairs { ["the CPU"] = cpu, ["products apart"] = apart } do
-            local e = relative(mine[what], other[what])
+            local e = check.relative(mine[what], other[what])
             check.that(e <= factor * tolerance, ("%s differ from those of %s by %.3g"):format(what, name, e))
           end
         end

@@ -46,14 +46,6 @@ local function step(model, all_rows, recompute)
   return result
 end
 
--- |a - b| / |b|
-local function relative(a, b)
-  local difference, size = 0, 0
-  for i = 1, #b do difference, size = difference + (a[i] - b[i]) ^ 2, size + b[i] ^ 2 end
-  check.that(size > 0, "there is nothing to compare")
-  return math.sqrt(difference / size)
-end
-
 for _, case in ipairs { { "qwen2", "last" }, { "qwen2", "cls" }, { "bert", "cls" }, { "bert", "last" } } do
   local arch, pooling = unpack(case)
   for precision, tolerance in pairs { fp32 = 1e-5, bf16 = 3e-2 } do
@@ -63,7 +55,7 @@ for _, case in ipairs { { "qwen2", "last" }, { "qwen2", "cls" }, { "bert", "cls"
         for _, recompute in ipairs { 0, 99 } do
           local pooled = step(model, false, recompute)
           for _, what in ipairs { "embeddings", "gradients" } do
-            local e = relative(pooled[what], all[what])
+            local e = check.relative(pooled[what], all[what])
             check.that(e <= tolerance, ("%s differ by %.3g, recomputing %d layers"):format(what, e, recompute))
           end
           check.that(pooled.kept < all.kept, "nothing is saved")
